@@ -1,0 +1,228 @@
+"""Actor and twin critics shaped by a tree, or by the search's supernet, with a head per task."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
+from torch import Tensor, nn
+
+from conal_rl.agents.value import HLGauss, SquaredError
+from conal_rl.core import Supernet, Tree, TreeNetwork, linear_chain
+from conal_rl.core.layers import LinearStack
+
+CRITICS = 2
+
+
+def to_task_major(observation: Tensor, num_tasks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort rows by their one-hot task ID.
+
+    Args:
+        observation: `(row, feature + task)`, any number of rows in any task order.
+
+    Returns:
+        Features `(task, batch, feature)`, short tasks padded with zeros; and for every row its
+        task and its place in that task's batch, both `(row,)`.
+    """
+    task = observation[:, -num_tasks:].argmax(dim=1)
+    count = torch.bincount(task, minlength=num_tasks)
+    order = task.argsort(stable=True)
+    place = torch.empty_like(task)
+    start = count.cumsum(0) - count
+    place[order] = torch.arange(len(task), device=task.device) - start[task[order]]
+    features = observation.new_zeros(num_tasks, int(count.max()), observation.shape[1] - num_tasks)
+    features[task, place] = observation[:, :-num_tasks]
+    return features, task, place
+
+
+class TaskNetwork(nn.Module):
+    """An encoder shaped by a tree (or the supernet) and one linear head per task.
+
+    Args:
+        tasks: task names.
+        tree: the encoder's tree; None for the supernet.
+        in_features: inputs without the task ID, which is appended to them.
+        widths: hidden widths, one layer of the tree each.
+        outputs: outputs of a head.
+        replicas: members of an ensemble, each with all weights of its own.
+    """
+
+    encoder: Supernet | TreeNetwork
+    task_id: Tensor
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        tree: Tree | None,
+        in_features: int,
+        widths: Sequence[int],
+        outputs: int,
+        layer_norm: bool = True,
+        replicas: int = 1,
+    ):
+        super().__init__()
+        self.replicas = replicas
+        chain = linear_chain(in_features + len(tasks), widths, layer_norm)
+        if tree is None:
+            self.encoder = Supernet(tasks, chain, replicas)
+        else:
+            self.encoder = TreeNetwork(tree.replicate(replicas) if replicas > 1 else tree, chain)
+        rows = range(replicas * len(tasks))
+        self.head = LinearStack(rows, widths[-1], outputs, activation=False)
+        self.register_buffer("task_id", torch.eye(len(tasks)).unsqueeze(1), persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map `(task, batch, feature)` to `(replica * task, batch, output)`."""
+        task_id = self.task_id.expand(-1, features.shape[1], -1)
+        x = torch.cat([features, task_id], dim=-1).repeat(self.replicas, 1, 1)
+        return self.head(self.encoder(x))
+
+    @property
+    def gates(self) -> nn.Parameter | None:
+        """The supernet's gates `(task, P)`; None once the tree is fixed."""
+        return self.encoder.gates if isinstance(self.encoder, Supernet) else None
+
+    def weights(self) -> list[nn.Parameter]:
+        """Every parameter but the gates."""
+        return [p for p in self.parameters() if p is not self.gates]
+
+
+class TaskActor(TaskNetwork):
+    """Squashed Gaussian policies, a head per task."""
+
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, tasks: Sequence[str], tree: Tree | None, features: int, actions: int, **net: Any):
+        super().__init__(tasks, tree, features, outputs=2 * actions, **net)
+        self.distribution = SquashedDiagGaussianDistribution(actions)
+
+    def _parameters_of(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = self(features).flatten(0, 1).chunk(2, dim=-1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def act(self, features: Tensor, deterministic: bool = False) -> Tensor:
+        """Actions in [-1, 1], `(task, batch, action)`, for features `(task, batch, feature)`."""
+        mean, log_std = self._parameters_of(features)
+        action = self.distribution.actions_from_params(mean, log_std, deterministic=deterministic)
+        return action.unflatten(0, features.shape[:2])
+
+    def sample(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Reparameterised actions `(task, batch, action)` and log-probabilities `(task, batch)`."""
+        action, log_prob = self.distribution.log_prob_from_params(*self._parameters_of(features))
+        shape = features.shape[:2]
+        return action.unflatten(0, shape), log_prob.unflatten(0, shape)
+
+
+class TaskCritics(TaskNetwork):
+    """Twin critics run as one ensemble, whose members share the gates of a search."""
+
+    optimizer: torch.optim.Optimizer
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        tree: Tree | None,
+        features: int,
+        actions: int,
+        value_loss: SquaredError | HLGauss,
+        **net: Any,
+    ):
+        super().__init__(
+            tasks, tree, features + actions, outputs=value_loss.outputs, replicas=CRITICS, **net
+        )
+        self.value_loss = value_loss
+
+    def outputs(self, features: Tensor, actions: Tensor) -> Tensor:
+        """What `value_loss` trains: `(critic, task, batch, output)`."""
+        rows = self(torch.cat([features, actions], dim=-1))
+        return rows.unflatten(0, (CRITICS, -1))
+
+    def values(self, features: Tensor, actions: Tensor) -> Tensor:
+        """Q of each critic, `(critic, task, batch)`, in units of the scaled reward."""
+        return self.value_loss.value(self.outputs(features, actions))
+
+
+class ConalPolicy(BasePolicy):
+    """Policy of `ConalSAC`: observations end in a one-hot task ID, rows come in any task order.
+
+    Args:
+        tasks: task names, in the order of the one-hot.
+        actor_tree, critic_tree: trees of the encoders, None for the supernet.
+        widths, layer_norm: hidden layers.
+        critic: `mse` or `hl_gauss`; the latter with `critic_bins` over `critic_range`.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Box,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        tasks: Sequence[str],
+        actor_tree: Tree | None = None,
+        critic_tree: Tree | None = None,
+        widths: Sequence[int] = (256, 256, 256),
+        layer_norm: bool = True,
+        critic: str = "hl_gauss",
+        critic_bins: int = 101,
+        critic_range: tuple[float, float] = (-1.0, 11.0),
+        use_sde: bool = False,
+    ):
+        super().__init__(observation_space, action_space, squash_output=True)
+        if use_sde:
+            raise ValueError("state-dependent exploration is not supported; leave use_sde False")
+        if critic not in ("mse", "hl_gauss"):
+            raise ValueError(f"unknown critic {critic!r}; there are mse, hl_gauss")
+        self.tasks = tuple(tasks)
+        self.actor_tree, self.critic_tree = actor_tree, critic_tree
+        self.architecture = {
+            "widths": tuple(widths),
+            "layer_norm": layer_norm,
+            "critic": critic,
+            "critic_bins": critic_bins,
+            "critic_range": tuple(critic_range),
+        }
+        features = observation_space.shape[0] - len(self.tasks)
+        actions = action_space.shape[0]
+        net: dict[str, Any] = {"widths": tuple(widths), "layer_norm": layer_norm}
+
+        def make_critics() -> TaskCritics:
+            loss = HLGauss(critic_bins, *critic_range) if critic == "hl_gauss" else SquaredError()
+            return TaskCritics(self.tasks, critic_tree, features, actions, loss, **net)
+
+        self.actor = TaskActor(self.tasks, actor_tree, features, actions, **net)
+        self.critic = make_critics()
+        self.critic_target = make_critics()
+        self.critic_target.load_state_dict(self.critic.state_dict())
+        self.critic_target.requires_grad_(False)
+        for network in (self.actor, self.critic):
+            network.optimizer = torch.optim.Adam(network.weights(), lr=lr_schedule(1), fused=True)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+        assert isinstance(observation, Tensor)
+        features, task, place = to_task_major(observation, len(self.tasks))
+        return self.actor.act(features, deterministic)[task, place]
+
+    def forward(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+        """Actions `(row, action)` in [-1, 1] for observations `(row, feature + task)`."""
+        return self._predict(observation, deterministic)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Put actor and critics in training or evaluation mode; targets stay in evaluation."""
+        self.actor.train(mode)
+        self.critic.train(mode)
+        self.training = mode
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": lambda _: 0.0,  # never used: the optimisers' own states are loaded
+            "tasks": self.tasks,
+            "actor_tree": self.actor_tree,
+            "critic_tree": self.critic_tree,
+            **self.architecture,
+        }

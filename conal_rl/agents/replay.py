@@ -1,0 +1,193 @@
+"""Replay for many tasks: a ring per task, sampled task-balanced, with validation kept apart."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
+from torch import Tensor
+
+
+class TaskBatch(NamedTuple):
+    """Transitions, task-major; observations without the one-hot task ID."""
+
+    observations: Tensor  # (task, batch, feature)
+    actions: Tensor  # (task, batch, action), scaled to [-1, 1]
+    next_observations: Tensor  # (task, batch, feature)
+    rewards: Tensor  # (task, batch)
+    dones: Tensor  # (task, batch), 1 where the episode terminated; truncation is not termination
+
+
+class Ring:
+    """One ring of transitions per task in one tensor `(task, capacity, width)`."""
+
+    def __init__(self, tasks: int, capacity: int, width: int, device: torch.device):
+        self.data = torch.zeros(tasks, capacity, width, device=device)
+        self.added = np.zeros(tasks, dtype=np.int64)
+
+    @property
+    def capacity(self) -> int:
+        return self.data.shape[1]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Transitions held, `(task,)`."""
+        return np.minimum(self.added, self.capacity)
+
+    def add(self, task: np.ndarray, rows: Tensor) -> None:
+        """Append `rows` `(n, width)` to the rings of their tasks `(n,)`, in order."""
+        tasks = len(self.added)
+        rank = (np.eye(tasks, dtype=np.int64)[task].cumsum(0) - 1)[np.arange(len(task)), task]
+        slot = (self.added[task] + rank) % self.capacity
+        self.data[torch.from_numpy(task), torch.from_numpy(slot)] = rows.to(self.data.device)
+        self.added += np.bincount(task, minlength=tasks)
+
+    def sample(self, batch: int) -> Tensor:
+        """Uniform with replacement within each task, `(task, batch, width)`."""
+        device = self.data.device
+        sizes = torch.from_numpy(self.sizes).to(device, torch.float64).unsqueeze(1)
+        tasks = len(self.added)
+        draw = torch.rand(tasks, batch, device=device, dtype=torch.float64)
+        slot = (draw * sizes).long()
+        first = torch.arange(tasks, device=device).unsqueeze(1) * self.capacity
+        flat = self.data.view(-1, self.data.shape[-1]).index_select(0, (first + slot).flatten())
+        return flat.view(tasks, batch, -1)
+
+
+class TaskReplayBuffer(ReplayBuffer):
+    """SB3's replay interface over one ring per task.
+
+    A fixed share of whole episodes goes to a second ring, the validation data of the gates; an
+    episode is never split between the two. Which task a transition belongs to is read from the
+    one-hot tail of its observation, so any order of environments works.
+
+    Args:
+        buffer_size: transitions per task.
+        num_tasks: length of the one-hot tail.
+        validation_share: share of each task's episodes that go to the validation ring.
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: torch.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        num_tasks: int = 1,
+        validation_share: float = 0.0,
+    ):
+        BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
+        assert isinstance(observation_space, spaces.Box)
+        self.num_tasks = num_tasks
+        self.validation_share = validation_share
+        self.features = observation_space.shape[0] - num_tasks
+        width = 2 * self.features + self.action_dim + 2
+        kept = round(buffer_size * validation_share)
+        self.training = Ring(num_tasks, buffer_size - kept, width, self.device)
+        self.validation = Ring(num_tasks, max(1, kept), width, self.device)
+        self.handle_timeout_termination = True
+        # Per task, episodes begun and those of them that are validation episodes.
+        self._episodes = np.zeros(num_tasks, dtype=np.int64)
+        self._validation_episodes = np.zeros(num_tasks, dtype=np.int64)
+        self._validating: np.ndarray | None = None  # (env,)
+
+    def add(  # type: ignore[override]
+        self,
+        obs: np.ndarray,
+        next_obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """Store one transition of every environment, `(env, ...)`."""
+        task = obs[:, -self.num_tasks :].argmax(axis=1)
+        if self._validating is None:
+            self._validating = np.array([self._begin_episode(t) for t in task])
+        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+        row = np.concatenate(
+            [
+                obs[:, : -self.num_tasks],
+                action.reshape(len(obs), -1),
+                next_obs[:, : -self.num_tasks],
+                reward[:, None],
+                (done & ~truncated)[:, None],
+            ],
+            axis=1,
+            dtype=np.float32,
+        )
+        rows = torch.from_numpy(row)
+        for ring, chosen in ((self.training, ~self._validating), (self.validation, self._validating)):
+            if chosen.any():
+                ring.add(task[chosen], rows[torch.from_numpy(chosen)])
+        for env in np.flatnonzero(done):
+            self._validating[env] = self._begin_episode(task[env])
+
+    def _begin_episode(self, task: int) -> bool:
+        """Whether the next episode of `task` is for validation: the first one, then a fixed share."""
+        self._episodes[task] += 1
+        due = self._validation_episodes[task] < self.validation_share * self._episodes[task]
+        self._validation_episodes[task] += due
+        return bool(due)
+
+    def cut_episodes(self) -> None:
+        """Every environment begins a new episode (after a resume); nothing stored is lost."""
+        self._validating = None
+
+    def ready(self) -> bool:
+        """Whether every task can be sampled."""
+        held = self.validation_share == 0 or self.validation.sizes.min() > 0
+        return bool(self.training.sizes.min() > 0 and held)
+
+    def sample(self, batch_size: int, env: object = None) -> TaskBatch:  # type: ignore[override]
+        """Draw `batch_size` training transitions of every task."""
+        return self._split(self.training.sample(batch_size))
+
+    def sample_validation(self, batch_size: int) -> TaskBatch:
+        """Draw `batch_size` validation transitions of every task."""
+        return self._split(self.validation.sample(batch_size))
+
+    def _split(self, rows: Tensor) -> TaskBatch:
+        obs, action, next_obs, reward, done = rows.split(
+            [self.features, self.action_dim, self.features, 1, 1], dim=-1
+        )
+        return TaskBatch(obs, action, next_obs, reward.squeeze(-1), done.squeeze(-1))
+
+    def take_over(self, other: "TaskReplayBuffer") -> None:
+        """Start with another buffer's transitions, its validation episodes among the training."""
+        for ring in (other.training, other.validation):
+            for task, size in enumerate(ring.sizes):
+                order = (np.arange(size) + ring.added[task] - size) % ring.capacity
+                for part in np.array_split(order, max(1, size // 10_000)):
+                    rows = ring.data[task, torch.from_numpy(part).to(ring.data.device)]
+                    self.training.add(np.full(len(part), task), rows)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a checkpoint needs: filled parts of the rings, and the counters."""
+        tensors = {
+            f"{name}.{task}": ring.data[task, :size]
+            for name, ring in (("training", self.training), ("validation", self.validation))
+            for task, size in enumerate(ring.sizes)
+            if size
+        }
+        counters = {
+            "training_added": self.training.added.tolist(),
+            "validation_added": self.validation.added.tolist(),
+            "episodes": self._episodes.tolist(),
+            "validation_episodes": self._validation_episodes.tolist(),
+        }
+        return tensors, counters
+
+    def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
+        """Inverse of `state` on a buffer of the same sizes; open episodes are cut."""
+        self.training.added[:] = counters["training_added"]
+        self.validation.added[:] = counters["validation_added"]
+        self._episodes[:] = counters["episodes"]
+        self._validation_episodes[:] = counters["validation_episodes"]
+        for name, rows in tensors.items():
+            ring, task = name.split(".")
+            (self.training if ring == "training" else self.validation).data[int(task), : len(rows)] = rows
+        self.cut_episodes()

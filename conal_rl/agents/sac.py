@@ -1,0 +1,417 @@
+"""Multi-task SAC whose actor and critics learn their sharing structure with CoNAL.
+
+Haarnoja et al., "Soft Actor-Critic Algorithms and Applications" (2018), on Stable-Baselines3's
+loop; the networks, the conflict noticing and the gates are conal_rl.core's.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from stable_baselines3 import SAC
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import safe_mean
+from torch import Tensor
+
+from conal_rl.agents import storage
+from conal_rl.agents.policies import ConalPolicy
+from conal_rl.agents.replay import TaskBatch, TaskReplayBuffer
+from conal_rl.core import ConflictNoticing, Rule, Tree
+from conal_rl.core.search import apply_gradients, gate_step, weight_step
+from conal_rl.core.supernet import Supernet, derive
+from conal_rl.errors import ConalError
+
+
+class ConalSAC(SAC):
+    """SB3's SAC for many tasks at once. Use it as SB3's, with these differences.
+
+    Observations end in a one-hot task ID (as `conal_rl.envs.make` gives them). `batch_size` and
+    `buffer_size` count transitions per task. With `tree=None` the networks are supernets and
+    `learn` searches: gates step on validation episodes, weights on the others, and shared modules
+    are held while tasks conflict on them; `derive()` then gives the learnt trees.
+
+    Args:
+        policy: "ConalPolicy".
+        env: a `VecEnv`; `tasks` is read from it unless given.
+        tree: a `Tree` for actor and critics, a pair `(actor tree, critic tree)`, or None to search.
+        tasks: task names in the order of the one-hot.
+        reward_scale: factor on rewards before they enter the critics.
+        critic_reduce: `min` of the twin critics (SAC), or their `mean`.
+        max_grad_norm: clip for actor and critics, None for none.
+        conflict_rule, conflict_margin, conflict_smoothing: see `conal_rl.core.ConflictNoticing`.
+        hold_after_search: notice conflicts also while training a fixed tree.
+        gate_learning_rate, gate_every: Adam on the gates; weight steps per gate step.
+        validation_share: share of episodes kept for the gates.
+        gumbel_temperature: `(start, end)` of straight-through Gumbel gates over `learn`, or None
+            for the softmax.
+        Others: as SB3's SAC.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"ConalPolicy": ConalPolicy}
+    policy: ConalPolicy
+    replay_buffer: TaskReplayBuffer
+
+    def __init__(
+        self,
+        policy: str | type[ConalPolicy] = "ConalPolicy",
+        env: GymEnv | str | None = None,
+        *,
+        tree: Tree | tuple[Tree, Tree] | None = None,
+        tasks: Sequence[str] | None = None,
+        reward_scale: float = 1.0,
+        critic_reduce: str = "min",
+        max_grad_norm: float | None = None,
+        conflict_rule: Rule = "any_pair",
+        conflict_margin: float = 0.0,
+        conflict_smoothing: float = 0.0,
+        hold_after_search: bool = False,
+        gate_learning_rate: float = 3e-4,
+        gate_every: int = 1,
+        validation_share: float = 0.1,
+        gumbel_temperature: tuple[float, float] | None = None,
+        batch_size: int = 128,
+        buffer_size: int = 100_000,
+        policy_kwargs: dict[str, Any] | None = None,
+        _init_setup_model: bool = True,
+        **sac: Any,
+    ):
+        super().__init__(
+            policy,
+            env,  # type: ignore[arg-type]
+            batch_size=batch_size,
+            buffer_size=buffer_size,
+            policy_kwargs=policy_kwargs,
+            _init_setup_model=False,
+            **sac,
+        )
+        if critic_reduce not in ("min", "mean"):
+            raise ValueError(f"critic_reduce is min or mean, not {critic_reduce!r}")
+        self.reward_scale = reward_scale
+        self.critic_reduce = critic_reduce
+        self.max_grad_norm = max_grad_norm
+        self.conflict_rule = conflict_rule
+        self.conflict_margin = conflict_margin
+        self.conflict_smoothing = conflict_smoothing
+        self.hold_after_search = hold_after_search
+        self.gate_learning_rate = gate_learning_rate
+        self.gate_every = gate_every
+        self.gumbel_temperature = gumbel_temperature
+        self.validation_share = validation_share
+        self.replay_buffer_class = TaskReplayBuffer
+        if not _init_setup_model:  # `load` fills in the saved attributes and sets up
+            return
+        actor_tree, critic_tree = tree if isinstance(tree, tuple) else (tree, tree)
+        self.configure(_task_names(tasks, self.env), actor_tree, critic_tree)
+
+    def configure(
+        self,
+        tasks: tuple[str, ...],
+        actor_tree: Tree | None,
+        critic_tree: Tree | None,
+        architecture: dict[str, Any] | None = None,
+    ) -> None:
+        """Build networks and replay for `tasks` and trees; forgets what was learnt.
+
+        Raises:
+            ValueError: a tree is for other tasks.
+        """
+        for tree in (actor_tree, critic_tree):
+            if tree is not None and tree.tasks != tasks:
+                raise ValueError(f"the tree's tasks {tree.tasks} are not the agent's {tasks}")
+        self.tasks = tasks
+        trees = {"actor_tree": actor_tree, "critic_tree": critic_tree}
+        self.policy_kwargs |= {"tasks": tasks, **trees, **(architecture or {})}
+        self.replay_buffer_kwargs |= {
+            "num_tasks": len(tasks),
+            "validation_share": self.validation_share if None in trees.values() else 0.0,
+        }
+        self._setup_model()
+
+    def _setup_model(self) -> None:
+        if self.target_entropy == "auto":
+            self.target_entropy = -float(np.prod(self.action_space.shape))
+        super()._setup_model()
+        if self.log_ent_coef is not None:  # one temperature per task
+            self.log_ent_coef = self.log_ent_coef.detach().repeat(len(self.tasks))
+            self.log_ent_coef.requires_grad_(True)
+            self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
+        self.gates = {
+            name: network.gates
+            for name, network in (("actor", self.actor), ("critic", self.critic))
+            if network.gates is not None
+        }
+        self.gate_optimizer = (
+            torch.optim.Adam(self.gates.values(), lr=self.gate_learning_rate) if self.gates else None
+        )
+        self.noticing = {
+            name: ConflictNoticing(
+                network.encoder.shared_layers(),
+                self.conflict_rule,
+                self.conflict_margin,
+                self.conflict_smoothing,
+            )
+            for name, network in (("actor", self.actor), ("critic", self.critic))
+            if name in self.gates or self.hold_after_search
+        }
+        self._sums: dict[str, Tensor] = {}
+        self._summed = 0
+        self._recent: dict[str, deque[tuple[float, float]]] = {
+            task: deque(maxlen=20) for task in self.tasks
+        }
+
+    @property
+    def searching(self) -> bool:
+        """Whether actor or critics still have gates."""
+        return bool(self.gates)
+
+    def derive(self) -> tuple[Tree, Tree]:
+        """The trees of actor and critics: the strongest gates, or the fixed trees.
+
+        Raises:
+            ConalError: the gates are not finite.
+        """
+        try:
+            return tuple(
+                derive(self.gates[name], self.tasks) if name in self.gates else fixed
+                for name, fixed in (
+                    ("actor", self.policy.actor_tree),
+                    ("critic", self.policy.critic_tree),
+                )
+            )  # type: ignore[return-value]
+        except ValueError as error:
+            raise ConalError(f"no tree can be derived: {error}") from error
+
+    # The update: sample, temperatures, critics, actor, gates, targets.
+
+    def train(self, gradient_steps: int, batch_size: int = 128) -> None:
+        """Do `gradient_steps` updates on `batch_size` transitions of every task each."""
+        if not self.replay_buffer.ready():
+            return  # a task has no finished validation data yet
+        self.policy.set_training_mode(True)
+        optimizers = [self.actor.optimizer, self.critic.optimizer]
+        if self.ent_coef_optimizer is not None:
+            optimizers.append(self.ent_coef_optimizer)
+        self._update_learning_rate(optimizers)
+        self._anneal_gates()
+        for _ in range(gradient_steps):
+            metrics = self._update(self.replay_buffer.sample(batch_size))
+            if self.searching and self._n_updates % self.gate_every == 0:
+                metrics |= self._update_gates(self.replay_buffer.sample_validation(batch_size))
+            self._update_targets()
+            self._n_updates += 1
+            for name, value in metrics.items():
+                self._sums[name] = self._sums.get(name, 0) + value
+            self._summed += 1
+
+    def _update(self, batch: TaskBatch) -> dict[str, Tensor]:
+        actions, log_prob = self._sample_actions(batch)
+        temperature = self._update_temperatures(log_prob)
+
+        target = self._target(batch, temperature)
+        with self._noticed("critic"):
+            outputs = self.critic.outputs(batch.observations, batch.actions)
+            critic_losses = self._critic_losses(outputs, target)
+        weight_step(
+            critic_losses, self.critic.optimizer, self.noticing.get("critic"), self.max_grad_norm
+        )
+
+        actor_losses = self._actor_losses(batch, actions, log_prob, temperature)
+        weight_step(
+            actor_losses, self.actor.optimizer, self.noticing.get("actor"), self.max_grad_norm
+        )
+        return {
+            "actor_loss": actor_losses.detach().mean(),
+            "critic_loss": critic_losses.detach().mean(),
+            "ent_coef": temperature.mean(),
+            "entropy": -log_prob.detach().mean(),
+            "target_q": target.mean(),
+        }
+
+    def _noticed(self, name: str) -> Any:
+        return self.noticing[name].capture() if name in self.noticing else torch.enable_grad()
+
+    def _sample_actions(self, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+        with self._noticed("actor"):
+            return self.actor.sample(batch.observations)
+
+    def _update_temperatures(self, log_prob: Tensor) -> Tensor:
+        """One step on every task's log temperature; the temperatures before it, `(task,)`."""
+        if self.log_ent_coef is None or self.ent_coef_optimizer is None:
+            return self.ent_coef_tensor.expand(len(self.tasks))
+        temperature = self.log_ent_coef.detach().exp()
+        gap = log_prob.detach().mean(dim=1) + self.target_entropy
+        (-(self.log_ent_coef * gap).sum()).backward()
+        apply_gradients(self.ent_coef_optimizer)
+        return temperature
+
+    @torch.no_grad()
+    def _target(self, batch: TaskBatch, temperature: Tensor) -> Tensor:
+        """Soft TD target `(task, batch)`; truncated episodes bootstrap, terminated ones do not."""
+        actions, log_prob = self.actor.sample(batch.next_observations)
+        value = self._reduce(self.critic_target.values(batch.next_observations, actions))
+        value = value - temperature.unsqueeze(1) * log_prob
+        return self.reward_scale * batch.rewards + (1 - batch.dones) * self.gamma * value
+
+    def _critic_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Per task, summed over critics: `(task,)`."""
+        return self.critic.value_loss.loss(outputs, target).mean(dim=2).sum(dim=0)
+
+    def _actor_losses(
+        self, batch: TaskBatch, actions: Tensor, log_prob: Tensor, temperature: Tensor
+    ) -> Tensor:
+        """Per task: `(task,)`. The critics' own parameters take no part."""
+        self.critic.requires_grad_(False)
+        value = self._reduce(self.critic.values(batch.observations, actions))
+        self.critic.requires_grad_(True)
+        return (temperature.unsqueeze(1) * log_prob - value).mean(dim=1)
+
+    def _reduce(self, values: Tensor) -> Tensor:
+        return values.amin(dim=0) if self.critic_reduce == "min" else values.mean(dim=0)
+
+    def _update_gates(self, batch: TaskBatch) -> dict[str, Tensor]:
+        """One step on all gates, down the SAC losses of validation transitions."""
+        assert self.gate_optimizer is not None
+        temperature = self._temperatures()
+        loss = torch.zeros((), device=self.device)
+        if "critic" in self.gates:
+            target = self._target(batch, temperature)
+            outputs = self.critic.outputs(batch.observations, batch.actions)
+            loss = loss + self._critic_losses(outputs, target).sum()
+        if "actor" in self.gates:
+            actions, log_prob = self.actor.sample(batch.observations)
+            loss = loss + self._actor_losses(batch, actions, log_prob, temperature).sum()
+        gate_step(loss, list(self.gates.values()), self.gate_optimizer)
+        return {"gate_loss": loss.detach()}
+
+    def _temperatures(self) -> Tensor:
+        if self.log_ent_coef is None:
+            return self.ent_coef_tensor.expand(len(self.tasks))
+        return self.log_ent_coef.detach().exp()
+
+    @torch.no_grad()
+    def _update_targets(self) -> None:
+        """Polyak averaging of the weights; target critics copy the gates."""
+        if self._n_updates % self.target_update_interval == 0:
+            for target, weight in zip(
+                self.critic_target.weights(), self.critic.weights(), strict=True
+            ):
+                target.lerp_(weight, self.tau)
+        if self.critic.gates is not None:
+            self.critic_target.gates.copy_(self.critic.gates)  # type: ignore[union-attr]
+
+    def _anneal_gates(self) -> None:
+        if self.gumbel_temperature is None:
+            return
+        start, end = self.gumbel_temperature
+        temperature = end + (start - end) * self._current_progress_remaining
+        for network in (self.actor, self.critic, self.critic_target):
+            if isinstance(network.encoder, Supernet):
+                network.encoder.gumbel_temperature = temperature
+
+    # Logging, as SB3's, and per task.
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 4,
+        tb_log_name: str = "ConalSAC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> "ConalSAC":
+        """Train for `total_timesteps` steps of all environments together, as SB3's SAC."""
+        return super().learn(
+            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar  # type: ignore[arg-type]
+        )
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        super()._update_info_buffer(infos, dones)
+        tasks = None
+        for env, info in enumerate(infos):
+            if "episode" in info:
+                if tasks is None:
+                    tasks = self._last_obs[:, -len(self.tasks) :].argmax(axis=1)  # type: ignore[index,call-overload]
+                outcome = float(info.get("is_success", np.nan))
+                self._recent[self.tasks[tasks[env]]].append((info["episode"]["r"], outcome))
+
+    def recent_success(self) -> dict[str, float]:
+        """Share of successful episodes among each task's last 20 of training (NaN: none known)."""
+        return {
+            task: float(np.mean([success for _, success in episodes])) if episodes else np.nan
+            for task, episodes in self._recent.items()
+        }
+
+    def recent_return(self) -> dict[str, float]:
+        """Mean return of each task's last 20 training episodes (NaN: none yet)."""
+        return {
+            task: float(np.mean([reward for reward, _ in episodes])) if episodes else np.nan
+            for task, episodes in self._recent.items()
+        }
+
+    def dump_logs(self) -> None:
+        """Write one log line: SB3's, training means, success per task, gates and conflicts.
+
+        Raises:
+            ConalError: a loss is not finite; the run cannot be saved by going on.
+        """
+        if self._summed:
+            for name, total in self._sums.items():
+                mean = float(total) / self._summed
+                if not np.isfinite(mean):
+                    raise ConalError(
+                        f"{name} is {mean} after {self._n_updates} updates: training diverged; "
+                        "resume from the last checkpoint with a lower agent.learning_rate"
+                    )
+                self.logger.record(f"train/{name}", mean)
+            self._sums, self._summed = {}, 0
+        self.logger.record("train/n_updates", self._n_updates)
+        success = self.recent_success()
+        for task in self.tasks:
+            self.logger.record(f"return/{task}", self.recent_return()[task])
+            if np.isfinite(success[task]):
+                self.logger.record(f"success/{task}", success[task])
+        if np.isfinite(list(success.values())).any():
+            self.logger.record("success/mean", safe_mean([s for s in success.values() if s == s]))
+        for name, gates in self.gates.items():
+            weights = gates.detach().softmax(dim=1).cpu().numpy()
+            for task, row in zip(self.tasks, weights, strict=True):
+                for point, weight in enumerate(row, start=1):
+                    self.logger.record(f"gates_{name}/{task}/{point}", float(weight), exclude="csv")
+        for name, noticing in self.noticing.items():
+            statistics = noticing.statistics()
+            if statistics is not None:
+                for rule, held in statistics.module_held.items():
+                    for layer, share in enumerate(held.mean(dim=1).tolist(), start=1):
+                        self.logger.record(f"held_{name}/{rule}/{layer}", share, exclude="csv")
+        super().dump_logs()
+
+    def save_weights(self, folder: Path | str) -> None:
+        """Write the networks as safetensors and JSON, to share or to ship."""
+        storage.save_weights(self, Path(folder))
+
+    @classmethod
+    def load_weights(cls, folder: Path | str, device: str = "auto") -> "ConalSAC":
+        """Read what `save_weights` wrote; runs no code from the files. See `CheckpointError`."""
+        return storage.load_weights(Path(folder), device)
+
+    def _excluded_save_params(self) -> list[str]:
+        live = ["gates", "noticing", "gate_optimizer", "_sums"]
+        return [*super()._excluded_save_params(), *live]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, tensors = super()._get_torch_save_params()
+        return [*state_dicts, *(["gate_optimizer"] if self.gates else [])], tensors
+
+
+def _task_names(tasks: Sequence[str] | None, env: Any) -> tuple[str, ...]:
+    names = tasks if tasks is not None else getattr(env, "tasks", None)
+    if names is None:
+        raise ValueError(
+            "this environment does not name its tasks: pass tasks=[...], in the order of the "
+            "one-hot tail of its observations, or make it with conal_rl.envs.make"
+        )
+    return tuple(names)

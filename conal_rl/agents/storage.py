@@ -1,0 +1,223 @@
+"""Agents on disk: safetensors and JSON only, so that loading one runs no code.
+
+`save_weights`/`load_weights` are for sharing (what `predict` needs, and the critics);
+`training_state`/`restore` are everything that going on with training needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from conal_rl.core import Tree
+from conal_rl.errors import CheckpointError, TreeError
+
+if TYPE_CHECKING:
+    from conal_rl.agents.sac import ConalSAC
+
+FORMAT = "conal_rl.agent"
+VERSION = 1
+TREES_FORMAT = "conal_rl.trees"
+_JSON, _WEIGHTS = "model.json", "model.safetensors"
+
+Tensors = dict[str, dict[str, Tensor]]
+
+
+def trees_to_json(actor: Tree, critic: Tree) -> str:
+    """The pair of an agent's trees as one readable JSON text."""
+    trees = {"actor": json.loads(actor.to_json()), "critic": json.loads(critic.to_json())}
+    return json.dumps({"format": TREES_FORMAT, **trees}, indent=2) + "\n"
+
+
+def load_trees(path: Path, tasks: tuple[str, ...], depth: int) -> tuple[Tree, Tree]:
+    """Read a run's tree.json, or one tree for actor and critics alike.
+
+    Raises:
+        TreeError: the file is missing or damaged, or its trees are for other tasks or depths.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TreeError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise TreeError(f"{path}: is not JSON: {error}") from error
+    try:
+        if isinstance(content, dict) and content.get("format") == TREES_FORMAT:
+            missing = [name for name in ("actor", "critic") if name not in content]
+            if missing:
+                raise TreeError(f"the {missing[0]}'s tree is missing")
+            pair = [Tree.from_json(json.dumps(content[name])) for name in ("actor", "critic")]
+        else:
+            pair = [Tree.from_json(json.dumps(content))] * 2
+        actor, critic = (tree.check(tasks, depth) for tree in pair)
+    except TreeError as error:
+        raise TreeError(f"{path}: {error}") from error
+    return actor, critic
+
+
+def save_weights(agent: ConalSAC, folder: Path) -> None:
+    """Write `model.json` and `model.safetensors` into `folder`, replacing what was there."""
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    weights = {
+        name: tensor.contiguous()
+        for name, tensor in agent.policy.state_dict().items()
+        if not name.startswith("critic_target.")
+    }
+    save_file(weights, draft / _WEIGHTS)
+    assert isinstance(agent.action_space, spaces.Box)
+    trees = {"actor": agent.policy.actor_tree, "critic": agent.policy.critic_tree}
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "tasks": agent.tasks,
+        "observation_dim": agent.observation_space.shape[0],  # type: ignore[index]
+        "action_low": agent.action_space.low.tolist(),
+        "action_high": agent.action_space.high.tolist(),
+        "architecture": agent.policy.architecture,
+        "reward_scale": agent.reward_scale,
+        "trees": {name: tree and json.loads(tree.to_json()) for name, tree in trees.items()},
+        "steps": agent.num_timesteps,
+        "sha256": hashlib.sha256((draft / _WEIGHTS).read_bytes()).hexdigest(),
+    }
+    (draft / _JSON).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    draft.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_weights(folder: Path, device: str = "auto") -> ConalSAC:
+    """An agent ready for `predict` (set an env to train it further).
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or of another kind or version.
+    """
+    from conal_rl.agents.sac import ConalSAC
+
+    try:
+        about = json.loads((folder / _JSON).read_text(encoding="utf-8"))
+        data = (folder / _WEIGHTS).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder / _JSON}: is not JSON: {error}") from error
+    if not isinstance(about, dict) or (about.get("format"), about.get("version")) != (FORMAT, VERSION):
+        raise CheckpointError(f"{folder / _JSON}: is not a {FORMAT} file of version {VERSION}")
+    if hashlib.sha256(data).hexdigest() != about.get("sha256"):
+        raise CheckpointError(f"{folder / _WEIGHTS}: damaged, or of another agent (SHA-256 differs)")
+    try:
+        trees = {
+            name: tree and Tree.from_json(json.dumps(tree)) for name, tree in about["trees"].items()
+        }
+        agent = ConalSAC(tasks=about["tasks"], device=device, _init_setup_model=False)
+        dim, tasks = about["observation_dim"], len(about["tasks"])
+        high = np.concatenate([np.full(dim - tasks, np.inf), np.ones(tasks)]).astype(np.float32)
+        low = np.concatenate([np.full(dim - tasks, -np.inf), np.zeros(tasks)]).astype(np.float32)
+        agent.observation_space = spaces.Box(low, high)
+        agent.action_space = spaces.Box(
+            np.float32(about["action_low"]), np.float32(about["action_high"])
+        )
+        agent.n_envs = 1
+        agent.buffer_size = 2  # nothing is stored until the agent is given an env of its own
+        agent.reward_scale = about["reward_scale"]
+        agent.num_timesteps = about["steps"]
+        agent.configure(
+            tuple(about["tasks"]), trees["actor"], trees["critic"], about["architecture"]
+        )
+        weights = load_file(folder / _WEIGHTS)
+        weights |= {
+            name.replace("critic.", "critic_target.", 1): tensor
+            for name, tensor in weights.items()
+            if name.startswith("critic.")
+        }
+        agent.policy.load_state_dict(weights)
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, TreeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{folder}: does not describe an agent: {reason}") from error
+    return agent
+
+
+def training_state(agent: ConalSAC) -> tuple[Tensors, dict[str, Any]]:
+    """Tensors by group, and JSON-able state: all that `restore` needs on an agent built alike."""
+    replay, counters = agent.replay_buffer.state()
+    groups: Tensors = {"policy": dict(agent.policy.state_dict()), "replay": replay}
+    groups["random"] = {"torch": torch.get_rng_state()}
+    if agent.log_ent_coef is not None:
+        groups["temperature"] = {"log": agent.log_ent_coef.detach()}
+    state: dict[str, Any] = {
+        "steps": agent.num_timesteps,
+        "updates": agent._n_updates,
+        "episodes": agent._episode_num,
+        "replay": counters,
+        "numpy_random": np.random.get_state(legacy=False),  # noqa: NPY002 - the stream SB3 uses
+        "actions_random": agent.action_space.np_random.bit_generator.state,
+        "recent": {task: list(episodes) for task, episodes in agent._recent.items()},
+        "noticing": {},
+    }
+    state["numpy_random"]["state"]["key"] = state["numpy_random"]["state"]["key"].tolist()
+    for name, optimizer in _optimizers(agent).items():
+        saved = optimizer.state_dict()["state"]
+        groups[f"optimizer_{name}"] = {
+            f"{index}.{key}": tensor for index, slots in saved.items() for key, tensor in slots.items()
+        }
+    for name, noticing in agent.noticing.items():
+        groups[f"conflict_{name}"], state["noticing"][name] = noticing.state()
+    return groups, state
+
+
+def restore(agent: ConalSAC, groups: Mapping[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    """Inverse of `training_state`. Environments begin new episodes.
+
+    Raises:
+        CheckpointError: the checkpoint is of an agent with other tasks, trees or sizes.
+    """
+    try:
+        agent.policy.load_state_dict(groups["policy"])
+        agent.replay_buffer.restore(groups["replay"], state["replay"])
+        if agent.log_ent_coef is not None:
+            with torch.no_grad():
+                agent.log_ent_coef.copy_(groups["temperature"]["log"])
+        for name, optimizer in _optimizers(agent).items():
+            slots: dict[int, dict[str, Tensor]] = {}
+            for key, tensor in groups[f"optimizer_{name}"].items():
+                index, slot = key.split(".")
+                slots.setdefault(int(index), {})[slot] = tensor
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+        for name, noticing in agent.noticing.items():
+            noticing.restore(groups[f"conflict_{name}"], state["noticing"][name])
+        for task, episodes in state["recent"].items():
+            agent._recent[task].extend(tuple(episode) for episode in episodes)
+        agent.num_timesteps = state["steps"]
+        agent._n_updates = state["updates"]
+        agent._episode_num = state["episodes"]
+        torch.set_rng_state(groups["random"]["torch"])
+        np.random.set_state(state["numpy_random"])  # noqa: NPY002
+        agent.action_space.np_random.bit_generator.state = state["actions_random"]
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"the checkpoint does not fit this config: {reason}") from error
+
+
+def _optimizers(agent: ConalSAC) -> dict[str, torch.optim.Optimizer]:
+    named = {
+        "actor": agent.actor.optimizer,
+        "critic": agent.critic.optimizer,
+        "temperature": agent.ent_coef_optimizer,
+        "gates": agent.gate_optimizer,
+    }
+    return {name: optimizer for name, optimizer in named.items() if optimizer is not None}

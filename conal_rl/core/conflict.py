@@ -1,0 +1,285 @@
+"""Conflict noticing: a shared module is held still while its tasks disagree on it.
+
+Tasks `i`, `j` conflict on a module when `<grad_i, grad_j> < 0` for the gradients of their own
+training losses (Yue, Zhang, Liang, AAAI 2023, algorithm 1). Everything a rule needs is in the
+Gram matrix of the tasks' gradients, so the rules here take Gram matrices.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+Rule = Literal["any_pair", "conflicting_tasks", "and_deeper", "consensus", "none"]
+RULES: tuple[Rule, ...] = get_args(Rule)
+
+
+def cosines(gram: Tensor) -> Tensor:
+    """Pairwise cosines `(..., row, row)` of a Gram matrix; 0 where a gradient vanishes."""
+    norm = gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    scale = norm.unsqueeze(-1) * norm.unsqueeze(-2)
+    return torch.where(scale > 0, gram / scale, 0.0)
+
+
+def held_rows(gram: Tensor, same: Tensor, rule: Rule, margin: float = 0.0) -> Tensor:
+    """Which tasks' gradients are dropped from the modules that they share.
+
+    Args:
+        gram: inner products of the tasks' gradients, `(layer, row, row)`, layers in order from
+            the input.
+        same: `(layer, row, row)`, true where two different rows run the same module.
+        rule: `any_pair` (the authors' final code): one conflicting pair holds the module for all.
+            `conflicting_tasks` (their first code): only tasks in a conflicting pair are dropped.
+            `and_deeper` (their variant): as `any_pair`, and a conflict also holds every shared
+            module behind. `consensus` (ours): a task is dropped where it opposes the mean of the
+            others on the module. `none`: nothing is dropped.
+        margin: a conflict is a cosine below `-margin`.
+
+    Returns:
+        `(layer, row)`, true where the row's gradient is dropped.
+    """
+    if rule == "none":
+        return torch.zeros_like(same[..., 0])
+    if rule == "consensus":
+        weight = same.to(gram.dtype)
+        against = (gram * weight).sum(-1)  # <g_i, sum of the others>
+        others = torch.einsum("lij,ljk,lik->li", weight, gram, weight).clamp(min=0)
+        scale = (gram.diagonal(dim1=-2, dim2=-1).clamp(min=0) * others).sqrt()
+        return torch.where(scale > 0, against / scale, 0.0) < -margin
+    in_conflict = (same & (cosines(gram) < -margin)).any(-1)
+    if rule == "conflicting_tasks":
+        return in_conflict
+    held = in_conflict | (same & in_conflict.unsqueeze(-2)).any(-1)
+    if rule == "and_deeper":
+        return (held.cumsum(0) > 0) & same.any(-1)
+    if rule == "any_pair":
+        return held
+    raise ValueError(f"unknown conflict rule {rule!r}; there are {', '.join(RULES)}")
+
+
+@dataclass(frozen=True)
+class ConflictStatistics:
+    """What was noticed since the statistics were last reset.
+
+    Attributes:
+        steps: weight steps seen.
+        held: per rule the share of steps in which each module was held, `(layer, row)`, indexed
+            by the row (task) whose gradient was dropped.
+        module_held: per rule the share of steps in which at least one gradient was dropped from
+            the module that a row runs, `(layer, row)`.
+        cosine: mean pairwise cosine, `(layer, row, row)`.
+        negative: share of steps in which the pair's cosine was negative, `(layer, row, row)`.
+    """
+
+    steps: int
+    held: dict[Rule, Tensor]
+    module_held: dict[Rule, Tensor]
+    cosine: Tensor
+    negative: Tensor
+
+
+class ConflictNoticing:
+    """Takes the place of `losses.sum().backward()` and drops conflicting gradients.
+
+    Usage::
+
+        with noticing.capture():
+            losses = ...                # (task,), computed through the watched network
+        optimizer.zero_grad()
+        noticing.backward(losses)
+        optimizer.step()
+
+    For stacked linear layers all tasks' gradients come out of that one backward pass
+    (`LinearStack`); other modules take one extra pass per task.
+
+    Args:
+        layers: the shared layers of a `Supernet` or `TreeNetwork`, from input to output.
+        rule, margin: see `held_rows`.
+        smoothing: decay in [0, 1) of a running mean of the inner products, on which the rule then
+            decides; 0 decides on this step alone.
+        study_every: every so many steps the other rules are evaluated as well (and only counted),
+            so that one run says how often each would have held each module.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        rule: Rule = "any_pair",
+        margin: float = 0.0,
+        smoothing: float = 0.0,
+        study_every: int = 10,
+    ):
+        if rule not in RULES:
+            raise ValueError(f"unknown conflict rule {rule!r}; there are {', '.join(RULES)}")
+        if not 0 <= smoothing < 1 or not 0 <= margin < 1:
+            raise ValueError("smoothing and margin lie in [0, 1)")
+        self.layers = list(layers)
+        self.rule: Rule = rule
+        self.margin = margin
+        self.smoothing = smoothing
+        self.study_every = study_every
+        self.steps = 0
+        self._gram: Tensor | None = None
+        self._same: Tensor | None = None
+        self.reset_statistics()
+
+    @contextmanager
+    def capture(self) -> Iterator[None]:
+        """Forward passes in this context leave per-task gradients at the next `backward`."""
+        for layer in self.layers:
+            if hasattr(layer, "capturing"):
+                layer.capturing = True
+                layer.copies = ()
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                if hasattr(layer, "capturing"):
+                    layer.capturing = False
+
+    def backward(self, losses: Tensor, inputs: Sequence[Tensor] | None = None) -> Tensor:
+        """Backpropagate the sum of `losses` `(task,)`, then take back what the rule drops.
+
+        Args:
+            losses: each task's own loss; with an ensemble, summed over its members.
+            inputs: the leaves that may receive gradients (default: all).
+
+        Returns:
+            `(layer, row)`, true where a row's gradient was dropped.
+        """
+        if not self.layers:
+            losses.sum().backward(inputs=inputs)
+            return torch.zeros(0, 0, dtype=torch.bool)
+        if any(hasattr(layer, "copies") and not layer.copies for layer in self.layers):
+            raise RuntimeError("the losses were computed outside of capture()")
+        by_pass = self._gradients_by_pass(losses)
+        losses.sum().backward(inputs=inputs)
+        gradients = [
+            by_pass[number] if number in by_pass else [copy.grad for copy in layer.copies]  # type: ignore[union-attr]
+            for number, layer in enumerate(self.layers)
+        ]
+        with torch.no_grad():
+            held = self._notice(torch.stack([_gram(g) for g in gradients]))
+            for number in held.any(dim=1).nonzero().flatten().tolist():
+                _drop(self.layers[number], gradients[number], held[number])
+        for layer in self.layers:
+            if hasattr(layer, "copies"):
+                layer.copies = ()
+        return held
+
+    def _gradients_by_pass(self, losses: Tensor) -> dict[int, list[Tensor]]:
+        """Per-task gradients of layers that cannot capture, stacked `(row, ...)` per parameter."""
+        found: dict[int, list[list[Tensor]]] = {
+            number: [[] for _ in layer.index]  # type: ignore[union-attr]
+            for number, layer in enumerate(self.layers)
+            if not hasattr(layer, "copies")
+        }
+        for task, loss in enumerate(losses if found else ()):
+            # An ensemble's members each run their own module for this task.
+            wanted = [(n, r) for n, rows in found.items() for r in range(task, len(rows), len(losses))]
+            parameters = [_module_parameters(self.layers[n], row) for n, row in wanted]
+            flat = [p for module in parameters for p in module]
+            gradients = iter(
+                torch.autograd.grad(
+                    loss, flat, retain_graph=True, allow_unused=True, materialize_grads=True
+                )
+            )
+            for (number, row), module in zip(wanted, parameters, strict=True):
+                found[number][row] = [next(gradients) for _ in module]
+        return {n: [torch.stack(g) for g in zip(*rows, strict=True)] for n, rows in found.items()}
+
+    def _notice(self, gram: Tensor) -> Tensor:
+        """Update running means and statistics with this step's Gram matrices; decide."""
+        if self._same is None:
+            index = torch.tensor([layer.index for layer in self.layers], device=gram.device)
+            rows = torch.eye(index.shape[1], dtype=torch.bool, device=gram.device)
+            self._same = (index.unsqueeze(-1) == index.unsqueeze(-2)) & ~rows
+        if self.smoothing and self._gram is not None:
+            gram = torch.lerp(gram, self._gram, self.smoothing)
+        self._gram = gram
+        held = held_rows(gram, self._same, self.rule, self.margin)
+        if self.steps % self.study_every == 0:
+            cosine = cosines(gram)
+            self._cosine = self._cosine + cosine
+            self._negative = self._negative + (cosine < 0)
+            for rule in RULES:
+                dropped = held_rows(gram, self._same, rule, self.margin)
+                self._held[rule] = self._held[rule] + dropped
+                module = dropped | (self._same & dropped.unsqueeze(-2)).any(-1)
+                self._module_held[rule] = self._module_held[rule] + module
+            self._studied += 1
+        self.steps += 1
+        return held
+
+    def reset_statistics(self) -> None:
+        """Start the shares and means anew (the step counter and the running Gram stay)."""
+        self._studied = 0
+        self._cosine: Tensor | int = 0
+        self._negative: Tensor | int = 0
+        self._held: dict[Rule, Tensor | int] = dict.fromkeys(RULES, 0)
+        self._module_held: dict[Rule, Tensor | int] = dict.fromkeys(RULES, 0)
+
+    def statistics(self) -> ConflictStatistics | None:
+        """Shares and means over the studied steps; None before the first one."""
+        if not self._studied:
+            return None
+
+        def mean(total: Tensor | int) -> Tensor:
+            return torch.as_tensor(total / self._studied).cpu()
+
+        return ConflictStatistics(
+            steps=self.steps,
+            held={rule: mean(total) for rule, total in self._held.items()},
+            module_held={rule: mean(total) for rule, total in self._module_held.items()},
+            cosine=mean(self._cosine),
+            negative=mean(self._negative),
+        )
+
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """Tensors and counters for a checkpoint; `restore` takes them back."""
+        sums = {"cosine": self._cosine, "negative": self._negative, "gram": self._gram}
+        for rule in RULES:
+            sums[f"held.{rule}"] = self._held[rule]
+            sums[f"module_held.{rule}"] = self._module_held[rule]
+        tensors = {name: value for name, value in sums.items() if isinstance(value, Tensor)}
+        return tensors, {"steps": self.steps, "studied": self._studied}
+
+    def restore(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> None:
+        """Go on from what `state` returned."""
+        device = next(self.layers[0].parameters()).device if self.layers else "cpu"
+        moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+        self.reset_statistics()
+        self._gram = moved.get("gram")
+        self._cosine, self._negative = moved.get("cosine", 0), moved.get("negative", 0)
+        for rule in RULES:
+            self._held[rule] = moved.get(f"held.{rule}", 0)
+            self._module_held[rule] = moved.get(f"module_held.{rule}", 0)
+        self.steps, self._studied = counters["steps"], counters["studied"]
+
+
+def _gram(gradients: Sequence[Tensor]) -> Tensor:
+    flat = [g.flatten(1) for g in gradients]
+    return sum((g @ g.T for g in flat[1:]), start=flat[0] @ flat[0].T)
+
+
+def _module_parameters(layer: nn.Module, row: int) -> list[nn.Parameter]:
+    return list(layer.modules_[layer.index[row]].parameters())  # type: ignore[index,union-attr]
+
+
+def _drop(layer: nn.Module, gradients: Sequence[Tensor], held: Tensor) -> None:
+    """Set the layer's gradients to the sum over the rows that are not held."""
+    kept = [g * ~held.view(-1, *[1] * (g.ndim - 1)) for g in gradients]
+    if hasattr(layer, "copies"):
+        for parameter, gradient in zip(layer.parameters(), kept, strict=True):
+            parameter.grad = torch.zeros_like(parameter).index_add_(0, layer.rows, gradient)  # type: ignore[arg-type]
+        return
+    for module in range(layer.count):  # type: ignore[arg-type]
+        rows = [row for row, used in enumerate(layer.index) if used == module]  # type: ignore[arg-type]
+        for parameter, gradient in zip(
+            _module_parameters(layer, rows[0]), kept, strict=True
+        ):
+            parameter.grad = gradient[rows].sum(0)

@@ -1,0 +1,71 @@
+"""A network shaped by a tree: hard parameter sharing and one network per task are two trees."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from conal_rl.core.layers import LayerFactory
+from conal_rl.core.tree import Tree
+
+
+class TreeNetwork(nn.Module):
+    """Runs `tree` over a chain of modules, one layer of the tree for each module of the chain.
+
+    Args:
+        tree: which tasks share which module, layer by layer.
+        chain: one layer factory per layer of the tree (`linear_chain`, `module_chain`).
+
+    Raises:
+        ValueError: the chain's length is not the tree's depth.
+    """
+
+    def __init__(self, tree: Tree, chain: Sequence[LayerFactory]):
+        super().__init__()
+        if len(chain) != tree.depth:
+            raise ValueError(
+                f"the chain has {len(chain)} modules but the tree has {tree.depth} layers"
+            )
+        self.tree = tree
+        self.layers = nn.ModuleList(
+            make(index) for make, index in zip(chain, tree.layers, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode `(task, batch, ...)`, or `(1, batch, ...)` when all tasks see the same input.
+
+        With one input for all tasks each module runs once, whatever the number of its tasks.
+
+        Returns:
+            `(task, batch, ...)`.
+        """
+        rows = len(self.tree.tasks)
+        if len(x) == 1 < rows and not any(getattr(m, "capturing", False) for m in self.layers):
+            for depth, layer in enumerate(self.layers):
+                parents = self.tree.parents(depth)
+                x = layer(x[[0] * len(parents) if depth == 0 else list(parents)], by_module=True)
+            return x[list(self.tree.layers[-1])]
+        if len(x) not in (1, rows):
+            raise ValueError(f"expected {rows} rows (one per task), got input {tuple(x.shape)}")
+        x = x.expand(rows, *x.shape[1:])
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def shared_layers(self) -> list[nn.Module]:
+        """The layers with at least one module that several rows run, from input to output."""
+        return [m for m in self.layers if m.count < len(m.index)]  # type: ignore[operator,arg-type]
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of scalar parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
+@torch.no_grad()
+def copy_layers(target: TreeNetwork, sources: Sequence[Sequence[tuple[nn.Module, int]]]) -> None:
+    """Fill every module of `target`; `sources[layer][row]` is the layer and module to take."""
+    for layer, rows in zip(target.layers, sources, strict=True):
+        for row, module in enumerate(layer.index):  # type: ignore[arg-type]
+            source, number = rows[row]
+            layer.copy_module(module, source, number)  # type: ignore[operator]

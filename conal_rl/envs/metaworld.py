@@ -1,0 +1,207 @@
+"""Meta-World v3 (metaworld 3.1.1): its suites for training and its own vector env for evaluation.
+
+Every quirk of metaworld is dealt with here:
+
+- `SawyerXYZEnv.reset` ignores its seed; only `seed()` counts, and resets draw from that stream.
+- An episode never terminates by itself: 500 steps truncate it, and a task may be solved at one
+  step and unsolved at the next, so success means "at any step".
+- Goals come from numpy's global stream, task after task: the same task has other goals in
+  another suite, and a list has those of a benchmark with these tasks in this order.
+- `gym.make_vec("Meta-World/custom-mt-envs")` treats seed 0 as no seed, and `Meta-World/MT10` has
+  the one-hot off, so the envs are built with the function underneath them, `_init_each_env`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import Any, Literal, SupportsFloat
+from unittest import mock
+
+import gymnasium as gym
+import metaworld
+import mujoco
+import numpy as np
+import numpy.typing as npt
+from metaworld.env_dict import (
+    ALL_V3_ENVIRONMENTS,
+    MT10_V3,
+    MT25_V3,
+    MT50_V3,
+    _get_args_kwargs,
+    _get_env_dict,
+)
+from metaworld.sawyer_xyz_env import SawyerXYZEnv
+from metaworld.types import Task as Goal  # what metaworld calls a task: an env and one of its goals
+
+from conal_rl.envs.suggest import did_you_mean
+from conal_rl.envs.vec_env import Suite, Task
+from conal_rl.errors import SuiteError
+
+HORIZON = 500
+TASK_NAMES = tuple(ALL_V3_ENVIRONMENTS)
+BENCHMARKS = {"mt10": tuple(MT10_V3), "mt25": tuple(MT25_V3), "mt50": tuple(MT50_V3)}
+
+
+def is_metaworld(suite: str | Sequence[str]) -> bool:
+    """Whether `suite` names Meta-World tasks, be it only in part; `suite_tasks` checks the rest."""
+    if isinstance(suite, str):
+        return suite in BENCHMARKS or suite.startswith("mt1:")
+    return any(name in ALL_V3_ENVIRONMENTS for name in suite)
+
+
+def suite_tasks(suite: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the task names of a Meta-World suite in the order of the one-hot.
+
+    Raises:
+        SuiteError: `suite` is no Meta-World suite, or a task is unknown or there twice.
+    """
+    if isinstance(suite, str) and suite in BENCHMARKS:
+        return BENCHMARKS[suite]
+    if isinstance(suite, str):
+        if not suite.startswith("mt1:"):
+            raise SuiteError(f"{suite!r} is no Meta-World suite; use mt10, mt25, mt50 or mt1:TASK")
+        names: tuple[str, ...] = (suite.removeprefix("mt1:"),)
+    else:
+        names = tuple(suite)
+    if not names:
+        raise SuiteError("the list of tasks is empty; name at least one")
+    for i, name in enumerate(names):
+        if name not in ALL_V3_ENVIRONMENTS:
+            mixed = "" if len(names) == 1 else ", and a list cannot mix Meta-World with other envs"
+            raise SuiteError(
+                f"{name!r} is no Meta-World v3 task{mixed}{did_you_mean(name, TASK_NAMES)}"
+            )
+        if name in names[:i]:
+            raise SuiteError(f"{name!r} is in the list twice; name each Meta-World task once")
+    return names
+
+
+def tasks(suite: str | Sequence[str], seed: int) -> list[Task]:
+    """Return the suite's tasks; each reset of their envs draws one of the 50 official goals.
+
+    Raises:
+        SuiteError: As in `suite_tasks`.
+    """
+    names = suite_tasks(suite)
+    goals = _goals(names, seed)
+    return [
+        Task(name, partial(_build, name, [goal for goal in goals if goal.env_name == name]))
+        for name in names
+    ]
+
+
+def official_vector_env(
+    suite_or_tasks: Suite | Sequence[str],
+    seed: int,
+    vector_strategy: Literal["sync", "async"] = "sync",
+) -> gym.vector.SyncVectorEnv[Any, Any] | gym.vector.AsyncVectorEnv[Any, Any]:
+    """Build metaworld's own vector env, as `metaworld.evaluation.evaluation` needs it.
+
+    One env per task, one-hot on, 500 steps, same-step autoreset. Each reset takes the next of the
+    50 goals in shuffled order, so the first 50 episodes of a task visit each goal once: make a new
+    one for each evaluation.
+
+    Args:
+        suite_or_tasks: A Meta-World suite as in `conal_rl.envs.make`.
+        seed: Chooses the goals, like `seed` of metaworld's benchmarks, and their order.
+        vector_strategy: `"async"` runs each env in a process of its own.
+
+    Raises:
+        SuiteError: As in `suite_tasks`.
+    """
+    names = suite_tasks(suite_or_tasks)
+    options: dict[str, Any] = dict(
+        seed=seed, use_one_hot=True, task_select="pseudorandom", max_episode_steps=HORIZON
+    )
+    same_step = gym.vector.AutoresetMode.SAME_STEP
+    envs: gym.vector.SyncVectorEnv[Any, Any] | gym.vector.AsyncVectorEnv[Any, Any]
+    with _without_precision_warnings():
+        if isinstance(suite_or_tasks, str) and suite_or_tasks in BENCHMARKS:
+            envs = metaworld.make_mt_envs(  # type: ignore[assignment]
+                suite_or_tasks.upper(),
+                vector_strategy=vector_strategy,
+                autoreset_mode=same_step,
+                **options,
+            )
+        else:
+            goals = _official_goals(names, seed)
+            builders = [
+                partial(
+                    metaworld._init_each_env,
+                    env_cls=ALL_V3_ENVIRONMENTS[name],
+                    tasks=[goal for goal in goals if goal.env_name == name],
+                    env_id=i,
+                    num_tasks=len(names),
+                    **options,
+                )
+                for i, name in enumerate(names)
+            ]
+            vector = {"sync": gym.vector.SyncVectorEnv, "async": gym.vector.AsyncVectorEnv}
+            envs = vector[vector_strategy](builders, autoreset_mode=same_step)
+    envs.call("toggle_sample_tasks_on_reset", True)
+    return envs
+
+
+class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
+    # Obeys the seed of reset, and puts "solved at any step" into info["is_success"].
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
+        if seed is not None:
+            self.unwrapped.seed(seed)  # type: ignore[attr-defined]
+        self._solved = False
+        return self.env.reset(options=options)
+
+    def step(
+        self, action: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[np.float64], SupportsFloat, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self._solved = self._solved or bool(info["success"])
+        if terminated or truncated:
+            info["is_success"] = self._solved
+        return obs, reward, terminated, truncated, info
+
+
+def _build(name: str, goals: list[Goal]) -> gym.Env[Any, Any]:
+    with _without_precision_warnings():
+        return _Episodes(
+            metaworld._init_each_env(
+                env_cls=ALL_V3_ENVIRONMENTS[name],
+                tasks=goals,
+                max_episode_steps=HORIZON,
+                task_select="random",
+                reward_function_version="v2",
+            )
+        )
+
+
+@lru_cache(maxsize=8)
+def _goals(names: tuple[str, ...], seed: int) -> tuple[Goal, ...]:
+    # metaworld resets each env 50 times to draw its goals, and nearly all of that time goes into
+    # simulating the hand's way home, on which no goal depends (tests/envs/test_metaworld.py
+    # compares MT10's; those of all 50 tasks were compared once). Without it MT10 takes 3 s, not 14.
+    def hand_stays(env: SawyerXYZEnv, steps: int = 50) -> None:
+        mujoco.mj_forward(env.model, env.data)  # some tasks read positions right after
+        env.init_tcp = env.tcp_center
+
+    with mock.patch.object(SawyerXYZEnv, "_reset_hand", hand_stays):
+        return tuple(_official_goals(names, seed))
+
+
+def _official_goals(names: tuple[str, ...], seed: int) -> list[Goal]:
+    # As in the constructors of metaworld.MT1, MT10, MT25 and MT50.
+    classes = _get_env_dict(names)
+    args = _get_args_kwargs(ALL_V3_ENVIRONMENTS, classes)
+    return metaworld._make_tasks(classes, args, metaworld._MT_OVERRIDE, seed=seed)
+
+
+@contextmanager
+def _without_precision_warnings() -> Iterator[None]:
+    # metaworld's OneHotWrapper builds a float32 Box from float64 bounds.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*Box (low|high)'s precision lowered")
+        yield

@@ -1,0 +1,185 @@
+"""`TaskVecEnv`: the envs of several tasks as one Stable-Baselines3 `VecEnv`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.spaces import Box
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from conal_rl.errors import ObservationError, SuiteError
+
+Suite = str | tuple[str, ...]
+Observation = npt.NDArray[np.float32]  # (obs_dim + num_tasks,)
+
+
+class Task(NamedTuple):
+    """One task of a suite."""
+
+    name: str
+    build: Callable[[], gym.Env[Any, Any]]  # makes a new env of this task
+
+
+class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
+    """One env as the agent sees it.
+
+    Pads the observation with zeros to `obs_dim`, appends the one-hot of `task`, and raises
+    `ObservationError` on a NaN or inf, before it can reach a replay buffer. Where the env's
+    gymnasium spec has a `reward_threshold`, `info["is_success"]` at the end of an episode says
+    whether the return reached it.
+    """
+
+    def __init__(
+        self, env: gym.Env[Any, Any], name: str, index: int, task: int, num_tasks: int, obs_dim: int
+    ) -> None:
+        super().__init__(env)
+        low = np.full(obs_dim + num_tasks, -np.inf, dtype=np.float32)
+        low[obs_dim:] = 0.0
+        high = np.full(obs_dim + num_tasks, np.inf, dtype=np.float32)
+        high[obs_dim:] = 1.0
+        self.observation_space = Box(low, high)
+        self._empty = np.zeros(obs_dim + num_tasks, dtype=np.float32)
+        self._empty[obs_dim + task] = 1.0
+        self._where = f"task {name!r}, env {index} of the task"
+        self._threshold = env.spec.reward_threshold if env.spec else None
+        self._step = 0
+        self._return = 0.0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; see the class."""
+        self._step = 0
+        self._return = 0.0
+        obs, info = self.env.reset(seed=seed, options=options)
+        return self._observation(obs), info
+
+    def step(
+        self, action: npt.NDArray[Any]
+    ) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Take one step; see the class."""
+        self._step += 1
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        reward = float(reward)
+        if not math.isfinite(reward):
+            raise self._error("reward")
+        self._return += reward
+        if self._threshold is not None and (terminated or truncated):
+            info["is_success"] = self._return >= self._threshold
+        return self._observation(obs), reward, terminated, truncated, info
+
+    def _observation(self, obs: npt.NDArray[Any]) -> Observation:
+        out: Observation = self._empty.copy()
+        with np.errstate(over="ignore"):  # too large for float32 becomes inf, which is caught below
+            out[: len(obs)] = obs
+        if not np.isfinite(out).all():
+            raise self._error("observation")
+        return out
+
+    def _error(self, what: str) -> ObservationError:
+        return ObservationError(
+            f"{self._where}: the {what} is NaN or inf at step {self._step} of the episode; "
+            "mend the env, or look for NaN in the actions it was given"
+        )
+
+
+class TaskVecEnv(DummyVecEnv):
+    """All envs of a suite, stepped one after the other; env `task * envs_per_task + k`.
+
+    Observations are float32 `(num_tasks * envs_per_task, obs_dim + num_tasks)`, the task's one-hot
+    last; rewards are the envs' own. Every env has its own random stream, derived from
+    `(seed, task, k)`, so the same seed gives the same rollout for the same actions.
+
+    Args:
+        suite: The suite's name or its tasks, kept as an attribute.
+        tasks: The tasks, in the order of the one-hot.
+        envs_per_task: How many envs of each task, at least 1.
+        seed: Seed of all env streams, at least 0. `seed()` sets it anew for the next reset.
+
+    Raises:
+        SuiteError: The tasks' spaces do not fit together, or an env cannot be made.
+    """
+
+    def __init__(
+        self, suite: Suite, tasks: Sequence[Task], envs_per_task: int = 1, seed: int = 0
+    ) -> None:
+        self.suite = suite
+        self.tasks = tuple(task.name for task in tasks)
+        self.num_tasks = len(tasks)
+        self.envs_per_task = envs_per_task
+
+        first = [task.build() for task in tasks]  # the spaces of all are needed to wrap any
+        obs_dim = _common_obs_dim(self.tasks, first)
+        # One action space for all: SB3 samples from it and sends float32.
+        space = first[0].action_space
+        assert isinstance(space, Box)
+        action_space = Box(space.low.astype(np.float32), space.high.astype(np.float32))
+
+        def wrap(index: int, k: int) -> gym.Env[Any, Any]:
+            task = tasks[index]
+            base = first[index] if k == 0 else task.build()
+            env = TaskEnv(base, task.name, k, index, len(tasks), obs_dim)
+            env.action_space = action_space
+            return Monitor(env)
+
+        super().__init__(
+            [partial(wrap, i, k) for i in range(len(tasks)) for k in range(envs_per_task)]
+        )
+        self.seed(seed)
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed all envs from their next reset on, and the action space from now on.
+
+        Args:
+            seed: At least 0; drawn from numpy's global stream when None, as in SB3.
+
+        Returns:
+            The seed of every env.
+        """
+        if seed is None:
+            seed = int(np.random.randint(2**32, dtype=np.uint32))  # noqa: NPY002
+        self._seeds = [
+            int(np.random.SeedSequence([seed, task, k]).generate_state(1)[0])
+            for task in range(self.num_tasks)
+            for k in range(self.envs_per_task)
+        ]
+        self.action_space.seed(seed)
+        return self._seeds
+
+
+def _common_obs_dim(names: Sequence[str], envs: Sequence[gym.Env[Any, Any]]) -> int:
+    for name, env in zip(names, envs, strict=True):
+        if not isinstance(env.action_space, Box):
+            raise SuiteError(
+                f"task {name!r} has the action space {env.action_space}; tasks need a Box: "
+                "wrap the env so that a continuous action selects one of its actions"
+            )
+        obs = env.observation_space
+        if not isinstance(obs, Box) or len(obs.shape) != 1:
+            raise SuiteError(
+                f"task {name!r} has the observation space {obs}; tasks need a 1-D Box: "
+                "wrap the env, for instance in gymnasium's FlattenObservation"
+            )
+        if not _same_actions(env.action_space, envs[0].action_space):
+            raise SuiteError(
+                f"tasks {names[0]!r} and {name!r} have the action spaces {envs[0].action_space} "
+                f"and {env.action_space}; all tasks of a suite need the same shape and bounds: "
+                "wrap them, for instance in gymnasium's RescaleAction"
+            )
+    return max(env.observation_space.shape[0] for env in envs)  # type: ignore[index]
+
+
+def _same_actions(a: Box, b: gym.Space[Any]) -> bool:
+    return (
+        isinstance(b, Box)
+        and a.shape == b.shape
+        and np.allclose(a.low, b.low)
+        and np.allclose(a.high, b.high)
+    )

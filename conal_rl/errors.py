@@ -1,0 +1,25 @@
+"""What conal_rl raises when a user's input is at fault: one line, no traceback."""
+
+
+class ConalError(Exception):
+    """A problem the user can mend; commands print it in one line and exit with status 2."""
+
+
+class ConfigError(ConalError):
+    """A config file or command-line option is wrong."""
+
+
+class SuiteError(ConalError):
+    """A task suite or one of its environments is unknown or cannot be made."""
+
+
+class TreeError(ConalError):
+    """A tree is malformed or does not fit its tasks or network."""
+
+
+class CheckpointError(ConalError):
+    """A checkpoint or run folder is missing, damaged or of another kind."""
+
+
+class ObservationError(ConalError):
+    """An observation or action has the wrong shape or routes to no task."""

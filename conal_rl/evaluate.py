@@ -1,0 +1,159 @@
+"""`python -m conal_rl.evaluate RUN_OR_CHECKPOINT`: success per task of a trained agent."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from rich.console import Console
+from rich.progress import Progress
+
+from conal_rl.config import Config, load_config
+from conal_rl.errors import CheckpointError, ConalError, ConfigError
+
+if TYPE_CHECKING:
+    from conal_rl.evaluation import Evaluation, Policy
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line as every other error of conal_rl: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m conal_rl.evaluate", description=__doc__)
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="RUN_OR_CHECKPOINT",
+        help="a run's folder, or one of the folders under its checkpoints/",
+    )
+    parser.add_argument("--episodes", type=int, help="per task (default: as the run's config)")
+    parser.add_argument("--seed", type=int, help="of goals and envs (default: as the config)")
+    parser.add_argument(
+        "--engine",
+        choices=("official", "native"),
+        default="official",
+        help="for Meta-World: the benchmark's own envs or the fast ones (default: %(default)s)",
+    )
+    parser.add_argument("--device", default="auto", help="of the agent (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
+    parser.add_argument(
+        "--video", type=Path, metavar="DIR", help="film one episode of each Meta-World task"
+    )
+    return parser
+
+
+def find_run(path: Path) -> tuple[Path, Path]:
+    """The run's folder and the folder of the weights that `path` names.
+
+    `path` is a run's folder, which holds `config.yaml` and `model/`, or a checkpoint's folder at
+    most two levels below it, which holds `model/` or the weights themselves.
+
+    Raises:
+        CheckpointError: there is nothing of the kind.
+    """
+    path = path.resolve()
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder")
+    run = next((p for p in (path, *path.parents[:2]) if (p / "config.yaml").is_file()), None)
+    if run is None:
+        raise CheckpointError(f"{path}: no config.yaml: neither a run nor one of its checkpoints")
+    weights = path / "model"
+    if not weights.is_dir():
+        if run == path:
+            raise CheckpointError(f"{path}: no model/ folder: the run has saved no agent yet")
+        weights = path
+    return run, weights
+
+
+def load_policy(path: Path, device: str = "auto") -> tuple[Policy, Config]:
+    """The agent of a run or checkpoint, and the config that it was trained with.
+
+    Raises:
+        CheckpointError: see `find_run`, or the weights are damaged.
+        ConfigError: the run's config.yaml is damaged.
+    """
+    from conal_rl.agents import ConalSAC
+
+    run, weights = find_run(path)
+    config = load_config(run / "config.yaml")
+    return ConalSAC.load_weights(weights, device), config
+
+
+def write_json(evaluation: Evaluation, file: Path) -> None:
+    """Write atomically: readers see the old file or the whole new one.
+
+    Raises:
+        ConfigError: `file` cannot be written.
+    """
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(evaluation.to_json(), indent=2) + "\n")
+        os.replace(temporary, file)
+    except OSError as error:
+        raise ConfigError(f"cannot write {file}: {error.strerror}") from error
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Evaluate, print the table, write what was asked for.
+
+    Raises:
+        ConalError: whatever is wrong with the command line, the run or the machine.
+    """
+    options = _parser().parse_args(arguments)
+    if options.json is not None and options.json.is_dir():
+        raise ConfigError(f"cannot write {options.json}: it is a folder")
+    if options.json is not None and not options.json.parent.is_dir():
+        raise ConfigError(f"cannot write {options.json}: its folder does not exist")
+    try:
+        from conal_rl import evaluation  # here, so that --help and wrong options answer at once
+    except Exception as error:
+        # MuJoCo loads the OpenGL that MUJOCO_GL names as it is imported, and fails in many ways.
+        if "MUJOCO_GL" not in os.environ:
+            raise
+        backend = os.environ["MUJOCO_GL"]
+        raise ConalError(f"MuJoCo does not load with MUJOCO_GL={backend}: {error}") from error
+    policy, config = load_policy(options.path, options.device)
+    suite = config.env.suite
+    episodes = config.evaluation.episodes if options.episodes is None else options.episodes
+    seed = config.evaluation.seed if options.seed is None else options.seed
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("episodes", total=None)
+        result = evaluation.evaluate_policy(
+            policy,
+            suite,
+            episodes,
+            seed,
+            options.engine,
+            lambda done, wanted: bar.update(task, completed=done, total=wanted),
+        )
+    Console().print(result.table())
+    if options.json is not None:
+        write_json(result, options.json)
+    if options.video is not None:
+        for video in evaluation.record_videos(policy, suite, seed, options.video):
+            print(video)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`run`, as an exit status: 0, 2 after an error reported in one line, 130 after Ctrl-C."""
+    try:
+        run(arguments)
+    except ConalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Values of declared types: read from YAML or a command line's words, described in one-line errors.
+
+The types are those that a config's fields use: int, float, bool, str, Literal, tuple and unions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin
+
+from conal_rl.errors import ConfigError
+
+
+def parse_options(
+    argv: Sequence[str], kinds: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Split a command line into `{field: value}` for `--field VALUE` and the words beside them.
+
+    A flag takes no value or true/false, a list takes every word up to the next option, any other
+    field takes one word. `-` and `_` are the same within a name.
+    """
+    given: dict[str, Any] = {}
+    words: list[str] = []
+    left = list(argv)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("-"):
+            words.append(word)
+            continue
+        option, equals, value = word.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        section, dot, field = name.rpartition(".")
+        positive = f"{section}{dot}{field.removeprefix('no_')}"
+        if kinds.get(positive) is bool and field.startswith("no_") and not equals:
+            given[positive] = False
+            continue
+        if name not in kinds:
+            raise ConfigError(
+                f"command line: {option}: no such option{suggestion(name, kinds, '--')}"
+            )
+        values = [value] if equals else _take(left, kinds[name])
+        if not values:
+            expected = describe(kinds[name])
+            raise ConfigError(f"command line: {option}: no value given, expected {expected}")
+        given[name] = _from_words(values, kinds[name])
+    return given, words
+
+
+def _take(left: list[str], kind: Any) -> list[str]:
+    """Remove the words from the front of `left` that are an option's values."""
+    if kind is bool:
+        explicit = bool(left) and left[0].lower() in ("true", "false")
+        return [left.pop(0)] if explicit else ["true"]
+    is_list = any(get_origin(arm) is tuple for arm in (kind, *get_args(kind)))
+    taken: list[str] = []
+    while left and not left[0].startswith("--") and (is_list or not taken):
+        taken.append(left.pop(0))
+    return taken
+
+
+def _from_words(words: list[str], kind: Any) -> Any:
+    values = words if _holds_text(kind) else [_from_word(word) for word in words]
+    is_list = get_origin(kind) is tuple or len(values) > 1
+    return list(values) if is_list else values[0]
+
+
+def _holds_text(kind: Any) -> bool:
+    return get_origin(kind) is Literal or str in (kind, *get_args(kind))
+
+
+def _from_word(word: str) -> Any:
+    parsers: tuple[Callable[[str], Any], ...] = (int, float)
+    for parse in parsers:
+        try:
+            return parse(word)
+        except ValueError:
+            continue
+    return {"true": True, "false": False, "none": None}.get(word.lower(), word)
+
+
+def suggestion(name: str, known: Mapping[str, Any], prefix: str = "") -> str:
+    """Return `; did you mean ...?` for the closest name, by its last part if nothing else."""
+    last = {path.rpartition(".")[2]: path for path in known}
+    close = difflib.get_close_matches(name, list(known), 1, cutoff=0.7)
+    close = close or [last[n] for n in difflib.get_close_matches(name.rpartition(".")[2], last, 1)]
+    if not close:
+        return ""
+    return f"; did you mean {prefix}{close[0].replace('_', '-') if prefix else close[0]}?"
+
+
+def convert(kind: Any, value: Any) -> Any:
+    """Return `value` as `kind`, which a field declares; raise ValueError where it is no such."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        for arm in args:
+            try:
+                return convert(arm, value)
+            except ValueError:
+                continue
+    elif origin is Literal and isinstance(value, str) and value in args:
+        return value
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(kinds) == len(value):
+            return tuple(convert(k, v) for k, v in zip(kinds, value, strict=True))
+    elif kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        # YAML 1.1 reads 3e-4, which has no dot, as text.
+        number = float(value)
+        if math.isfinite(number):
+            return number
+    elif kind is type(value):
+        return value
+    raise ValueError
+
+
+def describe(kind: Any, many: bool = False) -> str:
+    """Say what a field's type allows, for errors."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(arm) for arm in args)
+    if origin is Literal:
+        return f"one of {', '.join(args)}" if len(args) > 1 else str(args[0])
+    if origin is tuple:
+        count = "a list of" if args[-1] is Ellipsis else f"{len(args)}"
+        return f"{count} {describe(args[0], many=True)}"
+    names = {int: "integer", float: "number", bool: "true or false", str: "text"}
+    if kind in (int, float):
+        return f"{names[kind]}s" if many else f"a{'n' if kind is int else ''} {names[kind]}"
+    return names.get(kind, "None")
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error quotes it: YAML-like and of at most 60 characters."""
+    text = "nothing" if value is None else repr(lists_for_tuples(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def lists_for_tuples(value: Any) -> Any:
+    """Return `value` with lists in place of its tuples, which plain YAML does not have."""
+    if isinstance(value, dict):
+        return {key: lists_for_tuples(inner) for key, inner in value.items()}
+    return [lists_for_tuples(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,276 @@
+"""`python -m conal_rl.train NAME_OR_YAML`: search, derive, train, evaluate, in one budget."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+
+from conal_rl.agents import ConalSAC
+from conal_rl.agents.storage import Tensors, load_trees, restore, training_state, trees_to_json
+from conal_rl.config import Config, parse_command_line
+from conal_rl.core import Tree
+from conal_rl.envs import TaskVecEnv, make
+from conal_rl.errors import CheckpointError, ConalError, SuiteError, TreeError
+from conal_rl.progress import RunCallback, StopRequest, conflict_report, make_logger
+from conal_rl.runs import Run, atomic_write, load_checkpoint, save_checkpoint
+
+Phase = Literal["search", "train", "done"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0, 2 (one line on stderr), or 130 after Ctrl-C."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        command = parse_command_line(arguments, __doc__ or "")
+        if command.resume is not None:
+            training = Training.resume(Run.open(command.resume), command.config)
+        else:
+            training = Training.start(command.config, command.out)
+        return training.run_phases()
+    except ConalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+class Training:
+    """One run: which phase it is in, its agent, and its folder."""
+
+    def __init__(self, config: Config, run: Run, env: TaskVecEnv, phase: Phase):
+        self.config, self.run, self.env = config, run, env
+        self.phase: Phase = phase
+        self.seconds = 0.0  # wall-clock of earlier processes
+        self.search_steps = self.search_seconds = 0.0
+        self.stop = StopRequest()
+        self._clock = time.monotonic()
+        self.agent: ConalSAC
+
+    @classmethod
+    def start(cls, config: Config, out: Path | None) -> Training:
+        """Begin a run in a new folder. Everything that can be refused is, before it exists."""
+        env = _make_env(config)
+        trees = _fixed_trees(config, env.tasks)
+        run = Run.create(config, out)
+        training = cls(config, run, env, "search" if trees is None else "train")
+        training.agent = make_agent(config, env, trees)
+        if trees is not None:
+            training._write_trees(trees)
+        return training
+
+    @classmethod
+    def resume(cls, run: Run, config: Config) -> Training:
+        """Go on from the newest checkpoint of `run`; environments begin new episodes."""
+        tensors, state = load_checkpoint(run.folder)
+        env = _make_env(config)
+        try:
+            training = cls(config, run, env, state["phase"])
+            saved = state["trees"]
+            trees = saved and tuple(Tree.from_json(json.dumps(saved[n])) for n in ("actor", "critic"))
+            for name in ("seconds", "search_steps", "search_seconds"):
+                setattr(training, name, state[name])
+            agent_state = state["agent"]
+        except (KeyError, TreeError) as error:
+            raise CheckpointError(f"{run.folder}: state.json does not describe a run: {error}") from error
+        if trees is not None and trees[0].tasks != env.tasks:
+            raise SuiteError(
+                f"{run.folder}: the checkpoint is of tasks {', '.join(trees[0].tasks)}, "
+                f"but env.suite has {', '.join(env.tasks)}; resume with the run's own suite"
+            )
+        training.agent = make_agent(config, env, trees)
+        try:
+            restore(training.agent, tensors, agent_state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{run.folder}: {error}") from error
+        # A stream of its own, or the resumed envs would replay the first process's episodes.
+        stream = np.random.SeedSequence([config.seed, training.agent.num_timesteps])
+        env.seed(int(stream.generate_state(1)[0]))
+        return training
+
+    def run_phases(self) -> int:
+        """Do what is left of search, training and evaluation; return the exit status."""
+        with self.stop.watching():
+            self.agent.set_logger(make_logger(self.run.folder, self.agent.num_timesteps))
+            if self.phase == "search":
+                if not self._learn(self.config.search.steps):
+                    return self._interrupted()
+                self._derive()
+                if self.config.search.only:
+                    return 0
+            if self.phase == "train":
+                if not self._learn(self.config.total_steps):
+                    return self._interrupted()
+                self.phase = "done"
+                self._checkpoint()
+        self._evaluate_finally()
+        return 0
+
+    def _learn(self, until: int) -> bool:
+        """Train until `until` env steps of the whole run; False if stopped before."""
+        callback = RunCallback(
+            self.config, self.phase, until, self.stop, self._checkpoint, self._evaluate_briefly
+        )
+        left = until - self.agent.num_timesteps
+        try:
+            if left > 0:
+                self.agent.learn(left, callback, log_interval=None, reset_num_timesteps=False)
+        finally:
+            callback.close()
+        return self.stop.signal is None
+
+    def _derive(self) -> None:
+        """From the search's gates to agents of fixed trees; the search's data may be kept."""
+        trees = self.agent.derive()
+        self.search_steps, self.search_seconds = self.agent.num_timesteps, self._elapsed()
+        report = conflict_report(self.agent) | {"seconds": self.search_seconds}
+        atomic_write(self.run.folder / "search.json", json.dumps(report, indent=1) + "\n")
+        self._write_trees(trees)
+        console = Console(stderr=True)
+        for name, tree in zip(("actor", "critic"), trees, strict=True):
+            console.print(f"[bold]{name}[/bold]: {tree}", highlight=False)
+
+        searched = self.agent
+        self.phase = "train"
+        if self.config.search.only:
+            self._checkpoint()
+            return
+        self.agent = make_agent(self.config, self.env, trees)
+        self.agent.set_logger(searched.logger)
+        self.agent.num_timesteps = searched.num_timesteps
+        if self.config.search.keep_replay:
+            self.agent.replay_buffer.take_over(searched.replay_buffer)
+        else:
+            self.agent.learning_starts += searched.num_timesteps
+        self._checkpoint()
+
+    def _write_trees(self, trees: tuple[Tree, Tree]) -> None:
+        from matplotlib.figure import Figure
+
+        atomic_write(self.run.tree_path, trees_to_json(*trees))
+        figure = Figure(figsize=(14, 6), layout="constrained")
+        for axes, tree, name in zip(figure.subplots(1, 2), trees, ("actor", "critic"), strict=True):
+            tree.draw(axes, title=name)
+        figure.savefig(self.run.folder / "tree.png", dpi=120)
+
+    def _checkpoint(self) -> None:
+        groups, agent_state = training_state(self.agent)
+        trees = (self.agent.policy.actor_tree, self.agent.policy.critic_tree)
+        state: dict[str, Any] = {
+            "phase": self.phase,
+            "trees": json.loads(trees_to_json(*trees)) if None not in trees else None,  # type: ignore[arg-type]
+            "seconds": self._elapsed(),
+            "search_steps": self.search_steps,
+            "search_seconds": self.search_seconds,
+            "agent": agent_state,
+        }
+        save_checkpoint(self.run.folder, self.agent.num_timesteps, groups, state)
+        self.agent.save_weights(self.run.folder / "model")
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self._clock
+
+    def _interrupted(self) -> int:
+        self._checkpoint()
+        print(
+            f"stopped at {self.agent.num_timesteps:,} steps; go on with: "
+            f"python -m conal_rl.train --resume {self.run.folder}",
+            file=sys.stderr,
+        )
+        assert self.stop.signal is not None
+        return 128 + self.stop.signal
+
+    def _evaluate_briefly(self) -> float | None:
+        from conal_rl.evaluation import evaluate_policy
+
+        settings = self.config.evaluation
+        # Another seed than the final evaluation's: nothing is chosen on those episodes.
+        return evaluate_policy(
+            self.agent, self.config.env.suite, settings.every_episodes, settings.seed + 1
+        ).mean_success
+
+    def _evaluate_finally(self) -> None:
+        from conal_rl.evaluation import evaluate_policy
+
+        settings = self.config.evaluation
+        evaluation = evaluate_policy(
+            self.agent, self.config.env.suite, settings.episodes, settings.seed
+        )
+        report = evaluation.to_json() | {
+            "steps": self.agent.num_timesteps,
+            "search_steps": self.search_steps,
+            "seconds": round(self._elapsed()),
+            "search_seconds": round(self.search_seconds),
+            "replay_of_search_reused": bool(self.search_steps) and self.config.search.keep_replay,
+        }
+        atomic_write(self.run.evaluation_path, json.dumps(report, indent=2) + "\n")
+        Console().print(evaluation.table())
+
+
+def _make_env(config: Config) -> TaskVecEnv:
+    env = config.env
+    return make(env.suite, env.envs_per_task, config.seed, env.engine)
+
+
+def _fixed_trees(config: Config, tasks: tuple[str, ...]) -> tuple[Tree, Tree] | None:
+    """The trees that `agent.tree` names, or None where they are to be searched."""
+    depth = len(config.agent.widths)
+    if config.agent.tree == "search":
+        return None
+    if config.agent.tree == "shared":
+        return (Tree.shared(tasks, depth),) * 2
+    if config.agent.tree == "independent":
+        return (Tree.independent(tasks, depth),) * 2
+    return load_trees(Path(config.agent.tree), tasks, depth)
+
+
+def make_agent(config: Config, env: TaskVecEnv, trees: tuple[Tree, Tree] | None) -> ConalSAC:
+    """The agent that `config` describes: of fixed trees, or searching where `trees` is None."""
+    agent, search = config.agent, config.search
+    return ConalSAC(
+        env=env,
+        tree=trees,
+        learning_rate=agent.learning_rate,
+        buffer_size=agent.buffer_size,
+        batch_size=agent.batch_size,
+        learning_starts=agent.learning_starts * env.num_tasks,
+        tau=agent.tau,
+        gamma=agent.gamma,
+        train_freq=agent.update_every,
+        gradient_steps=agent.updates,
+        ent_coef=f"auto_{agent.initial_temperature}",
+        target_entropy="auto" if agent.target_entropy is None else agent.target_entropy,
+        reward_scale=agent.reward_scale,
+        critic_reduce=agent.critic_reduce,
+        max_grad_norm=agent.max_grad_norm,
+        conflict_rule=search.rule,
+        conflict_margin=search.margin,
+        conflict_smoothing=search.smoothing,
+        gate_learning_rate=search.gate_learning_rate,
+        gate_every=search.gate_every,
+        validation_share=search.validation_share,
+        gumbel_temperature=search.temperature if search.gumbel else None,
+        policy_kwargs={
+            "widths": agent.widths,
+            "layer_norm": agent.layer_norm,
+            "critic": agent.critic,
+            "critic_bins": agent.critic_bins,
+            "critic_range": agent.critic_range,
+        },
+        seed=config.seed,
+        device=config.device,
+    )
+
+
+if __name__ == "__main__":
+    # A second Ctrl-C can leave library threads behind; the run's folder is complete by then.
+    status = main()
+    sys.stdout.flush()
+    os._exit(status) if status == 130 else sys.exit(status)

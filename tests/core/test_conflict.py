@@ -1,0 +1,545 @@
+"""Conflict noticing: per-task gradients, the rules, what reaches the parameters, the statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from conal_rl.core import ConflictNoticing, Rule, Supernet, Tree, TreeNetwork, linear_chain
+from conal_rl.core.conflict import RULES, ConflictStatistics, held_rows
+from conal_rl.core.layers import LinearStack, ModuleStack
+from tests.core.reference import (
+    Vector,
+    cosine,
+    flat,
+    held_by_rule,
+    make_chain,
+    make_input,
+    margin_is_clear,
+    module_slice,
+    randomize,
+    row_gradients,
+    run_module,
+    supernet_outputs,
+    task_losses,
+    tree_outputs,
+)
+from tests.core.strategies import trees
+
+
+@dataclass
+class Problem:
+    """An encoder, a head per row, and data: `tasks` regressions with random targets."""
+
+    encoder: Supernet | TreeNetwork
+    head: LinearStack
+    x: Tensor
+    targets: Tensor  # (task, batch, 2)
+
+    @classmethod
+    def make(
+        cls, tree: Tree | int, kind: str, copies: int = 1, seed: int = 0, depth: int = 3
+    ) -> Problem:
+        """On a tree, or on the supernet of so many tasks."""
+        torch.manual_seed(seed)
+        encoder: Supernet | TreeNetwork
+        if isinstance(tree, Tree):
+            tasks, depth = tree.num_tasks, tree.depth
+            encoder = TreeNetwork(tree.replicate(copies), make_chain(kind, depth))
+        else:
+            tasks = tree
+            encoder = Supernet([f"task-{i}" for i in range(tasks)], make_chain(kind, depth), copies)
+        randomize(encoder)
+        x = make_input(kind, tasks, 3).repeat(copies, *[1] * (4 if kind == "conv" else 2))
+        with torch.no_grad():
+            width = encoder(x).shape[2]
+        head = LinearStack(range(copies * tasks), width, 2, activation=False)
+        randomize(head)
+        return cls(encoder, head, x, torch.randn(tasks, 3, 2, dtype=torch.float64))
+
+    def losses(self) -> Tensor:
+        features = self.encoder(self.x)
+        if features.ndim == 5:
+            features = features.mean(dim=(3, 4))
+        return torch.stack(task_losses(self.head(features).unbind(), self.targets))
+
+    def losses_in_loops(self) -> list[Tensor]:
+        """The same from the raw weights, one task at a time."""
+        loop = supernet_outputs if isinstance(self.encoder, Supernet) else tree_outputs
+        features = loop(self.encoder, self.x)  # type: ignore[operator]
+        features = [h.mean(dim=(2, 3)) if h.ndim == 4 else h for h in features]
+        outputs = [run_module(self.head, row, h) for row, h in enumerate(features)]
+        return task_losses(outputs, self.targets)
+
+    def network(self) -> nn.Module:
+        return nn.ModuleList([self.encoder, self.head])
+
+
+MIXED = Tree.from_branch_points([3, 4, 4, 1, 3], 3)
+GROUPED = Tree.from_labels("abcde", ["aabba", "aabbc", "xybbc"])
+SEARCH_SPACES: list[Tree | int] = [MIXED, GROUPED, Tree.shared("abc", 2), 3]
+
+
+# Per-task gradients out of one backward pass
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("kind", ["plain", "norm"])
+@pytest.mark.parametrize("tree", SEARCH_SPACES, ids=["mixed", "grouped", "shared", "supernet"])
+def test_captured_gradients_are_those_of_one_pass_per_task(
+    tree: Tree | int, kind: str, copies: int
+) -> None:
+    problem = Problem.make(tree, kind, copies)
+    shared = problem.encoder.shared_layers()
+    expected = row_gradients(problem.losses_in_loops(), shared)
+    noticing = ConflictNoticing(shared)
+    plain = problem.losses()
+    with noticing.capture():
+        losses = problem.losses()
+    torch.testing.assert_close(losses, plain)
+    losses.sum().backward()
+    assert len(shared) >= 2
+    for layer, rows in zip(shared, expected):
+        assert isinstance(layer, LinearStack)
+        for row, gradients in enumerate(rows):
+            assert len(layer.copies) == len(gradients) == (4 if kind == "norm" else 2)
+            for copy, gradient in zip(layer.copies, gradients.values()):
+                assert copy.grad is not None
+                torch.testing.assert_close(copy.grad[row], gradient)
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("tree", [MIXED, 3], ids=["tree", "supernet"])
+def test_captured_gradients_are_finite_differences(tree: Tree | int, copies: int) -> None:
+    problem = Problem.make(tree, "norm", copies, seed=1)
+    shared = problem.encoder.shared_layers()
+    with ConflictNoticing(shared).capture():
+        losses = problem.losses()
+    losses.sum().backward()
+    step = 1e-6
+    for layer in shared:
+        assert isinstance(layer, LinearStack)
+        for row, module in enumerate(layer.index):
+            task = row % len(losses)
+            for parameter, copy in zip(layer.parameters(), layer.copies):
+                assert copy.grad is not None
+                entry = int(torch.randint(copy.grad[row].numel(), ()))
+                weights = parameter.data[module].view(-1)
+                values = []
+                for sign in (1, -1):
+                    weights[entry] += sign * step
+                    with torch.no_grad():
+                        values.append(problem.losses_in_loops()[task])
+                    weights[entry] -= sign * step
+                slope = (values[0] - values[1]) / (2 * step)
+                found = copy.grad[row].view(-1)[entry]
+                torch.testing.assert_close(found, slope, rtol=1e-5, atol=1e-7)
+
+
+# The rules
+
+
+def gram_and_same(
+    gradients: Sequence[Sequence[Vector]], tree: Tree
+) -> tuple[Tensor, Tensor]:
+    g = torch.tensor(gradients, dtype=torch.float64)
+    same = [
+        [[i != j and layer[i] == layer[j] for j in range(len(layer))] for i in range(len(layer))]
+        for layer in tree.layers
+    ]
+    return g @ g.mT, torch.tensor(same)
+
+
+@settings(max_examples=150, deadline=None)
+@given(trees(), st.integers(1, 2), st.sampled_from(RULES), st.data())
+def test_rules_are_their_statement_in_loops(
+    tree: Tree, copies: int, rule: Rule, data: st.DataObject
+) -> None:
+    tree = tree.replicate(copies)
+    # Small whole numbers: inner products are exact, and zeros and ties are common.
+    vector = st.lists(st.integers(-2, 2).map(float), min_size=3, max_size=3)
+    rows = st.lists(vector, min_size=tree.num_tasks, max_size=tree.num_tasks)
+    gradients = data.draw(st.lists(rows, min_size=tree.depth, max_size=tree.depth))
+    margin = data.draw(st.sampled_from([0.0, 0.1, 0.5, 0.9]))
+    assume(margin == 0 or margin_is_clear(gradients, tree.layers, margin))
+    held = held_rows(*gram_and_same(gradients, tree), rule, margin)
+    assert held.tolist() == held_by_rule(gradients, tree.layers, rule, margin)
+
+
+@pytest.mark.parametrize(
+    "rule, expected",
+    [
+        ("any_pair", [[0, 0, 0], [1, 1, 1], [0, 0, 0]]),
+        ("conflicting_tasks", [[0, 0, 0], [1, 1, 0], [0, 0, 0]]),
+        ("and_deeper", [[0, 0, 0], [1, 1, 1], [1, 1, 1]]),
+        ("consensus", [[0, 0, 0], [1, 0, 0], [0, 0, 0]]),
+        ("none", [[0, 0, 0], [0, 0, 0], [0, 0, 0]]),
+    ],
+)
+def test_rules_by_example(rule: Rule, expected: list[list[int]]) -> None:
+    """In layer 2 tasks 1 and 2 conflict, and task 3 sides with task 2."""
+    agree = [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
+    gradients = [agree, [[-1.0, 1.0], [2.0, 1.0], [1.0, 1.0]], agree]
+    gram, same = gram_and_same(gradients, Tree.shared("abc", 3))
+    assert held_rows(gram, same, rule).int().tolist() == expected
+
+
+def test_a_vanishing_gradient_conflicts_with_nothing() -> None:
+    tree = Tree.shared("abc", 1)
+    for others in ([[1.0], [1.0]], [[0.0], [0.0]], [[1.0], [0.0]]):
+        gram, same = gram_and_same([[[0.0], *others]], tree)
+        for rule in RULES:
+            assert not held_rows(gram, same, rule).any()
+    gram, same = gram_and_same([[[0.0], [1.0], [-1.0]]], tree)
+    assert held_rows(gram, same, "conflicting_tasks").tolist() == [[False, True, True]]
+
+
+def test_tasks_on_different_modules_do_not_conflict() -> None:
+    gradients = [[[1.0], [-1.0]]] * 2
+    gram, same = gram_and_same(gradients, Tree.from_labels("ab", ["xx", "xy"]))
+    for rule in set(RULES) - {"none"}:
+        held = held_rows(gram, same, rule)
+        assert held.any(dim=1).tolist() == [True, False]
+
+
+def test_margin() -> None:
+    gradients = [[[1.0, 0.0], [-3.0, 4.0]]]  # cosine -0.6
+    gram, same = gram_and_same(gradients, Tree.shared("ab", 1))
+    for rule in set(RULES) - {"none"}:
+        assert held_rows(gram, same, rule, 0.59).all()
+        assert not held_rows(gram, same, rule, 0.61).any()
+
+
+# What is left in the parameters' gradients
+
+
+def check_backward(problem: Problem, rule: Rule, margin: float) -> Tensor:
+    shared = problem.encoder.shared_layers()
+    layers: list[tuple[int, ...]] = [layer.index for layer in shared]  # type: ignore[misc]
+    losses = problem.losses_in_loops()
+    rows = row_gradients(losses, shared)
+    network = problem.network()
+    plain = dict(
+        zip(
+            (name for name, _ in network.named_parameters()),
+            torch.autograd.grad(sum(losses), list(network.parameters())),  # type: ignore[arg-type]
+        )
+    )
+    vectors = [[flat(gradients) for gradients in layer] for layer in rows]
+    held = held_by_rule(vectors, layers, rule, margin)
+
+    noticing = ConflictNoticing(shared, rule, margin)
+    with noticing.capture():
+        captured = problem.losses()
+    found = noticing.backward(captured)
+    assert found.tolist() == held
+
+    watched = {id(p) for layer in shared for p in layer.parameters()}
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        if id(parameter) not in watched:
+            torch.testing.assert_close(parameter.grad, plain[name])
+    for number, layer in enumerate(shared):
+        grads = {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
+        for module in range(layer.count):  # type: ignore[arg-type]
+            users = [r for r, used in enumerate(layers[number]) if used == module]
+            kept = [rows[number][r] for r in users if not held[number][r]]
+            for name, gradient in module_slice(layer, module, grads).items():
+                total = sum((g[name] for g in kept), torch.zeros_like(gradient))
+                torch.testing.assert_close(gradient, total)
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    trees(max_tasks=5, max_depth=3, min_tasks=2),
+    st.sampled_from(["plain", "norm", "conv"]),
+    st.integers(1, 2),
+    st.sampled_from(RULES),
+    st.sampled_from([0.0, 0.2]),
+    st.integers(0, 99),
+)
+def test_backward_on_trees(
+    tree: Tree, kind: str, copies: int, rule: Rule, margin: float, seed: int
+) -> None:
+    problem = Problem.make(tree, kind, copies, seed)
+    assume(problem.encoder.shared_layers())
+    check_backward(problem, rule, margin)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(2, 5),
+    st.sampled_from(["plain", "norm", "conv"]),
+    st.integers(1, 2),
+    st.sampled_from(RULES),
+    st.sampled_from([0.0, 0.2]),
+    st.integers(0, 99),
+)
+def test_backward_on_the_supernet(
+    tasks: int, kind: str, copies: int, rule: Rule, margin: float, seed: int
+) -> None:
+    check_backward(Problem.make(tasks, kind, copies, seed, depth=2), rule, margin)
+
+
+@pytest.mark.parametrize("kind", ["norm", "conv"])
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "none"])
+def test_backward_drops_some_and_keeps_some(rule: Rule, kind: str) -> None:
+    """So that the tests above are not about gradients that never conflict, or always do."""
+    held = [check_backward(Problem.make(3, kind, seed=s, depth=2), rule, 0.0) for s in range(6)]
+    assert 0 < torch.stack(held).double().mean() < 1
+
+
+@pytest.mark.parametrize("kind", ["norm", "conv"])
+@pytest.mark.parametrize("tree", [MIXED, 3], ids=["tree", "supernet"])
+def test_rule_none_is_plain_backpropagation(tree: Tree | int, kind: str) -> None:
+    problem = Problem.make(tree, kind, 2)
+    noticing = ConflictNoticing(problem.encoder.shared_layers(), "none")
+    with noticing.capture():
+        losses = problem.losses()
+    assert not noticing.backward(losses).any()
+    found = [p.grad for p in problem.network().parameters()]
+    problem.network().zero_grad()
+    problem.losses().sum().backward()
+    torch.testing.assert_close(found, [p.grad for p in problem.network().parameters()])
+
+
+@pytest.mark.parametrize("kind", ["norm", "conv"])
+def test_only_the_inputs_receive_gradients(kind: str) -> None:
+    problem = Problem.make(3, kind)
+    assert isinstance(problem.encoder, Supernet)
+    noticing = ConflictNoticing(problem.encoder.shared_layers())
+    with noticing.capture():
+        losses = problem.losses()
+    weights = problem.encoder.weights()
+    noticing.backward(losses, inputs=weights)
+    assert all(weight.grad is not None for weight in weights)
+    assert problem.encoder.gates.grad is None
+    assert all(p.grad is None for p in problem.head.parameters())
+
+
+def test_capturing_ends_with_the_context_and_frees_the_copies() -> None:
+    problem = Problem.make(MIXED, "norm")
+    shared = problem.encoder.shared_layers()
+    noticing = ConflictNoticing(shared)
+    with noticing.capture():
+        losses = problem.losses()
+    problem.losses()
+    noticing.backward(losses)
+    assert all(isinstance(m, LinearStack) and m.copies == () for m in shared)
+    with pytest.raises(ZeroDivisionError), noticing.capture():
+        raise ZeroDivisionError
+    assert not any(layer.capturing for layer in shared)
+
+
+def test_without_shared_layers_nothing_is_dropped() -> None:
+    encoders: list[Tree | int] = [
+        Tree.independent("abc", 2),
+        Tree.shared(["only"], 2).replicate(2),
+        1,
+    ]
+    for encoder in encoders:
+        problem = Problem.make(encoder, "norm")
+        assert problem.encoder.shared_layers() == []
+        noticing = ConflictNoticing([])
+        with noticing.capture():
+            losses = problem.losses()
+        assert noticing.backward(losses).numel() == 0
+        found = [p.grad for p in problem.network().parameters()]
+        problem.network().zero_grad()
+        problem.losses().sum().backward()
+        torch.testing.assert_close(found, [p.grad for p in problem.network().parameters()])
+        assert noticing.statistics() is None
+
+
+# Over several steps: gradients chosen by hand
+
+
+class Given:
+    """Two layers in a row of watched ones, whose per-task gradients are the given vectors."""
+
+    def __init__(self, rule: Rule = "any_pair", tasks: int = 2, **options: float | int):
+        self.layers = [ModuleStack([0] * tasks, Slope), ModuleStack([0] * tasks, Slope)]
+        self.noticing = ConflictNoticing(self.layers, rule, **options)  # type: ignore[arg-type]
+
+    def step(self, *gradients: list[list[float]]) -> list[list[bool]]:
+        """One backward pass with these gradients, [layer][task]."""
+        x = torch.ones(len(gradients[0]), 1, 1)
+        losses = torch.zeros(len(x))
+        for layer, rows in zip(self.layers, gradients):
+            losses = losses + (layer(x).flatten(1) * torch.tensor(rows)).sum(dim=1)
+        return self.noticing.backward(losses).tolist()
+
+    def statistics(self) -> ConflictStatistics:
+        statistics = self.noticing.statistics()
+        assert statistics is not None
+        return statistics
+
+
+class Slope(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.slope
+
+
+CALM = [[1.0, 0.0], [1.0, 0.0]]
+
+
+def test_smoothing_decides_on_the_running_mean_of_inner_products() -> None:
+    # Inner products 4, -6, -1. With decay 0.5 the running mean is 4, -1, -1; with 0.9 it is
+    # 4, 3, 2.6; without smoothing the step decides alone.
+    steps = [
+        [[2.0, 0.0], [2.0, 0.0]],
+        [[2.0, 1.0], [-3.0, 0.0]],
+        [[1.0, 0.0], [-1.0, 5.0]],
+    ]
+    for smoothing, expected in (
+        (0.0, [False, True, True]),
+        (0.5, [False, True, True]),
+        (0.9, [False, False, False]),
+    ):
+        given_ = Given(smoothing=smoothing, study_every=1)
+        held = [given_.step(step, CALM) for step in steps]
+        assert held == [[[now, now], [False, False]] for now in expected]
+    # The cosine's norms are smoothed too: with decay 0.5, after two steps, the mean of the inner
+    # products is -1, of the squared norms (4 + 5) / 2 and (4 + 9) / 2.
+    cosine_now = -1 / (4.5 * 6.5) ** 0.5
+    for margin, expected_now in ((0.18, True), (0.19, False)):
+        given_ = Given(smoothing=0.5, margin=margin)
+        given_.step(steps[0], CALM)
+        assert -0.19 < cosine_now < -0.18
+        assert given_.step(steps[1], CALM)[0][0] is expected_now
+
+
+def test_smoothing_recovers_from_a_conflict_that_is_over() -> None:
+    given_ = Given(smoothing=0.5)
+    assert given_.step([[1.0, 0.0], [-8.0, 0.0]], CALM)[0] == [True, True]
+    held = [given_.step([[1.0, 0.0], [1.0, 0.0]], CALM)[0][0] for _ in range(4)]
+    assert held == [True, True, True, False]  # -3.5, -1.25, -0.125, 0.4375
+
+
+def test_statistics_are_shares_of_steps() -> None:
+    tasks = [[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [2.0, 1.0], [-1.0, 1.0]]]
+    given_ = Given("conflicting_tasks", tasks=3, study_every=1)
+    assert given_.noticing.statistics() is None
+    given_.step(tasks[0], tasks[0])
+    given_.step(tasks[0], tasks[1])  # tasks 1-3: cosine -1/sqrt 2; 2-3: -1/sqrt 10; 1-2: 2/sqrt 5
+    given_.step(tasks[0], tasks[0])
+    given_.step(tasks[0], [[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])  # 1-2: -1; task 3 vanishes
+    found = given_.statistics()
+    assert found.steps == 4
+    assert found.held["none"].tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert found.held["any_pair"].tolist() == [[0, 0, 0], [0.5, 0.5, 0.5]]
+    assert found.held["and_deeper"].tolist() == [[0, 0, 0], [0.5, 0.5, 0.5]]
+    assert found.held["conflicting_tasks"].tolist() == [[0, 0, 0], [0.5, 0.5, 0.25]]
+    # Step 2: the others' mean is (0.5, 1), (0, 0.5), (1.5, 0.5): only task 3 opposes it.
+    assert found.held["consensus"].tolist() == [[0, 0, 0], [0.25, 0.25, 0.25]]
+    for rule in set(RULES) - {"none"}:
+        assert found.module_held[rule].tolist() == [[0, 0, 0], [0.5, 0.5, 0.5]]
+    assert found.negative.tolist()[1] == [[0, 0.25, 0.25], [0.25, 0, 0.25], [0.25, 0.25, 0]]
+    assert not found.negative[0].any()
+    torch.testing.assert_close(found.cosine[0], torch.ones(3, 3))
+    cosines = [[4, 1 + 0.8**0.5, 2 - 0.5**0.5], [0, 4, 2 - 0.1**0.5], [0, 0, 3]]
+    upper = torch.tensor(cosines) / 4
+    torch.testing.assert_close(found.cosine[1].triu(), upper)
+    torch.testing.assert_close(found.cosine[1], found.cosine[1].T)
+
+
+def test_statistics_of_a_module_say_whether_any_of_its_tasks_was_held() -> None:
+    # Consensus drops task 3 alone, from the module that tasks 1 and 2 run as well.
+    given_ = Given("consensus", tasks=3, study_every=1)
+    given_.step([[1.0, 0.0], [2.0, 1.0], [-1.0, 1.0]], [[1.0, 0.0]] * 3)
+    found = given_.statistics()
+    assert found.held["consensus"].tolist() == [[0, 0, 1], [0, 0, 0]]
+    assert found.module_held["consensus"].tolist() == [[1, 1, 1], [0, 0, 0]]
+
+
+def test_statistics_study_every_few_steps_and_start_anew() -> None:
+    given_ = Given(study_every=3)
+    conflict = [[1.0, 0.0], [-1.0, 0.0]]
+    for gradients in (CALM, conflict, conflict, conflict, conflict):  # steps 1 and 4 are studied
+        given_.step(CALM, gradients)
+    found = given_.statistics()
+    assert found.held["any_pair"].tolist() == [[0, 0], [0.5, 0.5]]
+    given_.noticing.reset_statistics()
+    assert given_.noticing.statistics() is None
+    for _ in range(2):
+        given_.step(CALM, conflict)  # step 7 is studied
+    found = given_.statistics()
+    assert found.held["any_pair"].tolist() == [[0, 0], [1, 1]]
+    assert found.negative[1].tolist() == [[0, 1], [1, 0]]
+
+
+@settings(max_examples=20, deadline=None)
+@given(trees(max_tasks=4, max_depth=3, min_tasks=2), st.integers(0, 99), st.data())
+def test_statistics_on_trees(tree: Tree, seed: int, data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(["norm", "conv"]))
+    copies = data.draw(st.integers(1, 2))
+    problem = Problem.make(tree, kind, copies, seed)
+    shared = problem.encoder.shared_layers()
+    assume(shared)
+    layers: list[tuple[int, ...]] = [layer.index for layer in shared]  # type: ignore[misc]
+    noticing = ConflictNoticing(shared, study_every=1)
+    steps = []
+    for _ in range(2):
+        rows = row_gradients(problem.losses_in_loops(), shared)
+        steps.append([[flat(gradients) for gradients in layer] for layer in rows])
+        with noticing.capture():
+            losses = problem.losses()
+        noticing.backward(losses)
+        randomize(problem.network())
+    found = noticing.statistics()
+    assert found is not None
+    for number, layer in enumerate(layers):
+        for i, module in enumerate(layer):
+            users = [j for j in range(len(layer)) if layer[j] == module]
+            for j in users:
+                pair = [cosine(vectors[number][i], vectors[number][j]) for vectors in steps]
+                assert found.cosine[number, i, j] == pytest.approx(sum(pair) / 2)
+                assert found.negative[number, i, j] == sum(c < 0 for c in pair) / 2
+            for rule in RULES:
+                held = [held_by_rule(vectors, layers, rule)[number] for vectors in steps]
+                assert found.held[rule][number, i] == sum(step[i] for step in held) / 2
+                share = sum(any(step[j] for j in users) for step in held) / 2
+                assert found.module_held[rule][number, i] == share
+
+
+# Errors
+
+
+def test_unknown_rules_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown conflict rule 'some_pair'; there are any_pair"):
+        ConflictNoticing([], "some_pair")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown conflict rule"):
+        held_rows(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2).bool(), "pair")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options", [{"margin": -0.1}, {"margin": 1.0}, {"smoothing": 1.0}, {"smoothing": -0.1}]
+)
+def test_margin_and_smoothing_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="lie in"):
+        ConflictNoticing([], **options)  # type: ignore[arg-type]
+
+
+def test_losses_must_be_captured_once() -> None:
+    network = TreeNetwork(Tree.shared("ab", 2), linear_chain(3, [4, 4]))
+    noticing = ConflictNoticing(network.shared_layers())
+    x = torch.randn(2, 5, 3)
+    with pytest.raises(RuntimeError, match="outside of capture"):
+        noticing.backward(network(x).sum(dim=(1, 2)))
+    with noticing.capture(), pytest.raises(RuntimeError, match="a second forward pass"):
+        network(x)
+        network(x)
+    with noticing.capture():  # what was left over does no harm
+        losses = network(x).sum(dim=(1, 2))
+    noticing.backward(losses)

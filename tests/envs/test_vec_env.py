@@ -1,0 +1,234 @@
+"""`TaskVecEnv` and lists of gymnasium envs, on toy envs whose every number is known."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+from stable_baselines3.common.monitor import Monitor
+
+from conal_rl.envs import TaskVecEnv, make
+from conal_rl.envs.vec_env import Task
+from conal_rl.errors import ObservationError, SuiteError
+
+
+class Toy(gym.Env[Any, Any]):
+    """Observes noise and the step count; the reward is the action."""
+
+    def __init__(
+        self,
+        obs_dim: int = 2,
+        bound: float = 1.0,
+        end: int = 5,
+        bad_obs_at: int | None = None,
+        bad_reward_at: int | None = None,
+        bad: float = np.nan,
+    ) -> None:
+        self.observation_space = Box(-np.inf, np.inf, (obs_dim,), np.float64)
+        self.action_space = Box(-bound, bound, (1,), np.float64)
+        self.end, self.bad_obs_at, self.bad_reward_at = end, bad_obs_at, bad_reward_at
+        self.bad = bad
+
+    def _obs(self) -> Any:
+        obs: Any = self.np_random.uniform(size=self.observation_space.shape)
+        obs[0] = self.bad if self.t == self.bad_obs_at else self.t
+        return obs
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self._obs(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        reward = self.bad if self.t == self.bad_reward_at else float(action[0])
+        return self._obs(), reward, self.t == self.end, False, {}
+
+
+class Image(Toy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = Box(0, 1, (4, 4))
+
+
+class Pushes(Toy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = Discrete(3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered() -> Iterator[None]:
+    registry = dict(gym.registry)
+    toy: Any = Toy  # EnvCreator's **kwargs fit no class with named arguments
+    image: Any = Image
+    pushes: Any = Pushes
+    gym.register("Short-v0", entry_point=toy, max_episode_steps=3)
+    gym.register("Wide-v0", entry_point=toy, kwargs={"obs_dim": 6}, reward_threshold=2.0)
+    gym.register("Strong-v0", entry_point=toy, kwargs={"bound": 2.0})
+    gym.register("Image-v0", entry_point=image)
+    gym.register("Pushes-v0", entry_point=pushes)
+    yield
+    gym.registry.clear()
+    gym.registry.update(registry)
+
+
+def test_layout_padding_and_one_hot() -> None:
+    envs: Any = make(["Short-v0", "Wide-v0"], envs_per_task=2, seed=0)
+    assert envs.suite == envs.tasks == ("Short-v0", "Wide-v0")
+    assert (envs.num_tasks, envs.envs_per_task, envs.num_envs) == (2, 2, 4)
+    assert envs.observation_space.shape == (8,)
+    np.testing.assert_array_equal(envs.observation_space.high[-3:], [np.inf, 1, 1])
+    np.testing.assert_array_equal(envs.observation_space.low[-3:], [-np.inf, 0, 0])
+    assert envs.action_space == Box(-1, 1, (1,), np.float32)
+    assert all(envs.env_is_wrapped(Monitor))
+    for obs in (envs.reset(), envs.step(np.zeros((4, 1), np.float32))[0]):
+        assert (obs.shape, obs.dtype) == ((4, 8), np.float32)
+        np.testing.assert_array_equal(obs[:, 6:], [[1, 0], [1, 0], [0, 1], [0, 1]])
+        np.testing.assert_array_equal(obs[:2, 2:6], 0)  # padding of the short task
+        assert (obs[2:, 1:6] > 0).all()
+        assert all(envs.observation_space.contains(row) for row in obs)
+
+
+def test_truncation_termination_success_and_terminal_observation() -> None:
+    envs: Any = make(["Short-v0", "Wide-v0"], seed=0)
+    envs.reset()
+    ends: dict[tuple[int, int], dict[str, Any]] = {}
+    for step in range(1, 6):
+        obs, rewards, dones, infos = envs.step(np.full((2, 1), 0.5, np.float32))
+        np.testing.assert_array_equal(rewards, 0.5)
+        for i in np.flatnonzero(dones):
+            ends[step, int(i)] = infos[i]
+            assert (obs[i, 0], infos[i]["terminal_observation"][0]) == (0, step)
+            assert obs[i, 6 + i] == infos[i]["terminal_observation"][6 + i] == 1
+    truncated, terminated = ends[3, 0], ends[5, 1]
+    assert len(ends) == 2
+    assert truncated["TimeLimit.truncated"] is True
+    assert terminated["TimeLimit.truncated"] is False
+    assert "is_success" not in truncated  # no threshold, no notion of success
+    assert terminated["is_success"] is True  # 5 x 0.5 >= 2
+    assert (terminated["episode"]["r"], terminated["episode"]["l"]) == (2.5, 5)
+
+
+def rollout(envs: Any, steps: int = 8) -> Any:
+    actions = np.random.default_rng(0).uniform(-1, 1, (steps, envs.num_envs, 1))
+    return np.stack([envs.reset(), *(envs.step(a.astype(np.float32))[0] for a in actions)])
+
+
+def test_same_seed_same_rollout_and_every_env_its_own_stream() -> None:
+    suite = ["Wide-v0", "Wide-v0"]
+    first = rollout(make(suite, envs_per_task=2, seed=7))
+    np.testing.assert_array_equal(first, rollout(make(suite, envs_per_task=2, seed=7)))
+    assert not np.array_equal(first, rollout(make(suite, envs_per_task=2, seed=8)))
+    noise = first[0, :, 1:6]
+    assert len(np.unique(noise, axis=0)) == 4
+    # Adding envs leaves the streams of those already there alone.
+    np.testing.assert_array_equal(rollout(make(suite, seed=7))[0, :, 1:6], noise[[0, 2]])
+
+
+def test_seed_of_sb3_counts_from_the_next_reset() -> None:
+    envs: Any = make(["Wide-v0"], seed=1)
+    other = make(["Wide-v0"], seed=2)
+    rollout(envs)
+    envs.seed(2)
+    np.testing.assert_array_equal(rollout(envs), rollout(other))
+    assert envs.action_space.sample() == make(["Wide-v0"], seed=2).action_space.sample()
+
+
+def test_repeated_env_ids_are_tasks_of_their_own() -> None:
+    assert make(["Short-v0", "Short-v0"]).tasks == ("Short-v0", "Short-v0#2")
+
+
+def test_env_of_a_users_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_tasks.py").write_text(
+        "import gymnasium as gym\n"
+        "gym.register('Mine-v0', entry_point='gymnasium.envs.classic_control:PendulumEnv')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    envs: Any = make(["my_tasks:Mine-v0", "Pendulum-v1"])
+    assert envs.reset().shape == (2, 5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize(
+    ("what", "where"), [("observation", "bad_obs_at"), ("reward", "bad_reward_at")]
+)
+def test_non_finite_numbers_are_named(what: str, where: str, bad: float) -> None:
+    if what == "reward" and bad == 1e300:
+        bad = np.inf
+    built = 0
+
+    def sometimes_bad() -> Toy:
+        nonlocal built
+        built += 1
+        # The first env of every task is built first: the third one is env 1 of the first task.
+        return Toy(**{where: 4}, bad=bad) if built == 3 else Toy()
+
+    envs: Any = TaskVecEnv("toys", [Task("a", sometimes_bad), Task("b", sometimes_bad)], 2)
+    envs.reset()
+    actions = np.zeros((4, 1), np.float32)
+    for _ in range(3):
+        envs.step(actions)
+    message = f"task 'a', env 1 of the task: the {what} is NaN or inf at step 4 of the episode"
+    with pytest.raises(ObservationError, match=message):
+        envs.step(actions)
+
+
+def test_nan_at_reset_is_step_0() -> None:
+    envs: Any = TaskVecEnv("toys", [Task("a", lambda: Toy(bad_obs_at=0))])
+    with pytest.raises(
+        ObservationError, match=r"'a', env 0 of the task.* at step 0 of the episode"
+    ):
+        envs.reset()
+
+
+@pytest.mark.parametrize(
+    ("suite", "message"),
+    [
+        (["Pushes-v0"], r"'Pushes-v0' has the action space Discrete\(3\); tasks need a Box"),
+        (["Short-v0", "Image-v0"], "'Image-v0' has the observation space .* need a 1-D Box"),
+        (["Short-v0", "Strong-v0"], "'Short-v0' and 'Strong-v0' have the action spaces .* same"),
+        (["Pendulmu-v1"], "unknown task 'Pendulmu-v1'; did you mean 'Pendulum-v1'"),
+        (["Pendulum-v99"], "unknown task 'Pendulum-v99'; did you mean 'Pendulum-v1'"),
+        (["raech-v3"], "unknown task 'raech-v3'; did you mean 'reach-v3'"),
+        (["qqqqqq"], "unknown task 'qqqqqq'; give gymnasium env IDs or Meta-World tasks"),
+        (["no_such_module:Env-v0"], "cannot make 'no_such_module:Env-v0': No module named"),
+        (["bad name!"], "gymnasium cannot make 'bad name!': Malformed"),
+        (["Short-v0", "reach-v3"], "'Short-v0' is no Meta-World v3 task, and a list cannot mix"),
+        (["reach-v3", "psuh-v3"], "'psuh-v3' is no Meta-World .*; did you mean 'push-v3'"),
+        (["reach-v3", "push-v3", "reach-v3"], "'reach-v3' is in the list twice"),
+        ([], "the list of tasks is empty"),
+        ("", "the list of tasks is empty"),
+        ("mt12", "unknown suite 'mt12'; there are mt10, .*; did you mean 'mt25' or"),
+        ("Pendulum-v1", "unknown suite 'Pendulum-v1'; there are mt10, .* or a list of tasks"),
+        ("mt1:reach", "'reach' is no Meta-World v3 task; did you mean 'reach-v3'"),
+        ("mt1:", "'' is no Meta-World v3 task"),
+    ],
+)
+def test_wrong_suites_get_one_clear_line(suite: Any, message: str) -> None:
+    with pytest.raises(SuiteError, match=message) as error:
+        make(suite)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"envs_per_task": 0}, "envs_per_task is 0; it must be at least 1"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be"),
+        ({"engine": "warp"}, "unknown engine 'warp'; there are: official"),
+    ],
+)
+def test_wrong_arguments_get_one_clear_line(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(SuiteError, match=message):
+        make("mt10", **arguments)
+
+
+def test_package_that_is_not_installed_is_named() -> None:
+    gym.register("Broken-v0", entry_point="no_such_package:Env")
+    with pytest.raises(SuiteError, match=r"cannot make 'Broken-v0': .*no_such_package"):
+        make(["Broken-v0"])

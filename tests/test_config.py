@@ -1,0 +1,232 @@
+"""Configs: presets, round trip, one-line errors, the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conal_rl.config import (
+    AgentConfig,
+    Config,
+    EnvConfig,
+    EvaluationConfig,
+    SearchConfig,
+    load_config,
+    parse_command_line,
+    presets,
+)
+from conal_rl.errors import ConfigError
+
+MINIMAL = "total_steps: 1000\nenv:\n  suite: mt10\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def error_of(folder: Path, text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(folder, text))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{folder / 'mine.yaml'}: ")
+    return message.removeprefix(f"{folder / 'mine.yaml'}: ")
+
+
+def command_line_error(*argv: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_command_line(argv, "")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_preset_loads_under_its_own_name() -> None:
+    assert {"mt10", "mt10_paper", "mt1", "mt25", "mt50", "cartpole"} <= set(presets())
+    for name in presets():
+        assert load_config(name).name == name
+
+
+def test_a_file_needs_only_what_differs(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, MINIMAL))
+    assert config == Config(
+        "mine", 1000, EnvConfig("mt10"), search=SearchConfig(steps=200)
+    )  # the search is a fifth
+
+
+positive = st.floats(1e-6, 1e6)
+share = st.floats(0.01, 0.99)
+name = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", fullmatch=True)
+configs = st.builds(
+    Config,
+    name=name,
+    total_steps=st.integers(1_000, 10**9),
+    env=st.builds(
+        EnvConfig,
+        suite=st.text(min_size=1) | st.lists(st.text(min_size=1), min_size=1).map(tuple),
+        envs_per_task=st.integers(1, 99),
+    ),
+    agent=st.builds(
+        AgentConfig,
+        tree=st.sampled_from(["search", "shared", "independent"])
+        | st.text().map(lambda text: text + ".json"),
+        widths=st.lists(st.integers(1, 999), min_size=1).map(tuple),
+        layer_norm=st.booleans(),
+        learning_rate=positive,
+        tau=share,
+        target_entropy=st.none() | st.floats(-1e300, 1e300),
+        critic_range=st.tuples(st.floats(-1e9, -1e-9), st.floats(0, 1e300)),
+        max_grad_norm=st.none() | positive,
+    ),
+    search=st.builds(SearchConfig, steps=st.integers(1, 999), gumbel=st.booleans()),
+    evaluation=st.builds(EvaluationConfig, episodes=st.integers(1, 99)),
+    seed=st.integers(0, 2**32 - 1),
+    device=st.sampled_from(["auto", "cpu", "cuda:1"]),
+    checkpoint_minutes=positive,
+)
+
+
+@given(config=configs)
+def test_yaml_round_trip_is_exact(config: Config, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    config.save(path)
+    assert load_config(path) == config
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("agent: {batchsize: 3}", "agent.batchsize: no such field; did you mean agent.batch_size?"),
+        ("batch_size: 3", "batch_size: no such field; did you mean agent.batch_size?"),
+        ("agent: {batch_size: 0}", "agent.batch_size: got 0, expected more than 0"),
+        ("agent: {batch_size: 2.5}", "agent.batch_size: got 2.5, expected an integer"),
+        ("agent: {batch_size: true}", "agent.batch_size: got True, expected an integer"),
+        ("agent: {batch_size: '64'}", "agent.batch_size: got '64', expected an integer"),
+        ("agent: {learning_rate: fast}", "agent.learning_rate: got 'fast', expected a number"),
+        ("agent: {learning_rate: .nan}", "agent.learning_rate: got nan, expected a number"),
+        ("agent: {layer_norm: 1}", "agent.layer_norm: got 1, expected true or false"),
+        ("agent: {tree: no}", "agent.tree: got False, expected text"),
+        ("agent: {widths: 256}", "agent.widths: got 256, expected a list of integers"),
+        ("agent: {widths: []}", "agent.widths: got [], expected one or more integers above 0"),
+        ("agent: {critic: huber}", "agent.critic: got 'huber', expected one of hl_gauss, mse"),
+        ("agent: {critic_range: [2, 1]}", "agent.critic_range: got [2.0, 1.0], expected the lower"),
+        ("agent: {critic_range: [1]}", "agent.critic_range: got [1], expected 2 numbers"),
+        ("agent: {gamma: 1}", "agent.gamma: got 1.0, expected 0 or more and below 1"),
+        ("search: {validation_share: 1}", "search.validation_share: got 1.0, expected between 0"),
+        ("search: {steps: 1000}", "search.steps: got 1000, expected at most 999"),
+        ("agent:", "agent: expected a section of fields, got nothing"),
+        ("seed: -1", "seed: got -1, expected 0 or more"),
+        ("name: ../up", "name: got '../up', expected letters"),
+        ("device: cdua", "device: got 'cdua', expected auto"),
+        ("seed: 1\nseed: 2", "not valid YAML: seed is given twice"),
+        ("name: !!python/object/apply:os.getcwd []", "not valid YAML: could not determine"),
+        ("agent: [", "not valid YAML: "),
+    ],
+)
+def test_an_error_says_field_value_and_what_is_allowed(
+    tmp_path: Path, extra: str, message: str
+) -> None:
+    assert error_of(tmp_path, MINIMAL + extra).startswith(message)
+
+
+def test_what_has_no_default_is_asked_for(tmp_path: Path) -> None:
+    assert error_of(tmp_path, "env: {suite: mt10}").startswith("total_steps: missing")
+    assert error_of(tmp_path, "total_steps: 3").startswith("env.suite: missing")
+    assert error_of(tmp_path, "").startswith("expected fields and their values, got nothing")
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none.yaml"):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            load_config(path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(tmp_path / "binary.yaml")
+    with pytest.raises(ConfigError, match="did you mean cartpole"):
+        load_config("cartpol")
+
+
+def test_numbers_as_people_write_them(tmp_path: Path) -> None:
+    text = "total_steps: 2_000_000\nenv: {suite: mt10}\nagent: {learning_rate: 3e-4, tau: 1}"
+    config = load_config(write(tmp_path, text))
+    assert (config.total_steps, config.agent.learning_rate, config.agent.tau) == (2e6, 3e-4, 1)
+    assert isinstance(config.agent.tau, float)
+
+
+def test_overrides() -> None:
+    words = (
+        "--agent.batch-size 64 --agent.learning_rate=1e-4 --search.only --seed 3 --env.suite a b"
+    )
+    words += " --agent.widths 64 32 --agent.no-layer-norm --agent.critic-range -2 5 --search.gumbel"
+    config = load_config("mt10", [*words.split(), "false", "--agent.target-entropy", "None"])
+    agent = config.agent
+    assert (agent.batch_size, agent.learning_rate, agent.layer_norm) == (64, 1e-4, False)
+    assert (agent.widths, agent.critic_range) == ((64, 32), (-2.0, 5.0))
+    assert agent.target_entropy is None
+    assert (config.search.only, config.search.gumbel) == (True, False)
+    assert (config.seed, config.env.suite) == (3, ("a", "b"))
+    assert load_config("mt10", ["--agent.target-entropy", "-3"]).agent.target_entropy == -3
+
+
+def test_the_search_keeps_its_share_of_other_total_steps() -> None:
+    assert load_config("mt10").search.steps == 400_000
+    assert load_config("mt10", ["--total-steps", "20000"]).search.steps == 4_000
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load_config("mt10").agent.gamma = 0.5  # type: ignore[misc]
+
+
+def test_search_only_needs_a_search() -> None:
+    with pytest.raises(ConfigError, match=r"search\.only"):
+        load_config("mt10", ["--search.only", "--agent.tree", "shared"])
+
+
+def test_command_line(tmp_path: Path) -> None:
+    config, out, resume = parse_command_line(["--seed", "7", "mt10", "--out", "here"], "")
+    assert (config, out, resume) == (load_config("mt10", ["--seed", "7"]), Path("here"), None)
+    config.save(tmp_path / "config.yaml")
+    again = parse_command_line(["--resume", str(tmp_path), "--log-interval", "5"], "")
+    assert again.config == dataclasses.replace(config, log_interval=5)
+    assert again.resume == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "command line: name one, expected one of cartpole"),
+        (["mt10", "mt50"], "command line: got mt10 mt50, expected one of"),
+        (["mt10", "--agent.batchsize", "3"], "did you mean --agent.batch-size?"),
+        (["mt10", "--agent.batch_size", "x"], "command line: agent.batch_size: got 'x'"),
+        (["mt10", "--agent.batch_size"], "--agent.batch_size: no value given"),
+        (["mt10", "--agent.batch_size", "3", "4"], "command line: got mt10 4, expected"),
+        (["mt10", "-x"], "-x: no such option"),
+        (["--resume", "a", "mt10"], "leave out mt10"),
+        (["--resume", "a", "--out", "b"], "leave out --out"),
+        (["--resume", "nowhere"], "nowhere/config.yaml: cannot be read"),
+    ],
+)
+def test_command_line_errors(argv: list[str], message: str) -> None:
+    assert message in command_line_error(*argv)
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["mt10_paper", "-h"]])
+def test_help_shows_every_field_with_its_default(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_command_line(argv, "Train.")
+    assert not caught.value.code
+    shown = capsys.readouterr().out
+    for section in (EnvConfig, AgentConfig, SearchConfig, EvaluationConfig):
+        prefix = section.__name__.removesuffix("Config").lower()
+        for field in dataclasses.fields(section):
+            assert f"--{prefix}.{field.name.replace('_', '-')}" in shown
+    width = "400 400 400" if "mt10_paper" in argv else "256 256 256"
+    assert f"(default: {width})" in shown

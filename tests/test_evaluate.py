@@ -1,0 +1,368 @@
+"""Evaluation: Meta-World's protocol to the letter, honest intervals, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from metaworld.evaluation import evaluation as official_evaluation
+from numpy.typing import NDArray
+
+from conal_rl import evaluate, evaluation
+from conal_rl.config import load_config
+from conal_rl.envs.metaworld import official_vector_env, suite_tasks
+from conal_rl.errors import (
+    CheckpointError,
+    ConalError,
+    ConfigError,
+    ObservationError,
+    SuiteError,
+)
+from conal_rl.evaluation import (
+    Evaluation,
+    evaluate_policy,
+    mean_interval,
+    record_videos,
+    wilson,
+)
+from tests.scripted import ScriptedPolicy
+
+PAIR = ("window-open-v3", "pick-place-v3")
+
+
+class Still:
+    """Acts with zeros."""
+
+    def __init__(self, action_dim: int = 4):
+        self.action_dim = action_dim
+
+    def predict(
+        self, observation: NDArray[np.float32], *, deterministic: bool = False
+    ) -> tuple[NDArray[np.float32], Any]:
+        assert observation.dtype == np.float32
+        assert deterministic
+        return np.zeros((len(observation), self.action_dim), dtype=np.float32), None
+
+
+class Balance:
+    """Pushes a cart towards the side to which its pole falls."""
+
+    def predict(
+        self, observation: NDArray[np.float32], *, deterministic: bool = False
+    ) -> tuple[NDArray[np.float32], Any]:
+        x, x_dot, angle, angle_dot = observation[:, :4].T
+        return np.sign(angle + 0.5 * angle_dot + 0.05 * x + 0.1 * x_dot)[:, None], None
+
+
+# Intervals
+
+
+def test_wilson_against_the_formula_worked_by_hand_and_scipy() -> None:
+    # 0 of 50: the upper limit is z^2 / (n + z^2) = 3.8415 / 53.8415.
+    assert wilson(0.0, 50) == pytest.approx((0.0, 0.071348), abs=1e-6)
+    assert wilson(1.0, 50) == pytest.approx((0.928652, 1.0), abs=1e-6)
+    stats = pytest.importorskip("scipy.stats")
+    for successes, n in [(0, 1), (1, 1), (3, 10), (47, 50), (50, 50)]:
+        reference = stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
+        assert wilson(successes / n, n) == pytest.approx((reference.low, reference.high))
+
+
+def test_mean_interval_of_one_task_is_wilsons() -> None:
+    for rate in (0.0, 0.3, 1.0):
+        assert mean_interval([rate], 10) == pytest.approx(wilson(rate, 10))
+
+
+@pytest.mark.parametrize("rates", [[0.0] * 10, [1.0] * 10, [1.0] * 5 + [0.0] * 5, [0.98] * 10])
+def test_mean_interval_holds_the_mean_with_room_at_the_extremes(rates: list[float]) -> None:
+    low, high = mean_interval(rates, 50)
+    assert 0 <= low <= np.mean(rates) <= high <= 1
+    assert 0.005 < high - low < 0.05
+
+
+@pytest.mark.parametrize("p", [[0.99] * 10, [0.9] * 10, [0.5] * 10, [0.95] * 5 + [0.05] * 5])
+def test_mean_interval_covers_the_true_mean_as_often_as_it_says(p: list[float]) -> None:
+    counts = np.random.default_rng(0).binomial(50, p, size=(1000, 10))
+    intervals = np.array([mean_interval(row / 50, 50) for row in counts])
+    covered = (intervals[:, 0] <= np.mean(p)) & (np.mean(p) <= intervals[:, 1])
+    assert covered.mean() > 0.92
+
+
+# Meta-World
+
+
+def agent(policy: Any) -> Any:
+    """`policy` as metaworld's own evaluation takes it, independent of ours."""
+
+    class Agent:
+        def eval_action(self, observations: NDArray[np.float64]) -> NDArray[np.float32]:
+            actions: NDArray[np.float32] = policy.predict(np.float32(observations))[0]
+            return actions
+
+        def reset(self, env_mask: NDArray[np.bool_]) -> None:
+            pass
+
+    return Agent()
+
+
+@pytest.mark.slow
+def test_equals_metaworlds_own_evaluation() -> None:
+    """Task by task, for an expert so noisy that it fails at times."""
+    ours = evaluate_policy(ScriptedPolicy(PAIR, noise=0.8), PAIR, episodes=3, seed=0)
+    envs: Any = official_vector_env(PAIR, 0)
+    mean, mean_return, success, returns = official_evaluation(
+        agent(ScriptedPolicy(PAIR, noise=0.8)), envs, num_episodes=3
+    )
+    envs.close()
+    assert ours.success == success
+    assert ours.mean_success == pytest.approx(mean, abs=1e-12)
+    assert ours.returns == {task: float(np.mean(returns[task])) for task in PAIR}
+    assert np.mean(list(ours.returns.values())) == pytest.approx(mean_return)
+    assert 0 < success["pick-place-v3"] < 1, "the test should see failures and successes"
+    assert ours.episodes.keys() == set(PAIR)
+    for task, episodes in ours.episodes.items():
+        assert len(episodes) == 3
+        assert sum(episodes) / 3 == success[task]
+
+
+@pytest.mark.slow
+def test_scripted_experts_solve_mt10() -> None:
+    tasks = suite_tasks("mt10")
+    result = evaluate_policy(ScriptedPolicy(tasks), "mt10", episodes=5, seed=42)
+    assert list(result.success) == list(tasks)
+    assert min(rate for rate in result.success.values() if rate is not None) >= 0.8
+    assert result.mean_success is not None
+    assert result.mean_success >= 0.95
+
+
+def with_short_episodes(
+    seen: dict[str, list[tuple[float, ...]]],
+) -> Callable[[Any, int], gym.vector.SyncVectorEnv]:
+    """`official_vector_env` with episodes of one step, which notes the goal of each reset."""
+
+    class NoteGoal(gym.Wrapper[Any, Any, Any, Any]):
+        def reset(self, **kwargs: Any) -> Any:
+            out = super().reset(**kwargs)
+            env: Any = self.unwrapped
+            seen.setdefault(env.task_name, []).append(tuple(env._last_rand_vec))
+            return out
+
+    def build(suite: Any, seed: int) -> gym.vector.SyncVectorEnv:
+        envs: Any = official_vector_env(suite, seed)
+        for env in envs.envs:
+            env.set_wrapper_attr("_max_episode_steps", 1, force=False)
+        envs.envs = [NoteGoal(env) for env in envs.envs]
+        return envs
+
+    return build
+
+
+@pytest.mark.slow
+def test_visits_each_of_the_50_goals_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[tuple[float, ...]]] = {}
+    monkeypatch.setattr(evaluation, "official_vector_env", with_short_episodes(seen))
+    counts: list[tuple[int, int]] = []
+    evaluate_policy(Still(), PAIR, 50, 0, progress=lambda *count: counts.append(count))
+    assert len(seen) == 2
+    for goals in seen.values():
+        assert len(goals) == 50
+        assert len(set(goals)) == 50
+    assert counts == [(i, 100) for i in range(1, 101)]
+
+
+def test_refuses_a_policy_made_for_other_observations() -> None:
+    policy: Any = Still()
+    policy.observation_space = gym.spaces.Box(-1, 1, (49,))
+    with pytest.raises(ObservationError, match=r"\(49,\).*\(40,\)"):
+        evaluate_policy(policy, PAIR[:1], 1, 0)
+
+
+# Other suites
+
+
+def test_cartpole_success_is_what_the_env_says() -> None:
+    result = evaluate_policy(Balance(), "cartpole", episodes=2, seed=5)
+    assert result.success["standard"] == 1.0
+    assert result.success["reversed"] == 0.0
+    assert result.returns["standard"] == 500
+    assert result.returns["reversed"] < 20
+
+
+def test_every_task_gets_as_many_episodes_from_a_fixed_number_of_each_env() -> None:
+    first, again, other = (
+        evaluate_policy(Still(1), "cartpole", episodes=11, seed=seed) for seed in (5, 5, 6)
+    )
+    assert len(first.success) == 7
+    assert all(len(episodes) == 11 for episodes in first.episodes.values())
+    assert first == again
+    assert first.returns != other.returns
+
+
+def test_tasks_without_success_are_left_out_of_the_mean() -> None:
+    suite = ("Pendulum-v1", "Pendulum-v1")
+    result = evaluate_policy(Still(1), suite, episodes=1, seed=0)
+    assert set(result.success.values()) == {None}
+    assert result.episodes == {}
+    data = json.loads(json.dumps(result.to_json()))
+    assert data["mean_success"] is None
+    assert data["ci95"] is None
+    assert all(value < 0 for value in data["returns"].values())
+    assert result.table().row_count == 3
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (ConfigError, {"episodes": 0}),
+        (ConfigError, {"seed": -1}),
+        (ConfigError, {"engine": "quick"}),
+        (SuiteError, {"suite": "mt11"}),
+        (SuiteError, {"suite": ("reach-v3", "CartPole-v1")}),
+    ],
+)
+def test_bad_arguments(kind: type[Exception], arguments: dict[str, Any]) -> None:
+    with pytest.raises(kind) as caught:
+        evaluate_policy(Still(), **{"suite": "cartpole", **arguments})
+    assert "\n" not in str(caught.value)
+
+
+# Videos
+
+
+@pytest.mark.slow
+def test_video_of_a_whole_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("imageio")
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    suite = "mt1:drawer-close-v3"
+    try:
+        paths = record_videos(ScriptedPolicy(suite_tasks(suite)), suite, 0, tmp_path / "videos")
+    except ConalError as error:
+        pytest.skip(str(error))
+    assert [path.stem for path in paths] == ["drawer-close-v3"]
+    import imageio.v3 as imageio
+
+    frames = imageio.imread(paths[0])
+    assert 3 < len(frames) < 126
+    assert frames[0].shape[:2] == (evaluation.VIDEO_SIZE, evaluation.VIDEO_SIZE)
+    # The right way up: the sky, one grey, is above the table, not below it.
+    assert frames[0][:20].std() < frames[0][-20:].std()
+    assert (frames[0] != frames[-1]).any()
+
+
+def test_video_without_opengl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    with pytest.raises(ConalError, match="MUJOCO_GL=egl"):
+        record_videos(Still(), "mt1:reach-v3", 0, tmp_path)
+    with pytest.raises(SuiteError, match="Meta-World"):
+        record_videos(Still(), "cartpole", 0, tmp_path)
+
+
+# The command
+
+
+CONFIG = "name: tiny\ntotal_steps: 10\nenv: {suite: cartpole}\nagent: {tree: shared}\n"
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run's folder whose agent is `Balance`."""
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    (run / "checkpoints" / "10").mkdir(parents=True)
+    (run / "config.yaml").write_text(CONFIG + "evaluation: {episodes: 3, seed: 7}\n")
+    config = load_config(run / "config.yaml")
+    monkeypatch.setattr(evaluate, "load_policy", lambda path, device: (Balance(), config))
+    return run
+
+
+def test_command_writes_json(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "out.json"
+    assert evaluate.main([str(run_folder), "--json", str(file)]) == 0
+    data = json.loads(file.read_text())
+    assert data.keys() == {
+        "suite",
+        "engine",
+        "seed",
+        "episodes_per_task",
+        "success",
+        "mean_success",
+        "ci95",
+        "returns",
+        "episodes",
+    }
+    assert data["suite"] == "cartpole"
+    assert (data["episodes_per_task"], data["seed"]) == (3, 7), "the config's, unless given"
+    assert data["mean_success"] == pytest.approx(np.mean(list(data["success"].values())))
+    assert data["ci95"][0] <= data["mean_success"] <= data["ci95"][1]
+    assert "standard" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.tmp"))
+    assert evaluate.main([str(run_folder), "--json", str(file), "--episodes", "2"]) == 0
+    assert json.loads(file.read_text())["episodes_per_task"] == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--episodes", "0"],
+        ["--episodes", "many"],
+        ["--engine", "quick"],
+        ["--json", "no/such/folder/out.json"],
+        ["--json", "."],
+        ["--frobnicate"],
+    ],
+)
+def test_command_reports_errors_in_one_line(
+    run_folder: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main([str(run_folder), *options]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert "\n" not in error
+
+
+def test_command_reports_what_is_no_run(tmp_path: Path, run_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        evaluate.find_run(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match=r"no config\.yaml"):
+        evaluate.find_run(tmp_path)
+    checkpoint = run_folder / "checkpoints" / "10"
+    assert evaluate.find_run(checkpoint) == (run_folder, checkpoint)
+    assert evaluate.find_run(run_folder) == (run_folder, run_folder / "model")
+    (run_folder / "model").rmdir()
+    with pytest.raises(CheckpointError, match="no model/"):
+        evaluate.find_run(run_folder)
+
+
+def test_command_ends_quietly_on_ctrl_c(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> Evaluation:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "evaluate_policy", interrupt)
+    assert evaluate.main([str(run_folder)]) == 130
+
+
+def test_command_without_the_opengl_that_was_asked_for(run_folder: Path) -> None:
+    """MuJoCo fails on import then, so this takes a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "conal_rl.evaluate", str(run_folder)],
+        env={**os.environ, "MUJOCO_GL": "none-such", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "MUJOCO_GL=none-such" in done.stderr
+    assert done.stderr.count("\n") == 1
