@@ -17,7 +17,8 @@ from conal_rl.config import Config, load_config
 from conal_rl.errors import CheckpointError, ConalError, ConfigError
 
 if TYPE_CHECKING:
-    from conal_rl.evaluation import Evaluation, Policy
+    from conal_rl.agents import ConalSAC
+    from conal_rl.evaluation import Evaluation
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,41 +52,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_run(path: Path) -> tuple[Path, Path]:
-    """The run's folder and the folder of the weights that `path` names.
-
-    `path` is a run's folder, which holds `config.yaml` and `model/`, or a checkpoint's folder at
-    most two levels below it, which holds `model/` or the weights themselves.
+def load_policy(path: Path, device: str = "auto") -> tuple[ConalSAC, Config]:
+    """The agent of a run or of one of its checkpoints, and the config that it was trained with.
 
     Raises:
-        CheckpointError: there is nothing of the kind.
-    """
-    path = path.resolve()
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder")
-    run = next((p for p in (path, *path.parents[:2]) if (p / "config.yaml").is_file()), None)
-    if run is None:
-        raise CheckpointError(f"{path}: no config.yaml: neither a run nor one of its checkpoints")
-    weights = path / "model"
-    if not weights.is_dir():
-        if run == path:
-            raise CheckpointError(f"{path}: no model/ folder: the run has saved no agent yet")
-        weights = path
-    return run, weights
-
-
-def load_policy(path: Path, device: str = "auto") -> tuple[Policy, Config]:
-    """The agent of a run or checkpoint, and the config that it was trained with.
-
-    Raises:
-        CheckpointError: see `find_run`, or the weights are damaged.
+        CheckpointError: `path` is neither, or its files are damaged.
         ConfigError: the run's config.yaml is damaged.
     """
     from conal_rl.agents import ConalSAC
+    from conal_rl.agents.storage import build
+    from conal_rl.runs import load_checkpoint
 
-    run, weights = find_run(path)
-    config = load_config(run / "config.yaml")
-    return ConalSAC.load_weights(weights, device), config
+    path = path.resolve()
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder")
+    if (path / "model").is_dir():
+        return ConalSAC.load_weights(path / "model", device), load_config(path / "config.yaml")
+    if not (path / "state.json").is_file():
+        raise CheckpointError(f"{path}: neither a run with a model/ folder nor a checkpoint")
+    tensors, state = load_checkpoint(path, groups=["policy"])
+    agent = build(state.get("agent", {}).get("model"), tensors["policy"], device, path)
+    return agent, load_config(path.parents[1] / "config.yaml")
 
 
 def write_json(evaluation: Evaluation, file: Path) -> None:

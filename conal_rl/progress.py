@@ -23,7 +23,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import CSVOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import (
+    CSVOutputFormat,
+    KVWriter,
+    Logger,
+    TensorBoardOutputFormat,
+)
 
 from conal_rl.agents import ConalSAC
 from conal_rl.config import Config
@@ -63,10 +68,14 @@ class ContinuedCSV(CSVOutputFormat):
         rows: list[dict[str, str]] = []
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
-                rows = [r for r in csv.DictReader(file) if float(r["time/total_timesteps"]) <= steps]
+                rows = [
+                    r for r in csv.DictReader(file) if float(r["time/total_timesteps"]) <= steps
+                ]
         super().__init__(str(path))
         for row in rows:
-            self.write({key: value for key, value in row.items() if value}, {key: () for key in row})
+            self.write(
+                {key: value for key, value in row.items() if value}, {key: () for key in row}
+            )
 
 
 def make_logger(folder: Path, steps: int) -> Logger:
@@ -149,7 +158,8 @@ class RunCallback(BaseCallback):
         self.progress.stop()
 
     def _on_training_end(self) -> None:
-        self.model.dump_logs()  # type: ignore[attr-defined]
+        assert isinstance(self.model, ConalSAC)
+        self.model.dump_logs()
         self._show(time.monotonic())
 
     def _rate(self, now: float) -> float:

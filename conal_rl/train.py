@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from conal_rl.agents import ConalSAC
-from conal_rl.agents.storage import Tensors, load_trees, restore, training_state, trees_to_json
+from conal_rl.agents.storage import load_trees, restore, training_state, trees_to_json
 from conal_rl.config import Config, parse_command_line
 from conal_rl.core import Tree
 from conal_rl.envs import TaskVecEnv, make
@@ -74,12 +74,16 @@ class Training:
         try:
             training = cls(config, run, env, state["phase"])
             saved = state["trees"]
-            trees = saved and tuple(Tree.from_json(json.dumps(saved[n])) for n in ("actor", "critic"))
+            trees = saved and tuple(
+                Tree.from_json(json.dumps(saved[n])) for n in ("actor", "critic")
+            )
             for name in ("seconds", "search_steps", "search_seconds"):
                 setattr(training, name, state[name])
             agent_state = state["agent"]
         except (KeyError, TreeError) as error:
-            raise CheckpointError(f"{run.folder}: state.json does not describe a run: {error}") from error
+            raise CheckpointError(
+                f"{run.folder}: state.json does not describe a run: {error}"
+            ) from error
         if trees is not None and trees[0].tasks != env.tasks:
             raise SuiteError(
                 f"{run.folder}: the checkpoint is of tasks {', '.join(trees[0].tasks)}, "

@@ -96,7 +96,9 @@ class TaskActor(TaskNetwork):
 
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, tasks: Sequence[str], tree: Tree | None, features: int, actions: int, **net: Any):
+    def __init__(
+        self, tasks: Sequence[str], tree: Tree | None, features: int, actions: int, **net: Any
+    ):
         super().__init__(tasks, tree, features, outputs=2 * actions, **net)
         self.distribution = SquashedDiagGaussianDistribution(actions)
 

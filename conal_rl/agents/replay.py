@@ -28,6 +28,7 @@ class Ring:
 
     @property
     def capacity(self) -> int:
+        """Transitions per task that fit."""
         return self.data.shape[1]
 
     @property
@@ -71,8 +72,8 @@ class TaskReplayBuffer(ReplayBuffer):
     def __init__(
         self,
         buffer_size: int,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
         device: torch.device | str = "auto",
         n_envs: int = 1,
         optimize_memory_usage: bool = False,
@@ -94,7 +95,7 @@ class TaskReplayBuffer(ReplayBuffer):
         self._validation_episodes = np.zeros(num_tasks, dtype=np.int64)
         self._validating: np.ndarray | None = None  # (env,)
 
-    def add(  # type: ignore[override]
+    def add(
         self,
         obs: np.ndarray,
         next_obs: np.ndarray,
@@ -120,14 +121,17 @@ class TaskReplayBuffer(ReplayBuffer):
             dtype=np.float32,
         )
         rows = torch.from_numpy(row)
-        for ring, chosen in ((self.training, ~self._validating), (self.validation, self._validating)):
+        for ring, chosen in (
+            (self.training, ~self._validating),
+            (self.validation, self._validating),
+        ):
             if chosen.any():
                 ring.add(task[chosen], rows[torch.from_numpy(chosen)])
         for env in np.flatnonzero(done):
             self._validating[env] = self._begin_episode(task[env])
 
     def _begin_episode(self, task: int) -> bool:
-        """Whether the next episode of `task` is for validation: the first one, then a fixed share."""
+        """Whether the next episode of `task` is for validation: the first, then a fixed share."""
         self._episodes[task] += 1
         due = self._validation_episodes[task] < self.validation_share * self._episodes[task]
         self._validation_episodes[task] += due
@@ -189,5 +193,7 @@ class TaskReplayBuffer(ReplayBuffer):
         self._validation_episodes[:] = counters["validation_episodes"]
         for name, rows in tensors.items():
             ring, task = name.split(".")
-            (self.training if ring == "training" else self.validation).data[int(task), : len(rows)] = rows
+            (self.training if ring == "training" else self.validation).data[
+                int(task), : len(rows)
+            ] = rows
         self.cut_episodes()

@@ -18,7 +18,7 @@ from stable_baselines3.common.utils import safe_mean
 from torch import Tensor
 
 from conal_rl.agents import storage
-from conal_rl.agents.policies import ConalPolicy
+from conal_rl.agents.policies import ConalPolicy, TaskActor, TaskCritics
 from conal_rl.agents.replay import TaskBatch, TaskReplayBuffer
 from conal_rl.core import ConflictNoticing, Rule, Tree
 from conal_rl.core.search import apply_gradients, gate_step, weight_step
@@ -52,7 +52,10 @@ class ConalSAC(SAC):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"ConalPolicy": ConalPolicy}
-    policy: ConalPolicy
+    policy: ConalPolicy  # type: ignore[assignment]
+    actor: TaskActor  # type: ignore[assignment]
+    critic: TaskCritics  # type: ignore[assignment]
+    critic_target: TaskCritics  # type: ignore[assignment]
     replay_buffer: TaskReplayBuffer
 
     def __init__(
@@ -80,7 +83,7 @@ class ConalSAC(SAC):
         **sac: Any,
     ):
         super().__init__(
-            policy,
+            policy,  # type: ignore[arg-type]
             env,  # type: ignore[arg-type]
             batch_size=batch_size,
             buffer_size=buffer_size,
@@ -133,7 +136,7 @@ class ConalSAC(SAC):
 
     def _setup_model(self) -> None:
         if self.target_entropy == "auto":
-            self.target_entropy = -float(np.prod(self.action_space.shape))
+            self.target_entropy = -float(np.prod(self.action_space.shape or ()))
         super()._setup_model()
         if self.log_ent_coef is not None:  # one temperature per task
             self.log_ent_coef = self.log_ent_coef.detach().repeat(len(self.tasks))
@@ -145,7 +148,9 @@ class ConalSAC(SAC):
             if network.gates is not None
         }
         self.gate_optimizer = (
-            torch.optim.Adam(self.gates.values(), lr=self.gate_learning_rate) if self.gates else None
+            torch.optim.Adam(self.gates.values(), lr=self.gate_learning_rate)
+            if self.gates
+            else None
         )
         self.noticing = {
             name: ConflictNoticing(
@@ -243,7 +248,7 @@ class ConalSAC(SAC):
         if self.log_ent_coef is None or self.ent_coef_optimizer is None:
             return self.ent_coef_tensor.expand(len(self.tasks))
         temperature = self.log_ent_coef.detach().exp()
-        gap = log_prob.detach().mean(dim=1) + self.target_entropy
+        gap = log_prob.detach().mean(dim=1) + float(self.target_entropy)
         (-(self.log_ent_coef * gap).sum()).backward()
         apply_gradients(self.ent_coef_optimizer)
         return temperature
@@ -325,16 +330,23 @@ class ConalSAC(SAC):
     ) -> "ConalSAC":
         """Train for `total_timesteps` steps of all environments together, as SB3's SAC."""
         return super().learn(
-            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar  # type: ignore[arg-type]
+            total_timesteps,
+            callback,
+            log_interval,  # type: ignore[arg-type]  # None: the caller logs
+            tb_log_name,
+            reset_num_timesteps,
+            progress_bar,
         )
 
-    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+    def _update_info_buffer(
+        self, infos: list[dict[str, Any]], dones: np.ndarray | None = None
+    ) -> None:
         super()._update_info_buffer(infos, dones)
         tasks = None
         for env, info in enumerate(infos):
             if "episode" in info:
                 if tasks is None:
-                    tasks = self._last_obs[:, -len(self.tasks) :].argmax(axis=1)  # type: ignore[index,call-overload]
+                    tasks = self._last_obs[:, -len(self.tasks) :].argmax(axis=1)  # type: ignore[index]
                 outcome = float(info.get("is_success", np.nan))
                 self._recent[self.tasks[tasks[env]]].append((info["episode"]["r"], outcome))
 

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from conal_rl.core import Tree
@@ -66,6 +65,71 @@ def load_trees(path: Path, tasks: tuple[str, ...], depth: int) -> tuple[Tree, Tr
     return actor, critic
 
 
+def describe(agent: ConalSAC) -> dict[str, Any]:
+    """All that is needed to build the agent's networks again, as JSON types."""
+    assert isinstance(agent.action_space, spaces.Box)
+    assert agent.observation_space.shape is not None
+    trees = {"actor": agent.policy.actor_tree, "critic": agent.policy.critic_tree}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "tasks": list(agent.tasks),
+        "observation_dim": agent.observation_space.shape[0],
+        "action_low": agent.action_space.low.tolist(),
+        "action_high": agent.action_space.high.tolist(),
+        "architecture": agent.policy.architecture,
+        "reward_scale": agent.reward_scale,
+        "steps": agent.num_timesteps,
+        "trees": {name: tree and json.loads(tree.to_json()) for name, tree in trees.items()},
+    }
+
+
+def build(about: Any, weights: Mapping[str, Tensor], device: str, source: Path) -> ConalSAC:
+    """An agent ready for `predict`, from what `describe` said and its policy's tensors.
+
+    Raises:
+        CheckpointError: naming `source`, where the two do not describe an agent.
+    """
+    from conal_rl.agents.sac import ConalSAC
+
+    if not isinstance(about, dict) or (about.get("format"), about.get("version")) != (
+        FORMAT,
+        VERSION,
+    ):
+        raise CheckpointError(f"{source}: is not a {FORMAT} of version {VERSION}")
+    try:
+        trees = {
+            name: tree and Tree.from_json(json.dumps(tree)) for name, tree in about["trees"].items()
+        }
+        agent = ConalSAC(tasks=about["tasks"], device=device, _init_setup_model=False)
+        tasks = len(about["tasks"])
+        features = about["observation_dim"] - tasks
+        agent.observation_space = spaces.Box(
+            np.array([-np.inf] * features + [0] * tasks, dtype=np.float32),
+            np.array([np.inf] * features + [1] * tasks, dtype=np.float32),
+        )
+        agent.action_space = spaces.Box(
+            np.float32(about["action_low"]), np.float32(about["action_high"])
+        )
+        agent.n_envs = 1
+        agent.buffer_size = 2  # nothing is stored until the agent is given an env of its own
+        agent.reward_scale = about["reward_scale"]
+        agent.num_timesteps = about["steps"]
+        agent.configure(
+            tuple(about["tasks"]), trees["actor"], trees["critic"], about["architecture"]
+        )
+        targets = {
+            name.replace("critic.", "critic_target.", 1): tensor
+            for name, tensor in weights.items()
+            if name.startswith("critic.")
+        }
+        agent.policy.load_state_dict(targets | dict(weights))
+    except (KeyError, TypeError, ValueError, RuntimeError, TreeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{source}: does not describe an agent: {reason}") from error
+    return agent
+
+
 def save_weights(agent: ConalSAC, folder: Path) -> None:
     """Write `model.json` and `model.safetensors` into `folder`, replacing what was there."""
     draft = folder.with_name(f".{folder.name}.draft")
@@ -77,21 +141,8 @@ def save_weights(agent: ConalSAC, folder: Path) -> None:
         if not name.startswith("critic_target.")
     }
     save_file(weights, draft / _WEIGHTS)
-    assert isinstance(agent.action_space, spaces.Box)
-    trees = {"actor": agent.policy.actor_tree, "critic": agent.policy.critic_tree}
-    about = {
-        "format": FORMAT,
-        "version": VERSION,
-        "tasks": agent.tasks,
-        "observation_dim": agent.observation_space.shape[0],  # type: ignore[index]
-        "action_low": agent.action_space.low.tolist(),
-        "action_high": agent.action_space.high.tolist(),
-        "architecture": agent.policy.architecture,
-        "reward_scale": agent.reward_scale,
-        "trees": {name: tree and json.loads(tree.to_json()) for name, tree in trees.items()},
-        "steps": agent.num_timesteps,
-        "sha256": hashlib.sha256((draft / _WEIGHTS).read_bytes()).hexdigest(),
-    }
+    digest = hashlib.sha256((draft / _WEIGHTS).read_bytes()).hexdigest()
+    about = describe(agent) | {"sha256": digest}
     (draft / _JSON).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -107,8 +158,6 @@ def load_weights(folder: Path, device: str = "auto") -> ConalSAC:
     Raises:
         CheckpointError: a file is missing, damaged, or of another kind or version.
     """
-    from conal_rl.agents.sac import ConalSAC
-
     try:
         about = json.loads((folder / _JSON).read_text(encoding="utf-8"))
         data = (folder / _WEIGHTS).read_bytes()
@@ -116,40 +165,10 @@ def load_weights(folder: Path, device: str = "auto") -> ConalSAC:
         raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise CheckpointError(f"{folder / _JSON}: is not JSON: {error}") from error
-    if not isinstance(about, dict) or (about.get("format"), about.get("version")) != (FORMAT, VERSION):
-        raise CheckpointError(f"{folder / _JSON}: is not a {FORMAT} file of version {VERSION}")
-    if hashlib.sha256(data).hexdigest() != about.get("sha256"):
-        raise CheckpointError(f"{folder / _WEIGHTS}: damaged, or of another agent (SHA-256 differs)")
-    try:
-        trees = {
-            name: tree and Tree.from_json(json.dumps(tree)) for name, tree in about["trees"].items()
-        }
-        agent = ConalSAC(tasks=about["tasks"], device=device, _init_setup_model=False)
-        dim, tasks = about["observation_dim"], len(about["tasks"])
-        high = np.concatenate([np.full(dim - tasks, np.inf), np.ones(tasks)]).astype(np.float32)
-        low = np.concatenate([np.full(dim - tasks, -np.inf), np.zeros(tasks)]).astype(np.float32)
-        agent.observation_space = spaces.Box(low, high)
-        agent.action_space = spaces.Box(
-            np.float32(about["action_low"]), np.float32(about["action_high"])
-        )
-        agent.n_envs = 1
-        agent.buffer_size = 2  # nothing is stored until the agent is given an env of its own
-        agent.reward_scale = about["reward_scale"]
-        agent.num_timesteps = about["steps"]
-        agent.configure(
-            tuple(about["tasks"]), trees["actor"], trees["critic"], about["architecture"]
-        )
-        weights = load_file(folder / _WEIGHTS)
-        weights |= {
-            name.replace("critic.", "critic_target.", 1): tensor
-            for name, tensor in weights.items()
-            if name.startswith("critic.")
-        }
-        agent.policy.load_state_dict(weights)
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, TreeError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{folder}: does not describe an agent: {reason}") from error
-    return agent
+    digest = about.get("sha256") if isinstance(about, dict) else None
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise CheckpointError(f"{folder / _WEIGHTS}: damaged, or of another agent (SHA-256)")
+    return build(about, load(data), device, folder)
 
 
 def training_state(agent: ConalSAC) -> tuple[Tensors, dict[str, Any]]:
@@ -160,6 +179,7 @@ def training_state(agent: ConalSAC) -> tuple[Tensors, dict[str, Any]]:
     if agent.log_ent_coef is not None:
         groups["temperature"] = {"log": agent.log_ent_coef.detach()}
     state: dict[str, Any] = {
+        "model": describe(agent),
         "steps": agent.num_timesteps,
         "updates": agent._n_updates,
         "episodes": agent._episode_num,
@@ -173,14 +193,18 @@ def training_state(agent: ConalSAC) -> tuple[Tensors, dict[str, Any]]:
     for name, optimizer in _optimizers(agent).items():
         saved = optimizer.state_dict()["state"]
         groups[f"optimizer_{name}"] = {
-            f"{index}.{key}": tensor for index, slots in saved.items() for key, tensor in slots.items()
+            f"{index}.{key}": tensor
+            for index, slots in saved.items()
+            for key, tensor in slots.items()
         }
     for name, noticing in agent.noticing.items():
         groups[f"conflict_{name}"], state["noticing"][name] = noticing.state()
     return groups, state
 
 
-def restore(agent: ConalSAC, groups: Mapping[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+def restore(
+    agent: ConalSAC, groups: Mapping[str, dict[str, Tensor]], state: dict[str, Any]
+) -> None:
     """Inverse of `training_state`. Environments begin new episodes.
 
     Raises:

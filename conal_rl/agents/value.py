@@ -1,21 +1,9 @@
 """How a critic's outputs are read as values and trained: squared error, or HL-Gauss bins."""
 
 import math
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-
-
-class ValueLoss(Protocol):
-    """Outputs `(..., outputs)` of a critic's head, their value `(...)`, and their loss."""
-
-    outputs: int
-
-    def value(self, outputs: Tensor) -> Tensor: ...
-
-    def loss(self, outputs: Tensor, target: Tensor) -> Tensor: ...
 
 
 class SquaredError(nn.Module):
@@ -29,7 +17,7 @@ class SquaredError(nn.Module):
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Loss of every entry, `(...)`."""
-        return 0.5 * F.mse_loss(*torch.broadcast_tensors(outputs.squeeze(-1), target), reduction="none")
+        return 0.5 * (outputs.squeeze(-1) - target).square()
 
 
 class HLGauss(nn.Module):

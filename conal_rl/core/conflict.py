@@ -13,6 +13,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from conal_rl.core.layers import Layer, LinearStack, ModuleStack
+
 Rule = Literal["any_pair", "conflicting_tasks", "and_deeper", "consensus", "none"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
@@ -106,7 +108,7 @@ class ConflictNoticing:
 
     def __init__(
         self,
-        layers: Sequence[nn.Module],
+        layers: Sequence[Layer],
         rule: Rule = "any_pair",
         margin: float = 0.0,
         smoothing: float = 0.0,
@@ -124,20 +126,25 @@ class ConflictNoticing:
         self.steps = 0
         self._gram: Tensor | None = None
         self._same: Tensor | None = None
+        # Sums over the studied steps.
+        self._cosine: Tensor | int
+        self._negative: Tensor | int
+        self._held: dict[Rule, Tensor | int]
+        self._module_held: dict[Rule, Tensor | int]
         self.reset_statistics()
 
     @contextmanager
     def capture(self) -> Iterator[None]:
         """Forward passes in this context leave per-task gradients at the next `backward`."""
         for layer in self.layers:
-            if hasattr(layer, "capturing"):
+            if isinstance(layer, LinearStack):
                 layer.capturing = True
                 layer.copies = ()
         try:
             yield
         finally:
             for layer in self.layers:
-                if hasattr(layer, "capturing"):
+                if isinstance(layer, LinearStack):
                     layer.capturing = False
 
     def backward(self, losses: Tensor, inputs: Sequence[Tensor] | None = None) -> Tensor:
@@ -153,12 +160,12 @@ class ConflictNoticing:
         if not self.layers:
             losses.sum().backward(inputs=inputs)
             return torch.zeros(0, 0, dtype=torch.bool)
-        if any(hasattr(layer, "copies") and not layer.copies for layer in self.layers):
+        if any(isinstance(layer, LinearStack) and not layer.copies for layer in self.layers):
             raise RuntimeError("the losses were computed outside of capture()")
         by_pass = self._gradients_by_pass(losses)
         losses.sum().backward(inputs=inputs)
         gradients = [
-            by_pass[number] if number in by_pass else [copy.grad for copy in layer.copies]  # type: ignore[union-attr]
+            layer.copy_gradients() if isinstance(layer, LinearStack) else by_pass[number]
             for number, layer in enumerate(self.layers)
         ]
         with torch.no_grad():
@@ -166,20 +173,22 @@ class ConflictNoticing:
             for number in held.any(dim=1).nonzero().flatten().tolist():
                 _drop(self.layers[number], gradients[number], held[number])
         for layer in self.layers:
-            if hasattr(layer, "copies"):
+            if isinstance(layer, LinearStack):
                 layer.copies = ()
         return held
 
     def _gradients_by_pass(self, losses: Tensor) -> dict[int, list[Tensor]]:
         """Per-task gradients of layers that cannot capture, stacked `(row, ...)` per parameter."""
         found: dict[int, list[list[Tensor]]] = {
-            number: [[] for _ in layer.index]  # type: ignore[union-attr]
+            number: [[] for _ in layer.index]
             for number, layer in enumerate(self.layers)
-            if not hasattr(layer, "copies")
+            if isinstance(layer, ModuleStack)
         }
         for task, loss in enumerate(losses if found else ()):
             # An ensemble's members each run their own module for this task.
-            wanted = [(n, r) for n, rows in found.items() for r in range(task, len(rows), len(losses))]
+            wanted = [
+                (n, r) for n, rows in found.items() for r in range(task, len(rows), len(losses))
+            ]
             parameters = [_module_parameters(self.layers[n], row) for n, row in wanted]
             flat = [p for module in parameters for p in module]
             gradients = iter(
@@ -217,10 +226,9 @@ class ConflictNoticing:
     def reset_statistics(self) -> None:
         """Start the shares and means anew (the step counter and the running Gram stay)."""
         self._studied = 0
-        self._cosine: Tensor | int = 0
-        self._negative: Tensor | int = 0
-        self._held: dict[Rule, Tensor | int] = dict.fromkeys(RULES, 0)
-        self._module_held: dict[Rule, Tensor | int] = dict.fromkeys(RULES, 0)
+        self._cosine = self._negative = 0
+        self._held = dict.fromkeys(RULES, 0)
+        self._module_held = dict.fromkeys(RULES, 0)
 
     def statistics(self) -> ConflictStatistics | None:
         """Shares and means over the studied steps; None before the first one."""
@@ -238,10 +246,13 @@ class ConflictNoticing:
             negative=mean(self._negative),
         )
 
-
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Tensors and counters for a checkpoint; `restore` takes them back."""
-        sums = {"cosine": self._cosine, "negative": self._negative, "gram": self._gram}
+        sums: dict[str, Tensor | int | None] = {
+            "cosine": self._cosine,
+            "negative": self._negative,
+            "gram": self._gram,
+        }
         for rule in RULES:
             sums[f"held.{rule}"] = self._held[rule]
             sums[f"module_held.{rule}"] = self._module_held[rule]
@@ -266,20 +277,19 @@ def _gram(gradients: Sequence[Tensor]) -> Tensor:
     return sum((g @ g.T for g in flat[1:]), start=flat[0] @ flat[0].T)
 
 
-def _module_parameters(layer: nn.Module, row: int) -> list[nn.Parameter]:
-    return list(layer.modules_[layer.index[row]].parameters())  # type: ignore[index,union-attr]
+def _module_parameters(layer: Layer, row: int) -> list[nn.Parameter]:
+    assert isinstance(layer, ModuleStack)
+    return list(layer.modules_[layer.index[row]].parameters())
 
 
-def _drop(layer: nn.Module, gradients: Sequence[Tensor], held: Tensor) -> None:
+def _drop(layer: Layer, gradients: Sequence[Tensor], held: Tensor) -> None:
     """Set the layer's gradients to the sum over the rows that are not held."""
     kept = [g * ~held.view(-1, *[1] * (g.ndim - 1)) for g in gradients]
-    if hasattr(layer, "copies"):
+    if isinstance(layer, LinearStack):
         for parameter, gradient in zip(layer.parameters(), kept, strict=True):
-            parameter.grad = torch.zeros_like(parameter).index_add_(0, layer.rows, gradient)  # type: ignore[arg-type]
+            parameter.grad = torch.zeros_like(parameter).index_add_(0, layer.rows, gradient)
         return
-    for module in range(layer.count):  # type: ignore[arg-type]
-        rows = [row for row, used in enumerate(layer.index) if used == module]  # type: ignore[arg-type]
-        for parameter, gradient in zip(
-            _module_parameters(layer, rows[0]), kept, strict=True
-        ):
+    for module in range(layer.count):
+        rows = [row for row, used in enumerate(layer.index) if used == module]
+        for parameter, gradient in zip(_module_parameters(layer, rows[0]), kept, strict=True):
             parameter.grad = gradient[rows].sum(0)

@@ -6,29 +6,11 @@ ensemble, one member's copy of a task), and a layer knows which of its modules e
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-
-class Layer(Protocol):
-    """One layer of a tree: `count` modules, and for every row the module that it runs."""
-
-    count: int
-    index: tuple[int, ...]
-
-    def __call__(self, x: Tensor, by_module: bool = False) -> Tensor:
-        """Run `(row, batch, ...)`, or with `by_module` one input per module `(module, batch, ...)`."""
-
-    def parameters(self) -> "Sequence[nn.Parameter]": ...
-
-    def copy_module(self, module: int, source: "Layer", source_module: int) -> None: ...
-
-
-LayerFactory = Callable[[tuple[int, ...]], nn.Module]
-"""Makes a layer for a row-to-module index; a chain of modules is a sequence of these."""
 
 
 class LinearStack(nn.Module):
@@ -42,6 +24,8 @@ class LinearStack(nn.Module):
     `(row, ...)`, beside the summed gradient in the parameters: per-task gradients of shared
     modules cost no second pass.
     """
+
+    rows: Tensor
 
     def __init__(
         self,
@@ -101,6 +85,10 @@ class LinearStack(nn.Module):
             y = torch.addcmul(shift, F.layer_norm(y, y.shape[-1:]), gain)
         return F.relu(y) if self.activation else y
 
+    def copy_gradients(self) -> list[Tensor]:
+        """Every row's own gradient of each parameter, `(row, ...)`, after a captured backward."""
+        return [torch.zeros_like(c) if c.grad is None else c.grad for c in self.copies]
+
     @torch.no_grad()
     def copy_module(self, module: int, source: "LinearStack", source_module: int) -> None:
         """Take over one module's parameters from a layer of the same shape."""
@@ -123,17 +111,23 @@ class ModuleStack(nn.Module):
             return torch.stack([m(part) for m, part in zip(self.modules_, x, strict=True)])
         if self.count == 1:
             return self.modules_[0](x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        outputs: list[Tensor | None] = [None] * len(self.index)
+        outputs: dict[int, Tensor] = {}
         for number, module in enumerate(self.modules_):
             rows = [row for row, used in enumerate(self.index) if used == number]
             y = module(x[rows].flatten(0, 1)).unflatten(0, (len(rows), x.shape[1]))
-            for row, output in zip(rows, y, strict=True):
-                outputs[row] = output
-        return torch.stack(outputs)  # type: ignore[arg-type]
+            outputs |= dict(zip(rows, y, strict=True))
+        return torch.stack([outputs[row] for row in range(len(self.index))])
 
     def copy_module(self, module: int, source: "ModuleStack", source_module: int) -> None:
         """Take over one module's parameters and buffers from a layer of the same kind."""
         self.modules_[module].load_state_dict(source.modules_[source_module].state_dict())
+
+
+Layer = LinearStack | ModuleStack
+"""One layer of a tree: `count` modules, and in `index` the module that every row runs."""
+
+LayerFactory = Callable[[tuple[int, ...]], Layer]
+"""Makes a layer for a row-to-module index; a chain of modules is a sequence of these."""
 
 
 def linear_chain(
@@ -143,7 +137,7 @@ def linear_chain(
     sizes = [in_features, *widths]
     return [
         partial(LinearStack, in_features=i, out_features=o, layer_norm=layer_norm)
-        for i, o in zip(sizes[:-1], sizes[1:], strict=True)
+        for i, o in pairwise(sizes)
     ]
 
 

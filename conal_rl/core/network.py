@@ -1,11 +1,12 @@
 """A network shaped by a tree: hard parameter sharing and one network per task are two trees."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from conal_rl.core.layers import LayerFactory
+from conal_rl.core.layers import Layer, LayerFactory, LinearStack
 from conal_rl.core.tree import Tree
 
 
@@ -40,7 +41,7 @@ class TreeNetwork(nn.Module):
             `(task, batch, ...)`.
         """
         rows = len(self.tree.tasks)
-        if len(x) == 1 < rows and not any(getattr(m, "capturing", False) for m in self.layers):
+        if len(x) == 1 < rows and not capturing(self.layers):
             for depth, layer in enumerate(self.layers):
                 parents = self.tree.parents(depth)
                 x = layer(x[[0] * len(parents) if depth == 0 else list(parents)], by_module=True)
@@ -52,9 +53,19 @@ class TreeNetwork(nn.Module):
             x = layer(x)
         return x
 
-    def shared_layers(self) -> list[nn.Module]:
+    def shared_layers(self) -> list[Layer]:
         """The layers with at least one module that several rows run, from input to output."""
-        return [m for m in self.layers if m.count < len(m.index)]  # type: ignore[operator,arg-type]
+        return [layer for layer in typed(self.layers) if layer.count < len(layer.index)]
+
+
+def typed(layers: Iterable[nn.Module]) -> list[Layer]:
+    """The layers of an `nn.ModuleList`, as what they are."""
+    return cast(list[Layer], list(layers))
+
+
+def capturing(layers: Iterable[nn.Module]) -> bool:
+    """Whether per-task gradients are being captured, which takes an input row for every task."""
+    return any(isinstance(layer, LinearStack) and layer.capturing for layer in layers)
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -63,9 +74,8 @@ def parameter_count(module: nn.Module) -> int:
 
 
 @torch.no_grad()
-def copy_layers(target: TreeNetwork, sources: Sequence[Sequence[tuple[nn.Module, int]]]) -> None:
+def copy_layers(target: TreeNetwork, sources: Sequence[Sequence[tuple[Layer, int]]]) -> None:
     """Fill every module of `target`; `sources[layer][row]` is the layer and module to take."""
-    for layer, rows in zip(target.layers, sources, strict=True):
-        for row, module in enumerate(layer.index):  # type: ignore[arg-type]
-            source, number = rows[row]
-            layer.copy_module(module, source, number)  # type: ignore[operator]
+    for layer, rows in zip(typed(target.layers), sources, strict=True):
+        for row, module in enumerate(layer.index):
+            layer.copy_module(module, *rows[row])  # type: ignore[arg-type]  # of one kind

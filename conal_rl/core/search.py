@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from conal_rl.core.conflict import ConflictNoticing
 
 
-def gate_step(loss: Tensor, gates: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+def gate_step(
+    loss: Tensor, gates: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
     """One step on the gates alone, down the gradient of a validation loss (a scalar)."""
     gradients = torch.autograd.grad(loss, list(gates))
     for gate, gradient in zip(gates, gradients, strict=True):

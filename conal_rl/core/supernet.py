@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from conal_rl.core.layers import LayerFactory
-from conal_rl.core.network import TreeNetwork, copy_layers
+from conal_rl.core.layers import Layer, LayerFactory
+from conal_rl.core.network import TreeNetwork, capturing, copy_layers, typed
 from conal_rl.core.tree import Tree
 
 
@@ -57,7 +57,7 @@ class Supernet(nn.Module):
         rows = self.replicas * len(self.tasks)
         if len(x) not in (1, rows):
             raise ValueError(f"expected {rows} rows, got input {tuple(x.shape)}")
-        if self.replicas > 1 or any(getattr(layer, "capturing", False) for layer in self.trunk):
+        if self.replicas > 1 or capturing(self.trunk):
             x = x.expand(rows, *x.shape[1:])
         batch = x.shape[1]
         trunk, own = x, None
@@ -79,9 +79,9 @@ class Supernet(nn.Module):
         """Every parameter but the gates."""
         return [*self.trunk.parameters(), *self.specific.parameters()]
 
-    def shared_layers(self) -> list[nn.Module]:
+    def shared_layers(self) -> list[Layer]:
         """The trunk, from input to output; its modules are the ones tasks can conflict on."""
-        return list(self.trunk) if len(self.tasks) > 1 else []
+        return typed(self.trunk) if len(self.tasks) > 1 else []
 
     def derive(self) -> TreeNetwork:
         """The network of the strongest gates with the weights learnt so far.
@@ -96,12 +96,12 @@ class Supernet(nn.Module):
         tasks = len(self.tasks)
         sources = [
             [
-                (self.trunk[layer], row // tasks)
-                if points[row % tasks] > layer
-                else (self.specific[layer], row)
+                (trunk, row // tasks) if points[row % tasks] > layer else (specific, row)
                 for row in range(self.replicas * tasks)
             ]
-            for layer in range(tree.depth)
+            for layer, (trunk, specific) in enumerate(
+                zip(typed(self.trunk), typed(self.specific), strict=True)
+            )
         ]
         copy_layers(network, sources)
         return network

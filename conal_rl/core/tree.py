@@ -151,6 +151,7 @@ class Tree:
 
     @property
     def num_tasks(self) -> int:
+        """How many tasks there are."""
         return len(self.tasks)
 
     @property
