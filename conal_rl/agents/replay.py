@@ -186,14 +186,21 @@ class TaskReplayBuffer(ReplayBuffer):
         return tensors, counters
 
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
-        """Inverse of `state` on a buffer of the same sizes; open episodes are cut."""
-        self.training.added[:] = counters["training_added"]
-        self.validation.added[:] = counters["validation_added"]
+        """Inverse of `state`; open episodes are cut.
+
+        Raises:
+            ValueError: a ring had wrapped around at another size than this buffer's.
+        """
+        for name, ring in (("training", self.training), ("validation", self.validation)):
+            ring.added[:] = counters[f"{name}_added"]
+            for task, size in enumerate(ring.sizes):
+                rows = tensors.get(f"{name}.{task}", ring.data[task, :0])
+                if len(rows) != size:
+                    raise ValueError(
+                        f"{len(rows)} {name} transitions do not fit a buffer_size of which "
+                        f"{ring.capacity} are for {name}"
+                    )
+                ring.data[task, :size] = rows
         self._episodes[:] = counters["episodes"]
         self._validation_episodes[:] = counters["validation_episodes"]
-        for name, rows in tensors.items():
-            ring, task = name.split(".")
-            (self.training if ring == "training" else self.validation).data[
-                int(task), : len(rows)
-            ] = rows
         self.cut_episodes()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conal_rl.core import Supernet, TreeNetwork, linear_chain, module_chain
-from conal_rl.core.layers import LayerFactory, LinearStack, ModuleStack
+from conal_rl.core.layers import Layer, LayerFactory, LinearStack, ModuleStack
 
 IN = 3  # input features, or input channels of images
 SIDE = 4  # height and width of images
@@ -94,32 +94,30 @@ def task_losses(outputs: Sequence[Tensor], targets: Tensor) -> list[Tensor]:
 
 
 def row_gradients(
-    losses: Sequence[Tensor], layers: Sequence[nn.Module]
+    losses: Sequence[Tensor], layers: Sequence[Layer]
 ) -> list[list[dict[str, Tensor]]]:
     """[layer][row]: gradient of the row's task's loss in the module it runs; a pass per task."""
     parameters = [
         {name: p for name, p in layer.named_parameters() if p.requires_grad} for layer in layers
     ]
-    gradients: list[list[dict[str, Tensor]]] = [[{} for _ in layer.index] for layer in layers]  # type: ignore[union-attr,misc]
+    gradients: list[list[dict[str, Tensor]]] = [[{} for _ in layer.index] for layer in layers]
     for task, loss in enumerate(losses):
         flat = [p for named in parameters for p in named.values()]
         found = iter(torch.autograd.grad(loss, flat, retain_graph=True, materialize_grads=True))
         for layer, named, rows in zip(layers, parameters, gradients):
             whole = {name: next(found) for name in named}
             for row in range(task, len(rows), len(losses)):
-                rows[row] = module_slice(layer, layer.index[row], whole)  # type: ignore[index]
+                rows[row] = module_slice(layer, layer.index[row], whole)
     return gradients
 
 
-def module_slice(layer: nn.Module, module: int, named: dict[str, Tensor]) -> dict[str, Tensor]:
+def module_slice(layer: Layer, module: int, named: dict[str, Tensor]) -> dict[str, Tensor]:
     """The part of a layer's named tensors that belongs to one of its modules."""
     if isinstance(layer, LinearStack):
         return {name: value[module] for name, value in named.items()}
     prefix = f"modules_.{module}."
     return {
-        name.removeprefix(prefix): value
-        for name, value in named.items()
-        if name.startswith(prefix)
+        name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)
     }
 
 

@@ -71,8 +71,10 @@ class Problem:
 
     def losses_in_loops(self) -> list[Tensor]:
         """The same from the raw weights, one task at a time."""
-        loop = supernet_outputs if isinstance(self.encoder, Supernet) else tree_outputs
-        features = loop(self.encoder, self.x)  # type: ignore[operator]
+        if isinstance(self.encoder, Supernet):
+            features = supernet_outputs(self.encoder, self.x)
+        else:
+            features = tree_outputs(self.encoder, self.x)
         features = [h.mean(dim=(2, 3)) if h.ndim == 4 else h for h in features]
         outputs = [run_module(self.head, row, h) for row, h in enumerate(features)]
         return task_losses(outputs, self.targets)
@@ -145,9 +147,7 @@ def test_captured_gradients_are_finite_differences(tree: Tree | int, copies: int
 # The rules
 
 
-def gram_and_same(
-    gradients: Sequence[Sequence[Vector]], tree: Tree
-) -> tuple[Tensor, Tensor]:
+def gram_and_same(gradients: Sequence[Sequence[Vector]], tree: Tree) -> tuple[Tensor, Tensor]:
     g = torch.tensor(gradients, dtype=torch.float64)
     same = [
         [[i != j and layer[i] == layer[j] for j in range(len(layer))] for i in range(len(layer))]
@@ -221,7 +221,7 @@ def test_margin() -> None:
 
 def check_backward(problem: Problem, rule: Rule, margin: float) -> Tensor:
     shared = problem.encoder.shared_layers()
-    layers: list[tuple[int, ...]] = [layer.index for layer in shared]  # type: ignore[misc]
+    layers = [layer.index for layer in shared]
     losses = problem.losses_in_loops()
     rows = row_gradients(losses, shared)
     network = problem.network()
@@ -247,7 +247,7 @@ def check_backward(problem: Problem, rule: Rule, margin: float) -> Tensor:
             torch.testing.assert_close(parameter.grad, plain[name])
     for number, layer in enumerate(shared):
         grads = {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
-        for module in range(layer.count):  # type: ignore[arg-type]
+        for module in range(layer.count):
             users = [r for r, used in enumerate(layers[number]) if used == module]
             kept = [rows[number][r] for r in users if not held[number][r]]
             for name, gradient in module_slice(layer, module, grads).items():
@@ -362,7 +362,7 @@ def test_without_shared_layers_nothing_is_dropped() -> None:
 
 
 class Given:
-    """Two layers in a row of watched ones, whose per-task gradients are the given vectors."""
+    """Two watched layers of one module each, whose per-task gradients are the given vectors."""
 
     def __init__(self, rule: Rule = "any_pair", tasks: int = 2, **options: float | int):
         self.layers = [ModuleStack([0] * tasks, Slope), ModuleStack([0] * tasks, Slope)]
@@ -487,7 +487,7 @@ def test_statistics_on_trees(tree: Tree, seed: int, data: st.DataObject) -> None
     problem = Problem.make(tree, kind, copies, seed)
     shared = problem.encoder.shared_layers()
     assume(shared)
-    layers: list[tuple[int, ...]] = [layer.index for layer in shared]  # type: ignore[misc]
+    layers = [layer.index for layer in shared]
     noticing = ConflictNoticing(shared, study_every=1)
     steps = []
     for _ in range(2):

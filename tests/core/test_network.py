@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from conal_rl.core import Tree, TreeNetwork, linear_chain
 from conal_rl.core.layers import LinearStack, ModuleStack
-from conal_rl.core.network import copy_layers, parameter_count
+from conal_rl.core.network import copy_layers, parameter_count, typed
 from tests.core.reference import IN, make_chain, make_input, randomize, tree_outputs
 from tests.core.strategies import trees
 
@@ -115,7 +115,7 @@ def test_copy_layers_into_separate_networks(tree: Tree, kind: str) -> None:
         target,
         [
             [(layer, module) for module in modules]
-            for layer, modules in zip(source.layers, tree.layers)
+            for layer, modules in zip(typed(source.layers), tree.layers)
         ],
     )
     x = make_input(kind, tree.num_tasks, 2)
@@ -156,7 +156,7 @@ def test_one_input_for_all_runs_each_module_once() -> None:
 
 def test_a_chain_of_another_length_is_refused() -> None:
     for widths in ([4, 4], [4] * 4):
-        with pytest.raises(ValueError, match="chain has . modules but the tree has 3 layers"):
+        with pytest.raises(ValueError, match=r"chain has \d modules but the tree has 3 layers"):
             TreeNetwork(Tree.shared(NAMES, 3), linear_chain(IN, widths))
 
 

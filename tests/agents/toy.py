@@ -1,0 +1,137 @@
+"""Multi-task environments whose best policy is known, and agents small enough for seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+from torch import Tensor
+
+from conal_rl.agents import ConalSAC
+from conal_rl.agents.replay import TaskBatch
+from conal_rl.core import Tree
+from conal_rl.envs import TaskVecEnv
+from conal_rl.envs.vec_env import Task
+
+FEATURES = 3
+
+
+class Target(gym.Env[Any, Any]):
+    """Rewards `-(action - target)^2` (a constant 1 where `target` is None).
+
+    Observes the step of the episode and noise. An episode ends after `length` steps: truncated, or
+    terminated with `terminates`. From step `broken_at` of the env's life on, it observes NaN.
+    """
+
+    def __init__(
+        self,
+        target: float | None = 0.5,
+        length: int = 5,
+        terminates: bool = False,
+        bounds: tuple[float, float] = (-1.0, 1.0),
+        actions: int = 1,
+        broken_at: int | None = None,
+    ) -> None:
+        self.observation_space = Box(-np.inf, np.inf, (FEATURES,), np.float64)
+        self.action_space = Box(*bounds, (actions,), np.float32)
+        self.target, self.length, self.terminates = target, length, terminates
+        self.broken_at, self.life = broken_at, 0
+
+    def _observe(self) -> NDArray[np.float64]:
+        noise = self.np_random.uniform(-1, 1, FEATURES - 1)
+        broken = self.broken_at is not None and self.life >= self.broken_at
+        return np.array([np.nan if broken else self.steps, *noise])
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        self.life += 1
+        reward = 1.0 if self.target is None else -float(((action - self.target) ** 2).sum())
+        over = self.steps == self.length
+        return self._observe(), reward, over and self.terminates, over and not self.terminates, {}
+
+
+for _name, _settings in {
+    "Left-v0": {"target": -0.5},
+    "Right-v0": {"target": 0.5},
+    "Broken-v0": {"broken_at": 40},
+}.items():
+    gym.register(
+        _name, entry_point=Target, kwargs=_settings, reward_threshold=-0.1, disable_env_checker=True
+    )
+
+
+def tasks_named(count: int) -> tuple[str, ...]:
+    return tuple(f"task-{i}" for i in range(count))
+
+
+def make_env(
+    targets: Sequence[float | None], envs_per_task: int = 1, seed: int = 0, **settings: Any
+) -> TaskVecEnv:
+    """A `Target` for every target, named task-0, task-1, ..."""
+    tasks = [
+        Task(name, partial(Target, target, **settings))
+        for name, target in zip(tasks_named(len(targets)), targets, strict=True)
+    ]
+    return TaskVecEnv("toy", tasks, envs_per_task, seed)
+
+
+def make_agent(
+    tree: Tree | tuple[Tree | None, Tree | None] | None,
+    targets: Sequence[float | None] = (-0.5, 0.5),
+    env: TaskVecEnv | None = None,
+    widths: Sequence[int] = (8, 8),
+    **settings: Any,
+) -> ConalSAC:
+    """A small agent on `make_env(targets)`; `settings` are `ConalSAC`'s or its policy's."""
+    policy = {
+        key: settings.pop(key)
+        for key in ("layer_norm", "critic", "critic_bins", "critic_range")
+        if key in settings
+    }
+    defaults = {"batch_size": 8, "buffer_size": 500, "learning_starts": 20, "seed": 0}
+    return ConalSAC(
+        env=env or make_env(targets),
+        tree=tree,  # type: ignore[arg-type]  # pairs may hold None
+        policy_kwargs={"widths": tuple(widths), "critic": "mse", **policy},
+        device="cpu",
+        **{**defaults, **settings},
+    )
+
+
+def random_batch(tasks: int, batch: int, actions: int = 1, seed: int = 0) -> TaskBatch:
+    """Transitions of which half are terminal."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(tasks, batch, *size, generator=draw)
+
+    return TaskBatch(
+        observations=normal(FEATURES),
+        actions=normal(actions).tanh(),
+        next_observations=normal(FEATURES),
+        rewards=normal(),
+        dones=(normal() > 0).float(),
+    )
+
+
+def one_hot(rows: NDArray[np.float32], task: Sequence[int], tasks: int) -> NDArray[np.float32]:
+    """Observations `(row, feature + task)` from features `(row, feature)` and tasks `(row,)`."""
+    return np.concatenate([rows, np.eye(tasks)[list(task)]], axis=1, dtype=np.float32)
+
+
+def same_tensors(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two state dicts hold bitwise the same tensors under the same names."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
