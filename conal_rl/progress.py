@@ -62,15 +62,15 @@ class ContinuedCSV(CSVOutputFormat):
     """SB3's CSV log, which goes on behind the lines of an earlier process.
 
     Lines logged after the checkpoint that the run resumes from are dropped: they will come again.
+    So is a last line that was cut short.
     """
 
     def __init__(self, path: Path, steps: int):
         rows: list[dict[str, str]] = []
         if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = [
-                    r for r in csv.DictReader(file) if float(r["time/total_timesteps"]) <= steps
-                ]
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = csv.DictReader(line for line in lines if line.endswith("\n"))
+            rows = [row for row in whole if float(row["time/total_timesteps"]) <= steps]
         super().__init__(str(path))
         for row in rows:
             self.write(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from conal_rl.agents.storage import load_trees, restore, training_state, trees_t
 from conal_rl.config import Config, parse_command_line
 from conal_rl.core import Tree
 from conal_rl.envs import TaskVecEnv, make
-from conal_rl.errors import CheckpointError, ConalError, SuiteError, TreeError
+from conal_rl.errors import CheckpointError, ConalError, ConfigError, SuiteError, TreeError
 from conal_rl.progress import RunCallback, StopRequest, conflict_report, make_logger
 from conal_rl.runs import Run, atomic_write, load_checkpoint, save_checkpoint
 
@@ -68,8 +69,17 @@ class Training:
 
     @classmethod
     def resume(cls, run: Run, config: Config) -> Training:
-        """Go on from the newest checkpoint of `run`; environments begin new episodes."""
+        """Go on from the newest checkpoint of `run`; environments begin new episodes.
+
+        What `config` changes is kept in the run's config.yaml, for later resumes.
+        """
         tensors, state = load_checkpoint(run.folder)
+        began_with = run.config().agent.tree
+        if config.agent.tree != began_with:
+            raise ConfigError(
+                f"agent.tree: got {config.agent.tree!r}, but {run.folder} began with "
+                f"{began_with!r}; start a new run for another tree"
+            )
         env = _make_env(config)
         try:
             training = cls(config, run, env, state["phase"])
@@ -80,23 +90,27 @@ class Training:
             for name in ("seconds", "search_steps", "search_seconds"):
                 setattr(training, name, state[name])
             agent_state = state["agent"]
-        except (KeyError, TreeError) as error:
+            tasks = agent_state["model"]["tasks"]
+        except (KeyError, TypeError, TreeError) as error:
             raise CheckpointError(
                 f"{run.folder}: state.json does not describe a run: {error}"
             ) from error
-        if trees is not None and trees[0].tasks != env.tasks:
+        if tuple(tasks) != env.tasks:
             raise SuiteError(
-                f"{run.folder}: the checkpoint is of tasks {', '.join(trees[0].tasks)}, "
+                f"{run.folder}: the checkpoint is of tasks {', '.join(tasks)}, "
                 f"but env.suite has {', '.join(env.tasks)}; resume with the run's own suite"
             )
         training.agent = make_agent(config, env, trees)
+        if training.phase != "search" and not config.search.keep_replay:
+            training.agent.learning_starts += int(training.search_steps)
         try:
             restore(training.agent, tensors, agent_state)
         except CheckpointError as error:
             raise CheckpointError(f"{run.folder}: {error}") from error
-        # A stream of its own, or the resumed envs would replay the first process's episodes.
-        stream = np.random.SeedSequence([config.seed, training.agent.num_timesteps])
-        env.seed(int(stream.generate_state(1)[0]))
+        training._seed_envs()
+        if training.phase == "done" and training.agent.num_timesteps < config.total_steps:
+            training.phase = "train"
+        atomic_write(run.config_path, config.to_yaml())
         return training
 
     def run_phases(self) -> int:
@@ -141,11 +155,11 @@ class Training:
         for name, tree in zip(("actor", "critic"), trees, strict=True):
             console.print(f"[bold]{name}[/bold]: {tree}", highlight=False)
 
-        searched = self.agent
-        self.phase = "train"
         if self.config.search.only:
             self._checkpoint()
             return
+        searched = self.agent
+        self.phase = "train"
         self.agent = make_agent(self.config, self.env, trees)
         self.agent.set_logger(searched.logger)
         self.agent.num_timesteps = searched.num_timesteps
@@ -153,7 +167,13 @@ class Training:
             self.agent.replay_buffer.take_over(searched.replay_buffer)
         else:
             self.agent.learning_starts += searched.num_timesteps
+        self._seed_envs()
         self._checkpoint()
+
+    def _seed_envs(self) -> None:
+        """A stream of its own for this agent, or the envs would begin the same episodes again."""
+        stream = np.random.SeedSequence([self.config.seed, self.agent.num_timesteps])
+        self.env.seed(int(stream.generate_state(1)[0]))
 
     def _write_trees(self, trees: tuple[Tree, Tree]) -> None:
         from matplotlib.figure import Figure
@@ -185,7 +205,7 @@ class Training:
         self._checkpoint()
         print(
             f"stopped at {self.agent.num_timesteps:,} steps; go on with: "
-            f"python -m conal_rl.train --resume {self.run.folder}",
+            f"python -m conal_rl.train --resume {shlex.quote(str(self.run.folder))}",
             file=sys.stderr,
         )
         assert self.stop.signal is not None

@@ -213,16 +213,17 @@ class ConalPolicy(BasePolicy):
         return self._predict(observation, deterministic)
 
     def set_training_mode(self, mode: bool) -> None:
-        """Put actor and critics in training or evaluation mode; targets stay in evaluation."""
+        """Put all networks in training or evaluation mode, which matters to Gumbel gates alone."""
         self.actor.train(mode)
         self.critic.train(mode)
+        self.critic_target.train(mode)
         self.training = mode
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
             "observation_space": self.observation_space,
             "action_space": self.action_space,
-            "lr_schedule": lambda _: 0.0,  # never used: the optimisers' own states are loaded
+            "lr_schedule": self._dummy_schedule,  # as SB3's: there is no optimiser to go on with
             "tasks": self.tasks,
             "actor_tree": self.actor_tree,
             "critic_tree": self.critic_tree,

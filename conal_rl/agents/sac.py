@@ -135,6 +135,7 @@ class ConalSAC(SAC):
         self._setup_model()
 
     def _setup_model(self) -> None:
+        self.tasks = tuple(self.tasks)  # SB3's `load` makes a list of it
         if self.target_entropy == "auto":
             self.target_entropy = -float(np.prod(self.action_space.shape or ()))
         super()._setup_model()

@@ -112,7 +112,7 @@ def build(about: Any, weights: Mapping[str, Tensor], device: str, source: Path) 
             np.float32(about["action_low"]), np.float32(about["action_high"])
         )
         agent.n_envs = 1
-        agent.buffer_size = 2  # nothing is stored until the agent is given an env of its own
+        agent.buffer_size = 2  # it only predicts
         agent.reward_scale = about["reward_scale"]
         agent.num_timesteps = about["steps"]
         agent.configure(
@@ -124,9 +124,8 @@ def build(about: Any, weights: Mapping[str, Tensor], device: str, source: Path) 
             if name.startswith("critic.")
         }
         agent.policy.load_state_dict(targets | dict(weights))
-    except (KeyError, TypeError, ValueError, RuntimeError, TreeError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{source}: does not describe an agent: {reason}") from error
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, TreeError) as error:
+        raise CheckpointError(f"{source}: does not describe an agent: {_reason(error)}") from error
     return agent
 
 
@@ -153,7 +152,10 @@ def save_weights(agent: ConalSAC, folder: Path) -> None:
 
 
 def load_weights(folder: Path, device: str = "auto") -> ConalSAC:
-    """An agent ready for `predict` (set an env to train it further).
+    """An agent ready for `predict`.
+
+    To train further, make a `ConalSAC` with an env and the trees of `derive()`, and load this
+    one's `policy.state_dict()` into its policy.
 
     Raises:
         CheckpointError: a file is missing, damaged, or of another kind or version.
@@ -233,8 +235,14 @@ def restore(
         np.random.set_state(state["numpy_random"])  # noqa: NPY002
         agent.action_space.np_random.bit_generator.state = state["actions_random"]
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"the checkpoint does not fit this config: {reason}") from error
+        raise CheckpointError(
+            f"the checkpoint does not fit this config: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """One line; torch's errors name the first parameter at fault in their second."""
+    return " ".join(line.strip() for line in str(error).splitlines()[:2])
 
 
 def _optimizers(agent: ConalSAC) -> dict[str, torch.optim.Optimizer]:

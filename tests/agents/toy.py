@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
+from stable_baselines3.common.logger import configure
 from torch import Tensor
 
 from conal_rl.agents import ConalSAC
@@ -63,14 +64,19 @@ class Target(gym.Env[Any, Any]):
         return self._observe(), reward, over and self.terminates, over and not self.terminates, {}
 
 
-for _name, _settings in {
-    "Left-v0": {"target": -0.5},
-    "Right-v0": {"target": 0.5},
-    "Broken-v0": {"broken_at": 40},
-}.items():
+def _register(env_id: str, **settings: Any) -> None:
     gym.register(
-        _name, entry_point=Target, kwargs=_settings, reward_threshold=-0.1, disable_env_checker=True
+        env_id,
+        f"{__name__}:Target",
+        reward_threshold=-0.1,
+        disable_env_checker=True,
+        kwargs=settings,
     )
+
+
+_register("Left-v0", target=-0.5)
+_register("Right-v0", target=0.5)
+_register("Broken-v0", broken_at=40)
 
 
 def tasks_named(count: int) -> tuple[str, ...]:
@@ -96,19 +102,26 @@ def make_agent(
     **settings: Any,
 ) -> ConalSAC:
     """A small agent on `make_env(targets)`; `settings` are `ConalSAC`'s or its policy's."""
-    policy = {
+    policy: dict[str, Any] = {
         key: settings.pop(key)
         for key in ("layer_norm", "critic", "critic_bins", "critic_range")
         if key in settings
     }
-    defaults = {"batch_size": 8, "buffer_size": 500, "learning_starts": 20, "seed": 0}
-    return ConalSAC(
+    defaults: dict[str, Any] = {
+        "batch_size": 8,
+        "buffer_size": 500,
+        "learning_starts": 20,
+        "seed": 0,
+    }
+    agent = ConalSAC(
         env=env or make_env(targets),
         tree=tree,  # type: ignore[arg-type]  # pairs may hold None
         policy_kwargs={"widths": tuple(widths), "critic": "mse", **policy},
         device="cpu",
         **{**defaults, **settings},
     )
+    agent.set_logger(configure(None, []))  # `train` logs, also without `learn` before it
+    return agent
 
 
 def random_batch(tasks: int, batch: int, actions: int = 1, seed: int = 0) -> TaskBatch:

@@ -479,6 +479,21 @@ def test_statistics_study_every_few_steps_and_start_anew() -> None:
     assert found.negative[1].tolist() == [[0, 1], [1, 0]]
 
 
+def test_restored_from_its_state_it_goes_on_as_if_never_interrupted() -> None:
+    torch.manual_seed(0)
+    steps = torch.randn(8, 2, 3, 2).tolist()
+    one = Given("conflicting_tasks", tasks=3, smoothing=0.8, study_every=3)
+    held = [one.step(*step) for step in steps]
+    other = Given("conflicting_tasks", tasks=3, smoothing=0.8, study_every=3)
+    for step in steps[:5]:
+        other.step(*step)
+    state = other.noticing.state()
+    other = Given("conflicting_tasks", tasks=3, smoothing=0.8, study_every=3)
+    other.noticing.restore(*state)
+    assert [other.step(*step) for step in steps[5:]] == held[5:]
+    torch.testing.assert_close(vars(other.statistics()), vars(one.statistics()))
+
+
 @settings(max_examples=20, deadline=None)
 @given(trees(max_tasks=4, max_depth=3, min_tasks=2), st.integers(0, 99), st.data())
 def test_statistics_on_trees(tree: Tree, seed: int, data: st.DataObject) -> None:

@@ -1,0 +1,183 @@
+"""Routing of rows to tasks, actions and log-probabilities, and what twin critics share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from conal_rl.agents.policies import ConalPolicy, to_task_major
+from conal_rl.core import Tree
+from tests.agents.sb3 import twin
+from tests.agents.toy import FEATURES, make_agent, make_env, one_hot, tasks_named
+
+TREES: dict[str, Tree | None] = {
+    "search": None,
+    "shared": Tree.shared(tasks_named(3), 2),
+    "independent": Tree.independent(tasks_named(3), 2),
+    "branched": Tree.from_branch_points([3, 1, 2], 2, tasks_named(3)),
+}
+TARGETS = (-0.5, 0.0, 0.5)
+
+
+def random_rows(task: list[int], tasks: int = 3, seed: int = 0) -> NDArray[np.float32]:
+    features = np.random.default_rng(seed).normal(size=(len(task), FEATURES))
+    return one_hot(features.astype(np.float32), task, tasks)
+
+
+@given(st.lists(st.integers(0, 3), max_size=30))
+def test_to_task_major(task: list[int]) -> None:
+    rows = torch.from_numpy(random_rows(task, tasks=4))
+    features, found, place = to_task_major(rows, 4)
+    assert found.tolist() == task
+    counts = [task.count(t) for t in range(4)]
+    assert features.shape == (4, max(counts), FEATURES)
+    assert torch.equal(features[found, place], rows[:, :FEATURES])
+    for t, count in enumerate(counts):
+        assert place[found == t].tolist() == list(range(count))  # the rows keep their order
+        assert not features[t, count:].any()
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_predict_of_many_rows_is_that_of_each(tree: str) -> None:
+    agent = make_agent(TREES[tree], TARGETS)
+
+    @given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.randoms())
+    @settings(max_examples=10, deadline=None)
+    def check(task: list[int], random: Any) -> None:
+        rows = random_rows(task)
+        actions, _ = agent.predict(rows, deterministic=True)
+        assert actions.shape == (len(task), 1)
+        for row, action in zip(rows, actions, strict=True):
+            single, _ = agent.predict(row, deterministic=True)  # an observation without batch
+            assert single.shape == (1,)
+            np.testing.assert_allclose(single, action, atol=1e-5)
+        order = random.sample(range(len(task)), len(task))
+        shuffled, _ = agent.predict(rows[order], deterministic=True)
+        np.testing.assert_allclose(shuffled, actions[order], atol=1e-5)
+
+    check()
+
+
+def test_tasks_have_heads_of_their_own() -> None:
+    agent = make_agent(TREES["shared"], TARGETS)
+    rows = random_rows([0, 1, 2])
+    before, _ = agent.predict(rows, deterministic=True)
+    with torch.no_grad():
+        agent.actor.head.bias[1] += 1
+    after, _ = agent.predict(rows, deterministic=True)
+    assert [bool(changed) for changed in (before != after)[:, 0]] == [False, True, False]
+
+
+def test_actions_are_scaled_to_the_action_space() -> None:
+    env = make_env(TARGETS, bounds=(-2.0, 4.0))
+    agent = make_agent(TREES["branched"], env=env)
+    rows = random_rows([2, 0, 1, 1])
+    with torch.no_grad():
+        inside = agent.policy._predict(torch.from_numpy(rows), deterministic=True).numpy()
+        agent.actor.head.bias[:, :, 0] += torch.tensor([[30.0], [-30.0], [0.0]])
+        actions, _ = agent.predict(rows, deterministic=True)
+    assert actions[1] == 4
+    assert actions[2] == actions[3] == -2
+    np.testing.assert_allclose(actions[0], 1 + 3 * inside[0], rtol=1e-5)
+    sampled, _ = agent.predict(np.repeat(rows, 50, axis=0))
+    assert (sampled >= -2).all() and (sampled <= 4).all()
+
+
+def test_samples_against_sb3s_actor() -> None:
+    env = make_env((0.5,), actions=2)
+    agent = make_agent(Tree.shared(env.tasks, 2), env=env, layer_norm=False)
+    sac = twin(agent)
+    rows = random_rows([0] * 40, tasks=1)
+    torch.manual_seed(0)
+    actions, log_prob = agent.actor.sample(torch.from_numpy(rows[None, :, :FEATURES]))
+    torch.manual_seed(0)
+    expected, expected_log_prob = sac.actor.action_log_prob(torch.from_numpy(rows))
+    torch.testing.assert_close(actions[0], expected)
+    torch.testing.assert_close(log_prob[0], expected_log_prob)
+    for deterministic in (True, False):
+        torch.manual_seed(1)
+        mine, _ = agent.predict(rows, deterministic=deterministic)
+        torch.manual_seed(1)
+        theirs, _ = sac.predict(rows, deterministic=deterministic)
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+
+
+def test_q_values_against_sb3s_critics() -> None:
+    env = make_env((0.5,), actions=2)
+    agent = make_agent(Tree.shared(env.tasks, 2), env=env, layer_norm=False)
+    sac = twin(agent)
+    rows = torch.from_numpy(random_rows([0] * 40, tasks=1))
+    actions = torch.rand(40, 2)
+    for mine, theirs in ((agent.critic, sac.critic), (agent.critic_target, sac.critic_target)):
+        values = mine.values(rows[None, :, :FEATURES], actions[None])
+        assert values.shape == (2, 1, 40)
+        for value, expected in zip(values, theirs(rows, actions), strict=True):
+            torch.testing.assert_close(value[0], expected[:, 0])
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("critic", ["mse", "hl_gauss"])
+def test_critics_share_gates_and_nothing_else(tree: str, critic: str) -> None:
+    agent = make_agent(TREES[tree], TARGETS, critic=critic, critic_bins=11)
+    features, actions = torch.randn(3, 5, FEATURES), torch.rand(3, 5, 1)
+    values = agent.critic.values(features, actions)
+    assert values.shape == (2, 3, 5)
+    assert not torch.isclose(values[0], values[1]).any()
+    weights = agent.critic.weights()
+    for member in range(2):
+        gradients = torch.autograd.grad(values[member].sum(), weights, retain_graph=True)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            mine, other = gradient.tensor_split(2)[:: 1 if member == 0 else -1]
+            assert not other.any()  # the modules of member 1, then those of member 2
+            assert weight.shape[0] % 2 == 0
+            assert mine.any() or tree != "search"
+    gates = agent.critic.gates
+    assert (gates is None) == (tree != "search")
+    if gates is not None:
+        assert gates.shape == (3, 3)
+        for member in range(2):
+            (gradient,) = torch.autograd.grad(values[member].sum(), gates, retain_graph=True)
+            assert gradient.any()
+
+
+def test_targets_begin_as_the_critics_and_never_learn() -> None:
+    policy = make_agent(TREES["search"], TARGETS).policy
+    mine, target = policy.critic.state_dict(), policy.critic_target.state_dict()
+    assert all(torch.equal(mine[name], target[name]) for name in mine)
+    assert not any(p.requires_grad for p in policy.critic_target.parameters())
+    optimised = {id(p) for g in policy.critic.optimizer.param_groups for p in g["params"]}
+    assert optimised == {id(p) for p in policy.critic.weights()}
+    for mode in (True, False):
+        policy.set_training_mode(mode)
+        networks = (policy, policy.actor, policy.critic, policy.critic_target)
+        assert all(module.training is mode for network in networks for module in network.children())
+
+
+def test_wrong_settings_are_refused() -> None:
+    env = make_env(TARGETS)
+
+    def build(**settings: Any) -> ConalPolicy:
+        space: Any = env.observation_space
+        actions: Any = env.action_space
+        return ConalPolicy(space, actions, lambda _: 1e-3, tasks=env.tasks, **settings)
+
+    with pytest.raises(ValueError, match="unknown critic 'huber'"):
+        build(critic="huber")
+    with pytest.raises(ValueError, match="use_sde"):
+        build(use_sde=True)
+    with pytest.raises(ValueError, match="the tree has 3 layers"):
+        build(
+            actor_tree=Tree.shared(env.tasks, 3),
+            critic_tree=Tree.shared(env.tasks, 3),
+            widths=(4, 4),
+        )
+    with pytest.raises(ValueError, match="tree's tasks"):
+        make_agent(Tree.shared(["a", "b", "c"], 2), TARGETS)
+    with pytest.raises(ValueError, match="critic_reduce"):
+        make_agent(None, TARGETS, critic_reduce="median")

@@ -1,0 +1,241 @@
+"""`ConalSAC` used as SB3's users use SAC: learn, callbacks, evaluation, logs, zip files."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.callbacks import (
+    CheckpointCallback,
+    EvalCallback,
+    StopTrainingOnMaxEpisodes,
+)
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import KVWriter, Logger
+
+from conal_rl.agents import ConalSAC
+from conal_rl.core import Tree
+from tests.agents.test_policies import random_rows
+from tests.agents.toy import make_agent, make_env, same_tensors, tasks_named
+
+TASKS = tasks_named(2)
+TREES = {
+    "search": None,
+    "shared": Tree.shared(TASKS, 2),
+    "pair": (Tree.independent(TASKS, 2), Tree.from_branch_points([2, 2], 2, TASKS)),
+}
+SEARCH: dict[str, Any] = {"validation_share": 0.3, "learning_starts": 40, "train_freq": 4}
+
+
+class Memory(KVWriter):
+    """Keeps what was logged, a dict for each line."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        self.lines.append(dict(key_values))
+
+    def close(self) -> None:
+        pass
+
+
+def optimizers(agent: ConalSAC) -> list[Any]:
+    found = [agent.actor.optimizer, agent.critic.optimizer, agent.ent_coef_optimizer]
+    states = [o.state_dict() for o in [*found, agent.gate_optimizer] if o is not None]
+    return [[dict(slots) for slots in state["state"].values()] for state in states]
+
+
+def assert_same_agent(one: ConalSAC, two: ConalSAC) -> None:
+    assert same_tensors(one.policy.state_dict(), two.policy.state_dict())
+    assert one.log_ent_coef is not None and two.log_ent_coef is not None
+    assert torch.equal(one.log_ent_coef, two.log_ent_coef)
+    for mine, theirs in zip(optimizers(one), optimizers(two), strict=True):
+        assert len(mine) == len(theirs) > 0
+        assert all(same_tensors(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.parametrize("tree", ["search", "pair"])
+def test_same_seed_same_agent(tree: str) -> None:
+    agents = []
+    for seed in (3, 3, 4):
+        env = make_env((-0.5, 0.5), envs_per_task=2, seed=seed)
+        agent = make_agent(TREES[tree], env=env, seed=seed, **SEARCH)
+        agent.learn(512)
+        assert agent._n_updates == 30
+        agents.append(agent)
+    assert_same_agent(agents[0], agents[1])
+    assert not same_tensors(agents[0].policy.state_dict(), agents[2].policy.state_dict())
+
+
+def test_learn_goes_on() -> None:
+    agent = make_agent(TREES["shared"])
+    logged = Memory()
+    agent.set_logger(Logger(None, [logged]))
+    agent.learn(100, log_interval=4)
+    assert agent.num_timesteps == 100
+    stored, episodes = agent.replay_buffer.training.added.tolist(), agent._episode_num
+    agent.learn(60, log_interval=4, reset_num_timesteps=False)
+    assert agent.num_timesteps == 160
+    assert agent._episode_num == 32 > episodes
+    assert agent.replay_buffer.training.added.tolist() == [added + 30 for added in stored]
+    steps = [line["time/total_timesteps"] for line in logged.lines]
+    assert steps == [20, 40, 60, 80, 100, 120, 140, 160]
+    agent.learn(20)  # counts from zero again, and keeps weights and data
+    assert agent.num_timesteps == 20
+    assert agent.replay_buffer.training.added.sum() == 180
+
+
+def test_what_is_logged() -> None:
+    agent = make_agent(TREES["search"], **SEARCH)
+    logged = Memory()
+    agent.set_logger(Logger(None, [logged]))
+    agent.learn(100, log_interval=5)
+    line = logged.lines[-1]
+    for name in ("actor_loss", "critic_loss", "ent_coef", "entropy", "target_q", "gate_loss"):
+        assert np.isfinite(line[f"train/{name}"])
+    assert line["train/n_updates"] == agent._n_updates - 1 > 0
+    assert line["train/learning_rate"] == pytest.approx(3e-4)
+    assert {"rollout/ep_rew_mean", "rollout/ep_len_mean", "time/fps"} <= line.keys()
+    for task in TASKS:
+        assert line[f"return/{task}"] == pytest.approx(agent.recent_return()[task], abs=2)
+        for name in ("actor", "critic"):
+            gates = [line[f"gates_{name}/{task}/{point}"] for point in (1, 2, 3)]
+            assert sum(gates) == pytest.approx(1)
+    for name in ("actor", "critic"):
+        for rule in ("any_pair", "conflicting_tasks", "and_deeper", "consensus", "none"):
+            shares = [line[f"held_{name}/{rule}/{layer}"] for layer in (1, 2)]
+            assert all(0 <= share <= 1 for share in shares)
+        assert line[f"held_{name}/none/1"] == 0
+    assert "success/mean" not in line  # this env defines no success
+
+
+def test_success_and_return_by_task() -> None:
+    env = make_env((None, -3.0), envs_per_task=2)  # rewards: 1 at each step; at best -4
+    agent = make_agent(TREES["shared"], env=env, learning_starts=1_000)
+    assert np.isnan(list(agent.recent_return().values())).all()
+    for task_env in env.envs:
+        wrapped: Any = task_env.unwrapped
+        wrapped_task = task_env.env
+        wrapped_task._threshold = 0.0
+        assert wrapped.length == 5
+    logged = Memory()
+    agent.set_logger(Logger(None, [logged]))
+    agent.learn(4 * 10, log_interval=4)
+    assert agent.recent_return()["task-0"] == pytest.approx(5)
+    assert agent.recent_return()["task-1"] < -20
+    assert agent.recent_success() == {"task-0": 1.0, "task-1": 0.0}
+    assert logged.lines[-1]["success/task-0"] == 1
+    assert logged.lines[-1]["success/mean"] == 0.5
+
+
+def test_callbacks(tmp_path: Path) -> None:
+    agent = make_agent(TREES["shared"])
+    evaluate = EvalCallback(
+        make_env((-0.5, 0.5)),
+        eval_freq=25,
+        n_eval_episodes=2,
+        verbose=0,
+        best_model_save_path=str(tmp_path),
+    )
+    save = CheckpointCallback(save_freq=30, save_path=str(tmp_path), name_prefix="agent")
+    stop = StopTrainingOnMaxEpisodes(max_episodes=6)
+    agent.learn(10_000, callback=[evaluate, save, stop])
+    assert agent.num_timesteps == 2 * 30
+    assert np.isfinite(evaluate.best_mean_reward)
+    assert (tmp_path / "agent_60_steps.zip").is_file()
+    best = ConalSAC.load(tmp_path / "best_model.zip", device="cpu")
+    assert best.num_timesteps == 2 * 25
+
+
+def test_sb3s_evaluate_policy() -> None:
+    agent = make_agent(TREES["pair"])
+    mean, deviation = evaluate_policy(agent, make_env((None, None)), n_eval_episodes=4)
+    assert (mean, deviation) == (5, 0)  # type: ignore[comparison-overlap]
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("temperature", ["auto", "auto_0.1"])
+def test_zip_file(tree: str, temperature: str, tmp_path: Path) -> None:
+    """SB3's save and load, with optimiser states, without an env and with one; training goes on."""
+    settings = SEARCH | {"gate_every": 2, "reward_scale": 0.5, "critic_reduce": "mean"}
+    agent = make_agent(TREES[tree], ent_coef=temperature, **settings)
+    agent.learn(96)
+    before = copy.deepcopy(agent.policy.state_dict())
+    agent.save(tmp_path / "agent.zip")
+    assert same_tensors(agent.policy.state_dict(), before)
+
+    loaded = ConalSAC.load(tmp_path / "agent.zip", device="cpu")
+    assert_same_agent(agent, loaded)
+    assert loaded.derive() == agent.derive()
+    assert loaded.searching == agent.searching
+    assert (loaded.tasks, loaded.num_timesteps, loaded._n_updates) == (TASKS, 96, 7)
+    rows = random_rows([1, 0, 1], tasks=2)
+    expected, _ = agent.predict(rows, deterministic=True)
+    np.testing.assert_array_equal(loaded.predict(rows, deterministic=True)[0], expected)
+    for name in ("gate_every", "reward_scale", "critic_reduce", "target_entropy", "batch_size"):
+        assert getattr(loaded, name) == getattr(agent, name)
+
+    resumed = ConalSAC.load(tmp_path / "agent.zip", env=make_env((-0.5, 0.5)), device="cpu")
+    resumed.learn(96, reset_num_timesteps=False)
+    assert resumed.num_timesteps == 192
+    assert resumed._n_updates > 7 + 10
+    assert not same_tensors(resumed.policy.state_dict(), before)
+    assert all(torch.isfinite(value).all() for value in resumed.policy.state_dict().values())
+    if tree == "search":
+        assert torch.equal(resumed.gates["critic"], resumed.critic.gates)  # type: ignore[arg-type]
+        assert not torch.equal(resumed.gates["actor"], before["actor.encoder.gates"])
+
+
+def test_zip_file_with_a_fixed_temperature(tmp_path: Path) -> None:
+    agent = make_agent(TREES["shared"], ent_coef=0.05)
+    agent.learn(60)
+    agent.save(tmp_path / "agent.zip")
+    loaded = ConalSAC.load(tmp_path / "agent.zip", env=make_env((-0.5, 0.5)), device="cpu")
+    assert loaded.log_ent_coef is None
+    assert loaded.ent_coef_tensor.item() == pytest.approx(0.05)
+    loaded.learn(60)
+    assert loaded._n_updates > 0
+
+
+def test_policy_alone_as_sb3_saves_it(tmp_path: Path) -> None:
+    agent = make_agent(TREES["pair"])
+    agent.policy.save(str(tmp_path / "policy.pt"))
+    policy = type(agent.policy).load(str(tmp_path / "policy.pt"), device="cpu")
+    rows = random_rows([1, 0, 1], tasks=2)
+    expected, _ = agent.predict(rows, deterministic=True)
+    np.testing.assert_array_equal(policy.predict(rows, deterministic=True)[0], expected)
+
+
+def test_learning_rate_schedules_and_episode_training() -> None:
+    rates = []
+
+    def note(local: Any, _: Any) -> bool:
+        rates.append(local["self"].actor.optimizer.param_groups[0]["lr"])
+        return True
+
+    agent = make_agent(
+        Tree.shared(TASKS[:1], 2),
+        (0.5,),
+        learning_rate=lambda left: 1e-3 * left,
+        train_freq=(2, "episode"),
+        gradient_steps=-1,
+    )
+    agent.learn(100, callback=note)
+    assert agent._n_updates == 80  # as many as steps, after the first 20
+    assert rates[0] == 1e-3 and rates[-1] == pytest.approx(1e-4)
+
+
+def test_an_env_without_names_needs_them() -> None:
+    class Nameless:
+        pass
+
+    env = make_env((-0.5, 0.5))
+    del env.tasks
+    with pytest.raises(ValueError, match=r"pass tasks=\[\.\.\.\]"):
+        make_agent(None, env=env)
+    assert make_agent(None, env=env, tasks=["a", "b"]).tasks == ("a", "b")

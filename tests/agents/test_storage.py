@@ -1,0 +1,358 @@
+"""Weights to share, and training states that go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conal_rl.agents import ConalSAC
+from conal_rl.agents.storage import load_trees, restore, training_state, trees_to_json
+from conal_rl.core import Tree
+from conal_rl.errors import CheckpointError, TreeError
+from conal_rl.runs import load_checkpoint, save_checkpoint
+from tests.agents.test_policies import random_rows
+from tests.agents.test_sb3_interface import SEARCH, TASKS, TREES, assert_same_agent
+from tests.agents.toy import make_agent, make_env, same_tensors
+
+Json = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-9, 9) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+
+
+def forbid(*_: Any, **__: Any) -> None:
+    raise AssertionError("a file was unpickled")
+
+
+@pytest.fixture
+def no_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in (
+        (pickle, "load"),
+        (pickle, "loads"),
+        (pickle, "Unpickler"),
+        (torch, "load"),
+        (np, "load"),
+    ):
+        monkeypatch.setattr(module, name, forbid)
+
+
+def damage_json(path: Path, **changes: Any) -> None:
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | changes))
+
+
+# What is shared
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("critic", ["mse", "hl_gauss"])
+def test_weights_there_and_back(tree: str, critic: str, tmp_path: Path, no_pickles: None) -> None:
+    env = make_env((-0.5, 0.5), bounds=(-3.0, 1.0))
+    agent = make_agent(
+        TREES[tree],
+        env=env,
+        critic=critic,
+        critic_bins=7,
+        critic_range=(-4.0, 2.0),
+        reward_scale=0.5,
+        **SEARCH,
+    )
+    agent.learn(96)
+    agent.save_weights(tmp_path / "model")
+    agent.learn(24, reset_num_timesteps=False)
+    agent.save_weights(tmp_path / "model")  # replaces
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    loaded = ConalSAC.load_weights(tmp_path / "model", device="cpu")
+    rows = random_rows([1, 0, 0, 1], tasks=2)
+    expected, _ = agent.predict(rows, deterministic=True)
+    np.testing.assert_array_equal(loaded.predict(rows, deterministic=True)[0], expected)
+    assert loaded.derive() == agent.derive()
+    assert (loaded.tasks, loaded.num_timesteps, loaded.reward_scale) == (TASKS, 120, 0.5)
+    features, actions = torch.randn(2, 3, 3), torch.rand(2, 3, 1)
+    assert torch.equal(
+        loaded.critic.values(features, actions), agent.critic.values(features, actions)
+    )
+    # The targets are not shipped: they begin as the critics.
+    mine, targets = loaded.critic.state_dict(), loaded.critic_target.state_dict()
+    assert same_tensors(mine, targets)
+
+
+def test_loaded_weights_can_be_trained_further(tmp_path: Path) -> None:
+    make_agent(TREES["pair"]).save_weights(tmp_path / "model")
+    loaded = ConalSAC.load_weights(tmp_path / "model", device="cpu")
+    agent = make_agent(loaded.derive(), env=make_env((-0.5, 0.5), envs_per_task=2))
+    agent.policy.load_state_dict(loaded.policy.state_dict())
+    agent.learn(100)
+    assert agent._n_updates > 0
+    assert not same_tensors(loaded.policy.state_dict(), agent.policy.state_dict())
+
+
+@pytest.fixture(scope="module")
+def shared_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shared") / "model"
+    make_agent(TREES["search"], widths=(4,), buffer_size=50).save_weights(folder)
+    return folder
+
+
+def copy_of(model: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir(exist_ok=True)
+    for path in model.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_truncated_files(shared_model: Path, name: str, kept: int, tmp_path: Path) -> None:
+    folder = copy_of(shared_model, tmp_path)
+    content = (folder / name).read_bytes()
+    # Only white space is behind the JSON's last brace: without it, nothing would be missing.
+    (folder / name).write_bytes(content.rstrip()[:kept])
+    with pytest.raises(CheckpointError, match=name) as error:
+        ConalSAC.load_weights(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_altered_weights(shared_model: Path, tmp_path: Path) -> None:
+    folder = copy_of(shared_model, tmp_path)
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
+        ConalSAC.load_weights(folder)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_missing_files(shared_model: Path, name: str, tmp_path: Path) -> None:
+    folder = copy_of(shared_model, tmp_path)
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name}: cannot be read: No such file"):
+        ConalSAC.load_weights(folder)
+    with pytest.raises(CheckpointError, match="cannot be read: No such file"):
+        ConalSAC.load_weights(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("change", [{"version": 2}, {"format": "other"}, {"version": None}])
+def test_another_version(shared_model: Path, change: dict[str, Any], tmp_path: Path) -> None:
+    folder = copy_of(shared_model, tmp_path)
+    damage_json(folder / "model.json", **change)
+    with pytest.raises(CheckpointError, match=r"is not a conal_rl\.agent of version 1"):
+        ConalSAC.load_weights(folder)
+
+
+def test_weights_of_other_networks(shared_model: Path, tmp_path: Path) -> None:
+    folder = copy_of(shared_model, tmp_path)
+    about = json.loads((folder / "model.json").read_text())
+    damage_json(folder / "model.json", architecture=about["architecture"] | {"widths": [5]})
+    with pytest.raises(CheckpointError, match=r"does not describe an agent: .*size mismatch"):
+        ConalSAC.load_weights(folder)
+
+
+FIELDS = (
+    "tasks", "observation_dim", "action_low", "action_high", "architecture", "reward_scale",
+    "steps", "trees",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_json_of_strangers(field: str, shared_model: Path, tmp_path: Path) -> None:
+    """Whatever stands in a field: an agent that predicts, or one clear error."""
+    folder = copy_of(shared_model, tmp_path)
+    content = (folder / "model.json").read_text()
+
+    @given(Json, st.booleans())
+    @settings(
+        max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+    def check(value: Any, inside: bool) -> None:
+        (folder / "model.json").write_text(content)
+        old = json.loads(content)[field]
+        if inside and isinstance(old, dict):
+            value = old | {next(iter(old)): value}
+        damage_json(folder / "model.json", **{field: value})
+        try:
+            agent = ConalSAC.load_weights(folder, device="cpu")
+        except CheckpointError as error:
+            assert "\n" not in str(error)
+        else:
+            agent.predict(random_rows([0, 1], tasks=2))
+
+    check()
+    missing = json.loads(content)
+    del missing[field]
+    (folder / "model.json").write_text(json.dumps(missing))
+    with pytest.raises(CheckpointError, match=field):
+        ConalSAC.load_weights(folder)
+
+
+# Trees
+
+
+def test_trees_of_a_run_or_one_for_both(tmp_path: Path) -> None:
+    actor, critic = Tree.shared(TASKS, 2), Tree.independent(TASKS, 2)
+    path = tmp_path / "tree.json"
+    path.write_text(trees_to_json(actor, critic))
+    assert load_trees(path, TASKS, 2) == (actor, critic)
+    turned = load_trees(path, TASKS[::-1], 2)
+    assert turned[0].tasks == TASKS[::-1]
+    actor.save(path)
+    assert load_trees(path, TASKS, 2) == (actor, actor)
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ("", "is not JSON"),
+        ("[]", "not a tree"),
+        (b"\xff\xfe", "is not JSON"),
+        ('{"format": "conal_rl.trees"}', "the actor's tree is missing"),
+        (trees_to_json(*[Tree.shared(TASKS, 2)] * 2)[:-3], "is not JSON"),
+        (trees_to_json(*[Tree.shared(TASKS, 3)] * 2), "3 layers, the network 2"),
+        (trees_to_json(*[Tree.shared("ab", 2)] * 2), "task 'a' that is not among"),
+        (Tree.shared(TASKS[:1], 2).to_json(), "lacks the task 'task-1'"),
+    ],
+)
+def test_wrong_tree_files(content: str | bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "tree.json"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(TreeError, match=reason) as error:
+        load_trees(path, TASKS, 2)
+    assert str(error.value).startswith(f"{path}: ")
+    with pytest.raises(TreeError, match="cannot be read"):
+        load_trees(tmp_path / "none.json", TASKS, 2)
+
+
+# Training that goes on
+
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "search": ("search", {"conflict_smoothing": 0.9, "gate_every": 2}),
+    "gumbel": ("search", {"gumbel_temperature": (1.0, 0.3)}),
+    "shared": ("shared", {"hold_after_search": True}),
+    "pair": ("pair", {"critic": "hl_gauss", "critic_range": (-30.0, 0.0), "ent_coef": 0.1}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("steps", [20, 300])
+def test_resumed_updates_are_the_uninterrupted_ones(
+    case: str, steps: int, tmp_path: Path, no_pickles: None
+) -> None:
+    tree, special = CASES[case]
+    changed = SEARCH | {"buffer_size": 100} | special
+    agent = make_agent(TREES[tree], **changed)
+    agent.learn(steps)  # 20: before the first update
+    assert (agent._n_updates > 0) == (steps > 40)
+    save_checkpoint(tmp_path, steps, *training_state(agent))
+    resumed = make_agent(TREES[tree], **changed | {"seed": 7})
+    restore(resumed, *load_checkpoint(tmp_path))
+
+    assert resumed.num_timesteps == agent.num_timesteps
+    assert resumed._episode_num == agent._episode_num
+    assert resumed.recent_return() == pytest.approx(agent.recent_return(), nan_ok=True)
+    assert_same_random_streams(agent, resumed)
+    for name, noticing in agent.noticing.items():
+        assert_same_noticing(noticing.state(), resumed.noticing[name].state())
+
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    for one in (agent, resumed):
+        torch.set_rng_state(torch_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        one._current_progress_remaining = 0.5
+        one.train(gradient_steps=10, batch_size=8)
+        one.replay_buffer.cut_episodes()
+    assert resumed._n_updates == agent._n_updates >= 10 * (steps > 40)
+    assert same_tensors(agent.policy.state_dict(), resumed.policy.state_dict())
+    mine, theirs = training_state(agent), training_state(resumed)
+    assert mine[0].keys() == theirs[0].keys()
+    for group, tensors in mine[0].items():
+        assert same_tensors(tensors, theirs[0][group]), group
+    assert json.dumps(mine[1]) == json.dumps(theirs[1])
+
+
+def assert_same_random_streams(one: ConalSAC, two: ConalSAC) -> None:
+    """`restore` came last, so the global streams are as they were when the state was taken."""
+    assert one.action_space.np_random.bit_generator.state == (
+        two.action_space.np_random.bit_generator.state
+    )
+
+
+def assert_same_noticing(one: Any, two: Any) -> None:
+    assert one[1] == two[1]
+    assert same_tensors(one[0], two[0])
+
+
+def test_random_streams_go_on(tmp_path: Path) -> None:
+    agent = make_agent(TREES["shared"])
+    agent.learn(50)
+    save_checkpoint(tmp_path, 50, *training_state(agent))
+
+    def draws(one: ConalSAC) -> list[Any]:
+        rows = random_rows([0, 1], tasks=2)
+        numpy = np.random.normal(size=2).tolist()  # noqa: NPY002
+        space = one.action_space.sample().tolist()
+        return [torch.rand(2).tolist(), numpy, space, one.predict(rows)[0].tolist()]
+
+    expected = draws(agent)
+    resumed = make_agent(TREES["shared"], seed=9)
+    restore(resumed, *load_checkpoint(tmp_path))
+    assert draws(resumed) == expected
+
+
+@pytest.mark.parametrize(
+    "tree, other, reason",
+    [
+        ("shared", {"widths": (4, 4)}, "size mismatch"),
+        ("shared", {"critic": "hl_gauss"}, "size mismatch"),
+        ("shared", {"tree": "pair"}, "size mismatch"),
+        ("shared", {"tree": "search"}, r"(Missing|Unexpected) key"),
+        ("search", {"tree": "shared"}, r"(Missing|Unexpected) key"),
+        ("shared", {"buffer_size": 20}, "buffer_size"),
+        ("shared", {"targets": (-0.5, 0.0, 0.5)}, "size mismatch"),
+    ],
+)
+def test_restoring_into_another_agent(tree: str, other: dict[str, Any], reason: str) -> None:
+    agent = make_agent(TREES[tree], **SEARCH)
+    agent.learn(100)
+    groups, state = copy.deepcopy(training_state(agent))
+    shape = TREES[other.pop("tree", tree)]
+    if "targets" in other:
+        shape = Tree.shared(["task-0", "task-1", "task-2"], 2)
+    with pytest.raises(CheckpointError, match=reason) as error:
+        restore(make_agent(shape, **SEARCH | other), groups, state)
+    assert "\n" not in str(error.value)
+
+
+def test_restore_says_what_is_missing() -> None:
+    agent = make_agent(TREES["shared"])
+    groups, state = training_state(agent)
+    for name in ("steps", "replay", "recent"):
+        lacking = {key: value for key, value in state.items() if key != name}
+        with pytest.raises(CheckpointError, match=name):
+            restore(agent, groups, lacking)
+    assert_same_agent_after = make_agent(TREES["shared"])
+    restore(assert_same_agent_after, groups, state)
+    assert same_tensors(assert_same_agent_after.policy.state_dict(), agent.policy.state_dict())
+
+
+def test_derived_agents_take_the_searchs_data() -> None:
+    searched = make_agent(TREES["search"], **SEARCH)
+    searched.learn(96)
+    derived = make_agent(searched.derive(), **SEARCH)
+    derived.replay_buffer.take_over(searched.replay_buffer)
+    derived.train(gradient_steps=3, batch_size=8)
+    assert derived._n_updates == 3
+    assert derived.replay_buffer.training.sizes.tolist() == [48, 48]
+    with pytest.raises(AssertionError):
+        assert_same_agent(searched, derived)
