@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 import time
@@ -153,7 +152,7 @@ class Training:
         self._write_trees(trees)
         console = Console(stderr=True)
         for name, tree in zip(("actor", "critic"), trees, strict=True):
-            console.print(f"[bold]{name}[/bold]: {tree}", highlight=False)
+            console.print(f"[bold]{name}[/bold]: {tree}", highlight=False, soft_wrap=True)
 
         if self.config.search.only:
             self._checkpoint()
@@ -294,7 +293,4 @@ def make_agent(config: Config, env: TaskVecEnv, trees: tuple[Tree, Tree] | None)
 
 
 if __name__ == "__main__":
-    # A second Ctrl-C can leave library threads behind; the run's folder is complete by then.
-    status = main()
-    sys.stdout.flush()
-    os._exit(status) if status == 130 else sys.exit(status)
+    sys.exit(main())

@@ -23,7 +23,7 @@ from conal_rl.agents import ConalSAC
 from conal_rl.agents.storage import load_trees
 from conal_rl.core import Tree
 from conal_rl.progress import ContinuedCSV, RunCallback
-from conal_rl.runs import load_checkpoint
+from conal_rl.runs import load_checkpoint, save_checkpoint
 
 TASKS = ("tests.agents.toy:Left-v0", "tests.agents.toy:Right-v0")
 ROOT = Path(__file__).parents[1]
@@ -63,7 +63,7 @@ def finished(toy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stop_at(step: int, patch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
     """Send this process a signal once the run has taken `step` steps."""
     on_step = RunCallback._on_step
-    sent = []
+    sent: list[int] = []
 
     def spied(self: RunCallback) -> bool:
         if self.num_timesteps >= step and not sent:
@@ -183,6 +183,17 @@ def test_same_seed_same_result(toy: str, finished: Path, tmp_path: Path) -> None
     again, before = evaluation(tmp_path / "again"), evaluation(finished)
     for name in ("success", "returns", "episodes"):
         assert again[name] == before[name]
+
+
+def test_evaluating_on_the_way_changes_nothing_else(
+    toy: str, finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert train.main([toy, "--out", str(run), "--seed", "3", "--evaluation.every", "80"]) == 0
+    evaluated = [row["evaluation/mean_success"] for row in rows(run)]
+    assert evaluated[0] == "" and all(0 <= float(rate) <= 1 for rate in evaluated[2:4])
+    for name in ("tree.json", "model/model.safetensors"):
+        assert (run / name).read_bytes() == (finished / name).read_bytes()
 
 
 def test_default_folder(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,6 +330,13 @@ def test_resume_of_a_finished_run_evaluates_again(finished: Path, tmp_path: Path
     run = copied(finished, tmp_path)
     before = evaluation(run)
     (run / "evaluation.json").unlink()
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("conal_rl.evaluation.evaluate_policy", interrupt)
+        assert train.main(["--resume", str(run)]) == 130
     assert train.main(["--resume", str(run)]) == 0
     assert evaluation(run)["returns"] == before["returns"]
     assert steps(run) == steps(finished)
@@ -340,12 +358,11 @@ def test_resume_with_more_steps(finished: Path, tmp_path: Path) -> None:
 def test_resume_after_a_power_cut(toy: str, tmp_path: Path) -> None:
     """Without a last checkpoint: what was logged after the newest one comes again, once."""
     run = tmp_path / "run"
-    save = train.save_checkpoint
 
     def cut_off(folder: Path, step: int, *rest: Any) -> Path:
         if step >= 240:
             raise RuntimeError("power cut")
-        return save(folder, step, *rest)
+        return save_checkpoint(folder, step, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "save_checkpoint", cut_off)
@@ -536,7 +553,7 @@ def test_a_strangers_state(stopped: dict[str, Path], one_line: Any, tmp_path: Pa
     tensors = load_checkpoint(run)[0]
     for name in ("phase", "trees", "seconds", "agent"):
         lacking = {key: value for key, value in content.items() if key != name}
-        train.save_checkpoint(run, 1_000, tensors, lacking)
+        save_checkpoint(run, 1_000, tensors, lacking)
         assert name in one_line("--resume", str(run))
 
 

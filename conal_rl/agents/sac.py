@@ -127,8 +127,15 @@ class ConalSAC(SAC):
                 raise ValueError(f"the tree's tasks {tree.tasks} are not the agent's {tasks}")
         self.tasks = tasks
         trees = {"actor_tree": actor_tree, "critic_tree": critic_tree}
-        self.policy_kwargs |= {"tasks": tasks, **trees, **(architecture or {})}
-        self.replay_buffer_kwargs |= {
+        # New dicts: the caller's own may serve several agents.
+        self.policy_kwargs = {
+            **self.policy_kwargs,
+            "tasks": tasks,
+            **trees,
+            **(architecture or {}),
+        }
+        self.replay_buffer_kwargs = {
+            **self.replay_buffer_kwargs,
             "num_tasks": len(tasks),
             "validation_share": self.validation_share if None in trees.values() else 0.0,
         }
@@ -136,6 +143,8 @@ class ConalSAC(SAC):
 
     def _setup_model(self) -> None:
         self.tasks = tuple(self.tasks)  # SB3's `load` makes a list of it
+        if self._vec_normalize_env is not None:
+            raise ValueError("VecNormalize is not supported: it would change the one-hot task ID")
         if self.target_entropy == "auto":
             self.target_entropy = -float(np.prod(self.action_space.shape or ()))
         super()._setup_model()

@@ -64,15 +64,16 @@ def held_rows(gram: Tensor, same: Tensor, rule: Rule, margin: float = 0.0) -> Te
 
 @dataclass(frozen=True)
 class ConflictStatistics:
-    """What was noticed since the statistics were last reset.
+    """What was noticed in the steps studied since the statistics were last reset.
 
     Attributes:
-        steps: weight steps seen.
+        steps: weight steps in all, since the start.
         held: per rule the share of steps in which each module was held, `(layer, row)`, indexed
             by the row (task) whose gradient was dropped.
         module_held: per rule the share of steps in which at least one gradient was dropped from
             the module that a row runs, `(layer, row)`.
-        cosine: mean pairwise cosine, `(layer, row, row)`.
+        cosine: mean pairwise cosine, `(layer, row, row)`; of the running mean of inner products
+            where that is smoothed.
         negative: share of steps in which the pair's cosine was negative, `(layer, row, row)`.
     """
 
@@ -93,6 +94,9 @@ class ConflictNoticing:
         optimizer.zero_grad()
         noticing.backward(losses)
         optimizer.step()
+
+    A module that is held whole gets a gradient of zero; an optimiser with momentum may still move
+    it by what it has gathered before.
 
     For stacked linear layers all tasks' gradients come out of that one backward pass
     (`LinearStack`); other modules take one extra pass per task.

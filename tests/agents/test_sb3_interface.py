@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.vec_env import VecNormalize
 
 from conal_rl.agents import ConalSAC
 from conal_rl.core import Tree
@@ -118,11 +119,9 @@ def test_success_and_return_by_task() -> None:
     env = make_env((None, -3.0), envs_per_task=2)  # rewards: 1 at each step; at best -4
     agent = make_agent(TREES["shared"], env=env, learning_starts=1_000)
     assert np.isnan(list(agent.recent_return().values())).all()
-    for task_env in env.envs:
-        wrapped: Any = task_env.unwrapped
-        wrapped_task = task_env.env
-        wrapped_task._threshold = 0.0
-        assert wrapped.length == 5
+    for monitored in env.envs:
+        task_env: Any = monitored
+        task_env.env._threshold = 0.0  # as if registered with a reward_threshold
     logged = Memory()
     agent.set_logger(Logger(None, [logged]))
     agent.learn(4 * 10, log_interval=4)
@@ -155,7 +154,7 @@ def test_callbacks(tmp_path: Path) -> None:
 def test_sb3s_evaluate_policy() -> None:
     agent = make_agent(TREES["pair"])
     mean, deviation = evaluate_policy(agent, make_env((None, None)), n_eval_episodes=4)
-    assert (mean, deviation) == (5, 0)  # type: ignore[comparison-overlap]
+    assert (mean, deviation) == (5, 0)
 
 
 @pytest.mark.parametrize("tree", TREES)
@@ -230,10 +229,27 @@ def test_learning_rate_schedules_and_episode_training() -> None:
     assert rates[0] == 1e-3 and rates[-1] == pytest.approx(1e-4)
 
 
-def test_an_env_without_names_needs_them() -> None:
-    class Nameless:
-        pass
+def test_agents_may_share_their_settings() -> None:
+    """What one agent derives from its arguments stays its own."""
+    policy, replay = {"widths": (8, 8)}, dict[str, Any]()
+    agents = [
+        ConalSAC(
+            env=make_env((-0.5, 0.5)), tree=tree, policy_kwargs=policy, replay_buffer_kwargs=replay
+        )
+        for tree in TREES.values()
+    ]
+    assert (policy, replay) == ({"widths": (8, 8)}, {})
+    assert [agent.policy_kwargs["actor_tree"] for agent in agents] == [
+        agent.policy.actor_tree for agent in agents
+    ]
 
+
+def test_vec_normalize_is_refused() -> None:
+    with pytest.raises(ValueError, match="VecNormalize"):
+        ConalSAC(env=VecNormalize(make_env((-0.5, 0.5))))
+
+
+def test_an_env_without_names_needs_them() -> None:
     env = make_env((-0.5, 0.5))
     del env.tasks
     with pytest.raises(ValueError, match=r"pass tasks=\[\.\.\.\]"):

@@ -261,7 +261,6 @@ def test_resumed_updates_are_the_uninterrupted_ones(
     assert resumed.num_timesteps == agent.num_timesteps
     assert resumed._episode_num == agent._episode_num
     assert resumed.recent_return() == pytest.approx(agent.recent_return(), nan_ok=True)
-    assert_same_random_streams(agent, resumed)
     for name, noticing in agent.noticing.items():
         assert_same_noticing(noticing.state(), resumed.noticing[name].state())
 
@@ -279,13 +278,6 @@ def test_resumed_updates_are_the_uninterrupted_ones(
     for group, tensors in mine[0].items():
         assert same_tensors(tensors, theirs[0][group]), group
     assert json.dumps(mine[1]) == json.dumps(theirs[1])
-
-
-def assert_same_random_streams(one: ConalSAC, two: ConalSAC) -> None:
-    """`restore` came last, so the global streams are as they were when the state was taken."""
-    assert one.action_space.np_random.bit_generator.state == (
-        two.action_space.np_random.bit_generator.state
-    )
 
 
 def assert_same_noticing(one: Any, two: Any) -> None:
@@ -341,9 +333,6 @@ def test_restore_says_what_is_missing() -> None:
         lacking = {key: value for key, value in state.items() if key != name}
         with pytest.raises(CheckpointError, match=name):
             restore(agent, groups, lacking)
-    assert_same_agent_after = make_agent(TREES["shared"])
-    restore(assert_same_agent_after, groups, state)
-    assert same_tensors(assert_same_agent_after.policy.state_dict(), agent.policy.state_dict())
 
 
 def test_derived_agents_take_the_searchs_data() -> None:
