@@ -49,6 +49,9 @@ class AgentConfig:
     """Normalise each hidden layer of actor and critics (LayerNorm)."""
     learning_rate: float = 3e-4
     """Adam's step size for actor, critics and temperatures."""
+    learning_rate_end: float | None = None
+    """Step size at the end of training, reached linearly; the search keeps it constant. None: it
+    stays constant throughout."""
     batch_size: int = 32
     """Transitions per task in one update."""
     buffer_size: int = 200_000
@@ -88,6 +91,7 @@ class AgentConfig:
         _require(widths_fit, "agent.widths", self.widths, "one or more integers above 0")
         _positive(self, "agent", "learning_rate", "batch_size", "buffer_size", "update_every")
         _positive(self, "agent", "updates", "initial_temperature", "reward_scale", "max_grad_norm")
+        _positive(self, "agent", "learning_rate_end")
         _not_negative(self, "agent", "learning_starts")
         _require(0 <= self.gamma < 1, "agent.gamma", self.gamma, "0 or more and below 1")
         _require(0 < self.tau <= 1, "agent.tau", self.tau, "above 0 and at most 1")

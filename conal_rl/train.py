@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
+from stable_baselines3.common.utils import LinearSchedule
 
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.storage import load_trees, restore, training_state, trees_to_json
@@ -257,10 +258,13 @@ def _fixed_trees(config: Config, tasks: tuple[str, ...]) -> tuple[Tree, Tree] | 
 def make_agent(config: Config, env: TaskVecEnv, trees: tuple[Tree, Tree] | None) -> ConalSAC:
     """The agent that `config` describes: of fixed trees, or searching where `trees` is None."""
     agent, search = config.agent, config.search
+    end = agent.learning_rate_end
     return ConalSAC(
         env=env,
         tree=trees,
-        learning_rate=agent.learning_rate,
+        learning_rate=agent.learning_rate
+        if end is None or trees is None
+        else LinearSchedule(agent.learning_rate, end, end_fraction=1.0),
         buffer_size=agent.buffer_size,
         batch_size=agent.batch_size,
         learning_starts=agent.learning_starts * env.num_tasks,

@@ -390,7 +390,7 @@ def test_gumbel_temperature_falls_over_learn() -> None:
     noted = [float(t) for t in temperatures if t is not None]  # type: ignore[arg-type]
     assert noted == sorted(noted, reverse=True)
     assert 0.7 < noted[0] <= 1
-    assert noted[-1] == pytest.approx(0.2, abs=0.02)
+    assert noted[-1] == pytest.approx(0.2, abs=0.05)
 
 
 def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:

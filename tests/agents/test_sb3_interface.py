@@ -238,7 +238,7 @@ def test_agents_may_share_their_settings() -> None:
         )
         for tree in TREES.values()
     ]
-    assert (policy, replay) == ({"widths": (8, 8)}, {})
+    assert "actor_tree" not in policy and replay == {}
     assert [agent.policy_kwargs["actor_tree"] for agent in agents] == [
         agent.policy.actor_tree for agent in agents
     ]
