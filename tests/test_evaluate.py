@@ -16,8 +16,10 @@ import pytest
 from metaworld.evaluation import evaluation as official_evaluation
 from numpy.typing import NDArray
 
-from conal_rl import evaluate, evaluation
+from conal_rl import envs, evaluate, evaluation
+from conal_rl.agents.storage import training_state
 from conal_rl.config import load_config
+from conal_rl.core import Tree
 from conal_rl.envs.metaworld import official_vector_env, suite_tasks
 from conal_rl.errors import (
     CheckpointError,
@@ -33,6 +35,8 @@ from conal_rl.evaluation import (
     record_videos,
     wilson,
 )
+from conal_rl.runs import save_checkpoint
+from conal_rl.train import make_agent
 from tests.scripted import ScriptedPolicy
 
 PAIR = ("window-open-v3", "pick-place-v3")
@@ -333,17 +337,34 @@ def test_command_reports_errors_in_one_line(
     assert "\n" not in error
 
 
-def test_command_reports_what_is_no_run(tmp_path: Path, run_folder: Path) -> None:
+def test_a_run_and_its_checkpoint_hold_the_same_agent(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    config = load_config(tmp_path / "config.yaml")
+    env = envs.make("cartpole")
+    agent = make_agent(config, env, (Tree.shared(env.tasks, len(config.agent.widths)),) * 2)
+    agent.save_weights(tmp_path / "model")
+    tensors, state = training_state(agent)
+    checkpoint = save_checkpoint(tmp_path, 10, tensors, {"agent": state})
+    observations = np.asarray(env.reset())
+    expected, _ = agent.predict(observations, deterministic=True)
+    for path in (tmp_path, checkpoint):
+        policy, found = evaluate.load_policy(path, "cpu")
+        assert found == config
+        np.testing.assert_array_equal(policy.predict(observations, deterministic=True)[0], expected)
+
+    (checkpoint / "policy.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"policy\.safetensors"):
+        evaluate.load_policy(checkpoint, "cpu")
+    (tmp_path / "model" / "model.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"model\.json"):
+        evaluate.load_policy(tmp_path, "cpu")
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
-        evaluate.find_run(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match=r"no config\.yaml"):
-        evaluate.find_run(tmp_path)
-    checkpoint = run_folder / "checkpoints" / "10"
-    assert evaluate.find_run(checkpoint) == (run_folder, checkpoint)
-    assert evaluate.find_run(run_folder) == (run_folder, run_folder / "model")
-    (run_folder / "model").rmdir()
-    with pytest.raises(CheckpointError, match="no model/"):
-        evaluate.find_run(run_folder)
+        evaluate.load_policy(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="neither a run with a model/ folder nor"):
+        evaluate.load_policy(tmp_path)
 
 
 def test_command_ends_quietly_on_ctrl_c(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

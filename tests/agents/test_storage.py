@@ -173,7 +173,7 @@ def test_json_of_strangers(field: str, shared_model: Path, tmp_path: Path) -> No
 
     @given(Json, st.booleans())
     @settings(
-        max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
     def check(value: Any, inside: bool) -> None:
         (folder / "model.json").write_text(content)
