@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from conal_rl import train
@@ -289,6 +290,18 @@ def test_stop_and_resume(phase: str, stopped: dict[str, Path], tmp_path: Path) -
     report = evaluation(run)
     assert (report["steps"], report["search_steps"]) == (320, 160)
     assert report["seconds"] >= report["search_seconds"]
+
+
+def test_no_episode_comes_twice(finished: Path, stopped: dict[str, Path], tmp_path: Path) -> None:
+    """The envs' noise tells: neither the derived agent nor a resumed run begins the seed again."""
+    resumed = copied(stopped["search"], tmp_path)
+    assert train.main(["--resume", str(resumed), "--total-steps", "240"]) == 0
+    for run, held in ((finished, 320), (resumed, 240)):
+        transitions = load_checkpoint(run, groups=["replay"])[0]["replay"]
+        noise = torch.cat([rows[:, 1:3] for rows in transitions.values()])
+        # One step of each env is lost where a run is stopped.
+        assert held - 4 <= len(noise) <= held + 8
+        assert len(noise.unique(dim=0)) == len(noise)
 
 
 def test_stopped_twice_in_every_phase(toy: str, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_same_seed_same_agent(tree: str) -> None:
 
 
 def test_learn_goes_on() -> None:
-    agent = make_agent(TREES["shared"])
+    agent = make_agent(TREES["shared"], train_freq=5)
     logged = Memory()
     agent.set_logger(Logger(None, [logged]))
     agent.learn(100, log_interval=4)
