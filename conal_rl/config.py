@@ -105,7 +105,8 @@ class SearchConfig:
     """CoNAL's architecture search; it runs where agent.tree is search."""
 
     steps: int = 400_000
-    """Env steps of the search, counted in total_steps; where not given, a fifth of those."""
+    """Env steps of the search, counted in total_steps; where not given, a fifth of those. A smaller
+    total_steps on the command line cuts it to a fifth as well."""
     rule: Literal["any_pair", "conflicting_tasks", "and_deeper", "consensus", "none"] = "consensus"
     """What is held back in a shared module where tasks' gradients conflict.
     any_pair: one conflicting pair holds the module for all tasks;
@@ -271,7 +272,13 @@ def _load(name: str, overrides: Mapping[str, Any]) -> Config:
     flat = {"name": Path(source).stem, **_read_flat(path, source)}
     # The file is checked alone first, so that an error says which of the two is at fault.
     config = _build(flat, source)
-    return _build({**flat, **overrides}, "command line") if overrides else config
+    if not overrides:
+        return config
+    if "total_steps" in overrides and "search.steps" not in overrides:
+        # A smaller budget shrinks a search that the file sized for its own.
+        fifth = _build({**flat, **overrides, "search.steps": 1}, "command line").total_steps // 5
+        flat["search.steps"] = max(1, min(config.search.steps, fifth))
+    return _build({**flat, **overrides}, "command line")
 
 
 def _read_flat(path: Any, source: str) -> dict[str, Any]:
