@@ -178,6 +178,8 @@ def training_state(agent: ConalSAC) -> tuple[Tensors, dict[str, Any]]:
     replay, counters = agent.replay_buffer.state()
     groups: Tensors = {"policy": dict(agent.policy.state_dict()), "replay": replay}
     groups["random"] = {"torch": torch.get_rng_state()}
+    if agent.device.type == "cuda":
+        groups["random"]["cuda"] = torch.cuda.get_rng_state(agent.device)
     if agent.log_ent_coef is not None:
         groups["temperature"] = {"log": agent.log_ent_coef.detach()}
     state: dict[str, Any] = {
@@ -232,6 +234,8 @@ def restore(
         agent._n_updates = state["updates"]
         agent._episode_num = state["episodes"]
         torch.set_rng_state(groups["random"]["torch"])
+        if agent.device.type == "cuda" and "cuda" in groups["random"]:
+            torch.cuda.set_rng_state(groups["random"]["cuda"], agent.device)
         np.random.set_state(state["numpy_random"])  # noqa: NPY002
         agent.action_space.np_random.bit_generator.state = state["actions_random"]
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
