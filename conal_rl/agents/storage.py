@@ -124,7 +124,15 @@ def build(about: Any, weights: Mapping[str, Tensor], device: str, source: Path) 
             if name.startswith("critic.")
         }
         agent.policy.load_state_dict(targets | dict(weights))
-    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, TreeError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TreeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise CheckpointError(f"{source}: does not describe an agent: {_reason(error)}") from error
     return agent
 

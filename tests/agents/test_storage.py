@@ -161,6 +161,14 @@ def test_weights_of_other_networks(shared_model: Path, tmp_path: Path) -> None:
         ConalSAC.load_weights(folder)
 
 
+def test_weights_of_a_network_of_no_width(shared_model: Path, tmp_path: Path) -> None:
+    folder = copy_of(shared_model, tmp_path)
+    about = json.loads((folder / "model.json").read_text())
+    damage_json(folder / "model.json", architecture=about["architecture"] | {"widths": [0, 0]})
+    with pytest.raises(CheckpointError, match="does not describe an agent"):
+        ConalSAC.load_weights(folder)
+
+
 FIELDS = (
     "tasks", "observation_dim", "action_low", "action_high", "architecture", "reward_scale",
     "steps", "trees",
