@@ -295,7 +295,8 @@ def test_stop_and_resume(phase: str, stopped: dict[str, Path], tmp_path: Path) -
 def test_no_episode_comes_twice(finished: Path, stopped: dict[str, Path], tmp_path: Path) -> None:
     """The envs' noise tells: neither the derived agent nor a resumed run begins the seed again."""
     resumed = copied(stopped["search"], tmp_path)
-    assert train.main(["--resume", str(resumed), "--total-steps", "240"]) == 0
+    budget = ["--total-steps", "240", "--search.steps", "160"]
+    assert train.main(["--resume", str(resumed), *budget]) == 0
     for run, held in ((finished, 320), (resumed, 240)):
         transitions = load_checkpoint(run, groups=["replay"])[0]["replay"]
         noise = torch.cat([rows[:, 1:3] for rows in transitions.values()])
