@@ -15,6 +15,7 @@ from rich.progress import Progress
 
 from conal_rl.config import Config, load_config
 from conal_rl.errors import CheckpointError, ConalError, ConfigError
+from conal_rl.runs import atomic_write, load_checkpoint
 
 if TYPE_CHECKING:
     from conal_rl.agents import ConalSAC
@@ -61,7 +62,6 @@ def load_policy(path: Path, device: str = "auto") -> tuple[ConalSAC, Config]:
     """
     from conal_rl.agents import ConalSAC
     from conal_rl.agents.storage import build
-    from conal_rl.runs import load_checkpoint
 
     path = path.resolve()
     if not path.is_dir():
@@ -81,10 +81,8 @@ def write_json(evaluation: Evaluation, file: Path) -> None:
     Raises:
         ConfigError: `file` cannot be written.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(evaluation.to_json(), indent=2) + "\n")
-        os.replace(temporary, file)
+        atomic_write(file, json.dumps(evaluation.to_json(), indent=2) + "\n")
     except OSError as error:
         raise ConfigError(f"cannot write {file}: {error.strerror}") from error
 

@@ -312,7 +312,7 @@ def test_command_writes_json(
     assert data["mean_success"] == pytest.approx(np.mean(list(data["success"].values())))
     assert data["ci95"][0] <= data["mean_success"] <= data["ci95"][1]
     assert "standard" in capsys.readouterr().out
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(f".{file.name}*"))
     assert evaluate.main([str(run_folder), "--json", str(file), "--episodes", "2"]) == 0
     assert json.loads(file.read_text())["episodes_per_task"] == 2
 
