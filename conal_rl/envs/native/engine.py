@@ -1,0 +1,298 @@
+"""`Engine`: many Meta-World envs at the speed of MuJoCo, with the numbers of the official ones.
+
+A reset copies a snapshot of the state after the official reset, which depends on the goal alone;
+snapshots are made by the official code when a goal is first drawn.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import mujoco
+import numpy as np
+import numpy.typing as npt
+from metaworld.sawyer_xyz_env import SawyerXYZEnv
+from metaworld.types import Task as Goal
+
+from conal_rl.envs.native import physics, tasks
+from conal_rl.envs.native.physics import STATE, Envs, Floats, Integers, Workers
+
+OBSERVATION = 39
+_OWN_STEP = ("step", "set_xyz_action", "do_simulation", "_step_mujoco_simulation", "_set_pos_site")
+
+
+class Snapshot(NamedTuple):
+    """An env right after the official reset to one goal."""
+
+    state: Floats
+    body_pos: Floats
+    site_pos: Floats
+    observation: Floats  # (39,)
+    previous: Floats  # (18,)
+    start: Floats  # (16,); zeros where the task's own code rewards
+    attributes: dict[str, Any]  # of the env; empty where compiled code rewards
+
+
+class Engine:
+    """Envs `task * envs_per_task + k`; every array has one row for each, in float64.
+
+    Args:
+        envs: An official env of each task. The engine has them to itself: they reset, and lend
+            their model and data to the workers.
+        goals: The goals of each task.
+        envs_per_task: At least 1.
+        threads: At least 1; the cores that this process may use when None.
+    """
+
+    def __init__(
+        self,
+        envs: Sequence[SawyerXYZEnv],
+        goals: Sequence[Sequence[Goal]],
+        envs_per_task: int,
+        threads: int | None = None,
+    ) -> None:
+        self.goals = goals
+        self.envs_per_task = envs_per_task
+        self.num_envs = len(envs) * envs_per_task
+        self.threads = threads or _usable_cores()
+        self._official = list(envs)
+        for env, own in zip(envs, goals, strict=True):
+            env.set_task(own[0])
+        self._compiled = np.array([type(env) in tasks.COMPILED for env in envs])
+        self._make_workers()
+        self._make_rows()
+        self._slots: dict[int, SawyerXYZEnv] = {}  # by env, where the task's own code runs
+        self._snapshots: dict[tuple[int, int], Snapshot] = {}
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="metaworld")
+        self._running: list[Future[None]] = []
+        self._counter = np.zeros(1, dtype=np.int64)
+
+    # Memory.
+
+    def _make_workers(self) -> None:
+        """A worker per task, and more of them where there are more threads than tasks."""
+        self._memory: list[tuple[mujoco.MjModel, mujoco.MjData]] = []
+        self._task: list[int] = []  # of each worker
+        ranges: list[tuple[int, int]] = []
+        for task, env in enumerate(self._official):
+            wanted = math.ceil(self.threads / len(self._official)) if self._compiled[task] else 1
+            first = task * self.envs_per_task
+            for k, own in enumerate(np.array_split(range(self.envs_per_task), wanted)):
+                if len(own) == 0:
+                    break
+                model = env.model if k == 0 else env.model.__copy__()
+                self._memory.append((model, env.data if k == 0 else mujoco.MjData(model)))
+                self._task.append(task)
+                ranges.append((first + int(own[0]), first + int(own[-1]) + 1))
+
+        own_env = [self._official[task] for task in self._task]
+        specs = [tasks.COMPILED.get(type(env)) for env in own_env]
+        spaces = [env.sawyer_observation_space for env in own_env]
+        self.workers = Workers(
+            places=np.array(
+                [tasks.places(e, *memory) for e, memory in zip(own_env, self._memory, strict=True)]
+            ),
+            rewards=np.array([spec.reward if spec else -1 for spec in specs]),
+            rotations=np.array([tasks.rotation_kind(spec) if spec else 0 for spec in specs]),
+            frame_skips=np.array([env.frame_skip for env in own_env]),
+            sizes=np.array([_sizes(model) for model, _ in self._memory]),
+            limits=np.array([(env.mocap_low, env.mocap_high) for env in own_env], dtype=np.float64),
+            offsets=np.array([spec.offset if spec else (0.0, 0.0, 0.0) for spec in specs]),
+            bounds=np.array([(space.low, space.high) for space in spaces], dtype=np.float64),
+            ranges=np.array(ranges, dtype=np.int64),
+        )
+        in_order = np.arange(len(self._task), dtype=np.int64)
+        compiled = self._compiled[self._task]
+        self._order, self._interpreted = in_order[compiled], in_order[~compiled].tolist()
+
+    def _make_rows(self) -> None:
+        state, body, site = self.workers.sizes.max(axis=0)
+        n = self.num_envs
+        self.rows = Envs(
+            states=np.zeros((n, state)),
+            body_pos=np.zeros((n, body)),
+            site_pos=np.zeros((n, site)),
+            starts=np.zeros((n, 16)),
+            previous=np.zeros((n, 18)),
+            moves=np.zeros((n, 3)),
+            efforts=np.zeros(n),
+            observations=np.zeros((n, OBSERVATION)),
+            rewards=np.zeros(n),
+            successes=np.zeros(n, dtype=np.bool_),
+            warnings=np.zeros(n, dtype=np.int64),
+        )
+        self._scales = np.repeat([e.action_scale for e in self._official], self.envs_per_task)[:, None]
+
+    @property
+    def bytes_per_env(self) -> int:
+        """Memory of each env beyond a task's first."""
+        return sum(array.nbytes for array in self.rows) // self.num_envs
+
+    # Steps.
+
+    def start(self, actions: npt.NDArray[np.floating[Any]]) -> None:
+        """Begin a step of all envs with actions `(env, 4)`, float32 or float64; then `wait`.
+
+        The official env computes in the precision of its actions, and so does this.
+        """
+        assert not self._running, "start() again before wait()"
+        assert actions.shape == (self.num_envs, 4), actions.shape
+        single = actions.dtype == np.float32
+        actions = actions.astype(np.float32 if single else np.float64)  # a copy of our own
+        self.rows.moves[:] = np.clip(actions[:, :3], -1, 1) * self._scales.astype(actions.dtype)
+        self.rows.efforts[:] = actions[:, 3]
+        self._counter[0] = 0
+        interpreted = deque(self._interpreted)
+        self._running = [
+            self._pool.submit(self._work, interpreted, actions, single) for _ in range(self.threads)
+        ]
+
+    def wait(self) -> None:
+        """End the step; `rows` then holds its observations, rewards and successes."""
+        running, self._running = self._running, []
+        for future in running:
+            future.result()
+
+    def _work(self, interpreted: deque[int], actions: npt.NDArray[Any], single: bool) -> None:
+        while interpreted:
+            try:
+                worker = interpreted.pop()
+            except IndexError:  # another thread was faster
+                break
+            for i in range(*self.workers.ranges[worker]):
+                self._step_interpreted(worker, i, actions[i])
+        if len(self._order):
+            physics.step(self.workers, self.rows, self._order, self._counter, single)
+
+    def _step_interpreted(self, worker: int, i: int, action: npt.NDArray[Any]) -> None:
+        """Compiled physics, then the task's own observation and reward; or all its own."""
+        slot = self._slots[i]
+        if _overrides(type(slot), _OWN_STEP):
+            self._load(worker, i)
+            observation, reward, _, _, info = slot.step(action)
+            self._save(worker, i)
+        else:
+            physics.simulate(self.workers, self.rows, worker, i)
+            slot.curr_path_length += 1
+            low, high = self.workers.bounds[worker]
+            observation = np.clip(slot._get_obs(), low, high)
+            slot._last_stable_obs = observation
+            reward, info = slot.evaluate_state(observation, action)
+        self.rows.observations[i] = observation
+        self.rows.rewards[i] = float(reward)
+        self.rows.successes[i] = bool(info["success"])
+
+    # Resets.
+
+    def reset(self, envs: Integers, goals: Integers) -> None:
+        """Reset `envs` to `goals`, numbers into the goals of their tasks."""
+        assert not self._running, "reset() before wait()"
+        wanted = list(zip((envs // self.envs_per_task).tolist(), goals.tolist(), strict=True))
+        new: dict[int, set[int]] = {}
+        for task, goal in wanted:
+            if (task, goal) not in self._snapshots:
+                new.setdefault(task, set()).add(goal)
+        for snapshots in self._pool.map(self._take_snapshots, new.items()):
+            self._snapshots.update(snapshots)
+        for i, key in zip(envs.tolist(), wanted, strict=True):
+            self._put(self._snapshots[key], i)
+
+    def _take_snapshots(self, new: tuple[int, set[int]]) -> dict[tuple[int, int], Snapshot]:
+        task, goals = new
+        return {(task, goal): self._take_snapshot(task, goal) for goal in goals}
+
+    def _take_snapshot(self, task: int, goal: int) -> Snapshot:
+        env = self._official[task]
+        env.set_task(self.goals[task][goal])
+        observation, _ = env.reset()
+        state = np.zeros(self.workers.sizes[self._task.index(task), 0])
+        mujoco.mj_getState(env.model, env.data, state, STATE)
+        compiled = self._compiled[task]
+        return Snapshot(
+            state,
+            env.model.body_pos.flatten(),
+            env.model.site_pos.flatten(),
+            observation,
+            env._prev_obs.copy(),
+            tasks.start(env) if compiled else np.zeros(16),
+            {} if compiled else _copied(vars(env), env.data),
+        )
+
+    def _put(self, snapshot: Snapshot, i: int) -> None:
+        rows = self.rows
+        rows.states[i, : len(snapshot.state)] = snapshot.state
+        rows.body_pos[i, : len(snapshot.body_pos)] = snapshot.body_pos
+        rows.site_pos[i, : len(snapshot.site_pos)] = snapshot.site_pos
+        rows.observations[i] = snapshot.observation
+        rows.previous[i] = snapshot.previous
+        rows.starts[i] = snapshot.start
+        if snapshot.attributes:
+            env = self._official[i // self.envs_per_task]
+            slot = object.__new__(type(env))
+            vars(slot).update(_copied(snapshot.attributes, env.data))
+            self._slots[i] = slot
+
+    def _load(self, worker: int, i: int) -> None:
+        """Put env `i` into the model and data of its worker."""
+        (model, data), (state, body, site) = self._memory[worker], self.workers.sizes[worker]
+        model.body_pos[:] = self.rows.body_pos[i, :body].reshape(-1, 3)
+        model.site_pos[:] = self.rows.site_pos[i, :site].reshape(-1, 3)
+        mujoco.mj_setState(model, data, self.rows.states[i, :state], STATE)
+
+    def _save(self, worker: int, i: int) -> None:
+        """The inverse of `_load`."""
+        (model, data), (state, body, site) = self._memory[worker], self.workers.sizes[worker]
+        self.rows.body_pos[i, :body] = model.body_pos.flat
+        self.rows.site_pos[i, :site] = model.site_pos.flat
+        mujoco.mj_getState(model, data, self.rows.states[i, :state], STATE)
+
+    def show(self, i: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        """Model and data with env `i` in them, for rendering, until the next step or reset."""
+        assert not self._running, "show() before wait()"
+        ranges = self.workers.ranges
+        worker = int(np.flatnonzero((ranges[:, 0] <= i) & (i < ranges[:, 1]))[0])
+        self._load(worker, i)
+        model, data = self._memory[worker]
+        mujoco.mj_forward(model, data)
+        return model, data
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown()
+        self._running = []
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _sizes(model: mujoco.MjModel) -> tuple[int, int, int]:
+    return mujoco.mj_stateSize(model, STATE), model.body_pos.size, model.site_pos.size
+
+
+def _overrides(env: type[SawyerXYZEnv], names: Sequence[str]) -> bool:
+    return any(getattr(env, name) is not getattr(SawyerXYZEnv, name) for name in names)
+
+
+def _copied(attributes: dict[str, Any], data: mujoco.MjData) -> dict[str, Any]:
+    """Attributes with arrays of their own, but for views of MuJoCo's memory, which stay views."""
+    low = data.qpos.ctypes.data  # mjData's arrays lie in one block, which qpos begins
+    del low
+    return {
+        name: value.copy() if isinstance(value, np.ndarray) and not _is_view(value) else value
+        for name, value in attributes.items()
+    }
+
+
+def _is_view(array: npt.NDArray[Any]) -> bool:
+    base = array.base
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base is not None

@@ -1,0 +1,102 @@
+"""Points in space for compiled code: tuples of three floats, read from MuJoCo's memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from numba import njit, types
+from numba.extending import intrinsic
+
+Vector = tuple[float, float, float]  # metres
+
+
+def _memory_of(kind: Any) -> Any:
+    @intrinsic  # type: ignore[misc]
+    def memory(context: Any, address: Any) -> Any:
+        del context, address
+
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(kind)(types.intp), codegen
+
+    return memory
+
+
+floats = _memory_of(types.float64)
+"""The float64 memory at an address, as a C pointer."""
+integers = _memory_of(types.int32)
+"""The int32 memory at an address, as a C pointer."""
+
+
+@njit
+def load(address: int) -> Vector:
+    """The three floats at an address."""
+    memory = floats(address)
+    return (memory[0], memory[1], memory[2])
+
+
+@njit
+def add(a: Vector, b: Vector) -> Vector:
+    """a + b."""
+    return (a[0] + b[0], a[1] + b[1], a[2] + b[2])
+
+
+@njit
+def subtract(a: Vector, b: Vector) -> Vector:
+    """a - b."""
+    return (a[0] - b[0], a[1] - b[1], a[2] - b[2])
+
+
+@njit
+def middle(a: Vector, b: Vector) -> Vector:
+    """(a + b) / 2."""
+    return ((a[0] + b[0]) / 2.0, (a[1] + b[1]) / 2.0, (a[2] + b[2]) / 2.0)
+
+
+@njit
+def norm(a: Vector) -> float:
+    """Euclidean length."""
+    return math.sqrt(a[0] * a[0] + a[1] * a[1] + a[2] * a[2])
+
+
+@njit
+def norm2(x: float, y: float) -> float:
+    """Euclidean length in a plane."""
+    return math.sqrt(x * x + y * y)
+
+
+@njit
+def distance(a: Vector, b: Vector) -> float:
+    """Euclidean distance."""
+    return norm(subtract(a, b))
+
+
+@njit
+def clip(x: float, low: float, high: float) -> float:
+    """`numpy.clip`: NaN stays NaN."""
+    if x < low:
+        return low
+    return high if x > high else x
+
+
+@njit
+def quaternion(address: int) -> tuple[float, float, float, float]:
+    """The rotation matrix at an address (9 floats, row by row) as (x, y, z, w).
+
+    Of the four ways to divide, the one by the largest component, as
+    `scipy.spatial.transform.Rotation.from_matrix` does, so that signs agree too.
+    """
+    m = floats(address)
+    trace = m[0] + m[4] + m[8]
+    if trace > m[0] and trace > m[4] and trace > m[8]:
+        x, y, z, w = m[7] - m[5], m[2] - m[6], m[3] - m[1], 1.0 + trace
+    elif m[0] >= m[4] and m[0] >= m[8]:
+        x, y, z, w = 1.0 - trace + 2.0 * m[0], m[3] + m[1], m[6] + m[2], m[7] - m[5]
+    elif m[4] >= m[8]:
+        x, y, z, w = m[1] + m[3], 1.0 - trace + 2.0 * m[4], m[7] + m[5], m[2] - m[6]
+    else:
+        x, y, z, w = m[2] + m[6], m[5] + m[7], 1.0 - trace + 2.0 * m[8], m[3] - m[1]
+    length = math.sqrt(x * x + y * y + z * z + w * w)
+    return (x / length, y / length, z / length, w / length)
