@@ -25,11 +25,11 @@ class EnvConfig:
     """The tasks and the environments that play them."""
 
     suite: str | tuple[str, ...]
-    """Tasks: a suite such as mt10, mt25, mt50, mt1:reach-v3, cartpole; or gymnasium env IDs."""
+    """Tasks: a suite such as mt10, mt25, mt50, mt1:reach-v3, cartpole; or a list of envs."""
     envs_per_task: int = 1
     """Environments stepped side by side for each task."""
-    engine: Literal["official"] = "official"
-    """What simulates them: official is the suite's own package."""
+    engine: Literal["native", "official"] = "native"
+    """What steps Meta-World: native (compiled, in threads) or official; their numbers are equal."""
 
     def __post_init__(self) -> None:
         names = (self.suite,) if isinstance(self.suite, str) else self.suite

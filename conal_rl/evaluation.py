@@ -7,26 +7,33 @@ first success. That function is called, not restated; see `_EpisodeRecorder` for
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import sqrt
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import gymnasium as gym
 import imageio.v2 as imageio
 import numpy as np
-from gymnasium.envs.mujoco import MujocoEnv, MujocoRenderer
+from gymnasium.envs.mujoco import MujocoEnv
 from metaworld.evaluation import evaluation as official_evaluation
 from numpy.typing import NDArray
 from rich.table import Table
 
 from conal_rl import envs as conal_envs
-from conal_rl.envs.metaworld import is_metaworld, official_vector_env, suite_tasks
-from conal_rl.errors import ConalError, ConfigError, ObservationError, SuiteError
+from conal_rl.envs.metaworld import (
+    TASK_NAMES,
+    Camera,
+    is_metaworld,
+    official_vector_env,
+    require_display,
+    suite_tasks,
+)
+from conal_rl.envs.native import require_exact
+from conal_rl.errors import ConfigError, ObservationError, SuiteError
 
 Engine = Literal["official", "native"]
 Interval = tuple[float, float]
@@ -149,11 +156,12 @@ def evaluate_policy(
 ) -> Evaluation:
     """Evaluate `policy` with deterministic actions over `episodes` episodes of every task.
 
-    Meta-World suites with engine "official" follow the official protocol (module docstring), for
-    which `episodes` is 50. Everything else runs on `conal_rl.envs.make` with that engine: full
+    Meta-World's tasks follow the official protocol (module docstring), for which `episodes` is 50;
+    both engines play the same episodes. Everything else runs on `conal_rl.envs.make`: full
     episodes, success as `info["is_success"]` at their end says, a fixed number of episodes from
-    each env, so that short episodes are not favoured (as in SB3's `evaluate_policy`). There,
-    Meta-World's goals are drawn with replacement.
+    each env, so that short episodes are not favoured (as in SB3's `evaluate_policy`). So do
+    subclasses of Meta-World's envs, which its protocol does not know; their goals are drawn with
+    replacement.
 
     Raises:
         ConfigError: `episodes` below 1, `seed` below 0, or an unknown engine.
@@ -166,8 +174,8 @@ def evaluate_policy(
         raise ConfigError(f"seed must be at least 0, not {seed}")
     if engine not in ("official", "native"):
         raise ConfigError(f"unknown engine {engine!r}: choose official or native")
-    if is_metaworld(suite) and engine == "official":
-        outcomes, returns = _evaluate_official(policy, suite, episodes, seed, progress)
+    if is_metaworld(suite) and set(suite_tasks(suite)) <= set(TASK_NAMES):
+        outcomes, returns = _evaluate_officially(policy, suite, episodes, seed, engine, progress)
     else:
         outcomes, returns = _evaluate_vec_env(policy, suite, episodes, seed, engine, progress)
     return Evaluation(
@@ -215,6 +223,39 @@ class _EpisodeRecorder(gym.Wrapper[Any, Any, Any, Any]):
         return self.observation, reward, terminated, truncated, info
 
 
+class _Record(NamedTuple):
+    """The episodes that have counted so far of one task."""
+
+    successes: list[bool]
+
+
+def _native_vector_env(
+    suite: str | Sequence[str], seed: int, episodes: int, on_episode: Callable[[], None]
+) -> gym.vector.VectorEnv[Any, Any, Any]:
+    """The native counterpart of `official_vector_env`, noting each episode's success."""
+    require_exact()
+    from conal_rl.envs.native.vector_env import MetaWorldVectorEnv
+
+    class Recorder(MetaWorldVectorEnv):
+        records: Sequence[_Record]
+
+        def step(self, actions: NDArray[Any]) -> Any:
+            result = super().step(actions)
+            info = result[-1]
+            for i in np.flatnonzero(info.get("_final_info", ())).tolist():
+                if len(self.records[i].successes) < episodes:
+                    self.records[i].successes.append(bool(info["final_info"]["success"][i]))
+                    on_episode()
+            return result
+
+    envs = Recorder(
+        suite if isinstance(suite, str) else tuple(suite), seed=seed, task_select="pseudorandom"
+    )
+    envs.records = [_Record([]) for _ in envs.tasks]
+    envs.episodes.seed([seed] * len(envs.tasks))
+    return envs
+
+
 class _OfficialAgent:
     """A `Policy` as `metaworld.evaluation.Agent`."""
 
@@ -228,18 +269,24 @@ class _OfficialAgent:
         pass
 
 
-def _evaluate_official(
+def _evaluate_officially(
     policy: Policy,
     suite: str | Sequence[str],
     episodes: int,
     seed: int,
+    engine: Engine,
     progress: Progress | None,
 ) -> Outcomes:
     tasks = suite_tasks(suite)
-    envs = cast(gym.vector.SyncVectorEnv, official_vector_env(suite, seed))
     count = _counter(progress, len(tasks) * episodes)
-    recorders = [_EpisodeRecorder(env, episodes, count) for env in envs.envs]
-    envs.envs = cast(list[gym.Env], recorders)
+    envs: Any
+    recorders: Sequence[_EpisodeRecorder | _Record]
+    if engine == "native":
+        envs = _native_vector_env(suite, seed, episodes, count)
+        recorders = envs.records
+    else:
+        envs = official_vector_env(suite, seed)
+        recorders = envs.envs = [_EpisodeRecorder(env, episodes, count) for env in envs.envs]
     try:
         _check_fits(policy, envs.single_observation_space)
         _, _, success, returns = official_evaluation(_OfficialAgent(policy), envs, episodes)
@@ -258,8 +305,8 @@ def _evaluate_vec_env(
     engine: Engine,
     progress: Progress | None,
 ) -> Outcomes:
-    # Several envs share a policy's batch; Meta-World's are too large for that, some 40 MB each.
-    per_task = 1 if is_metaworld(suite) else min(episodes, 10)
+    # Several envs share a policy's batch; official Meta-World envs are too large, 36 MB each.
+    per_task = 1 if is_metaworld(suite) and engine == "official" else min(episodes, 10)
     envs = conal_envs.make(suite, envs_per_task=per_task, seed=seed, engine=cast(Any, engine))
     targets = np.tile([(episodes + k) // per_task for k in range(per_task)], len(envs.tasks))
     done_counts = np.zeros_like(targets)
@@ -305,8 +352,6 @@ def _check_fits(policy: Policy, space: gym.Space[Any]) -> None:
         )
 
 
-VIDEO_CAMERA = "corner2"
-VIDEO_SIZE = 240
 VIDEO_STRIDE = 4
 """Meta-World steps per frame: 4 x 12.5 ms makes 20 frames per second of real time."""
 
@@ -325,8 +370,7 @@ def record_videos(
     """
     if not is_metaworld(suite):
         raise SuiteError(f"videos are made of Meta-World suites only, not of {suite!r}")
-    if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ:
-        raise ConalError("no display to render on: set MUJOCO_GL=egl (or osmesa)")
+    require_display()
     suffix = ".mp4" if find_spec("imageio_ffmpeg") else ".gif"
     timing = {"fps": 20} if suffix == ".mp4" else {"duration": 50, "loop": 0}  # 50 ms, for ever
     directory.mkdir(parents=True, exist_ok=True)
@@ -345,16 +389,10 @@ def record_videos(
 
 def _film(policy: Policy, env: gym.Env[Any, Any]) -> list[NDArray[np.uint8]]:
     mujoco_env = cast(MujocoEnv, env.unwrapped)
-    renderer = MujocoRenderer(
-        mujoco_env.model,
-        mujoco_env.data,
-        width=VIDEO_SIZE,
-        height=VIDEO_SIZE,
-        camera_name=VIDEO_CAMERA,
-    )
+    camera = Camera(mujoco_env.model, mujoco_env.data)
     try:
         observation, _ = env.reset()
-        frames = [_frame(renderer)]
+        frames = [camera.image()]
         step, ended = 0, False
         while not ended:
             row = observation[None].astype(np.float32)
@@ -362,20 +400,7 @@ def _film(policy: Policy, env: gym.Env[Any, Any]) -> list[NDArray[np.uint8]]:
             observation, _, terminated, truncated, _ = env.step(action[0])
             step, ended = step + 1, bool(terminated or truncated)
             if ended or step % VIDEO_STRIDE == 0:
-                frames.append(_frame(renderer))
+                frames.append(camera.image())
     finally:
-        renderer.close()  # type: ignore[no-untyped-call]
+        camera.close()
     return frames
-
-
-def _frame(renderer: MujocoRenderer) -> NDArray[np.uint8]:
-    try:
-        image = cast(NDArray[np.uint8], renderer.render("rgb_array"))
-    except Exception as error:  # each OpenGL stack fails in its own way, AttributeError included
-        backend = os.environ.get("MUJOCO_GL", "unset")
-        raise ConalError(
-            f"MuJoCo cannot render here with MUJOCO_GL={backend}: try egl or osmesa"
-        ) from error
-    # Meta-World mounts its corner cameras rolled by half a turn (topview is upright, and so is the
-    # renderer). A turn, not a flip: a flip would also swap left and right.
-    return image[::-1, ::-1]

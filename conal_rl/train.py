@@ -18,7 +18,7 @@ from conal_rl.agents import ConalSAC
 from conal_rl.agents.storage import load_trees, restore, training_state, trees_to_json
 from conal_rl.config import Config, parse_command_line
 from conal_rl.core import Tree
-from conal_rl.envs import TaskVecEnv, make
+from conal_rl.envs import SuiteVecEnv, make
 from conal_rl.errors import CheckpointError, ConalError, ConfigError, SuiteError, TreeError
 from conal_rl.progress import RunCallback, StopRequest, conflict_report, make_logger
 from conal_rl.runs import Run, atomic_write, load_checkpoint, save_checkpoint
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 class Training:
     """One run: which phase it is in, its agent, and its folder."""
 
-    def __init__(self, config: Config, run: Run, env: TaskVecEnv, phase: Phase):
+    def __init__(self, config: Config, run: Run, env: SuiteVecEnv, phase: Phase):
         self.config, self.run, self.env = config, run, env
         self.phase: Phase = phase
         self.seconds = 0.0  # wall-clock of earlier processes
@@ -238,7 +238,7 @@ class Training:
         Console().print(evaluation.table())
 
 
-def _make_env(config: Config) -> TaskVecEnv:
+def _make_env(config: Config) -> SuiteVecEnv:
     env = config.env
     return make(env.suite, env.envs_per_task, config.seed, env.engine)
 
@@ -255,7 +255,7 @@ def _fixed_trees(config: Config, tasks: tuple[str, ...]) -> tuple[Tree, Tree] | 
     return load_trees(Path(config.agent.tree), tasks, depth)
 
 
-def make_agent(config: Config, env: TaskVecEnv, trees: tuple[Tree, Tree] | None) -> ConalSAC:
+def make_agent(config: Config, env: SuiteVecEnv, trees: tuple[Tree, Tree] | None) -> ConalSAC:
     """The agent that `config` describes: of fixed trees, or searching where `trees` is None."""
     agent, search = config.agent, config.search
     end = agent.learning_rate_end

@@ -20,7 +20,7 @@ from conal_rl import envs, evaluate, evaluation
 from conal_rl.agents.storage import training_state
 from conal_rl.config import load_config
 from conal_rl.core import Tree
-from conal_rl.envs.metaworld import official_vector_env, suite_tasks
+from conal_rl.envs.metaworld import CAMERA_SIZE, official_vector_env, suite_tasks
 from conal_rl.errors import (
     CheckpointError,
     ConalError,
@@ -257,7 +257,7 @@ def test_video_of_a_whole_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     frames = imageio.imread(paths[0])
     assert 3 < len(frames) < 126
-    assert frames[0].shape[:2] == (evaluation.VIDEO_SIZE, evaluation.VIDEO_SIZE)
+    assert frames[0].shape[:2] == (CAMERA_SIZE, CAMERA_SIZE)
     # The right way up: the sky, one grey, is above the table, not below it.
     assert frames[0][:20].std() < frames[0][-20:].std()
     assert (frames[0] != frames[-1]).any()

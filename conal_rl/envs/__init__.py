@@ -15,54 +15,69 @@ The contract, whatever the suite:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
+import gymnasium as gym
+
 from conal_rl.envs.suggest import did_you_mean
-from conal_rl.envs.vec_env import Suite, Task, TaskVecEnv
+from conal_rl.envs.vec_env import Suite, SuiteVecEnv, Task, TaskVecEnv
 from conal_rl.errors import SuiteError
 
-__all__ = ["TaskVecEnv", "make"]
+__all__ = ["SuiteVecEnv", "TaskVecEnv", "make"]
 
 
 def make(
     suite: str | Sequence[str],
     envs_per_task: int = 1,
     seed: int = 0,
-    engine: Literal["official"] = "official",
-) -> TaskVecEnv:
+    engine: Literal["native", "official"] = "native",
+) -> SuiteVecEnv:
     """Make all envs of a suite.
 
     Args:
         suite: One of
-            `"mt10"`, `"mt25"`, `"mt50"`, `"mt1:TASK"` or a sequence of Meta-World v3 task names;
+            `"mt10"`, `"mt25"`, `"mt50"`, `"mt1:TASK"` or a sequence of Meta-World v3 task names,
+            among them `"module:Class"` for a subclass of a Meta-World env;
             `"cartpole"` (seven CartPole variants; the action's sign chooses the push) or
             `"cartpole:proportional"` (the action scales the force);
             a sequence of gymnasium env IDs, `"module:Env-v0"` included, with 1-D Box observations
             and the same Box of actions.
-        envs_per_task: How many envs of each task. Each Meta-World env holds a MuJoCo model.
+        envs_per_task: How many envs of each task. An official Meta-World env holds a MuJoCo model
+            of 36 MB, a native one beyond a task's first takes 5 KB.
         seed: Seed of every env's random stream and of Meta-World's goals, in [0, 2**32).
-        engine: What steps the envs. `"official"` runs them as published, one after the other.
+        engine: What steps Meta-World's envs: `"native"`, compiled and in threads, or `"official"`,
+            as published, one after the other; both give the same numbers. Other suites are always
+            stepped one after the other.
 
     Raises:
         SuiteError: In one line, what is wrong with the arguments and what to do.
     """
-    if engine not in _ENGINES:
-        raise SuiteError(f"unknown engine {engine!r}; there are: {', '.join(_ENGINES)}")
+    if engine not in ("native", "official"):
+        raise SuiteError(f"unknown engine {engine!r}; there are: native, official")
     if envs_per_task < 1:
         raise SuiteError(f"envs_per_task is {envs_per_task}; it must be at least 1")
     if not 0 <= seed < 2**32:  # the range of the numpy stream that draws Meta-World's goals
         raise SuiteError(f"seed is {seed}; it must be at least 0 and below 2**32")
-    return _ENGINES[engine](suite if isinstance(suite, str) else tuple(suite), envs_per_task, seed)
+    suite = suite if isinstance(suite, str) else tuple(suite)
+    if engine == "native" and _is_metaworld(suite):
+        from conal_rl.envs.native import require_exact
 
+        require_exact()
+        from conal_rl.envs.native.vec_env import NativeVecEnv
 
-def _official(suite: Suite, envs_per_task: int, seed: int) -> TaskVecEnv:
+        return NativeVecEnv(suite, envs_per_task, seed)
     return TaskVecEnv(suite, _tasks(suite, seed), envs_per_task, seed)
 
 
-_ENGINES: dict[str, Callable[[Suite, int, int], TaskVecEnv]] = {
-    "official": _official,
-}
+def _is_metaworld(suite: Suite) -> bool:
+    from conal_rl.envs import cartpole
+
+    if suite in cartpole.SUITES or not suite:
+        return False
+    from conal_rl.envs import metaworld  # brings MuJoCo with it
+
+    return metaworld.is_metaworld(suite)
 
 
 def _tasks(suite: Suite, seed: int) -> list[Task]:
@@ -85,3 +100,13 @@ def _tasks(suite: Suite, seed: int) -> list[Task]:
             f"cartpole:proportional, or a list of tasks{close}"
         )
     return gym_tasks.tasks(suite, other_names=metaworld.TASK_NAMES)
+
+
+_NATIVE = "conal_rl.envs.native.vector_env"
+for _suite in ("mt10", "mt25", "mt50"):
+    gym.register(
+        f"conal_rl/{_suite.upper()}-v3",
+        vector_entry_point=f"{_NATIVE}:MetaWorldVectorEnv",
+        kwargs={"suite": _suite},
+    )
+gym.register("conal_rl/MT1-v3", entry_point=f"{_NATIVE}:MetaWorldEnv")

@@ -32,7 +32,7 @@ class Variant(NamedTuple):
 
 VARIANTS = {
     "standard": Variant(),
-    "long_pole": Variant(length=1.5),
+    "long_pole": Variant(length=1.0),
     "heavy_pole": Variant(masspole=1.0),
     "heavy_cart": Variant(masscart=4.0),
     "moon_gravity": Variant(gravity=1.62),

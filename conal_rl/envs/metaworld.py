@@ -9,12 +9,15 @@ Every quirk of metaworld is dealt with here:
   another suite, and a list has those of a benchmark with these tasks in this order.
 - `gym.make_vec("Meta-World/custom-mt-envs")` treats seed 0 as no seed, and `Meta-World/MT10` has
   the one-hot off, so the envs are built with the function underneath them, `_init_each_env`.
+- Corner cameras are mounted rolled by half a turn.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any, Literal, SupportsFloat
@@ -25,22 +28,17 @@ import metaworld
 import mujoco
 import numpy as np
 import numpy.typing as npt
-from metaworld.env_dict import (
-    ALL_V3_ENVIRONMENTS,
-    MT10_V3,
-    MT25_V3,
-    MT50_V3,
-    _get_args_kwargs,
-    _get_env_dict,
-)
+from gymnasium.envs.mujoco import MujocoRenderer
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3, MT50_V3
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.types import Task as Goal  # what metaworld calls a task: an env and one of its goals
 
 from conal_rl.envs.suggest import did_you_mean
 from conal_rl.envs.vec_env import Suite, Task
-from conal_rl.errors import SuiteError
+from conal_rl.errors import ConalError, SuiteError
 
 HORIZON = 500
+NUM_GOALS = 50
 TASK_NAMES = tuple(ALL_V3_ENVIRONMENTS)
 BENCHMARKS = {"mt10": tuple(MT10_V3), "mt25": tuple(MT25_V3), "mt50": tuple(MT50_V3)}
 
@@ -49,7 +47,26 @@ def is_metaworld(suite: str | Sequence[str]) -> bool:
     """Whether `suite` names Meta-World tasks, be it only in part; `suite_tasks` checks the rest."""
     if isinstance(suite, str):
         return suite in BENCHMARKS or suite.startswith("mt1:")
-    return any(name in ALL_V3_ENVIRONMENTS for name in suite)
+    return any(_find_class(name) is not None for name in suite)
+
+
+def _find_class(name: str) -> type[SawyerXYZEnv] | None:
+    """The env of a task's name: Meta-World's, or a user's subclass as `module:Class`."""
+    module, _, attribute = name.rpartition(":")
+    if not module or not attribute.isidentifier():  # gymnasium's IDs end in -v0
+        return ALL_V3_ENVIRONMENTS.get(name)
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        raise SuiteError(f"task {name!r}: cannot import {module}: {error}") from error
+    return found if isinstance(found, type) and issubclass(found, SawyerXYZEnv) else None
+
+
+def env_class(name: str) -> type[SawyerXYZEnv]:
+    """The env of a task that `suite_tasks` has let through."""
+    found = _find_class(name)
+    assert found is not None, name
+    return found
 
 
 def suite_tasks(suite: str | Sequence[str]) -> tuple[str, ...]:
@@ -69,7 +86,7 @@ def suite_tasks(suite: str | Sequence[str]) -> tuple[str, ...]:
     if not names:
         raise SuiteError("the list of tasks is empty; name at least one")
     for i, name in enumerate(names):
-        if name not in ALL_V3_ENVIRONMENTS:
+        if _find_class(name) is None:
             mixed = "" if len(names) == 1 else ", and a list cannot mix Meta-World with other envs"
             raise SuiteError(
                 f"{name!r} is no Meta-World v3 task{mixed}{did_you_mean(name, TASK_NAMES)}"
@@ -131,7 +148,7 @@ def official_vector_env(
             builders = [
                 partial(
                     metaworld._init_each_env,
-                    env_cls=ALL_V3_ENVIRONMENTS[name],
+                    env_cls=env_class(name),
                     tasks=[goal for goal in goals if goal.env_name == name],
                     env_id=i,
                     num_tasks=len(names),
@@ -181,22 +198,83 @@ def _build(name: str, goals: list[Goal]) -> gym.Env[Any, Any]:
 
 @lru_cache(maxsize=8)
 def _goals(names: tuple[str, ...], seed: int) -> tuple[Goal, ...]:
-    # metaworld resets each env 50 times to draw its goals, and nearly all of that time goes into
-    # simulating the hand's way home, on which no goal depends (tests/envs/test_metaworld.py
-    # compares MT10's; those of all 50 tasks were compared once). Without it MT10 takes 3 s, not 14.
+    return tuple(draw_goals({name: env_class(name)() for name in names}, seed))
+
+
+def draw_goals(envs: Mapping[str, SawyerXYZEnv], seed: int) -> list[Goal]:
+    """Draw 50 goals for each env as metaworld's benchmarks do, `{task name: env}`.
+
+    They reset each env 50 times, and nearly all of that time goes into simulating the hand's way
+    home, on which no goal depends; here the hand stays (tests/envs/test_metaworld.py compares
+    MT10's goals; those of all 50 tasks were compared once).
+    """
+
     def hand_stays(env: SawyerXYZEnv, steps: int = 50) -> None:
         mujoco.mj_forward(env.model, env.data)  # some tasks read positions right after
         env.init_tcp = env.tcp_center
 
-    with mock.patch.object(SawyerXYZEnv, "_reset_hand", hand_stays):
-        return tuple(_official_goals(names, seed))
+    goals = []
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        with mock.patch.object(SawyerXYZEnv, "_reset_hand", hand_stays):
+            for name, env in envs.items():
+                env._freeze_rand_vec, env._set_task_called = False, True
+                for _ in range(NUM_GOALS):
+                    env.reset()
+                    goal = {"rand_vec": env._last_rand_vec, "env_cls": type(env)}
+                    goals.append(metaworld._encode_task(name, goal | metaworld._MT_OVERRIDE))
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+    return goals
 
 
 def _official_goals(names: tuple[str, ...], seed: int) -> list[Goal]:
     # As in the constructors of metaworld.MT1, MT10, MT25 and MT50.
-    classes = _get_env_dict(names)
-    args = _get_args_kwargs(ALL_V3_ENVIRONMENTS, classes)
+    classes: Any = {name: env_class(name) for name in names}
+    args: Any = {name: {"args": [], "kwargs": {"task_id": i}} for i, name in enumerate(names)}
     return metaworld._make_tasks(classes, args, metaworld._MT_OVERRIDE, seed=seed)
+
+
+def require_display() -> None:
+    """Raise ConalError where nothing has been named to render with."""
+    if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ:
+        raise ConalError("no display to render on: set MUJOCO_GL=egl (or osmesa)")
+
+
+CAMERA_SIZE = 240
+
+
+class Camera:
+    """The benchmark's camera on one model and data.
+
+    Raises:
+        ConalError: as `require_display`.
+    """
+
+    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, size: int = CAMERA_SIZE) -> None:
+        require_display()
+        self._renderer = MujocoRenderer(model, data, width=size, height=size, camera_name="corner2")
+
+    def image(self) -> npt.NDArray[np.uint8]:
+        """What it sees, upright, `(size, size, 3)`.
+
+        Raises:
+            ConalError: MuJoCo finds no OpenGL to render with.
+        """
+        try:
+            image: Any = self._renderer.render("rgb_array")
+        except Exception as error:  # each OpenGL stack fails in its own way, AttributeError too
+            backend = os.environ.get("MUJOCO_GL", "unset")
+            raise ConalError(
+                f"MuJoCo cannot render here with MUJOCO_GL={backend}: try egl or osmesa"
+            ) from error
+        # A half turn, not a flip: a flip would also swap left and right.
+        return np.ascontiguousarray(image[::-1, ::-1])
+
+    def close(self) -> None:
+        """Free the OpenGL context."""
+        self._renderer.close()  # type: ignore[no-untyped-call]
 
 
 @contextmanager

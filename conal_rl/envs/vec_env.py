@@ -1,4 +1,4 @@
-"""`TaskVecEnv`: the envs of several tasks as one Stable-Baselines3 `VecEnv`."""
+"""`TaskVecEnv`: envs of several tasks, stepped in turn, as one Stable-Baselines3 `VecEnv`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces import Box
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from conal_rl.errors import ObservationError, SuiteError
 
@@ -90,7 +90,25 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
         )
 
 
-class TaskVecEnv(DummyVecEnv):
+def stream_seeds(seed: int, num_tasks: int, envs_per_task: int) -> Sequence[int]:
+    """A seed for every env of a suite; an env's depends on its own place alone."""
+    return [
+        int(np.random.SeedSequence([seed, task, k]).generate_state(1)[0])
+        for task in range(num_tasks)
+        for k in range(envs_per_task)
+    ]
+
+
+class SuiteVecEnv(VecEnv):
+    """What the `VecEnv` of a suite has, whatever steps it."""
+
+    suite: Suite
+    tasks: tuple[str, ...]
+    num_tasks: int
+    envs_per_task: int
+
+
+class TaskVecEnv(SuiteVecEnv, DummyVecEnv):
     """All envs of a suite, stepped one after the other; env `task * envs_per_task + k`.
 
     Observations are float32 `(num_tasks * envs_per_task, obs_dim + num_tasks)`, the task's one-hot
@@ -145,11 +163,7 @@ class TaskVecEnv(DummyVecEnv):
         """
         if seed is None:
             seed = int(np.random.randint(2**32, dtype=np.uint32))  # noqa: NPY002
-        self._seeds = [
-            int(np.random.SeedSequence([seed, task, k]).generate_state(1)[0])
-            for task in range(self.num_tasks)
-            for k in range(self.envs_per_task)
-        ]
+        self._seeds = [*stream_seeds(seed, self.num_tasks, self.envs_per_task)]
         self.action_space.seed(seed)
         return self._seeds
 

@@ -27,7 +27,7 @@ def textbook_step(
 # The constants are written out again, so that changing a task is a decision.
 CONSTANTS = {
     "standard": (10.0, 9.8, 1.0, 0.1, 0.5),
-    "long_pole": (10.0, 9.8, 1.0, 0.1, 1.5),
+    "long_pole": (10.0, 9.8, 1.0, 0.1, 1.0),
     "heavy_pole": (10.0, 9.8, 1.0, 1.0, 0.5),
     "heavy_cart": (10.0, 9.8, 4.0, 0.1, 0.5),
     "moon_gravity": (10.0, 1.62, 1.0, 0.1, 0.5),

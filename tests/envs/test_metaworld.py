@@ -16,6 +16,7 @@ from conal_rl.envs.metaworld import is_metaworld, official_vector_env, suite_tas
 from conal_rl.errors import SuiteError
 
 SEED = 3
+ENGINES = pytest.mark.parametrize("engine", ["official", "native"])
 
 
 @pytest.fixture(scope="session")
@@ -62,8 +63,9 @@ class ByHand:
 
 
 @pytest.mark.slow
-def test_an_episode_is_the_official_one(mt10: metaworld.MT10) -> None:
-    envs: Any = make("mt10", seed=SEED)
+@ENGINES
+def test_an_episode_is_the_official_one(mt10: metaworld.MT10, engine: Any) -> None:
+    envs: Any = make("mt10", seed=SEED, engine=engine)
     assert envs.tasks == tuple(mt10.train_classes)
     assert envs.action_space.shape == (4,)
     official = {
@@ -106,8 +108,9 @@ def test_an_episode_is_the_official_one(mt10: metaworld.MT10) -> None:
         np.testing.assert_array_equal(obs[i, :39], by_hand.reset().astype(np.float32))
 
 
-def test_success_at_any_step_counts() -> None:
-    envs: Any = make("mt1:reach-v3", seed=0)
+@ENGINES
+def test_success_at_any_step_counts(engine: Any) -> None:
+    envs: Any = make("mt1:reach-v3", seed=0, engine=engine)
     expert, obs = SawyerReachV3Policy(), envs.reset()
     seen: list[float] = []
     for step in range(500):
@@ -122,9 +125,10 @@ def test_success_at_any_step_counts() -> None:
     assert infos[0]["is_success"] is True
 
 
-def test_same_seed_same_rollout() -> None:
+@ENGINES
+def test_same_seed_same_rollout(engine: Any) -> None:
     def rollout(seed: int) -> Any:
-        envs: Any = make(["reach-v3", "push-v3"], envs_per_task=2, seed=seed)
+        envs: Any = make(["reach-v3", "push-v3"], envs_per_task=2, seed=seed, engine=engine)
         rng = np.random.default_rng(0)
         all_obs = [envs.reset()]
         for _ in range(10):

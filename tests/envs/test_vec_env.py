@@ -220,7 +220,7 @@ def test_wrong_suites_get_one_clear_line(suite: Any, message: str) -> None:
         ({"envs_per_task": 0}, "envs_per_task is 0; it must be at least 1"),
         ({"seed": -1}, "seed is -1; it must be at least 0"),
         ({"seed": 2**32}, "seed is 4294967296; it must be"),
-        ({"engine": "warp"}, "unknown engine 'warp'; there are: official"),
+        ({"engine": "warp"}, "unknown engine 'warp'; there are: native, official"),
     ],
 )
 def test_wrong_arguments_get_one_clear_line(arguments: dict[str, Any], message: str) -> None:

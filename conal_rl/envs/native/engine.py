@@ -59,7 +59,7 @@ class Engine:
         self.goals = goals
         self.envs_per_task = envs_per_task
         self.num_envs = len(envs) * envs_per_task
-        self.threads = threads or _usable_cores()
+        self.threads = threads or usable_cores()
         self._official = list(envs)
         for env, own in zip(envs, goals, strict=True):
             env.set_task(own[0])
@@ -126,7 +126,9 @@ class Engine:
             successes=np.zeros(n, dtype=np.bool_),
             warnings=np.zeros(n, dtype=np.int64),
         )
-        self._scales = np.repeat([e.action_scale for e in self._official], self.envs_per_task)[:, None]
+        self._scales = np.repeat([e.action_scale for e in self._official], self.envs_per_task)[
+            :, None
+        ]
 
     @property
     def bytes_per_env(self) -> int:
@@ -267,7 +269,8 @@ class Engine:
         self._running = []
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

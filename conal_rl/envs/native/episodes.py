@@ -1,0 +1,179 @@
+"""`Episodes`: goals, horizon, success and automatic resets on top of the engine's steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.utils import seeding
+
+from conal_rl.envs.metaworld import HORIZON, NUM_GOALS, draw_goals, env_class
+from conal_rl.envs.native.engine import Engine, usable_cores
+from conal_rl.envs.native.physics import Floats, Integers
+from conal_rl.errors import ObservationError
+
+TaskSelect = Literal["random", "pseudorandom"]
+Flags = npt.NDArray[np.bool_]
+
+
+class Ended(NamedTuple):
+    """The episodes that a step has ended, one row each."""
+
+    envs: Integers  # (ended,)
+    observations: Floats  # (ended, 39), the last
+    returns: Floats  # (ended,), undiscounted
+    lengths: Integers  # (ended,), steps
+    solved: Flags  # (ended,): success at any step
+
+
+class Step(NamedTuple):
+    """What a step of all envs gave; where an episode ended, the observation is the next one's."""
+
+    observations: Floats  # (env, 39)
+    rewards: Floats  # (env,)
+    terminated: Flags  # (env,)
+    truncated: Flags  # (env,)
+    successes: Flags  # (env,)
+    ended: Ended
+
+
+class GoalStream:
+    """Which goal each reset of one env takes: metaworld's two ways, with their random draws."""
+
+    def __init__(self, seed: int, select: TaskSelect) -> None:
+        self._select = select
+        self._random, _ = seeding.np_random(seed)
+        self._order = list(range(NUM_GOALS))
+        self._turn = -1
+
+    def draw(self) -> int:
+        """The number of the next reset's goal."""
+        if self._select == "random":
+            return int(self._random.choice(NUM_GOALS))
+        self._turn = (self._turn + 1) % NUM_GOALS
+        if self._turn == 0:
+            self._random.shuffle(self._order)
+        return self._order[self._turn]
+
+
+class Episodes:
+    """Envs `task * envs_per_task + k` of Meta-World tasks, 500 steps an episode.
+
+    Args:
+        names: Tasks, as `conal_rl.envs.metaworld.suite_tasks` gives them.
+        envs_per_task: At least 1.
+        seed: Chooses the 50 goals of each task, as `seed` of metaworld's benchmarks does.
+        task_select: Each reset draws a goal with replacement (`"random"`), or takes the next of
+            the shuffled goals (`"pseudorandom"`).
+        terminate_on_success: Whether an episode ends at its first success, as in metaworld's
+            evaluation.
+        threads: That step; the cores that this process may use when None.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        envs_per_task: int,
+        seed: int,
+        task_select: TaskSelect = "random",
+        terminate_on_success: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        self.names = tuple(names)
+        self.terminate_on_success = terminate_on_success
+        self._task_select: TaskSelect = task_select
+        threads = threads or usable_cores()
+        with ThreadPoolExecutor(threads) as pool:  # compiling a model takes 0.2 s
+            official = list(pool.map(lambda name: env_class(name)(), self.names))
+        goals = draw_goals(dict(zip(self.names, official, strict=True)), seed)
+        own = [goals[i : i + NUM_GOALS] for i in range(0, len(goals), NUM_GOALS)]
+        self.engine = Engine(official, own, envs_per_task, threads)
+        self.num_envs = self.engine.num_envs
+        self.lengths = np.zeros(self.num_envs, dtype=np.int64)
+        self.returns = np.zeros(self.num_envs)
+        self.solved = np.zeros(self.num_envs, dtype=np.bool_)
+        self._streams: list[GoalStream] = []
+
+    def seed(self, seeds: Sequence[int]) -> None:
+        """Seed each env's stream of goals from the next reset on."""
+        self._streams = [GoalStream(seed, self._task_select) for seed in seeds]
+
+    def reset(self) -> Floats:
+        """Begin an episode in every env; `seed` first."""
+        self._begin(np.arange(self.num_envs))
+        return self.engine.rows.observations.copy()
+
+    def _begin(self, envs: Integers) -> None:
+        goals = np.array([self._streams[i].draw() for i in envs.tolist()], dtype=np.int64)
+        self.engine.reset(envs, goals)
+        self.lengths[envs], self.returns[envs], self.solved[envs] = 0, 0.0, False
+
+    def start(self, actions: npt.NDArray[np.floating[Any]]) -> None:
+        """Begin a step with actions `(env, 4)`, float32 or float64; threads go on with it."""
+        self.engine.start(actions)
+
+    def finish(self) -> Step:
+        """The step's outcome, once it is there; envs whose episode has ended are reset.
+
+        Raises:
+            ObservationError: an observation or a reward is NaN or infinite.
+        """
+        self.engine.wait()
+        rows = self.engine.rows
+        self.lengths += 1
+        self._check_finite()
+        self.returns += rows.rewards
+        self.solved |= rows.successes
+        terminated = rows.successes & self.terminate_on_success
+        truncated = self.lengths >= HORIZON
+        step = Step(
+            rows.observations.copy(),
+            rows.rewards.copy(),
+            terminated,
+            truncated,
+            rows.successes.copy(),
+            self._ended(np.flatnonzero(terminated | truncated)),
+        )
+        if len(step.ended.envs):
+            self._begin(step.ended.envs)
+            step.observations[step.ended.envs] = rows.observations[step.ended.envs]
+        return step
+
+    def _ended(self, envs: Integers) -> Ended:
+        return Ended(
+            envs,
+            self.engine.rows.observations[envs],
+            self.returns[envs],
+            self.lengths[envs],
+            self.solved[envs],
+        )
+
+    def _check_finite(self) -> None:
+        rows = self.engine.rows
+        with np.errstate(over="ignore"):  # too large for float32 is as bad as inf
+            observations = rows.observations.astype(np.float32)
+        fine = np.isfinite(observations).all(axis=1) & np.isfinite(rows.rewards)
+        if fine.all():
+            return
+        i = int(np.flatnonzero(~fine)[0])
+        what = "reward" if np.isfinite(observations[i]).all() else "observation"
+        task, k = divmod(i, self.engine.envs_per_task)
+        raise ObservationError(
+            f"task {self.names[task]!r}, env {k} of the task: the {what} is NaN or inf at step "
+            f"{self.lengths[i]} of the episode; look for NaN in the actions it was given"
+        )
+
+    @property
+    def warnings(self) -> Integers:
+        """How often MuJoCo has warned in each env, for instance of an unstable simulation.
+
+        It then resets its state by itself and the episode goes on, in the official env as here.
+        """
+        return self.engine.rows.warnings
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self.engine.close()

@@ -1,0 +1,167 @@
+"""`NativeVecEnv`: the engine as a Stable-Baselines3 `VecEnv`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.spaces import Box
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from conal_rl.envs.metaworld import Camera, suite_tasks
+from conal_rl.envs.native.engine import OBSERVATION
+from conal_rl.envs.native.episodes import Episodes, TaskSelect
+from conal_rl.envs.native.physics import Floats
+from conal_rl.envs.vec_env import Observation, Suite, SuiteVecEnv, stream_seeds
+
+
+class NativeVecEnv(SuiteVecEnv):
+    """All envs of a Meta-World suite; keeps the contract of `conal_rl.envs` and `TaskVecEnv`.
+
+    The same seed draws the same goals as with the official engine, and the same actions then give
+    the same observations, rewards and successes. `step_async` returns at once: the step goes on in
+    threads until `step_wait`. Of metaworld's infos there is `success` alone.
+
+    Args:
+        suite: As in `conal_rl.envs.make`.
+        envs_per_task: At least 1.
+        seed: Of goals and of all env streams. `seed()` sets the latter anew for the next reset.
+        task_select, terminate_on_success, threads: As in `Episodes`.
+
+    Raises:
+        SuiteError: As in `conal_rl.envs.metaworld.suite_tasks`.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        envs_per_task: int = 1,
+        seed: int = 0,
+        task_select: TaskSelect = "random",
+        terminate_on_success: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        self.suite = suite
+        self.tasks = suite_tasks(suite)
+        self.num_tasks = len(self.tasks)
+        self.envs_per_task = envs_per_task
+        self.render_mode = "rgb_array"
+        self.episodes = Episodes(
+            self.tasks, envs_per_task, seed, task_select, terminate_on_success, threads
+        )
+        low = np.full(OBSERVATION + self.num_tasks, -np.inf, dtype=np.float32)
+        high = np.full(OBSERVATION + self.num_tasks, np.inf, dtype=np.float32)
+        low[OBSERVATION:], high[OBSERVATION:] = 0.0, 1.0
+        one_hot = np.eye(self.num_tasks, dtype=np.float32).repeat(envs_per_task, axis=0)
+        self._empty = np.hstack([np.zeros((len(one_hot), OBSERVATION), np.float32), one_hot])
+        self._cameras: dict[int, Camera] = {}
+        self._began = time.monotonic()
+        actions = Box(-1.0, 1.0, (4,), dtype=np.float32)
+        super().__init__(self.episodes.num_envs, Box(low, high), actions)
+        self.seed(seed)
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed all envs from their next reset on, and the action space; as `TaskVecEnv.seed`."""
+        if seed is None:
+            seed = int(np.random.randint(2**32, dtype=np.uint32))  # noqa: NPY002
+        self._seeds = [*stream_seeds(seed, self.num_tasks, self.envs_per_task)]
+        self.action_space.seed(seed)
+        return self._seeds
+
+    def reset(self) -> Observation:
+        """Begin an episode in every env, `(env, 39 + tasks)`."""
+        if any(seed is not None for seed in self._seeds):
+            self.episodes.seed([seed for seed in self._seeds if seed is not None])
+        self._reset_seeds()
+        self._reset_options()
+        return self._observations(self.episodes.reset(), slice(None))
+
+    def step_async(self, actions: npt.NDArray[Any]) -> None:
+        """Begin a step with actions `(env, 4)`."""
+        self.episodes.start(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """The step's observations, rewards, dones and infos."""
+        step = self.episodes.finish()
+        infos: list[dict[str, Any]] = [
+            {"success": s} for s in step.successes.astype(float).tolist()
+        ]
+        ended = step.ended
+        if len(ended.envs):
+            last = self._observations(ended.observations, ended.envs)
+            seconds = round(time.monotonic() - self._began, 6)
+            for row, i in enumerate(ended.envs.tolist()):
+                infos[i] |= {
+                    "terminal_observation": last[row],
+                    "TimeLimit.truncated": bool(step.truncated[i] and not step.terminated[i]),
+                    "is_success": bool(ended.solved[row]),
+                    "episode": {
+                        "r": round(float(ended.returns[row]), 6),
+                        "l": int(ended.lengths[row]),
+                        "t": seconds,
+                    },
+                }
+        return (
+            self._observations(step.observations, slice(None)),
+            step.rewards.astype(np.float32),
+            step.terminated | step.truncated,
+            infos,
+        )
+
+    def _observations(self, raw: Floats, envs: Any) -> Observation:
+        out: Observation = self._empty[envs].copy()
+        out[:, :OBSERVATION] = raw
+        return out
+
+    def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
+        """What the benchmark's camera sees of every env.
+
+        Raises:
+            ConalError: MuJoCo finds no OpenGL to render with.
+        """
+        images = []
+        for i in range(self.num_envs):
+            model, data = self.episodes.engine.show(i)
+            if id(data) not in self._cameras:
+                self._cameras[id(data)] = Camera(model, data)
+            images.append(self._cameras[id(data)].image())
+        return images
+
+    def close(self) -> None:
+        """Stop the threads and free the cameras."""
+        self.episodes.close()
+        for camera in self._cameras.values():
+            camera.close()
+        self._cameras = {}
+
+    # The engine has no env objects: what is asked of one env is answered for all alike.
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of this object, once for every env asked for."""
+        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute, of all envs at once."""
+        self._for_all(indices)
+        setattr(self, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any
+    ) -> list[Any]:
+        """Call a method of this object, for all envs at once."""
+        self._for_all(indices)
+        return [getattr(self, method_name)(*args, **kwargs)] * self.num_envs
+
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
+        """Every env reports its episodes as SB3's `Monitor` does, and has no other wrapper."""
+        return [wrapper_class is Monitor for _ in self._get_indices(indices)]
+
+    def _for_all(self, indices: VecEnvIndices) -> None:
+        if len(list(self._get_indices(indices))) != self.num_envs:
+            raise NotImplementedError(
+                'the native engine has no env objects; for some envs alone use engine="official"'
+            )
