@@ -58,6 +58,10 @@ class StopRequest:
         print("stopping after this step; writing a checkpoint", file=sys.stderr)
 
 
+class Stopped(Exception):
+    """Ends `learn` between two rounds of training, where nothing is half done."""
+
+
 class ContinuedCSV(CSVOutputFormat):
     """SB3's CSV log, which goes on behind the lines of an earlier process.
 
@@ -134,7 +138,10 @@ class RunCallback(BaseCallback):
         )
 
     def _on_rollout_start(self) -> None:
-        # Between two rounds of training: replay, networks and counters agree here.
+        # Between two rounds of training: envs, replay, networks and counters agree here.
+        if self.stop.signal is not None:
+            self._on_training_end()
+            raise Stopped
         now = time.monotonic()
         if self.num_timesteps >= self.next_log:
             self.next_log += self.config.log_interval
@@ -151,7 +158,7 @@ class RunCallback(BaseCallback):
             self._show(now)
 
     def _on_step(self) -> bool:
-        return self.stop.signal is None
+        return True
 
     def close(self) -> None:
         """Take the progress bar down, also after an error."""

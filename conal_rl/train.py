@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from rich.console import Console
 from stable_baselines3.common.utils import LinearSchedule
+from torch import Tensor
 
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.storage import load_trees, restore, training_state, trees_to_json
 from conal_rl.config import Config, parse_command_line
 from conal_rl.core import Tree
 from conal_rl.envs import SuiteVecEnv, make
+from conal_rl.envs.vec_env import Standing
 from conal_rl.errors import CheckpointError, ConalError, ConfigError, SuiteError, TreeError
-from conal_rl.progress import RunCallback, StopRequest, conflict_report, make_logger
+from conal_rl.progress import RunCallback, Stopped, StopRequest, conflict_report, make_logger
 from conal_rl.runs import Run, atomic_write, load_checkpoint, save_checkpoint
 
 Phase = Literal["search", "train", "done"]
@@ -59,6 +62,8 @@ class Training:
     def start(cls, config: Config, out: Path | None) -> Training:
         """Begin a run in a new folder. Everything that can be refused is, before it exists."""
         env = _make_env(config)
+        env.reset()  # envs that are broken from the start are refused too
+        env.seed(config.seed)
         trees = _fixed_trees(config, env.tasks)
         run = Run.create(config, out)
         training = cls(config, run, env, "search" if trees is None else "train")
@@ -69,7 +74,7 @@ class Training:
 
     @classmethod
     def resume(cls, run: Run, config: Config) -> Training:
-        """Go on from the newest checkpoint of `run`; environments begin new episodes.
+        """Go on from the newest checkpoint of `run`; official environments begin new episodes.
 
         What `config` changes is kept in the run's config.yaml, for later resumes.
         """
@@ -107,7 +112,7 @@ class Training:
             restore(training.agent, tensors, agent_state)
         except CheckpointError as error:
             raise CheckpointError(f"{run.folder}: {error}") from error
-        training._seed_envs()
+        training._resume_episodes(tensors, state)
         if training.phase == "done" and training.agent.num_timesteps < config.total_steps:
             training.phase = "train"
         atomic_write(run.config_path, config.to_yaml())
@@ -128,7 +133,11 @@ class Training:
                     return self._interrupted()
                 self.phase = "done"
                 self._checkpoint()
-        self._evaluate_finally()
+        try:
+            self._evaluate_finally()
+        except KeyboardInterrupt:
+            self._say_how_to_go_on()
+            raise
         return 0
 
     def _learn(self, until: int) -> bool:
@@ -140,6 +149,8 @@ class Training:
         try:
             if left > 0:
                 self.agent.learn(left, callback, log_interval=None, reset_num_timesteps=False)
+        except Stopped:
+            return False
         finally:
             callback.close()
         return self.stop.signal is None
@@ -175,6 +186,21 @@ class Training:
         stream = np.random.SeedSequence([self.config.seed, self.agent.num_timesteps])
         self.env.seed(int(stream.generate_state(1)[0]))
 
+    def _resume_episodes(self, tensors: dict[str, dict[str, Tensor]], state: Any) -> None:
+        """Go on within the episodes that the checkpoint was written in, where that can be."""
+        saved = state.get("episodes")
+        if saved is not None:
+            arrays = {name: tensor.numpy() for name, tensor in tensors["episodes"].items()}
+            try:
+                observations = self.env.resume(Standing(arrays, saved["streams"]))
+            except ValueError:  # the config now asks for another engine or other envs
+                saved = None
+        if saved is None:
+            self._seed_envs()
+        else:
+            self.agent._last_obs = observations
+            self.agent.replay_buffer.continue_episodes(saved["validating"])
+
     def _write_trees(self, trees: tuple[Tree, Tree]) -> None:
         from matplotlib.figure import Figure
 
@@ -194,7 +220,13 @@ class Training:
             "search_steps": self.search_steps,
             "search_seconds": self.search_seconds,
             "agent": agent_state,
+            "episodes": None,
         }
+        standing = self.env.standing()
+        if standing is not None:
+            groups["episodes"] = {n: torch.from_numpy(a) for n, a in standing.arrays.items()}
+            validating = self.agent.replay_buffer.begun_episodes()
+            state["episodes"] = {"streams": standing.streams, "validating": validating}
         save_checkpoint(self.run.folder, self.agent.num_timesteps, groups, state)
         self.agent.save_weights(self.run.folder / "model")
 
@@ -203,13 +235,16 @@ class Training:
 
     def _interrupted(self) -> int:
         self._checkpoint()
+        self._say_how_to_go_on()
+        assert self.stop.signal is not None
+        return 128 + self.stop.signal
+
+    def _say_how_to_go_on(self) -> None:
         print(
             f"stopped at {self.agent.num_timesteps:,} steps; go on with: "
             f"python -m conal_rl.train --resume {shlex.quote(str(self.run.folder))}",
             file=sys.stderr,
         )
-        assert self.stop.signal is not None
-        return 128 + self.stop.signal
 
     def _evaluate_briefly(self) -> float | None:
         from conal_rl.evaluation import evaluate_policy

@@ -137,6 +137,14 @@ class TaskReplayBuffer(ReplayBuffer):
         self._validation_episodes[task] += due
         return bool(due)
 
+    def begun_episodes(self) -> list[bool]:
+        """Of the episode that each environment is in, whether it is for validation."""
+        return [] if self._validating is None else self._validating.tolist()
+
+    def continue_episodes(self, validating: list[bool]) -> None:
+        """After `restore`, environments go on in the episodes of `begun_episodes`."""
+        self._validating = np.array(validating) if validating else None
+
     def cut_episodes(self) -> None:
         """Every environment begins a new episode (after a resume); nothing stored is lost."""
         self._validating = None

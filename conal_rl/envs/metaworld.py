@@ -187,7 +187,7 @@ def _build(name: str, goals: list[Goal]) -> gym.Env[Any, Any]:
     with _without_precision_warnings():
         return _Episodes(
             metaworld._init_each_env(
-                env_cls=ALL_V3_ENVIRONMENTS[name],
+                env_cls=env_class(name),
                 tasks=goals,
                 max_episode_steps=HORIZON,
                 task_select="random",

@@ -99,6 +99,13 @@ def stream_seeds(seed: int, num_tasks: int, envs_per_task: int) -> Sequence[int]
     ]
 
 
+class Standing(NamedTuple):
+    """Where all episodes of a suite stand, for a checkpoint."""
+
+    arrays: dict[str, npt.NDArray[Any]]
+    streams: list[Any]  # the random stream of every env, as JSON types
+
+
 class SuiteVecEnv(VecEnv):
     """What the `VecEnv` of a suite has, whatever steps it."""
 
@@ -106,6 +113,18 @@ class SuiteVecEnv(VecEnv):
     tasks: tuple[str, ...]
     num_tasks: int
     envs_per_task: int
+
+    def standing(self) -> Standing | None:
+        """Where the episodes stand; None where they cannot be left and gone on with."""
+        return None
+
+    def resume(self, standing: Standing) -> Observation:
+        """Go on exactly from where `standing()` of an env made alike was; its observations.
+
+        Raises:
+            ValueError: `standing` is of other tasks, or of another number of envs.
+        """
+        raise ValueError("these envs can only begin new episodes")
 
 
 class TaskVecEnv(SuiteVecEnv, DummyVecEnv):

@@ -77,6 +77,7 @@ def _register(env_id: str, **settings: Any) -> None:
 _register("Left-v0", target=-0.5)
 _register("Right-v0", target=0.5)
 _register("Broken-v0", broken_at=40)
+_register("BrokenAtOnce-v0", broken_at=0)
 
 
 def tasks_named(count: int) -> tuple[str, ...]:

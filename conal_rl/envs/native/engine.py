@@ -131,9 +131,20 @@ class Engine:
         ]
 
     @property
+    def interprets(self) -> bool:
+        """Whether a task runs its own observation and reward code."""
+        return bool(self._interpreted)
+
+    @property
     def bytes_per_env(self) -> int:
         """Memory of each env beyond a task's first."""
         return sum(array.nbytes for array in self.rows) // self.num_envs
+
+    @property
+    def bytes_per_worker(self) -> int:
+        """Memory of a task's first env, on average: model and data."""
+        sizes = [mujoco.mj_sizeModel(m) + d.nbuffer + d.narena for m, d in self._memory]
+        return sum(sizes) // len(sizes)
 
     # Steps.
 

@@ -13,6 +13,7 @@ from gymnasium.utils import seeding
 from conal_rl.envs.metaworld import HORIZON, NUM_GOALS, draw_goals, env_class
 from conal_rl.envs.native.engine import Engine, usable_cores
 from conal_rl.envs.native.physics import Floats, Integers
+from conal_rl.envs.vec_env import Standing
 from conal_rl.errors import ObservationError
 
 TaskSelect = Literal["random", "pseudorandom"]
@@ -57,6 +58,14 @@ class GoalStream:
         if self._turn == 0:
             self._random.shuffle(self._order)
         return self._order[self._turn]
+
+    def state(self) -> list[Any]:
+        """All of it, as JSON types."""
+        return [self._random.bit_generator.state, self._order, self._turn]
+
+    def restore(self, state: list[Any]) -> None:
+        """Inverse of `state`."""
+        self._random.bit_generator.state, self._order, self._turn = state
 
 
 class Episodes:
@@ -165,6 +174,35 @@ class Episodes:
             f"task {self.names[task]!r}, env {k} of the task: the {what} is NaN or inf at step "
             f"{self.lengths[i]} of the episode; look for NaN in the actions it was given"
         )
+
+    def standing(self) -> Standing | None:
+        """Where the episodes stand; None where a task runs code of its own."""
+        if self.engine.interprets:
+            return None
+        return Standing(
+            {name: array.copy() for name, array in self._arrays().items()},
+            [stream.state() for stream in self._streams],
+        )
+
+    def resume(self, standing: Standing) -> Floats:
+        """Go on where `standing` was; returns the observations there.
+
+        Raises:
+            ValueError: It is of other tasks, or of another number of envs.
+        """
+        own = self._arrays()
+        if {n: a.shape for n, a in own.items()} != {n: a.shape for n, a in standing.arrays.items()}:
+            raise ValueError("the episodes are of other tasks, or of another number of envs")
+        for name, array in own.items():
+            array[:] = standing.arrays[name]
+        self.seed([0] * self.num_envs)
+        for stream, state in zip(self._streams, standing.streams, strict=True):
+            stream.restore(state)
+        return self.engine.rows.observations.copy()
+
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        own = {"lengths": self.lengths, "returns": self.returns, "solved": self.solved}
+        return own | self.engine.rows._asdict()
 
     @property
     def warnings(self) -> Integers:

@@ -16,7 +16,7 @@ from conal_rl.envs.metaworld import Camera, suite_tasks
 from conal_rl.envs.native.engine import OBSERVATION
 from conal_rl.envs.native.episodes import Episodes, TaskSelect
 from conal_rl.envs.native.physics import Floats
-from conal_rl.envs.vec_env import Observation, Suite, SuiteVecEnv, stream_seeds
+from conal_rl.envs.vec_env import Observation, Standing, Suite, SuiteVecEnv, stream_seeds
 
 
 class NativeVecEnv(SuiteVecEnv):
@@ -111,6 +111,15 @@ class NativeVecEnv(SuiteVecEnv):
             step.terminated | step.truncated,
             infos,
         )
+
+    def standing(self) -> Standing | None:
+        """As in `SuiteVecEnv`; None where a task runs code of its own, whose memory is not ours."""
+        return self.episodes.standing()
+
+    def resume(self, standing: Standing) -> Observation:
+        """As in `SuiteVecEnv`."""
+        self._reset_seeds()
+        return self._observations(self.episodes.resume(standing), slice(None))
 
     def _observations(self, raw: Floats, envs: Any) -> Observation:
         out: Observation = self._empty[envs].copy()

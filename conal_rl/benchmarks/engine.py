@@ -1,0 +1,270 @@
+"""Env steps per second of everything that steps Meta-World, and the limit that MuJoCo sets.
+
+All peers take random actions, whole episodes of them, resets included. The limit is a compiled loop
+over `mj_step` and `mj_forward` with an `mjData` for every env, in as many threads as the native
+engine has: no observation, no reward, no copying of states, no waiting for one another.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+import mujoco
+import numpy as np
+import numpy.typing as npt
+from metaworld.policies import ENV_POLICY_MAP
+from numba import njit
+from rich.table import Table
+
+from conal_rl.envs.metaworld import HORIZON, NUM_GOALS, official_vector_env, suite_tasks
+from conal_rl.envs.native import physics, require_exact
+from conal_rl.envs.native.engine import OBSERVATION, Engine
+from conal_rl.envs.native.physics import Floats, Integers
+from conal_rl.envs.native.vec_env import NativeVecEnv
+from conal_rl.envs.native.vectors import clip, floats
+from conal_rl.evaluation import evaluate_policy
+
+Rate = Callable[[float], float]
+"""Steps a peer's envs for about so many seconds; returns env steps per second."""
+
+
+class Peer(NamedTuple):
+    """One way to step a suite."""
+
+    name: str
+    rate: Rate
+    close: Callable[[], object]
+
+
+def measure(
+    suite: str, envs_per_task: int, rounds: int, seconds: float, threads: int | None
+) -> Table:
+    """A table of all peers on one suite: the median of `rounds`, in which they take turns.
+
+    The official vector envs have one env per task: more of them change their memory, not their
+    rate.
+
+    Raises:
+        SuiteError: unknown suite, or versions that the native engine is not exact for.
+    """
+    require_exact()
+    tasks = suite_tasks(suite)
+    began = time.perf_counter()
+    native = NativeVecEnv(suite, envs_per_task, threads=threads)
+    native.reset()
+    native.step(np.zeros((native.num_envs, 4), dtype=np.float32))
+    ready = time.perf_counter() - began
+    engine = native.episodes.engine
+    with ExitStack() as stack:
+        peers = [_official(suite, "sync"), _official(suite, "async")]
+        if importlib.util.find_spec("envpool"):
+            peers.append(_envpool(tasks, envs_per_task))
+        peers.append(_limit(engine))
+        peers.append(Peer("native", _native(native), native.close))
+        for peer in peers:
+            stack.callback(peer.close)
+        rates: dict[str, list[float]] = {peer.name: [] for peer in peers}
+        for _ in range(rounds):
+            for peer in peers:
+                rates[peer.name].append(peer.rate(seconds))
+
+    table = Table(
+        title=f"{suite}, {envs_per_task} envs per task, {engine.threads} threads",
+        caption=f"native: ready after {ready:.1f} s; a task's first env takes "
+        f"{engine.bytes_per_worker / 1e6:.0f} MB, others {engine.bytes_per_env / 1e3:.1f} kB each",
+    )
+    for column in ("engine", "steps/s", "native is"):
+        table.add_column(column, justify="left" if column == "engine" else "right")
+    ours = median(rates["native"])
+    for name, values in rates.items():
+        table.add_row(name, f"{median(values):,.0f}", f"{ours / median(values):.2f} x")
+    return table
+
+
+def _random_actions(envs: int) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(0).uniform(-1, 1, (HORIZON, envs, 4)).astype(np.float32)
+
+
+def _per_second(episode: Callable[[], object], envs: int, seconds: float) -> float:
+    """Play whole episodes in all envs for about `seconds`, one at least."""
+    began, played = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        episode()
+        played += 1
+    return played * HORIZON * envs / (time.perf_counter() - began)
+
+
+def _native(env: NativeVecEnv) -> Rate:
+    actions = _random_actions(env.num_envs)
+    everywhere = np.arange(env.num_envs)
+    for goal in range(NUM_GOALS):  # a run makes each snapshot once, and then copies
+        env.episodes.engine.reset(everywhere, np.full(env.num_envs, goal))
+    env.reset()
+
+    def episode() -> None:
+        for row in actions:
+            env.step(row)
+
+    return lambda seconds: _per_second(episode, env.num_envs, seconds)
+
+
+def _official(suite: str, strategy: Literal["sync", "async"]) -> Peer:
+    envs = official_vector_env(suite, 0, strategy)
+    actions = _random_actions(envs.num_envs)
+    envs.reset()
+
+    def episode() -> None:
+        for row in actions:
+            envs.step(row)
+
+    return Peer(
+        f"official {strategy}",
+        lambda seconds: _per_second(episode, envs.num_envs, seconds),
+        envs.close,
+    )
+
+
+def _envpool(tasks: Sequence[str], envs_per_task: int) -> Peer:
+    """EnvPool's Meta-World (of another MuJoCo): one pool per task, all of them stepped at once."""
+    import envpool
+
+    known = {_words(name): name for name in envpool.list_all_envs() if "MetaWorld/" in name}
+    pools = [
+        envpool.make_gymnasium(known[_words(f"MetaWorld/{task}")], num_envs=envs_per_task)
+        for task in tasks
+    ]
+    actions = _random_actions(envs_per_task).astype(np.float64)
+    ids = np.arange(envs_per_task, dtype=np.int32)
+    for pool in pools:
+        pool.reset()
+
+    def episode() -> None:
+        for row in actions:
+            for pool in pools:
+                pool.send(row, ids)
+            for pool in pools:
+                pool.recv()
+
+    envs = len(pools) * envs_per_task
+    return Peer(
+        f"EnvPool {envpool.__version__}",
+        lambda seconds: _per_second(episode, envs, seconds),
+        lambda: [pool.close() for pool in pools],
+    )
+
+
+def _words(name: str) -> str:
+    return re.sub("[^a-z]", "", name.lower())
+
+
+def _limit(engine: Engine) -> Peer:
+    """MuJoCo alone, from the native engine's first goals."""
+    engine.reset(np.arange(engine.num_envs), np.zeros(engine.num_envs, dtype=np.int64))
+    actions = _random_actions(engine.num_envs)
+    moves = np.clip(actions[..., :3], -1, 1).astype(np.float64) * 0.01
+    efforts = actions[..., 3].astype(np.float64)
+    memory, places, limits = [], [], []
+    for worker, (first, end) in enumerate(engine.workers.ranges.tolist()):
+        for i in range(first, end):
+            model, _ = engine.show(i)
+            if i == first:  # all of its envs have the same goal
+                own = model.__copy__()
+            data = mujoco.MjData(own)
+            memory.append((own, data))
+            ctrl, position, rotation = data.ctrl, data.mocap_pos, data.mocap_quat
+            addresses = [array.ctypes.data for array in (ctrl, position, rotation)]
+            places.append([own._address, data._address, *addresses])
+            limits.append(engine.workers.limits[worker])
+    counter = np.zeros(1, dtype=np.int64)
+    args = np.array(places), np.array(limits), moves, efforts, counter
+    pool = ThreadPoolExecutor(engine.threads)
+
+    def work(_: int) -> float:
+        began = time.perf_counter()
+        _bare_loop(*args)
+        return time.perf_counter() - began
+
+    def episode() -> float:
+        """Play one in every env; returns the seconds that its threads were busy, in all."""
+        for i, (own, data) in enumerate(memory):
+            state = engine.rows.states[i, : mujoco.mj_stateSize(own, physics.STATE)]
+            mujoco.mj_setState(own, data, starts[i][: len(state)], physics.STATE)
+        counter[0] = 0
+        return sum(pool.map(work, range(engine.threads)))
+
+    starts = engine.rows.states.copy()
+
+    def rate(seconds: float) -> float:
+        busy, played, began = 0.0, 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            busy += episode()
+            played += 1
+        return played * HORIZON * engine.num_envs / (busy / engine.threads)
+
+    work(0)  # compiles
+    return Peer("limit: mj_step, mj_forward", rate, pool.shutdown)
+
+
+@njit(nogil=True)
+def _bare_loop(
+    places: Integers, limits: Floats, moves: Floats, efforts: Floats, counter: Integers
+) -> None:
+    while True:
+        i = physics._take(counter.ctypes.data)
+        if i >= len(places):
+            return
+        model, data = places[i, 0], places[i, 1]
+        ctrl, position, rotation = floats(places[i, 2]), floats(places[i, 3]), floats(places[i, 4])
+        for t in range(len(moves)):
+            for axis in range(3):
+                moved = position[axis] + moves[t, i, axis]
+                position[axis] = clip(moved, limits[i, 0, axis], limits[i, 1, axis])
+            rotation[0], rotation[1], rotation[2], rotation[3] = 1.0, 0.0, 1.0, 0.0
+            ctrl[0], ctrl[1] = efforts[t, i], -efforts[t, i]
+            for _ in range(5):
+                physics._mj_step(model, data)
+            physics._mj_forward(model, data)
+
+
+class _Scripted:
+    """Meta-World's scripted policies, one per task, as the agent of an evaluation."""
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        policies: Any = ENV_POLICY_MAP
+        self._policies = [policies[task]() for task in tasks]
+
+    def predict(
+        self, observation: npt.NDArray[np.float32], *, deterministic: bool = False
+    ) -> tuple[npt.NDArray[Any], None]:
+        rows = observation[:, :OBSERVATION].astype(np.float64)
+        actions = [policy.get_action(row) for policy, row in zip(self._policies, rows, strict=True)]
+        return np.clip(actions, -1, 1).astype(np.float32), None
+
+
+def compare_evaluations(suite: str, episodes: int) -> Table:
+    """Play the same evaluation on both engines; a row per task says how many episodes agree."""
+    policy = _Scripted(suite_tasks(suite))
+    seconds, results = {}, {}
+    for engine in ("official", "native"):
+        began = time.perf_counter()
+        results[engine] = evaluate_policy(policy, suite, episodes, 0, engine)
+        seconds[engine] = time.perf_counter() - began
+    table = Table(
+        title=f"{suite}: scripted policies by the official protocol, {episodes} episodes per task",
+        caption=", ".join(f"{engine} {spent:.0f} s" for engine, spent in seconds.items()),
+    )
+    for column in ("task", "official", "native", "episodes alike"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for task, official in results["official"].episodes.items():
+        native = results["native"].episodes[task]
+        alike = sum(a == b for a, b in zip(official, native, strict=True))
+        rates = (f"{sum(e) / episodes:.1%}" for e in (official, native))
+        table.add_row(task, *rates, f"{alike} of {episodes}")
+    return table

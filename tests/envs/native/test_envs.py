@@ -1,0 +1,316 @@
+"""Episodes, seeds and interfaces of the native engine, against those of the official one."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env as gymnasium_check
+from metaworld.envs import SawyerPushEnvV3, SawyerReachEnvV3
+from metaworld.evaluation import evaluation
+from metaworld.sawyer_xyz_env import SawyerXYZEnv
+from stable_baselines3.common.env_checker import check_env as sb3_check
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor
+
+from conal_rl.envs import make, native
+from conal_rl.envs.metaworld import NUM_GOALS, official_vector_env, tasks
+from conal_rl.envs.native.episodes import GoalStream
+from conal_rl.envs.native.vec_env import NativeVecEnv
+from conal_rl.envs.native.vector_env import MetaWorldVectorEnv
+from conal_rl.errors import ConalError, ObservationError, SuiteError
+
+PAIR = ("reach-v3", "window-open-v3")
+
+
+class Lazy(SawyerReachEnvV3):
+    """A user's task: an official one with a reward and a memory of its own."""
+
+    def evaluate_state(self, obs: Any, action: Any) -> Any:
+        reward, info = super().evaluate_state(obs, action)
+        self.effort = getattr(self, "effort", 0.0) + float(np.abs(action).sum())
+        return reward - self.effort, info
+
+
+class Heavy(SawyerPushEnvV3):
+    """A user's task that changes how a step is made."""
+
+    def set_xyz_action(self, action: Any) -> None:
+        super().set_xyz_action(np.asarray(action) * 0.5)
+
+
+def random_actions(steps: int, envs: int) -> Any:
+    return np.random.default_rng(0).uniform(-1, 1, (steps, envs, 4)).astype(np.float32)
+
+
+def assert_same_rollout(suite: Any, per_task: int, steps: int, seed: int = 4) -> None:
+    """Both engines by `make`, with the same seed and actions."""
+    both: list[Any] = [make(suite, per_task, seed, engine) for engine in ("official", "native")]
+    assert both[0].tasks == both[1].tasks
+    assert both[0].observation_space == both[1].observation_space
+    assert both[0].action_space == both[1].action_space
+    np.testing.assert_array_equal(both[0].reset(), both[1].reset())
+    for row in random_actions(steps, both[0].num_envs):
+        official, ours = (envs.step(row) for envs in both)
+        np.testing.assert_array_equal(official[0], ours[0])
+        np.testing.assert_allclose(official[1], ours[1], rtol=1e-6)
+        np.testing.assert_array_equal(official[2], ours[2])
+        for a, b in zip(official[3], ours[3]):
+            assert b["success"] == a["success"]
+            if "terminal_observation" in a:
+                np.testing.assert_array_equal(b["terminal_observation"], a["terminal_observation"])
+                assert b["TimeLimit.truncated"] is a["TimeLimit.truncated"] is True
+                assert b["is_success"] == a["is_success"]
+                assert b["episode"]["l"] == a["episode"]["l"] == 500
+                assert b["episode"]["r"] == pytest.approx(a["episode"]["r"])
+    for envs in both:
+        envs.close()
+
+
+@pytest.mark.slow
+def test_rollouts_across_resets_are_the_official_ones() -> None:
+    assert_same_rollout(PAIR, per_task=2, steps=1_010)
+
+
+def test_a_subclass_of_an_official_env_runs_its_own_code() -> None:
+    suite = [f"{__name__}:Lazy", f"{__name__}:Heavy", "push-v3"]
+    assert_same_rollout(suite, per_task=2, steps=40)
+
+
+def test_what_is_no_subclass_is_named() -> None:
+    for name in (f"{__name__}:PAIR", f"{__name__}:Missing"):
+        with pytest.raises(SuiteError, match="Meta-World"):
+            make(["push-v3", name])
+    with pytest.raises(SuiteError, match="cannot import no_such_module"):
+        make(["no_such_module:Env"])
+
+
+@pytest.mark.parametrize("select", ["random", "pseudorandom"])
+def test_goals_are_drawn_as_by_metaworld(select: Any) -> None:
+    if select == "random":
+        [task] = tasks("mt1:reach-v3", 0)
+        env = task.build()
+        env.unwrapped.seed(5)  # type: ignore[attr-defined]
+    else:
+        env = official_vector_env("mt1:reach-v3", 5).envs[0]  # type: ignore[union-attr]
+    goals = {goal.data: i for i, goal in enumerate(env.get_wrapper_attr("tasks"))}
+    stream = GoalStream(5, select)
+    drawn = []
+    for _ in range(NUM_GOALS + 3):
+        drawn.append(stream.draw())
+        env.reset()
+        target = env.unwrapped._last_rand_vec  # type: ignore[attr-defined]
+        [number] = [i for data, i in goals.items() if target.tobytes() in data]
+        assert drawn[-1] == number
+    if select == "pseudorandom":
+        assert sorted(drawn[:NUM_GOALS]) == list(range(NUM_GOALS))
+
+
+# Stable-Baselines3
+
+
+def test_vec_env_as_sb3_knows_it() -> None:
+    envs = make(PAIR, envs_per_task=2, seed=1)
+    assert isinstance(envs, NativeVecEnv)
+    assert envs.env_is_wrapped(Monitor) == [True] * 4
+    assert envs.get_attr("num_tasks", [0, 3]) == [2, 2]
+    with pytest.raises(NotImplementedError, match='engine="official"'):
+        envs.set_attr("render_mode", None, [1])
+    wrapped: Any = VecMonitor(VecCheckNan(envs, raise_exception=True))
+    first = wrapped.reset()
+    assert first.dtype == np.float32
+    assert envs.observation_space.contains(first[0])
+    np.testing.assert_array_equal(first[:, 39:], [[1, 0], [1, 0], [0, 1], [0, 1]])
+    wrapped.step_async(random_actions(1, 4)[0])
+    observations, rewards, dones, infos = wrapped.step_wait()
+    assert (observations.shape, rewards.dtype, dones.any()) == ((4, 41), np.float32, False)
+    assert len(infos) == 4
+    kept = np.array(observations)
+    wrapped.step(random_actions(1, 4)[0])
+    np.testing.assert_array_equal(observations, kept)  # not overwritten by the next step
+    envs.seed(1)
+    np.testing.assert_array_equal(wrapped.reset(), first)
+    wrapped.close()
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For MuJoCo, which logs its warnings in the present folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("own_folder")
+def test_nan_actions_are_reported_by_task_and_step() -> None:
+    envs = make(PAIR)
+    envs.reset()
+    actions = random_actions(2, 2)
+    envs.step(actions[0])
+    actions[1, 1] = np.nan
+    try:
+        envs.step(actions[1])
+    except ObservationError as error:
+        assert "'window-open-v3'" in str(error) and "step 2" in str(error)
+    else:  # MuJoCo has reset its state by itself, which it counts
+        assert isinstance(envs, NativeVecEnv)
+        assert envs.episodes.warnings.tolist()[0] == 0 < envs.episodes.warnings[1]
+    envs.close()
+
+
+# gymnasium
+
+
+def test_an_env_passes_the_checkers() -> None:
+    env = gym.make("conal_rl/MT1-v3", task="reach-v3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they advise on bounds and on seeds
+        gymnasium_check(env.unwrapped, skip_render_check=True)
+        sb3_check(env.unwrapped, skip_render_check=True)
+    env.close()
+
+
+@pytest.mark.slow
+def test_vector_env_from_its_registration() -> None:
+    envs: Any = gym.make_vec("conal_rl/MT10-v3", envs_per_task=2)
+    assert (envs.num_envs, envs.single_observation_space.shape) == (20, (49,))
+    observations, _ = envs.reset(seed=3)
+    assert observations.dtype == np.float64
+    assert envs.observation_space.contains(observations)
+    again, _ = envs.reset(seed=3)
+    np.testing.assert_array_equal(observations, again)
+    stepped = envs.step(envs.action_space.sample())
+    assert [part.shape for part in stepped[:4]] == [(20, 49), (20,), (20,), (20,)]
+    assert stepped[4]["success"].shape == (20,)
+    envs.close()
+    with pytest.raises(ValueError, match="give a multiple"):
+        gym.make_vec("conal_rl/MT10-v3", num_envs=15)
+
+
+@pytest.mark.slow
+def test_vector_env_steps_as_the_official_one() -> None:
+    official: Any = official_vector_env(PAIR, 6)
+    ours = MetaWorldVectorEnv(PAIR, seed=6, task_select="pseudorandom")
+    ours.episodes.seed([6, 6])
+    for seed in (None, None):
+        np.testing.assert_allclose(
+            official.reset(seed=seed)[0], ours.reset(seed=seed)[0], atol=1e-9
+        )
+    for row in random_actions(502, 2):
+        theirs, mine = official.step(row), ours.step(row)
+        for a, b in zip(theirs[:4], mine[:4]):
+            np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-9)
+        np.testing.assert_array_equal(
+            theirs[4].get("_final_info", []), mine[4].get("_final_info", [])
+        )
+        if "final_info" in mine[4]:
+            for info in (theirs[4], mine[4]):
+                assert info["_final_obs"].all()
+            for a, b in zip(theirs[4]["final_obs"], mine[4]["final_obs"]):
+                np.testing.assert_allclose(a, b, atol=1e-9)
+            final = [info["final_info"] for info in (theirs[4], mine[4])]
+            np.testing.assert_array_equal(final[0]["success"], final[1]["success"])
+            np.testing.assert_allclose(final[0]["episode"]["r"], final[1]["episode"]["r"])
+            np.testing.assert_array_equal(final[0]["episode"]["l"], final[1]["episode"]["l"])
+    official.close()
+    ours.close()
+
+
+def test_metaworlds_evaluation_takes_it() -> None:
+    class Agent:
+        def eval_action(self, observations: Any) -> Any:
+            return np.tile(np.array([0, 0.3, 0, 0], np.float32), (len(observations), 1))
+
+        def reset(self, env_mask: Any) -> None:
+            pass
+
+    outcomes = []
+    for envs in (
+        official_vector_env(PAIR, 0),
+        MetaWorldVectorEnv(PAIR, task_select="pseudorandom"),
+    ):
+        if isinstance(envs, MetaWorldVectorEnv):
+            envs.episodes.seed([0, 0])
+        outcomes.append(evaluation(Agent(), envs, 1))  # type: ignore[arg-type]
+        envs.close()
+    assert outcomes[0][2] == outcomes[1][2]
+    for task, returns in outcomes[0][3].items():
+        np.testing.assert_allclose(returns, outcomes[1][3][task])
+
+
+@pytest.mark.slow
+def test_images_are_the_official_cameras(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    envs = make(PAIR, envs_per_task=2, seed=0)
+    envs.reset()
+    try:
+        images = envs.get_images()
+    except ConalError as error:
+        pytest.skip(str(error))
+    assert all(image is not None and image.shape == (240, 240, 3) for image in images)
+    before = envs.step(random_actions(1, 4)[0])[0]
+    envs.get_images()  # looking changes nothing
+    fresh = make(PAIR, envs_per_task=2, seed=0)
+    fresh.reset()
+    np.testing.assert_array_equal(fresh.step(random_actions(1, 4)[0])[0], before)
+    env = official_env("reach-v3")
+    env.reset()
+    official = env.render()[::-1, ::-1]
+    assert np.abs(official.astype(int) - np.asarray(images[0]).astype(int)).mean() < 12
+    env.close()
+
+
+def official_env(name: str) -> Any:
+    """One official env that renders, with the goals of a native one of the same seed."""
+    from conal_rl.envs.metaworld import _goals, env_class
+
+    env = env_class(name)(render_mode="rgb_array", camera_name="corner2", width=240, height=240)
+    env.set_task(_goals((name,), 0)[0])
+    return env
+
+
+# Limits
+
+
+def test_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_version", lambda package: "9.9.9")
+    with pytest.raises(SuiteError) as caught:
+        make("mt1:reach-v3")
+    for part in ("metaworld 3.1.1", "mujoco 3.3.0", "9.9.9", "--env.engine official"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+    make("mt1:reach-v3", engine="official").close()
+
+
+def test_a_further_env_costs_kilobytes() -> None:
+    sizes = []
+    for per_task in (1, 50):
+        envs: Any = make(PAIR, envs_per_task=per_task)
+        sizes.append(sum(array.nbytes for array in envs.episodes.engine.rows))
+        assert len(envs.episodes.engine._memory) == max(2, envs.episodes.engine.threads)
+        envs.close()
+    assert (sizes[1] - sizes[0]) / 98 < 20e3
+
+
+@pytest.mark.usefixtures("own_folder")
+def test_an_unstable_simulation_goes_on_as_the_official_one() -> None:
+    """MuJoCo resets its state by itself when numbers explode; it warns, and nothing crashes."""
+    envs: Any = make(["reach-v3"], seed=0)
+    envs.reset()
+    engine = envs.episodes.engine
+    official: SawyerXYZEnv = engine._official[0].__class__()
+    official.set_task(engine.goals[0][0])
+    official.reset()
+    engine.reset(np.array([0]), np.array([0]))
+    velocity = 1 + len(official.data.qpos)  # the state is time, qpos, qvel, ...
+    engine.rows.states[0, velocity] = official.data.qvel[0] = 1e12
+    for row in random_actions(5, 1):
+        engine.start(row)
+        engine.wait()
+        observation, reward, *_ = official.step(row[0])
+        np.testing.assert_allclose(engine.rows.observations[0], observation, atol=1e-9)
+        assert engine.rows.rewards[0] == pytest.approx(reward, abs=1e-9)
+    assert envs.episodes.warnings[0] > 0
+    envs.close()
