@@ -23,9 +23,10 @@ from metaworld.policies import ENV_POLICY_MAP
 from numba import njit
 from rich.table import Table
 
-from conal_rl.envs.metaworld import HORIZON, NUM_GOALS, official_vector_env, suite_tasks
+from conal_rl.envs.metaworld import HORIZON, official_vector_env, suite_tasks
 from conal_rl.envs.native import physics, require_exact
 from conal_rl.envs.native.engine import OBSERVATION, Engine
+from conal_rl.envs.native.episodes import GoalStream
 from conal_rl.envs.native.physics import Floats, Integers
 from conal_rl.envs.native.vec_env import NativeVecEnv
 from conal_rl.envs.native.vectors import clip, floats
@@ -101,11 +102,15 @@ def _per_second(episode: Callable[[], object], envs: int, seconds: float) -> flo
     return played * HORIZON * envs / (time.perf_counter() - began)
 
 
+class _FirstGoal(GoalStream):
+    def draw(self) -> int:
+        return 0
+
+
 def _native(env: NativeVecEnv) -> Rate:
+    """Over and over the episodes that the limit is measured on."""
     actions = _random_actions(env.num_envs)
-    everywhere = np.arange(env.num_envs)
-    for goal in range(NUM_GOALS):  # a run makes each snapshot once, and then copies
-        env.episodes.engine.reset(everywhere, np.full(env.num_envs, goal))
+    env.episodes.set_streams([_FirstGoal(0, "random")] * env.num_envs)
     env.reset()
 
     def episode() -> None:
@@ -167,6 +172,7 @@ def _words(name: str) -> str:
 def _limit(engine: Engine) -> Peer:
     """MuJoCo alone, from the native engine's first goals."""
     engine.reset(np.arange(engine.num_envs), np.zeros(engine.num_envs, dtype=np.int64))
+    starts = engine.rows.states.copy()
     actions = _random_actions(engine.num_envs)
     moves = np.clip(actions[..., :3], -1, 1).astype(np.float64) * 0.01
     efforts = actions[..., 3].astype(np.float64)
@@ -194,12 +200,10 @@ def _limit(engine: Engine) -> Peer:
     def episode() -> float:
         """Play one in every env; returns the seconds that its threads were busy, in all."""
         for i, (own, data) in enumerate(memory):
-            state = engine.rows.states[i, : mujoco.mj_stateSize(own, physics.STATE)]
-            mujoco.mj_setState(own, data, starts[i][: len(state)], physics.STATE)
+            size = mujoco.mj_stateSize(own, physics.STATE)
+            mujoco.mj_setState(own, data, starts[i, :size], physics.STATE)
         counter[0] = 0
         return sum(pool.map(work, range(engine.threads)))
-
-    starts = engine.rows.states.copy()
 
     def rate(seconds: float) -> float:
         busy, played, began = 0.0, 0, time.perf_counter()
@@ -217,7 +221,7 @@ def _bare_loop(
     places: Integers, limits: Floats, moves: Floats, efforts: Floats, counter: Integers
 ) -> None:
     while True:
-        i = physics._take(counter.ctypes.data)
+        i = physics.take(counter.ctypes.data)
         if i >= len(places):
             return
         model, data = places[i, 0], places[i, 1]
@@ -229,8 +233,8 @@ def _bare_loop(
             rotation[0], rotation[1], rotation[2], rotation[3] = 1.0, 0.0, 1.0, 0.0
             ctrl[0], ctrl[1] = efforts[t, i], -efforts[t, i]
             for _ in range(5):
-                physics._mj_step(model, data)
-            physics._mj_forward(model, data)
+                physics.mj_step(model, data)
+            physics.mj_forward(model, data)
 
 
 class _Scripted:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import mujoco
@@ -23,6 +25,7 @@ from conal_rl.envs.native import physics, tasks
 from conal_rl.envs.native.physics import STATE, Envs, Floats, Integers, Workers
 
 OBSERVATION = 39
+STEPS_PER_TIMING = 200
 _OWN_STEP = ("step", "set_xyz_action", "do_simulation", "_step_mujoco_simulation", "_set_pos_site")
 
 
@@ -34,7 +37,7 @@ class Snapshot(NamedTuple):
     site_pos: Floats
     observation: Floats  # (39,)
     previous: Floats  # (18,)
-    start: Floats  # (16,); zeros where the task's own code rewards
+    start: Floats  # (START_SIZE,); zeros where the task's own code rewards
     attributes: dict[str, Any]  # of the env; empty where compiled code rewards
 
 
@@ -69,8 +72,10 @@ class Engine:
         self._slots: dict[int, SawyerXYZEnv] = {}  # by env, where the task's own code runs
         self._snapshots: dict[tuple[int, int], Snapshot] = {}
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="metaworld")
-        self._running: list[Future[None]] = []
+        self._work: Callable[[], None] | None = None
+        self._helping: list[Future[None]] = []
         self._counter = np.zeros(1, dtype=np.int64)
+        self._steps = 0
 
     # Memory.
 
@@ -117,7 +122,7 @@ class Engine:
             states=np.zeros((n, state)),
             body_pos=np.zeros((n, body)),
             site_pos=np.zeros((n, site)),
-            starts=np.zeros((n, 16)),
+            starts=np.zeros((n, physics.START_SIZE)),
             previous=np.zeros((n, 18)),
             moves=np.zeros((n, 3)),
             efforts=np.zeros(n),
@@ -151,27 +156,36 @@ class Engine:
     def start(self, actions: npt.NDArray[np.floating[Any]]) -> None:
         """Begin a step of all envs with actions `(env, 4)`, float32 or float64; then `wait`.
 
-        The official env computes in the precision of its actions, and so does this.
+        All threads but the calling one set to work. The official env computes in the precision of
+        its actions, and so does this.
         """
-        assert not self._running, "start() again before wait()"
+        assert self._work is None, "start() again before wait()"
         assert actions.shape == (self.num_envs, 4), actions.shape
         single = actions.dtype == np.float32
         actions = actions.astype(np.float32 if single else np.float64)  # a copy of our own
         self.rows.moves[:] = np.clip(actions[:, :3], -1, 1) * self._scales.astype(actions.dtype)
         self.rows.efforts[:] = actions[:, 3]
-        self._counter[0] = 0
-        interpreted = deque(self._interpreted)
-        self._running = [
-            self._pool.submit(self._work, interpreted, actions, single) for _ in range(self.threads)
-        ]
+        self._steps += 1
+        if self._steps % STEPS_PER_TIMING == 2:  # in the first step everything is slow
+            self._work, helpers = partial(self._step_and_time, actions, single), 0
+        else:
+            self._counter[0] = 0
+            self._work = partial(self._share, deque(self._interpreted), actions, single)
+            helpers = self.threads - 1
+        self._helping = [self._pool.submit(self._work) for _ in range(helpers)]
 
     def wait(self) -> None:
         """End the step; `rows` then holds its observations, rewards and successes."""
-        running, self._running = self._running, []
-        for future in running:
-            future.result()
+        assert self._work is not None, "wait() without start()"
+        work, self._work = self._work, None
+        try:
+            work()
+        finally:
+            for future in self._helping:
+                future.result()
 
-    def _work(self, interpreted: deque[int], actions: npt.NDArray[Any], single: bool) -> None:
+    def _share(self, interpreted: deque[int], actions: npt.NDArray[Any], single: bool) -> None:
+        """One thread's share of a step: what the others have not taken yet."""
         while interpreted:
             try:
                 worker = interpreted.pop()
@@ -181,6 +195,21 @@ class Engine:
                 self._step_interpreted(worker, i, actions[i])
         if len(self._order):
             physics.step(self.workers, self.rows, self._order, self._counter, single)
+
+    def _step_and_time(self, actions: npt.NDArray[Any], single: bool) -> None:
+        """A step in one thread, after which the workers that took longest come first in the order.
+
+        Begun last, they would keep one thread busy while the others wait.
+        """
+        for worker in self._interpreted:
+            for i in range(*self.workers.ranges[worker]):
+                self._step_interpreted(worker, i, actions[i])
+        seconds = []
+        for k in range(len(self._order)):
+            began, self._counter[0] = time.perf_counter(), 0
+            physics.step(self.workers, self.rows, self._order[k : k + 1], self._counter, single)
+            seconds.append(time.perf_counter() - began)
+        self._order = self._order[np.argsort(seconds)[::-1]]
 
     def _step_interpreted(self, worker: int, i: int, action: npt.NDArray[Any]) -> None:
         """Compiled physics, then the task's own observation and reward; or all its own."""
@@ -204,7 +233,7 @@ class Engine:
 
     def reset(self, envs: Integers, goals: Integers) -> None:
         """Reset `envs` to `goals`, numbers into the goals of their tasks."""
-        assert not self._running, "reset() before wait()"
+        assert self._work is None, "reset() before wait()"
         wanted = list(zip((envs // self.envs_per_task).tolist(), goals.tolist(), strict=True))
         new: dict[int, set[int]] = {}
         for task, goal in wanted:
@@ -232,8 +261,8 @@ class Engine:
             env.model.site_pos.flatten(),
             observation,
             env._prev_obs.copy(),
-            tasks.start(env) if compiled else np.zeros(16),
-            {} if compiled else _copied(vars(env), env.data),
+            tasks.start(env) if compiled else np.zeros(physics.START_SIZE),
+            {} if compiled else _copied(vars(env)),
         )
 
     def _put(self, snapshot: Snapshot, i: int) -> None:
@@ -247,7 +276,7 @@ class Engine:
         if snapshot.attributes:
             env = self._official[i // self.envs_per_task]
             slot = object.__new__(type(env))
-            vars(slot).update(_copied(snapshot.attributes, env.data))
+            vars(slot).update(_copied(snapshot.attributes))
             self._slots[i] = slot
 
     def _load(self, worker: int, i: int) -> None:
@@ -266,7 +295,7 @@ class Engine:
 
     def show(self, i: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
         """Model and data with env `i` in them, for rendering, until the next step or reset."""
-        assert not self._running, "show() before wait()"
+        assert self._work is None, "show() before wait()"
         ranges = self.workers.ranges
         worker = int(np.flatnonzero((ranges[:, 0] <= i) & (i < ranges[:, 1]))[0])
         self._load(worker, i)
@@ -277,7 +306,6 @@ class Engine:
     def close(self) -> None:
         """Stop the threads."""
         self._pool.shutdown()
-        self._running = []
 
 
 def usable_cores() -> int:
@@ -295,10 +323,8 @@ def _overrides(env: type[SawyerXYZEnv], names: Sequence[str]) -> bool:
     return any(getattr(env, name) is not getattr(SawyerXYZEnv, name) for name in names)
 
 
-def _copied(attributes: dict[str, Any], data: mujoco.MjData) -> dict[str, Any]:
+def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
     """Attributes with arrays of their own, but for views of MuJoCo's memory, which stay views."""
-    low = data.qpos.ctypes.data  # mjData's arrays lie in one block, which qpos begins
-    del low
     return {
         name: value.copy() if isinstance(value, np.ndarray) and not _is_view(value) else value
         for name, value in attributes.items()

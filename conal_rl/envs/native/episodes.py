@@ -18,6 +18,7 @@ from conal_rl.errors import ObservationError
 
 TaskSelect = Literal["random", "pseudorandom"]
 Flags = npt.NDArray[np.bool_]
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Ended(NamedTuple):
@@ -105,10 +106,15 @@ class Episodes:
         self.returns = np.zeros(self.num_envs)
         self.solved = np.zeros(self.num_envs, dtype=np.bool_)
         self._streams: list[GoalStream] = []
+        self._nobody = self._ended(np.arange(0))
 
     def seed(self, seeds: Sequence[int]) -> None:
         """Seed each env's stream of goals from the next reset on."""
-        self._streams = [GoalStream(seed, self._task_select) for seed in seeds]
+        self.set_streams([GoalStream(seed, self._task_select) for seed in seeds])
+
+    def set_streams(self, streams: Sequence[GoalStream]) -> None:
+        """Have the goals of each env's next resets drawn by other streams."""
+        self._streams = list(streams)
 
     def reset(self) -> Floats:
         """Begin an episode in every env; `seed` first."""
@@ -138,18 +144,13 @@ class Episodes:
         self.solved |= rows.successes
         terminated = rows.successes & self.terminate_on_success
         truncated = self.lengths >= HORIZON
-        step = Step(
-            rows.observations.copy(),
-            rows.rewards.copy(),
-            terminated,
-            truncated,
-            rows.successes.copy(),
-            self._ended(np.flatnonzero(terminated | truncated)),
-        )
-        if len(step.ended.envs):
-            self._begin(step.ended.envs)
-            step.observations[step.ended.envs] = rows.observations[step.ended.envs]
-        return step
+        outcome = rows.rewards.copy(), terminated, truncated, rows.successes.copy()
+        over = terminated | truncated
+        if not over.any():
+            return Step(rows.observations.copy(), *outcome, self._nobody)
+        ended = self._ended(np.flatnonzero(over))
+        self._begin(ended.envs)
+        return Step(rows.observations.copy(), *outcome, ended)
 
     def _ended(self, envs: Integers) -> Ended:
         return Ended(
@@ -162,13 +163,13 @@ class Episodes:
 
     def _check_finite(self) -> None:
         rows = self.engine.rows
-        with np.errstate(over="ignore"):  # too large for float32 is as bad as inf
-            observations = rows.observations.astype(np.float32)
-        fine = np.isfinite(observations).all(axis=1) & np.isfinite(rows.rewards)
-        if fine.all():
+        observations, rewards = np.abs(rows.observations), np.abs(rows.rewards)
+        # Too large for float32 is as bad as inf; and NaN is not less than anything.
+        if observations.max() < FLOAT32_MAX and rewards.max() < FLOAT32_MAX:
             return
-        i = int(np.flatnonzero(~fine)[0])
-        what = "reward" if np.isfinite(observations[i]).all() else "observation"
+        fine = np.all(observations < FLOAT32_MAX, axis=1)
+        i = int(np.flatnonzero(~(fine & (rewards < FLOAT32_MAX)))[0])
+        what = "reward" if fine[i] else "observation"
         task, k = divmod(i, self.engine.envs_per_task)
         raise ObservationError(
             f"task {self.names[task]!r}, env {k} of the task: the {what} is NaN or inf at step "

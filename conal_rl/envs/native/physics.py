@@ -8,6 +8,7 @@ and so are the positions that a reset writes into the model. An env costs kiloby
 from __future__ import annotations
 
 import ctypes
+import math
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +21,12 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from conal_rl.envs.native import rewards, vectors
-from conal_rl.envs.native.rewards import Outcome, Scene, Start
+from conal_rl.envs.native.rewards.shaping import Scene, Start
 from conal_rl.envs.native.vectors import (
     add,
     clip,
+    compiled,
+    distance,
     floats,
     integers,
     load,
@@ -42,11 +45,17 @@ NUM_WARNINGS = mujoco.mjtWarning.mjNWARNING.value
 # Columns of `Workers.places`: addresses of what a step reads and writes.
 (MODEL, DATA, BODY_POS, SITE_POS, WARNING, CTRL, MOCAP_POS, MOCAP_QUAT) = range(8)
 (HAND, RIGHT_CLAW, LEFT_CLAW, RIGHT_TIP, LEFT_TIP, RIGHT_PAD, LEFT_PAD) = range(8, 15)
-(OBJECT, ROTATION, JOINT, MARKS) = range(15, 19)
-NUM_PLACES = MARKS + 5
+(OBJECT, ROTATION, JOINT, SECOND, SECOND_ROTATION, MARKS) = range(15, 21)
+NUM_PLACES = MARKS + 5  # SECOND and SECOND_ROTATION, a quaternion, are 0 where there is none
 
 # What `Workers.places[:, ROTATION]` points to: nothing, a quaternion, a rotation matrix.
 NO_ROTATION, QUATERNION, MATRIX = range(3)
+
+_DIAL_TURN = rewards.ALL.index(rewards.mechanisms.dial_turn)
+_DIAL_RADIUS = 0.05  # m
+
+
+START_SIZE = 16  # floats of a `Start`
 
 
 class Workers(NamedTuple):
@@ -69,7 +78,7 @@ class Envs(NamedTuple):
     states: Floats  # (env, state)
     body_pos: Floats  # (env, 3 * bodies)
     site_pos: Floats  # (env, 3 * sites)
-    starts: Floats  # (env, 16): `Start`, flat
+    starts: Floats  # (env, START_SIZE): `Start`, flat
     previous: Floats  # (env, 18): the last observation, unclipped and without goal
     moves: Floats  # (env, 3): of the mocap body, m
     efforts: Floats  # (env,): the gripper's action, as given
@@ -79,23 +88,26 @@ class Envs(NamedTuple):
     warnings: Integers  # (env,): MuJoCo's so far
 
 
+_LIBRARY = ("libmujoco*", "mujoco.dll")  # its file's name, by platform
+
+
 def _declare(name: str, *arguments: Any) -> Any:
-    """A void function of libmujoco; compiled code, fresh or from numba's cache, finds it by name."""
-    package = Path(mujoco.__file__).parent
-    library = next(file for pattern in ("libmujoco*", "mujoco.dll") for file in package.glob(pattern))
+    """A void function of libmujoco; compiled code, fresh or cached by numba, finds it by name."""
+    folder = Path(mujoco.__file__).parent
+    library = next(file for pattern in _LIBRARY for file in folder.glob(pattern))
     function = getattr(ctypes.CDLL(str(library)), name)
     llvmlite.binding.add_symbol(name, ctypes.cast(function, ctypes.c_void_p).value)
     return types.ExternalFunction(name, types.void(*arguments))
 
 
-_mj_step = _declare("mj_step", types.intp, types.intp)
-_mj_forward = _declare("mj_forward", types.intp, types.intp)
+mj_step = _declare("mj_step", types.intp, types.intp)
+mj_forward = _declare("mj_forward", types.intp, types.intp)
 _mj_set_state = _declare("mj_setState", types.intp, types.intp, types.intp, types.uint32)
 _mj_get_state = _declare("mj_getState", types.intp, types.intp, types.intp, types.uint32)
 
 
-@intrinsic  # type: ignore[misc]
-def _take(context: Any, counter: Any) -> Any:
+@intrinsic
+def take(context: Any, counter: Any) -> Any:
     """The integer at an address, which one more is added to in the same instant."""
     del context, counter
 
@@ -107,14 +119,14 @@ def _take(context: Any, counter: Any) -> Any:
     return types.int64(types.intp), codegen
 
 
-@njit
+@compiled
 def _copy(source: int, target: int, size: int) -> None:
     a, b = floats(source), floats(target)
     for i in range(size):
         b[i] = a[i]
 
 
-@njit
+@compiled
 def _count_warnings(address: int) -> int:
     """How many warnings MuJoCo has counted; it starts again at 0."""
     statistics = integers(address)  # pairs of what it was about, and how often
@@ -125,7 +137,7 @@ def _count_warnings(address: int) -> int:
     return total
 
 
-@njit
+@compiled
 def _simulate(workers: Workers, envs: Envs, w: int, i: int) -> None:
     at = workers.places[w]
     size = workers.sizes[w]
@@ -144,13 +156,19 @@ def _simulate(workers: Workers, envs: Envs, w: int, i: int) -> None:
 
     _count_warnings(at[WARNING])
     for _ in range(workers.frame_skips[w]):
-        _mj_step(at[MODEL], at[DATA])
-    _mj_forward(at[MODEL], at[DATA])
+        mj_step(at[MODEL], at[DATA])
+    mj_forward(at[MODEL], at[DATA])
     envs.warnings[i] += _count_warnings(at[WARNING])
     _mj_get_state(at[MODEL], at[DATA], envs.states[i].ctypes.data, STATE)
 
 
-@njit
+@compiled
+def _rim(angle: float) -> vectors.Vector:
+    """From a dial's centre to the mark on its rim."""
+    return (_DIAL_RADIUS * math.sin(angle), _DIAL_RADIUS * -math.cos(angle), 0.0)
+
+
+@compiled
 def _observe(workers: Workers, envs: Envs, w: int, i: int) -> None:
     at = workers.places[w]
     now = np.zeros(18)
@@ -158,11 +176,18 @@ def _observe(workers: Workers, envs: Envs, w: int, i: int) -> None:
     apart = norm(subtract(load(at[RIGHT_CLAW]), load(at[LEFT_CLAW])))
     now[3] = clip(apart / 0.1, 0.0, 1.0)
     offset = workers.offsets[w]
-    now[4], now[5], now[6] = add(load(at[OBJECT]), (offset[0], offset[1], offset[2]))
+    place = add(load(at[OBJECT]), (offset[0], offset[1], offset[2]))
+    if workers.rewards[w] == _DIAL_TURN:
+        place = add(place, _rim(floats(at[JOINT])[0]))
+    now[4], now[5], now[6] = place
     if workers.rotations[w] == QUATERNION:
         _copy(at[ROTATION], now[7:].ctypes.data, 4)
     elif workers.rotations[w] == MATRIX:
         now[7], now[8], now[9], now[10] = quaternion(at[ROTATION])
+    if at[SECOND] != 0:
+        now[11], now[12], now[13] = load(at[SECOND])
+    if at[SECOND_ROTATION] != 0:
+        _copy(at[SECOND_ROTATION], now[14:].ctypes.data, 4)
 
     low, high = workers.bounds[w, 0], workers.bounds[w, 1]
     observation, previous = envs.observations[i], envs.previous[i]
@@ -174,7 +199,7 @@ def _observe(workers: Workers, envs: Envs, w: int, i: int) -> None:
         observation[36 + k] = clip(envs.starts[i, k], low[36 + k], high[36 + k])
 
 
-@njit
+@compiled
 def _scene(workers: Workers, envs: Envs, w: int, i: int) -> Scene:
     at = workers.places[w]
     o = envs.observations[i]
@@ -182,6 +207,8 @@ def _scene(workers: Workers, envs: Envs, w: int, i: int) -> Scene:
         (o[0], o[1], o[2]),
         o[3],
         (o[4], o[5], o[6]),
+        (o[7], o[8], o[9], o[10]),
+        (o[11], o[12], o[13]),
         middle(load(at[RIGHT_TIP]), load(at[LEFT_TIP])),
         load(at[LEFT_PAD]),
         load(at[RIGHT_PAD]),
@@ -196,9 +223,11 @@ def _scene(workers: Workers, envs: Envs, w: int, i: int) -> Scene:
     )
 
 
-@njit
-def _start(envs: Envs, i: int) -> Start:
+@compiled
+def _start(envs: Envs, i: int, scene: Scene) -> Start:
     s = envs.starts[i]
+    if math.isnan(s[15]):  # bin-picking remembers its first step, not the reset
+        s[15] = distance(scene.object, (s[0], s[1], s[2]))
     return Start(
         (s[0], s[1], s[2]),
         (s[3], s[4], s[5]),
@@ -209,62 +238,42 @@ def _start(envs: Envs, i: int) -> Start:
     )
 
 
-@njit
-def _outcome(number: int, scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    if number == 0:
-        return rewards.reach(scene, start, effort, single)
-    if number == 1:
-        return rewards.push(scene, start, effort, single)
-    if number == 2:
-        return rewards.pick_place(scene, start, effort, single)
-    if number == 3:
-        return rewards.door_open(scene, start, effort, single)
-    if number == 4:
-        return rewards.drawer_open(scene, start, effort, single)
-    if number == 5:
-        return rewards.drawer_close(scene, start, effort, single)
-    if number == 6:
-        return rewards.button_press_topdown(scene, start, effort, single)
-    if number == 7:
-        return rewards.peg_insert_side(scene, start, effort, single)
-    if number == 8:
-        return rewards.window_open(scene, start, effort, single)
-    return rewards.window_close(scene, start, effort, single)
-
-
 def _entry_points(sources: str) -> tuple[Any, Any]:
     # numba's cache of a function sees no change in the functions that it calls, but it does see
     # the values that a function closes over: `sources`, a digest of all of them.
 
-    @njit(cache=True, nogil=True)
+    @njit(cache=True, nogil=True, error_model="numpy")
     def simulate(workers: Workers, envs: Envs, w: int, i: int) -> None:
         """One step of env `i` on worker `w`, physics alone."""
         assert len(sources) > 0
         _simulate(workers, envs, w, i)
 
-    @njit(cache=True, nogil=True)
-    def step(workers: Workers, envs: Envs, order: Integers, counter: Integers, single: bool) -> None:
+    @njit(cache=True, nogil=True, error_model="numpy")
+    def step(
+        workers: Workers, envs: Envs, order: Integers, counter: Integers, single: bool
+    ) -> None:
         """One step of all envs of workers, which threads take from `order[counter:]` in turn.
 
         `single` says that the actions were float32.
         """
         assert len(sources) > 0
         while True:
-            turn = _take(counter.ctypes.data)
+            turn = take(counter.ctypes.data)
             if turn >= len(order):
                 return
             w = order[turn]
             for i in range(workers.ranges[w, 0], workers.ranges[w, 1]):
                 _simulate(workers, envs, w, i)
                 _observe(workers, envs, w, i)
-                scene, start = _scene(workers, envs, w, i), _start(envs, i)
-                number = workers.rewards[w]
-                reward, success = _outcome(number, scene, start, envs.efforts[i], single)
+                scene = _scene(workers, envs, w, i)
+                start, effort = _start(envs, i, scene), envs.efforts[i]
+                reward, success = rewards.outcome(workers.rewards[w], scene, start, effort, single)
                 envs.rewards[i], envs.successes[i] = reward, success
 
     return simulate, step
 
 
-_files = [Path(str(module.__file__)) for module in (rewards, vectors)] + [Path(__file__)]
+_files = [Path(__file__), Path(str(vectors.__file__))]
+_files += sorted(Path(str(rewards.__file__)).parent.glob("*.py"))
 _digest = sha256(b"".join(file.read_bytes() for file in _files) + mujoco.__version__.encode())
 simulate, step = _entry_points(_digest.hexdigest())

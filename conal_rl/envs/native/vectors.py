@@ -10,9 +10,12 @@ from numba.extending import intrinsic
 
 Vector = tuple[float, float, float]  # metres
 
+compiled = njit(error_model="numpy")
+"""Compile a function; what numpy makes inf or NaN is so here, and raises nothing in a thread."""
+
 
 def _memory_of(kind: Any) -> Any:
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def memory(context: Any, address: Any) -> Any:
         del context, address
 
@@ -30,50 +33,56 @@ integers = _memory_of(types.int32)
 """The int32 memory at an address, as a C pointer."""
 
 
-@njit
+@compiled
 def load(address: int) -> Vector:
     """The three floats at an address."""
     memory = floats(address)
     return (memory[0], memory[1], memory[2])
 
 
-@njit
+@compiled
 def add(a: Vector, b: Vector) -> Vector:
     """a + b."""
     return (a[0] + b[0], a[1] + b[1], a[2] + b[2])
 
 
-@njit
+@compiled
 def subtract(a: Vector, b: Vector) -> Vector:
     """a - b."""
     return (a[0] - b[0], a[1] - b[1], a[2] - b[2])
 
 
-@njit
+@compiled
+def scaled(a: Vector, weights: Vector) -> Vector:
+    """a * weights, axis by axis."""
+    return (a[0] * weights[0], a[1] * weights[1], a[2] * weights[2])
+
+
+@compiled
 def middle(a: Vector, b: Vector) -> Vector:
     """(a + b) / 2."""
     return ((a[0] + b[0]) / 2.0, (a[1] + b[1]) / 2.0, (a[2] + b[2]) / 2.0)
 
 
-@njit
+@compiled
 def norm(a: Vector) -> float:
     """Euclidean length."""
     return math.sqrt(a[0] * a[0] + a[1] * a[1] + a[2] * a[2])
 
 
-@njit
+@compiled
 def norm2(x: float, y: float) -> float:
     """Euclidean length in a plane."""
     return math.sqrt(x * x + y * y)
 
 
-@njit
+@compiled
 def distance(a: Vector, b: Vector) -> float:
     """Euclidean distance."""
     return norm(subtract(a, b))
 
 
-@njit
+@compiled
 def clip(x: float, low: float, high: float) -> float:
     """`numpy.clip`: NaN stays NaN."""
     if x < low:
@@ -81,7 +90,7 @@ def clip(x: float, low: float, high: float) -> float:
     return high if x > high else x
 
 
-@njit
+@compiled
 def quaternion(address: int) -> tuple[float, float, float, float]:
     """The rotation matrix at an address (9 floats, row by row) as (x, y, z, w).
 
