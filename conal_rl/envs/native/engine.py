@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import mujoco
@@ -22,10 +22,21 @@ from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.types import Task as Goal
 
 from conal_rl.envs.native import physics, tasks
-from conal_rl.envs.native.physics import STATE, Envs, Floats, Integers, Workers
+from conal_rl.envs.native.physics import (
+    DONE,
+    NEXT,
+    STATE,
+    STOPPED,
+    Envs,
+    Floats,
+    Integers,
+    Workers,
+)
 
 OBSERVATION = 39
-STEPS_PER_TIMING = 200
+STEPS_PER_TIMING = 500
+PATIENCE = 20_000
+"""How often a helping thread looks for the next step before it sleeps: some 0.1 ms."""
 _OWN_STEP = ("step", "set_xyz_action", "do_simulation", "_step_mujoco_simulation", "_set_pos_site")
 
 
@@ -72,10 +83,16 @@ class Engine:
         self._slots: dict[int, SawyerXYZEnv] = {}  # by env, where the task's own code runs
         self._snapshots: dict[tuple[int, int], Snapshot] = {}
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="metaworld")
-        self._work: Callable[[], None] | None = None
-        self._helping: list[Future[None]] = []
-        self._counter = np.zeros(1, dtype=np.int64)
-        self._steps = 0
+        self._actions: npt.NDArray[Any] | None = None  # of the step under way
+        self._control = np.zeros(physics.CONTROL_SIZE, dtype=np.int64)
+        self._control[NEXT] = len(self._order)  # no worker to take as yet
+        self._alone = np.zeros_like(self._control)  # of steps that no thread helps with
+        self._steps, self._timing = 0, False
+        self._helpers = [threading.Event() for _ in range(self.threads - 1)]
+        self._stop = weakref.finalize(self, _stop, self._helpers, self._control)
+        for wake in self._helpers:
+            args = wake, self.workers, self.rows, self._order, self._control
+            threading.Thread(target=_help, args=args, name="metaworld", daemon=True).start()
 
     # Memory.
 
@@ -131,9 +148,8 @@ class Engine:
             successes=np.zeros(n, dtype=np.bool_),
             warnings=np.zeros(n, dtype=np.int64),
         )
-        self._scales = np.repeat([e.action_scale for e in self._official], self.envs_per_task)[
-            :, None
-        ]
+        self._scales = np.repeat([e.action_scale for e in self._official], self.envs_per_task)
+        self._single_scales = self._scales.astype(np.float32).astype(np.float64)
 
     @property
     def interprets(self) -> bool:
@@ -159,57 +175,45 @@ class Engine:
         All threads but the calling one set to work. The official env computes in the precision of
         its actions, and so does this.
         """
-        assert self._work is None, "start() again before wait()"
+        assert self._actions is None, "start() again before wait()"
         assert actions.shape == (self.num_envs, 4), actions.shape
         single = actions.dtype == np.float32
-        actions = actions.astype(np.float32 if single else np.float64)  # a copy of our own
-        self.rows.moves[:] = np.clip(actions[:, :3], -1, 1) * self._scales.astype(actions.dtype)
-        self.rows.efforts[:] = actions[:, 3]
+        self._actions = actions.astype(np.float32 if single else np.float64)  # a copy of our own
+        scales = self._single_scales if single else self._scales
         self._steps += 1
-        if self._steps % STEPS_PER_TIMING == 2:  # in the first step everything is slow
-            self._work, helpers = partial(self._step_and_time, actions, single), 0
-        else:
-            self._counter[0] = 0
-            self._work = partial(self._share, deque(self._interpreted), actions, single)
-            helpers = self.threads - 1
-        self._helping = [self._pool.submit(self._work) for _ in range(helpers)]
+        self._timing = self._steps % STEPS_PER_TIMING == 2  # the first step is slow in all it does
+        control = self._alone if self._timing else self._control
+        physics.begin(self.rows, self._actions.astype(np.float64), scales, single, control)
+        if not self._timing:
+            for wake in self._helpers:
+                wake.set()
 
     def wait(self) -> None:
         """End the step; `rows` then holds its observations, rewards and successes."""
-        assert self._work is not None, "wait() without start()"
-        work, self._work = self._work, None
+        assert self._actions is not None, "wait() without start()"
+        actions, self._actions = self._actions, None
         try:
-            work()
+            for worker in self._interpreted:
+                for i in range(*self.workers.ranges[worker]):
+                    self._step_interpreted(worker, i, actions[i])
         finally:
-            for future in self._helping:
-                future.result()
+            if self._timing:
+                self._time_workers()
+            else:
+                physics.step(self.workers, self.rows, self._order, self._control, 0)
 
-    def _share(self, interpreted: deque[int], actions: npt.NDArray[Any], single: bool) -> None:
-        """One thread's share of a step: what the others have not taken yet."""
-        while interpreted:
-            try:
-                worker = interpreted.pop()
-            except IndexError:  # another thread was faster
-                break
-            for i in range(*self.workers.ranges[worker]):
-                self._step_interpreted(worker, i, actions[i])
-        if len(self._order):
-            physics.step(self.workers, self.rows, self._order, self._counter, single)
-
-    def _step_and_time(self, actions: npt.NDArray[Any], single: bool) -> None:
-        """A step in one thread, after which the workers that took longest come first in the order.
+    def _time_workers(self) -> None:
+        """Step one by one in this thread; those that took longest come first from now on.
 
         Begun last, they would keep one thread busy while the others wait.
         """
-        for worker in self._interpreted:
-            for i in range(*self.workers.ranges[worker]):
-                self._step_interpreted(worker, i, actions[i])
         seconds = []
         for k in range(len(self._order)):
-            began, self._counter[0] = time.perf_counter(), 0
-            physics.step(self.workers, self.rows, self._order[k : k + 1], self._counter, single)
+            self._alone[[NEXT, DONE]] = 0
+            began = time.perf_counter()
+            physics.step(self.workers, self.rows, self._order[k : k + 1], self._alone, 0)
             seconds.append(time.perf_counter() - began)
-        self._order = self._order[np.argsort(seconds)[::-1]]
+        self._order[:] = self._order[np.argsort(seconds)[::-1]]
 
     def _step_interpreted(self, worker: int, i: int, action: npt.NDArray[Any]) -> None:
         """Compiled physics, then the task's own observation and reward; or all its own."""
@@ -233,7 +237,7 @@ class Engine:
 
     def reset(self, envs: Integers, goals: Integers) -> None:
         """Reset `envs` to `goals`, numbers into the goals of their tasks."""
-        assert self._work is None, "reset() before wait()"
+        assert self._actions is None, "reset() before wait()"
         wanted = list(zip((envs // self.envs_per_task).tolist(), goals.tolist(), strict=True))
         new: dict[int, set[int]] = {}
         for task, goal in wanted:
@@ -295,7 +299,7 @@ class Engine:
 
     def show(self, i: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
         """Model and data with env `i` in them, for rendering, until the next step or reset."""
-        assert self._work is None, "show() before wait()"
+        assert self._actions is None, "show() before wait()"
         ranges = self.workers.ranges
         worker = int(np.flatnonzero((ranges[:, 0] <= i) & (i < ranges[:, 1]))[0])
         self._load(worker, i)
@@ -305,7 +309,26 @@ class Engine:
 
     def close(self) -> None:
         """Stop the threads."""
+        self._stop()
         self._pool.shutdown()
+
+
+def _help(
+    wake: threading.Event, workers: Workers, rows: Envs, order: Integers, control: Integers
+) -> None:
+    """What a helping thread does: woken by a step, it takes workers as long as there are any."""
+    while True:
+        wake.wait()
+        wake.clear()
+        if control[STOPPED]:
+            return
+        physics.step(workers, rows, order, control, PATIENCE)
+
+
+def _stop(helpers: Sequence[threading.Event], control: Integers) -> None:
+    control[STOPPED] = 1
+    for wake in helpers:
+        wake.set()
 
 
 def usable_cores() -> int:

@@ -21,7 +21,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from conal_rl.envs.native import rewards, vectors
-from conal_rl.envs.native.rewards.shaping import Scene, Start
+from conal_rl.envs.native.rewards.shaping import Scene, Start, rounded
 from conal_rl.envs.native.vectors import (
     add,
     clip,
@@ -72,6 +72,10 @@ class Workers(NamedTuple):
     ranges: Integers  # (worker, 2): its envs, first and past the last
 
 
+# Entries of the `control` that threads share, each in a cache line of its own.
+NEXT, DONE, SINGLE, STOPPED, CONTROL_SIZE = range(0, 80, 16)
+
+
 class Envs(NamedTuple):
     """All envs, one row each; rows are as long as the longest task's."""
 
@@ -106,17 +110,27 @@ _mj_set_state = _declare("mj_setState", types.intp, types.intp, types.intp, type
 _mj_get_state = _declare("mj_getState", types.intp, types.intp, types.intp, types.uint32)
 
 
-@intrinsic
-def take(context: Any, counter: Any) -> Any:
-    """The integer at an address, which one more is added to in the same instant."""
-    del context, counter
+def _atomic(operation: str, operand: int) -> Any:
+    @intrinsic
+    def function(context: Any, address: Any) -> Any:
+        del context, address
 
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = context.get_value_type(types.int64)
-        place = builder.inttoptr(arguments[0], kind.as_pointer())
-        return builder.atomic_rmw("add", place, kind(1), "monotonic")
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kind = context.get_value_type(types.int64)
+            place = builder.inttoptr(arguments[0], kind.as_pointer())
+            return builder.atomic_rmw(operation, place, kind(operand), "seq_cst")
 
-    return types.int64(types.intp), codegen
+        return types.int64(types.intp), codegen
+
+    return function
+
+
+take = _atomic("add", 1)
+"""The integer at an address, which one more is added to in the same instant."""
+_look = _atomic("add", 0)
+"""The integer at an address, as other threads have left it."""
+_clear = _atomic("xchg", 0)
+"""Make the integer at an address 0, after all that was written before."""
 
 
 @compiled
@@ -238,7 +252,18 @@ def _start(envs: Envs, i: int, scene: Scene) -> Start:
     )
 
 
-def _entry_points(sources: str) -> tuple[Any, Any]:
+@compiled
+def _step_worker(workers: Workers, envs: Envs, w: int, single: bool) -> None:
+    for i in range(workers.ranges[w, 0], workers.ranges[w, 1]):
+        _simulate(workers, envs, w, i)
+        _observe(workers, envs, w, i)
+        scene = _scene(workers, envs, w, i)
+        start, effort = _start(envs, i, scene), envs.efforts[i]
+        reward, success = rewards.outcome(workers.rewards[w], scene, start, effort, single)
+        envs.rewards[i], envs.successes[i] = reward, success
+
+
+def _entry_points(sources: str) -> tuple[Any, Any, Any]:
     # numba's cache of a function sees no change in the functions that it calls, but it does see
     # the values that a function closes over: `sources`, a digest of all of them.
 
@@ -249,31 +274,48 @@ def _entry_points(sources: str) -> tuple[Any, Any]:
         _simulate(workers, envs, w, i)
 
     @njit(cache=True, nogil=True, error_model="numpy")
-    def step(
-        workers: Workers, envs: Envs, order: Integers, counter: Integers, single: bool
-    ) -> None:
-        """One step of all envs of workers, which threads take from `order[counter:]` in turn.
+    def begin(envs: Envs, actions: Floats, scales: Floats, single: bool, control: Integers) -> None:
+        """Open a step with `actions` (env, 4) to all threads; `scales` (env,) is their unit, m.
 
-        `single` says that the actions were float32.
+        `single` says that both have come from float32.
         """
         assert len(sources) > 0
-        while True:
-            turn = take(counter.ctypes.data)
-            if turn >= len(order):
-                return
-            w = order[turn]
-            for i in range(workers.ranges[w, 0], workers.ranges[w, 1]):
-                _simulate(workers, envs, w, i)
-                _observe(workers, envs, w, i)
-                scene = _scene(workers, envs, w, i)
-                start, effort = _start(envs, i, scene), envs.efforts[i]
-                reward, success = rewards.outcome(workers.rewards[w], scene, start, effort, single)
-                envs.rewards[i], envs.successes[i] = reward, success
+        for i in range(len(actions)):
+            for axis in range(3):
+                envs.moves[i, axis] = rounded(clip(actions[i, axis], -1.0, 1.0) * scales[i], single)
+            envs.efforts[i] = actions[i, 3]
+        control[SINGLE] = single
+        _clear(control[DONE:].ctypes.data)
+        _clear(control[NEXT:].ctypes.data)
 
-    return simulate, step
+    @njit(cache=True, nogil=True, error_model="numpy")
+    def step(
+        workers: Workers, envs: Envs, order: Integers, control: Integers, patience: int
+    ) -> None:
+        """Step all envs of the workers in `order`, which threads take in turn.
+
+        Comes back when it has looked `patience` times more in vain for a worker to take; or, with
+        a patience of 0, when the others have done what they had taken.
+        """
+        assert len(sources) > 0
+        waited = 0
+        while True:
+            turn = len(order)
+            if _look(control[NEXT:].ctypes.data) < len(order):
+                turn = take(control[NEXT:].ctypes.data)
+            if turn < len(order):
+                _step_worker(workers, envs, order[turn], control[SINGLE] != 0)
+                take(control[DONE:].ctypes.data)
+                waited = 0
+            elif patience > 0 and waited < patience:
+                waited += 1
+            elif patience > 0 or _look(control[DONE:].ctypes.data) >= len(order):
+                return
+
+    return simulate, begin, step
 
 
 _files = [Path(__file__), Path(str(vectors.__file__))]
 _files += sorted(Path(str(rewards.__file__)).parent.glob("*.py"))
 _digest = sha256(b"".join(file.read_bytes() for file in _files) + mujoco.__version__.encode())
-simulate, step = _entry_points(_digest.hexdigest())
+simulate, begin, step = _entry_points(_digest.hexdigest())
