@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
@@ -47,10 +46,10 @@ class Peer(NamedTuple):
 def measure(
     suite: str, envs_per_task: int, rounds: int, seconds: float, threads: int | None
 ) -> Table:
-    """A table of all peers on one suite: the median of `rounds`, in which they take turns.
+    """A table of all peers on one suite, the median of `rounds`.
 
-    The official vector envs have one env per task: more of them change their memory, not their
-    rate.
+    Native and limit take turns; each other peer is alone, since some keep cores busy while they
+    wait. The official vector envs have one env per task: more change their memory, not their rate.
 
     Raises:
         SuiteError: unknown suite, or versions that the native engine is not exact for.
@@ -63,18 +62,23 @@ def measure(
     native.step(np.zeros((native.num_envs, 4), dtype=np.float32))
     ready = time.perf_counter() - began
     engine = native.episodes.engine
-    with ExitStack() as stack:
-        peers = [_official(suite, "sync"), _official(suite, "async")]
-        if importlib.util.find_spec("envpool"):
-            peers.append(_envpool(tasks, envs_per_task))
-        peers.append(_limit(engine))
-        peers.append(Peer("native", _native(native), native.close))
-        for peer in peers:
-            stack.callback(peer.close)
-        rates: dict[str, list[float]] = {peer.name: [] for peer in peers}
-        for _ in range(rounds):
+    groups: list[Callable[[], list[Peer]]] = [
+        lambda: [_official(suite, "sync")],
+        lambda: [_official(suite, "async")],
+        lambda: [_limit(engine), Peer("native", _native(native), native.close)],
+    ]
+    if importlib.util.find_spec("envpool"):
+        groups.insert(2, lambda: [_envpool(tasks, envs_per_task)])
+    rates: dict[str, list[float]] = {}
+    for group in groups:
+        peers = group()
+        try:
+            for _ in range(rounds):
+                for peer in peers:
+                    rates.setdefault(peer.name, []).append(peer.rate(seconds))
+        finally:
             for peer in peers:
-                rates[peer.name].append(peer.rate(seconds))
+                peer.close()
 
     table = Table(
         title=f"{suite}, {envs_per_task} envs per task, {engine.threads} threads",
