@@ -2,7 +2,8 @@
 
 All peers take random actions, whole episodes of them, resets included. The limit is a compiled loop
 over `mj_step` and `mj_forward` with an `mjData` for every env, in as many threads as the native
-engine has: no observation, no reward, no copying of states, no waiting for one another.
+engine has, which take the envs in turn, step after step: no observation, no reward, no copying of
+states, and nobody waits for the end of a step.
 """
 
 from __future__ import annotations
@@ -192,53 +193,50 @@ def _limit(engine: Engine) -> Peer:
             addresses = [array.ctypes.data for array in (ctrl, position, rotation)]
             places.append([own._address, data._address, *addresses])
             limits.append(engine.workers.limits[worker])
-    counter = np.zeros(1, dtype=np.int64)
-    args = np.array(places), np.array(limits), moves, efforts, counter
+    turns = np.zeros(1 + len(memory), dtype=np.int64)
+    args = np.array(places), np.array(limits), moves, efforts, turns
     pool = ThreadPoolExecutor(engine.threads)
 
-    def work(_: int) -> float:
-        began = time.perf_counter()
-        _bare_loop(*args)
-        return time.perf_counter() - began
-
-    def episode() -> float:
-        """Play one in every env; returns the seconds that its threads were busy, in all."""
+    def episode() -> None:
         for i, (own, data) in enumerate(memory):
             size = mujoco.mj_stateSize(own, physics.STATE)
             mujoco.mj_setState(own, data, starts[i, :size], physics.STATE)
-        counter[0] = 0
-        return sum(pool.map(work, range(engine.threads)))
+        turns[:] = 0
+        for thread in [pool.submit(_bare_loop, *args) for _ in range(engine.threads)]:
+            thread.result()
 
-    def rate(seconds: float) -> float:
-        busy, played, began = 0.0, 0, time.perf_counter()
-        while time.perf_counter() - began < seconds:
-            busy += episode()
-            played += 1
-        return played * HORIZON * engine.num_envs / (busy / engine.threads)
-
-    work(0)  # compiles
-    return Peer("limit: mj_step, mj_forward", rate, pool.shutdown)
+    turns[0] = moves.shape[0] * moves.shape[1]
+    _bare_loop(*args)  # compiles
+    return Peer(
+        "limit: mj_step, mj_forward",
+        lambda seconds: _per_second(episode, engine.num_envs, seconds),
+        pool.shutdown,
+    )
 
 
 @njit(nogil=True)
 def _bare_loop(
-    places: Integers, limits: Floats, moves: Floats, efforts: Floats, counter: Integers
+    places: Integers, limits: Floats, moves: Floats, efforts: Floats, turns: Integers
 ) -> None:
+    """Threads take the next env in turn, step after step; `turns` counts all and each env's."""
+    steps, envs = efforts.shape
     while True:
-        i = physics.take(counter.ctypes.data)
-        if i >= len(places):
+        t, i = divmod(physics.take(turns.ctypes.data), envs)
+        if t >= steps:
             return
+        while physics.look(turns[1 + i :].ctypes.data) < t:
+            pass  # another thread is still in this env's last step
         model, data = places[i, 0], places[i, 1]
         ctrl, position, rotation = floats(places[i, 2]), floats(places[i, 3]), floats(places[i, 4])
-        for t in range(len(moves)):
-            for axis in range(3):
-                moved = position[axis] + moves[t, i, axis]
-                position[axis] = clip(moved, limits[i, 0, axis], limits[i, 1, axis])
-            rotation[0], rotation[1], rotation[2], rotation[3] = 1.0, 0.0, 1.0, 0.0
-            ctrl[0], ctrl[1] = efforts[t, i], -efforts[t, i]
-            for _ in range(5):
-                physics.mj_step(model, data)
-            physics.mj_forward(model, data)
+        for axis in range(3):
+            moved = position[axis] + moves[t, i, axis]
+            position[axis] = clip(moved, limits[i, 0, axis], limits[i, 1, axis])
+        rotation[0], rotation[1], rotation[2], rotation[3] = 1.0, 0.0, 1.0, 0.0
+        ctrl[0], ctrl[1] = efforts[t, i], -efforts[t, i]
+        for _ in range(5):
+            physics.mj_step(model, data)
+        physics.mj_forward(model, data)
+        physics.take(turns[1 + i :].ctypes.data)
 
 
 class _Scripted:

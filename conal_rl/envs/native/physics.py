@@ -127,7 +127,7 @@ def _atomic(operation: str, operand: int) -> Any:
 
 take = _atomic("add", 1)
 """The integer at an address, which one more is added to in the same instant."""
-_look = _atomic("add", 0)
+look = _atomic("add", 0)
 """The integer at an address, as other threads have left it."""
 _clear = _atomic("xchg", 0)
 """Make the integer at an address 0, after all that was written before."""
@@ -301,7 +301,7 @@ def _entry_points(sources: str) -> tuple[Any, Any, Any]:
         waited = 0
         while True:
             turn = len(order)
-            if _look(control[NEXT:].ctypes.data) < len(order):
+            if look(control[NEXT:].ctypes.data) < len(order):
                 turn = take(control[NEXT:].ctypes.data)
             if turn < len(order):
                 _step_worker(workers, envs, order[turn], control[SINGLE] != 0)
@@ -309,7 +309,7 @@ def _entry_points(sources: str) -> tuple[Any, Any, Any]:
                 waited = 0
             elif patience > 0 and waited < patience:
                 waited += 1
-            elif patience > 0 or _look(control[DONE:].ctypes.data) >= len(order):
+            elif patience > 0 or look(control[DONE:].ctypes.data) >= len(order):
                 return
 
     return simulate, begin, step
