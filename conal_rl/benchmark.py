@@ -5,23 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from rich.console import Console
 
-from conal_rl.errors import ConalError, ConfigError
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line as every other error of conal_rl: in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see --help)")
+from conal_rl.commands import Parser, exit_status
+from conal_rl.errors import ConfigError
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m conal_rl.benchmark", description=__doc__)
-    what = parser.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=_Parser)
+    parser = Parser(prog="python -m conal_rl.benchmark", description=__doc__)
+    what = parser.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=Parser)
     engine = what.add_parser("engine", help="env steps per second of the Meta-World engines")
     engine.add_argument("--suite", default="mt10", help="Meta-World suite (default: %(default)s)")
     engine.add_argument(
@@ -73,14 +66,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`run`, as an exit status: 0, 2 after an error reported in one line, 130 after Ctrl-C."""
-    try:
-        run(arguments)
-    except ConalError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_status(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import Progress
 
+from conal_rl.commands import Parser, exit_status
 from conal_rl.config import Config, load_config
 from conal_rl.errors import CheckpointError, ConalError, ConfigError
 from conal_rl.runs import atomic_write, load_checkpoint
@@ -22,15 +23,8 @@ if TYPE_CHECKING:
     from conal_rl.evaluation import Evaluation
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line as every other error of conal_rl: in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (see --help)")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m conal_rl.evaluate", description=__doc__)
+    parser = Parser(prog="python -m conal_rl.evaluate", description=__doc__)
     parser.add_argument(
         "path",
         type=Path,
@@ -130,14 +124,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`run`, as an exit status: 0, 2 after an error reported in one line, 130 after Ctrl-C."""
-    try:
-        run(arguments)
-    except ConalError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_status(lambda: run(arguments))
 
 
 if __name__ == "__main__":

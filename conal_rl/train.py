@@ -18,11 +18,12 @@ from torch import Tensor
 
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.storage import load_trees, restore, training_state, trees_to_json
+from conal_rl.commands import exit_status
 from conal_rl.config import Config, parse_command_line
 from conal_rl.core import Tree
 from conal_rl.envs import SuiteVecEnv, make
 from conal_rl.envs.vec_env import Standing
-from conal_rl.errors import CheckpointError, ConalError, ConfigError, SuiteError, TreeError
+from conal_rl.errors import CheckpointError, ConfigError, SuiteError, TreeError
 from conal_rl.progress import RunCallback, Stopped, StopRequest, conflict_report, make_logger
 from conal_rl.runs import Run, atomic_write, load_checkpoint, save_checkpoint
 
@@ -31,19 +32,21 @@ Phase = Literal["search", "train", "done"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0, 2 (one line on stderr), or 130 after Ctrl-C."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    try:
-        command = parse_command_line(arguments, __doc__ or "")
-        if command.resume is not None:
-            training = Training.resume(Run.open(command.resume), command.config)
-        else:
-            training = Training.start(command.config, command.out)
-        return training.run_phases()
-    except ConalError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return exit_status(lambda: run(sys.argv[1:] if argv is None else list(argv)))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Start or resume what the command line asks for; returns the exit status.
+
+    Raises:
+        ConalError: whatever is wrong with the command line, the run or the machine.
+    """
+    command = parse_command_line(arguments, __doc__ or "")
+    if command.resume is not None:
+        training = Training.resume(Run.open(command.resume), command.config)
+    else:
+        training = Training.start(command.config, command.out)
+    return training.run_phases()
 
 
 class Training:

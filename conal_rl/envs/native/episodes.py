@@ -29,6 +29,7 @@ class Ended(NamedTuple):
     returns: Floats  # (ended,), undiscounted
     lengths: Integers  # (ended,), steps
     solved: Flags  # (ended,): success at any step
+    warnings: Integers  # (ended,): of MuJoCo, for instance of an unstable simulation
 
 
 class Step(NamedTuple):
@@ -125,6 +126,7 @@ class Episodes:
         goals = np.array([self._streams[i].draw() for i in envs.tolist()], dtype=np.int64)
         self.engine.reset(envs, goals)
         self.lengths[envs], self.returns[envs], self.solved[envs] = 0, 0.0, False
+        self.engine.rows.warnings[envs] = 0
 
     def start(self, actions: npt.NDArray[np.floating[Any]]) -> None:
         """Begin a step with actions `(env, 4)`, float32 or float64; threads go on with it."""
@@ -159,6 +161,7 @@ class Episodes:
             self.returns[envs],
             self.lengths[envs],
             self.solved[envs],
+            self.engine.rows.warnings[envs],
         )
 
     def _check_finite(self) -> None:
@@ -207,7 +210,7 @@ class Episodes:
 
     @property
     def warnings(self) -> Integers:
-        """How often MuJoCo has warned in each env, for instance of an unstable simulation.
+        """How often MuJoCo has warned in each env's episode, for instance that it is unstable.
 
         It then resets its state by itself and the episode goes on, in the official env as here.
         """

@@ -89,7 +89,7 @@ class Envs(NamedTuple):
     observations: Floats  # (env, 39)
     rewards: Floats  # (env,)
     successes: npt.NDArray[np.bool_]  # (env,)
-    warnings: Integers  # (env,): MuJoCo's so far
+    warnings: Integers  # (env,): MuJoCo's in this episode
 
 
 _LIBRARY = ("libmujoco*", "mujoco.dll")  # its file's name, by platform

@@ -99,6 +99,7 @@ class NativeVecEnv(SuiteVecEnv):
                     "terminal_observation": last[row],
                     "TimeLimit.truncated": bool(step.truncated[i] and not step.terminated[i]),
                     "is_success": bool(ended.solved[row]),
+                    "mujoco_warnings": int(ended.warnings[row]),
                     "episode": {
                         "r": round(float(ended.returns[row]), 6),
                         "l": int(ended.lengths[row]),
