@@ -192,17 +192,19 @@ class Training:
     def _resume_episodes(self, tensors: dict[str, dict[str, Tensor]], state: Any) -> None:
         """Go on within the episodes that the checkpoint was written in, where that can be."""
         saved = state.get("episodes")
-        if saved is not None:
-            arrays = {name: tensor.numpy() for name, tensor in tensors["episodes"].items()}
-            try:
-                observations = self.env.resume(Standing(arrays, saved["streams"]))
-            except ValueError:  # the config now asks for another engine or other envs
-                saved = None
         if saved is None:
             self._seed_envs()
-        else:
-            self.agent._last_obs = observations
+            return
+        try:
+            arrays = {name: tensor.numpy() for name, tensor in tensors["episodes"].items()}
+            self.agent._last_obs = self.env.resume(Standing(arrays, saved["streams"]))
             self.agent.replay_buffer.continue_episodes(saved["validating"])
+        except ValueError:  # the config now asks for another engine or other envs
+            self._seed_envs()
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.run.folder}: the checkpoint does not say where its episodes stand: {error}"
+            ) from error
 
     def _write_trees(self, trees: tuple[Tree, Tree]) -> None:
         from matplotlib.figure import Figure

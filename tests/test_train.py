@@ -324,6 +324,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     (tensors, about), (again, about_again) = (load_checkpoint(run) for run in (whole, parts))
     assert about["agent"]["updates"] == about_again["agent"]["updates"] > 20
     assert about["episodes"] == about_again["episodes"]
+    assert train.main(["--resume", str(whole), "--total-steps", "1700"]) == 0
+    other = ["--total-steps", "1610", "--env.envs-per-task", "2"]  # which begin new episodes
+    assert train.main(["--resume", str(parts), *other]) == 0
     for group, named in tensors.items():
         for name, tensor in named.items():
             assert torch.equal(tensor, again[group][name]), f"{group}: {name}"

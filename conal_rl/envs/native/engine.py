@@ -91,22 +91,25 @@ class Engine:
         self._helpers = [threading.Event() for _ in range(self.threads - 1)]
         self._stop = weakref.finalize(self, _stop, self._helpers, self._control)
         for wake in self._helpers:
-            args = wake, self.workers, self.rows, self._order, self._control
+            # Nothing of the engine itself, so that it can go, but the memory that they step.
+            args = wake, self._memory, self.workers, self.rows, self._order, self._control
             threading.Thread(target=_help, args=args, name="metaworld", daemon=True).start()
 
     # Memory.
 
     def _make_workers(self) -> None:
-        """A worker per task, and more of them where there are more threads than tasks."""
+        """A worker per task, and more of them where there are more threads than tasks.
+
+        But no more than one for every two further envs of a task, for the memory that it takes.
+        """
         self._memory: list[tuple[mujoco.MjModel, mujoco.MjData]] = []
         self._task: list[int] = []  # of each worker
         ranges: list[tuple[int, int]] = []
         for task, env in enumerate(self._official):
             wanted = math.ceil(self.threads / len(self._official)) if self._compiled[task] else 1
+            wanted = min(wanted, 1 + (self.envs_per_task - 1) // 2)
             first = task * self.envs_per_task
             for k, own in enumerate(np.array_split(range(self.envs_per_task), wanted)):
-                if len(own) == 0:
-                    break
                 model = env.model if k == 0 else env.model.__copy__()
                 self._memory.append((model, env.data if k == 0 else mujoco.MjData(model)))
                 self._task.append(task)
@@ -158,8 +161,10 @@ class Engine:
 
     @property
     def bytes_per_env(self) -> int:
-        """Memory of each env beyond a task's first."""
-        return sum(array.nbytes for array in self.rows) // self.num_envs
+        """Memory of each env beyond a task's first, further workers included."""
+        firsts, rows = len(self._official), sum(array.nbytes for array in self.rows)
+        workers = (len(self._memory) - firsts) * self.bytes_per_worker
+        return rows // self.num_envs + workers // max(1, self.num_envs - firsts)
 
     @property
     def bytes_per_worker(self) -> int:
@@ -314,7 +319,12 @@ class Engine:
 
 
 def _help(
-    wake: threading.Event, workers: Workers, rows: Envs, order: Integers, control: Integers
+    wake: threading.Event,
+    memory: Sequence[tuple[mujoco.MjModel, mujoco.MjData]],
+    workers: Workers,
+    rows: Envs,
+    order: Integers,
+    control: Integers,
 ) -> None:
     """What a helping thread does: woken by a step, it takes workers as long as there are any."""
     while True:
@@ -323,6 +333,7 @@ def _help(
         if control[STOPPED]:
             return
         physics.step(workers, rows, order, control, PATIENCE)
+        assert memory  # of which `workers` has addresses alone
 
 
 def _stop(helpers: Sequence[threading.Event], control: Integers) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor
 
 from conal_rl.envs import make, native
 from conal_rl.envs.metaworld import NUM_GOALS, official_vector_env, tasks
-from conal_rl.envs.native.episodes import GoalStream
+from conal_rl.envs.native.episodes import Episodes, GoalStream
 from conal_rl.envs.native.vec_env import NativeVecEnv
 from conal_rl.envs.native.vector_env import MetaWorldVectorEnv
 from conal_rl.errors import ConalError, ObservationError, SuiteError
@@ -289,9 +292,33 @@ def test_a_further_env_costs_kilobytes() -> None:
     for per_task in (1, 50):
         envs: Any = make(PAIR, envs_per_task=per_task)
         sizes.append(sum(array.nbytes for array in envs.episodes.engine.rows))
-        assert len(envs.episodes.engine._memory) == max(2, envs.episodes.engine.threads)
         envs.close()
     assert (sizes[1] - sizes[0]) / 98 < 20e3
+
+
+@pytest.mark.parametrize("per_task", [2, 3, 4, 8])
+def test_more_threads_than_tasks_cost_less_than_20_mb_per_env(per_task: int) -> None:
+    episodes = Episodes(["reach-v3"], per_task, seed=0, threads=8)
+    assert episodes.engine.bytes_per_env < 20e6
+    covered = [i for ends in episodes.engine.workers.ranges for i in range(*ends)]
+    assert covered == list(range(per_task))
+    episodes.close()
+
+
+def test_an_engine_that_is_dropped_in_midstep_stops_its_threads() -> None:
+    before = threading.active_count()
+    for _ in range(3):
+        episodes = Episodes(["reach-v3", "push-v3"], 2, seed=0, threads=3)
+        episodes.seed(range(4))
+        episodes.reset()
+        episodes.start(random_actions(1, 4)[0])
+        del episodes
+    gc.collect()
+    for _ in range(100):
+        if threading.active_count() <= before:
+            return
+        time.sleep(0.05)
+    raise AssertionError(threading.enumerate())
 
 
 @pytest.mark.usefixtures("own_folder")
