@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import seeding
 
-from conal_rl.envs.metaworld import HORIZON, NUM_GOALS, draw_goals, env_class
+from conal_rl.envs.metaworld import HORIZON, NUM_GOALS, Camera, draw_goals, env_class
 from conal_rl.envs.native.engine import Engine, usable_cores
 from conal_rl.envs.native.physics import Floats, Integers
 from conal_rl.envs.vec_env import Standing
@@ -107,6 +107,7 @@ class Episodes:
         self.returns = np.zeros(self.num_envs)
         self.solved = np.zeros(self.num_envs, dtype=np.bool_)
         self._streams: list[GoalStream] = []
+        self._cameras: dict[int, Camera] = {}  # by the id of the data that they see
         self._nobody = self._ended(np.arange(0))
 
     def seed(self, seeds: Sequence[int]) -> None:
@@ -216,6 +217,20 @@ class Episodes:
         """
         return self.engine.rows.warnings
 
+    def image(self, i: int) -> npt.NDArray[np.uint8]:
+        """What the benchmark's camera sees of env `i`, upright.
+
+        Raises:
+            ConalError: MuJoCo finds no OpenGL to render with.
+        """
+        model, data = self.engine.show(i)
+        if id(data) not in self._cameras:  # envs take turns on a model and data
+            self._cameras[id(data)] = Camera(model, data)
+        return self._cameras[id(data)].image()
+
     def close(self) -> None:
-        """Stop the threads."""
+        """Stop the threads and free the cameras."""
         self.engine.close()
+        for camera in self._cameras.values():
+            camera.close()
+        self._cameras = {}

@@ -12,7 +12,7 @@ from gymnasium.spaces import Box
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from conal_rl.envs.metaworld import Camera, suite_tasks
+from conal_rl.envs.metaworld import suite_tasks
 from conal_rl.envs.native.engine import OBSERVATION
 from conal_rl.envs.native.episodes import Episodes, TaskSelect
 from conal_rl.envs.native.physics import Floats
@@ -58,7 +58,6 @@ class NativeVecEnv(SuiteVecEnv):
         low[OBSERVATION:], high[OBSERVATION:] = 0.0, 1.0
         one_hot = np.eye(self.num_tasks, dtype=np.float32).repeat(envs_per_task, axis=0)
         self._empty = np.hstack([np.zeros((len(one_hot), OBSERVATION), np.float32), one_hot])
-        self._cameras: dict[int, Camera] = {}
         self._began = time.monotonic()
         actions = Box(-1.0, 1.0, (4,), dtype=np.float32)
         super().__init__(self.episodes.num_envs, Box(low, high), actions)
@@ -133,20 +132,11 @@ class NativeVecEnv(SuiteVecEnv):
         Raises:
             ConalError: MuJoCo finds no OpenGL to render with.
         """
-        images = []
-        for i in range(self.num_envs):
-            model, data = self.episodes.engine.show(i)
-            if id(data) not in self._cameras:
-                self._cameras[id(data)] = Camera(model, data)
-            images.append(self._cameras[id(data)].image())
-        return images
+        return [self.episodes.image(i) for i in range(self.num_envs)]
 
     def close(self) -> None:
         """Stop the threads and free the cameras."""
         self.episodes.close()
-        for camera in self._cameras.values():
-            camera.close()
-        self._cameras = {}
 
     # The engine has no env objects: what is asked of one env is answered for all alike.
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from gymnasium.spaces import Box
 from gymnasium.vector.utils import batch_space
 
-from conal_rl.envs.metaworld import Camera, env_class, suite_tasks
+from conal_rl.envs.metaworld import env_class, suite_tasks
 from conal_rl.envs.native.engine import OBSERVATION
-from conal_rl.envs.native.episodes import Episodes, Flags, TaskSelect
+from conal_rl.envs.native.episodes import Ended, Episodes, Flags, TaskSelect
 from conal_rl.envs.native.physics import Floats
 from conal_rl.envs.vec_env import Suite, stream_seeds
 
@@ -83,7 +83,6 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv[Floats, npt.NDArray[Any], Any]):
         self.single_action_space = Box(-1.0, 1.0, (4,), dtype=np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._camera_of: dict[int, Camera] = {}
         self.episodes.seed(stream_seeds(seed, len(self.tasks), per_task))
 
     def reset(
@@ -110,11 +109,12 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv[Floats, npt.NDArray[Any], Any]):
         }
         ended = step.ended
         if len(ended.envs):
-            info |= self._final(ended.envs, step.successes, ended)
+            info |= self._final(step.successes, ended)
         observations = self._with_one_hot(step.observations, slice(None))
         return observations, step.rewards, step.terminated, step.truncated, info
 
-    def _final(self, envs: Any, successes: Any, ended: Any) -> dict[str, Any]:
+    def _final(self, successes: Flags, ended: Ended) -> dict[str, Any]:
+        envs = ended.envs
         which = np.zeros(self.num_envs, dtype=np.bool_)
         which[envs] = True
         observations = np.full(self.num_envs, None, dtype=object)
@@ -157,19 +157,11 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv[Floats, npt.NDArray[Any], Any]):
         """What the benchmark's camera sees of every env, upright."""
         if self.render_mode != "rgb_array":
             return None
-        return tuple(self._image(i) for i in range(self.num_envs))
-
-    def _image(self, i: int) -> npt.NDArray[np.uint8]:
-        model, data = self.episodes.engine.show(i)
-        if id(data) not in self._camera_of:
-            self._camera_of[id(data)] = Camera(model, data)
-        return self._camera_of[id(data)].image()
+        return tuple(self.episodes.image(i) for i in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
         """Stop the threads and free the cameras."""
         self.episodes.close()
-        for camera in self._camera_of.values():
-            camera.close()
 
 
 class MetaWorldEnv(gym.Env[Floats, npt.NDArray[Any]]):
