@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from conal_rl.core.layers import Layer, LinearStack, ModuleStack
+from conal_rl.core.layers import Layer, LinearStack, ModuleStack, row_blocks
 
 Rule = Literal["any_pair", "conflicting_tasks", "and_deeper", "consensus", "none"]
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -143,7 +143,7 @@ class ConflictNoticing:
         for layer in self.layers:
             if isinstance(layer, LinearStack):
                 layer.capturing = True
-                layer.copies = ()
+                layer.captured = None
         try:
             yield
         finally:
@@ -164,21 +164,22 @@ class ConflictNoticing:
         if not self.layers:
             losses.sum().backward(inputs=inputs)
             return torch.zeros(0, 0, dtype=torch.bool)
-        if any(isinstance(layer, LinearStack) and not layer.copies for layer in self.layers):
+        if any(isinstance(layer, LinearStack) and not layer.captured for layer in self.layers):
             raise RuntimeError("the losses were computed outside of capture()")
         by_pass = self._gradients_by_pass(losses)
         losses.sum().backward(inputs=inputs)
         gradients = [
-            layer.copy_gradients() if isinstance(layer, LinearStack) else by_pass[number]
+            layer.row_gradients() if isinstance(layer, LinearStack) else by_pass[number]
             for number, layer in enumerate(self.layers)
         ]
         with torch.no_grad():
-            held = self._notice(torch.stack([_gram(g) for g in gradients]))
-            for number in held.any(dim=1).nonzero().flatten().tolist():
-                _drop(self.layers[number], gradients[number], held[number])
+            grams = [gram(layer, own) for layer, own in zip(self.layers, gradients, strict=True)]
+            held = self._notice(_pad(grams))
+            for layer, own, dropped in zip(self.layers, gradients, held, strict=True):
+                set_gradients(layer, own, (~dropped[: len(layer.index)]).to(own[0].dtype))
         for layer in self.layers:
             if isinstance(layer, LinearStack):
-                layer.copies = ()
+                layer.captured = None
         return held
 
     def _gradients_by_pass(self, losses: Tensor) -> dict[int, list[Tensor]]:
@@ -207,9 +208,7 @@ class ConflictNoticing:
     def _notice(self, gram: Tensor) -> Tensor:
         """Update running means and statistics with this step's Gram matrices; decide."""
         if self._same is None:
-            index = torch.tensor([layer.index for layer in self.layers], device=gram.device)
-            rows = torch.eye(index.shape[1], dtype=torch.bool, device=gram.device)
-            self._same = (index.unsqueeze(-1) == index.unsqueeze(-2)) & ~rows
+            self._same = _pad([same_module(layer) for layer in self.layers]).to(gram.device)
         if self.smoothing and self._gram is not None:
             gram = torch.lerp(gram, self._gram, self.smoothing)
         self._gram = gram
@@ -276,24 +275,60 @@ class ConflictNoticing:
         self.steps, self._studied = counters["steps"], counters["studied"]
 
 
-def _gram(gradients: Sequence[Tensor]) -> Tensor:
-    flat = [g.flatten(1) for g in gradients]
-    return sum((g @ g.T for g in flat[1:]), start=flat[0] @ flat[0].T)
+def same_module(layer: Layer) -> Tensor:
+    """`(row, row)`, true where two different rows run the same module."""
+    index = torch.tensor(layer.index)
+    return (index.unsqueeze(1) == index) & ~torch.eye(len(index), dtype=torch.bool)
+
+
+def gram(layer: Layer, gradients: Sequence[Tensor]) -> Tensor:
+    """Inner products `(row, row)` of the rows' gradients, each `(row, ...)`, of one layer.
+
+    Those of rows that run different modules are 0: their gradients are of different weights.
+    """
+    rows = len(layer.index)
+    products = gradients[0].new_zeros(rows, rows)
+    members: dict[int, list[int]] = {}
+    for row, module in enumerate(layer.index):
+        members.setdefault(module, []).append(row)
+    for group in members.values():
+        first, last = group[0], group[-1]
+        own = slice(first, last + 1) if last - first + 1 == len(group) else group
+        vectors = [gradient[own].flatten(1) for gradient in gradients]
+        inner = torch.stack([v @ v.T for v in vectors]).sum(dim=0)
+        products[torch.tensor(group).unsqueeze(1), torch.tensor(group)] = inner
+    return products
+
+
+def set_gradients(layer: Layer, gradients: Sequence[Tensor], weights: Tensor) -> None:
+    """Give the layer's parameters the sum over rows of `weights` `(row,)` times the gradients."""
+    blocks = row_blocks(layer.index)
+    for number, gradient in enumerate(gradients):
+        flat = gradient.flatten(1)
+        total = flat.new_zeros(layer.count, 1, flat.shape[1])
+        for block in blocks:
+            own = slice(block.start, block.start + block.size * block.run)
+            block.modules(total).baddbmm_(
+                weights[own].view(block.size, 1, block.run),
+                flat[own].unflatten(0, (block.size, block.run)),
+            )
+        total = total.view(layer.count, *gradient.shape[1:])
+        if isinstance(layer, LinearStack):
+            list(layer.parameters())[number].grad = total
+            continue
+        for module, own_total in zip(layer.modules_, total, strict=True):
+            list(module.parameters())[number].grad = own_total
+
+
+def _pad(matrices: Sequence[Tensor]) -> Tensor:
+    """Stack square matrices of unequal size into one tensor, filled up with zeros."""
+    size = max(len(matrix) for matrix in matrices)
+    padded = matrices[0].new_zeros(len(matrices), size, size)
+    for target, matrix in zip(padded, matrices, strict=True):
+        target[: len(matrix), : len(matrix)] = matrix
+    return padded
 
 
 def _module_parameters(layer: Layer, row: int) -> list[nn.Parameter]:
     assert isinstance(layer, ModuleStack)
     return list(layer.modules_[layer.index[row]].parameters())
-
-
-def _drop(layer: Layer, gradients: Sequence[Tensor], held: Tensor) -> None:
-    """Set the layer's gradients to the sum over the rows that are not held."""
-    kept = [g * ~held.view(-1, *[1] * (g.ndim - 1)) for g in gradients]
-    if isinstance(layer, LinearStack):
-        for parameter, gradient in zip(layer.parameters(), kept, strict=True):
-            parameter.grad = torch.zeros_like(parameter).index_add_(0, layer.rows, gradient)
-        return
-    for module in range(layer.count):
-        rows = [row for row, used in enumerate(layer.index) if used == module]
-        for parameter, gradient in zip(_module_parameters(layer, rows[0]), kept, strict=True):
-            parameter.grad = gradient[rows].sum(0)

@@ -6,23 +6,127 @@ ensemble, one member's copy of a task), and a layer knows which of its modules e
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class Block(NamedTuple):
+    """Modules `first..first + size` run rows `start..start + size * run`, `run` rows each."""
+
+    start: int
+    first: int
+    size: int
+    run: int
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The block's rows of `(row, batch, feature)` as `(size, run * batch, feature)`."""
+        part = x[self.start : self.start + self.size * self.run]
+        return part.view(self.size, self.run * x.shape[1], x.shape[2])
+
+    def modules(self, weight: Tensor) -> Tensor:
+        """The block's modules of `(module, ...)`, as a view."""
+        return weight[self.first : self.first + self.size]
+
+
+def row_blocks(index: Sequence[int]) -> list[Block]:
+    """The fewest blocks, in order of the rows, that run `index`: one batched product each."""
+    blocks: list[Block] = []
+    start = 0
+    for module, rows in groupby(index):
+        run = len(list(rows))
+        last = blocks[-1] if blocks else None
+        if last and last.run == run and last.first + last.size == module:
+            blocks[-1] = last._replace(size=last.size + 1)
+        else:
+            blocks.append(Block(start, module, 1, run))
+        start += run
+    return blocks
+
+
+class _StackedLinear(torch.autograd.Function):
+    """`y_r = x_r W_m(r) + b_m(r)` for all rows, without a copy of the weights for each row.
+
+    While rows are captured, the backward pass fills `captured` with every row's own gradients
+    instead of summing these over the rows of a module: the same products, in the same number.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,  # (row, batch, in)
+        weight: Tensor,  # (module, in, out)
+        bias: Tensor,  # (module, 1, out)
+        blocks: list[Block],
+        captured: "_RowGradients | None",
+    ) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x, weight)
+        ctx.blocks, ctx.captured = blocks, captured
+        y = x.new_empty(*x.shape[:2], weight.shape[2])
+        for block in blocks:
+            torch.baddbmm(
+                block.modules(bias), block.rows(x), block.modules(weight), out=block.rows(y)
+            )
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad_y = grads[0].contiguous()
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.empty_like(x)
+            for block in ctx.blocks:
+                torch.bmm(block.rows(grad_y), block.modules(weight).mT, out=block.rows(grad_x))
+        if ctx.captured is not None:
+            ctx.captured.fill(x, grad_y)
+        elif ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros_like(weight)
+            grad_bias = weight.new_zeros(weight.shape[0], 1, weight.shape[2])
+            for block in ctx.blocks:
+                rows = block.rows(grad_y)
+                block.modules(grad_weight).baddbmm_(block.rows(x).mT, rows)
+                block.modules(grad_bias).add_(rows.sum(dim=1, keepdim=True))
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+def _stacked_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    blocks: list[Block],
+    captured: "_RowGradients | None",
+) -> Tensor:
+    y: Tensor = _StackedLinear.apply(x, weight, bias, blocks, captured)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _RowGradients:
+    """Every row's own gradient of each parameter of a `LinearStack`, from one backward pass."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight  # (row, in, out), written by the backward pass
+        self.bias: Tensor | None = None  # (row, 1, out); None before it
+        self.norm: tuple[Tensor, ...] = ()  # every row's copy of gain and shift, (row, 1, out)
+
+    def fill(self, x: Tensor, grad_y: Tensor) -> None:
+        torch.bmm(x.mT, grad_y, out=self.weight)
+        self.bias = grad_y.sum(dim=1, keepdim=True)
+
+
 class LinearStack(nn.Module):
-    """Linear (+ layer norm) (+ ReLU) with one weight per module; all rows in one batched product.
+    """Linear (+ layer norm) (+ ReLU) with one weight per module; rows run in batched products.
 
     Parameters are stacked along the first dimension: weight `(module, in, out)`, bias, gain and
     shift `(module, 1, out)`.
 
-    While `capturing`, each row runs on its own copy of its module's parameters. The one backward
-    pass of training then leaves every task's own gradient in `copies[k].grad`, shape
-    `(row, ...)`, beside the summed gradient in the parameters: per-task gradients of shared
-    modules cost no second pass.
+    While `capturing`, the one backward pass of training leaves every row's own gradients for
+    `row_gradients` instead of their sums in the parameters: per-task gradients of shared modules
+    cost no second pass.
     """
 
     rows: Tensor
@@ -40,7 +144,7 @@ class LinearStack(nn.Module):
         self.count = max(self.index) + 1
         self.activation = activation
         self.capturing = False
-        self.copies: tuple[Tensor, ...] = ()
+        self.captured: _RowGradients | None = None
         bound = in_features**-0.5  # torch.nn.Linear's initialisation, per module
         self.weight = nn.Parameter(
             torch.empty(self.count, in_features, out_features).uniform_(-bound, bound)
@@ -51,43 +155,58 @@ class LinearStack(nn.Module):
             self.shift = nn.Parameter(torch.zeros(self.count, 1, out_features))
         self.layer_norm = layer_norm
         self.register_buffer("rows", torch.tensor(self.index), persistent=False)
-        run = len(self.index) // self.count
-        self._equal_runs = self.index == tuple(row // run for row in range(len(self.index)))
+        self.blocks = row_blocks(self.index)
+        self._row_weights = torch.empty(0)  # kept from step to step: new memory is slow memory
 
     def forward(self, x: Tensor, by_module: bool = False) -> Tensor:
-        """Map `(row, batch, in)` to `(row, batch, out)`.
+        """Map `(row, batch, in)` to `(row, batch, out)`; with `by_module` a row is a module.
 
         A layer of a single module takes any number of rows.
-        """
-        if self.capturing and torch.is_grad_enabled() and not by_module:
-            if self.copies:
-                raise RuntimeError("a second forward pass of this layer in one capture()")
-            self.copies = tuple(p.index_select(0, self.rows) for p in self.parameters())
-            for copy in self.copies:
-                copy.retain_grad()
-            return self._run(x, *self.copies)
-        if by_module or self._equal_runs:
-            # Equal runs of rows are one larger matrix per module: nothing is copied.
-            y = self._run(x.reshape(self.count, -1, x.shape[-1]), *self.parameters())
-            return y.reshape(*x.shape[:-1], -1)
-        return self._run(x, *(p.index_select(0, self.rows) for p in self.parameters()))
 
-    def _run(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        gain: Tensor | None = None,
-        shift: Tensor | None = None,
-    ) -> Tensor:
-        y = torch.baddbmm(bias, x, weight)
-        if gain is not None and shift is not None:
+        Raises:
+            ValueError: another number of rows.
+        """
+        blocks, rows, captured = self.blocks, self.rows, None
+        if by_module:
+            blocks, rows = [Block(0, 0, self.count, 1)], torch.arange(self.count, device=x.device)
+        elif self.count == 1 and len(x) != len(rows):
+            blocks, rows = [Block(0, 0, 1, len(x))], rows.new_zeros(len(x))
+        elif self.capturing and torch.is_grad_enabled():
+            captured = self._capture(x)
+        if len(x) != len(rows):
+            raise ValueError(f"expected {len(rows)} rows, got input {tuple(x.shape)}")
+        y = _stacked_linear(x, self.weight, self.bias, blocks, captured)
+        if self.layer_norm:
+            gain, shift = self.gain.index_select(0, rows), self.shift.index_select(0, rows)
+            if captured is not None:
+                captured.norm = gain, shift
+                gain.retain_grad()
+                shift.retain_grad()
             y = torch.addcmul(shift, F.layer_norm(y, y.shape[-1:]), gain)
         return F.relu(y) if self.activation else y
 
-    def copy_gradients(self) -> list[Tensor]:
-        """Every row's own gradient of each parameter, `(row, ...)`, after a captured backward."""
-        return [torch.zeros_like(c) if c.grad is None else c.grad for c in self.copies]
+    def _capture(self, x: Tensor) -> _RowGradients:
+        if self.captured is not None:
+            raise RuntimeError("a second forward pass of this layer in one capture()")
+        shape = (len(self.index), *self.weight.shape[1:])
+        buffer = self._row_weights
+        if (buffer.shape, buffer.dtype, buffer.device) != (shape, x.dtype, x.device):
+            self._row_weights = x.new_empty(shape)
+        self.captured = _RowGradients(self._row_weights)
+        return self.captured
+
+    def row_gradients(self) -> list[Tensor]:
+        """Every row's own gradient of each parameter, `(row, ...)`, after a captured backward.
+
+        They last until the next one, which writes into the same memory.
+        """
+        captured = self.captured
+        if captured is None:
+            raise RuntimeError("the losses were computed outside of capture()")
+        if captured.bias is None:  # no loss depends on this layer
+            return [p.new_zeros(len(self.rows), *p.shape[1:]) for p in self.parameters()]
+        norm = [torch.zeros_like(c) if c.grad is None else c.grad for c in captured.norm]
+        return [captured.weight, captured.bias, *norm]
 
     @torch.no_grad()
     def copy_module(self, module: int, source: "LinearStack", source_module: int) -> None:

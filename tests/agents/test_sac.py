@@ -410,6 +410,35 @@ def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert norms == pytest.approx([1e-3] * 4, rel=1e-3)  # actor and critic, twice
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0, 3.0])
+def test_deterministic_actions_are_those_of_the_averaged_actor(
+    eta: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = make_agent(Tree.shared(TASKS, 2), TARGETS, actor_averaging=eta, learning_rate=0.1)
+    feed(agent, monkeypatch, cycle(batches_of(3)))
+    actors = []
+    for _ in range(5):
+        agent.train(gradient_steps=1, batch_size=16)
+        actors.append([p.detach().clone() for p in agent.actor.parameters()])
+    rows = torch.randn(6, FEATURES + 3).numpy()
+    found, _ = agent.predict(rows, deterministic=True)
+    newest = agent.policy.actor_average
+    agent.policy.actor_average = None
+    last, _ = agent.predict(rows, deterministic=True)
+    assert abs(found - last).max() > 1e-3
+    # The sum of t^(eta) with rising factorials for powers: exact for whole eta (Shamir & Zhang).
+    shares = torch.tensor(
+        [torch.tensor([float(t + k) for k in range(int(eta))] or [1.0]).prod() for t in range(1, 6)]
+    )
+    shares = shares / shares.sum()
+    with torch.no_grad():
+        for number, parameter in enumerate(agent.actor.parameters()):
+            parameter.copy_(sum(s * actor[number] for s, actor in zip(shares, actors, strict=True)))
+    expected, _ = agent.predict(rows, deterministic=True)
+    assert abs(found - expected).max() < 1e-5
+    assert newest is not None and not any(p.requires_grad for p in newest.parameters())
+
+
 def test_waits_until_every_task_has_data() -> None:
     agent = make_agent(None, validation_share=0.5)
     state = {name: value.clone() for name, value in agent.policy.state_dict().items()}

@@ -249,7 +249,7 @@ def test_wrong_tree_files(content: str | bytes, reason: str, tmp_path: Path) -> 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "search": ("search", {"conflict_smoothing": 0.9, "gate_every": 2}),
     "gumbel": ("search", {"gumbel_temperature": (1.0, 0.3)}),
-    "shared": ("shared", {"hold_after_search": True}),
+    "shared": ("shared", {"hold_after_search": True, "actor_averaging": 2.0}),
     "pair": ("pair", {"critic": "hl_gauss", "critic_range": (-30.0, 0.0), "ent_coef": 0.1}),
 }
 

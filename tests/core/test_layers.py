@@ -1,0 +1,75 @@
+"""Stacked linear layers: any index of rows to modules, their gradients, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conal_rl.core.layers import LinearStack, row_blocks
+from tests.core.reference import randomize, run_module
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=9))
+def test_blocks_cover_every_row_once_in_order(index: list[int]) -> None:
+    blocks = row_blocks(index)
+    covered = [
+        (block.start + number * block.run + row, block.first + number)
+        for block in blocks
+        for number in range(block.size)
+        for row in range(block.run)
+    ]
+    assert covered == list(enumerate(index))
+
+
+@pytest.mark.parametrize(
+    ("index", "count"),
+    [([0] * 5, 1), ([0, 1, 2], 1), ([0, 0, 1, 1], 1), ([0, 0, 0, 1, 2], 2), ([0, 1, 0], 2)],
+)
+def test_blocks_are_few(index: list[int], count: int) -> None:
+    assert len(row_blocks(index)) == count
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.booleans(), st.booleans(), st.data())
+def test_a_layer_and_its_gradients_in_loops(
+    labels: list[int], norm: bool, activation: bool, data: st.DataObject
+) -> None:
+    index = [sorted(set(labels)).index(label) for label in labels]
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    layer = LinearStack(index, 3, 4, layer_norm=norm, activation=activation)
+    randomize(layer)
+    x = torch.randn(len(index), 2, 3, dtype=torch.float64, requires_grad=True)
+    y = layer(x)
+    expected = torch.stack([run_module(layer, m, x[row]) for row, m in enumerate(index)])
+    torch.testing.assert_close(y, expected)
+    cotangent = torch.randn_like(y)
+    leaves = [x, *layer.parameters()]
+    torch.testing.assert_close(
+        torch.autograd.grad(y, leaves, cotangent), torch.autograd.grad(expected, leaves, cotangent)
+    )
+
+
+def test_rows_that_do_not_fit_are_refused() -> None:
+    layer = LinearStack([0, 0, 1], 3, 4)
+    with pytest.raises(ValueError, match="expected 3 rows"):
+        layer(torch.zeros(2, 5, 3))
+    with pytest.raises(ValueError, match="expected 2 rows"):
+        layer(torch.zeros(3, 5, 3), by_module=True)
+
+
+def test_a_layer_of_one_module_takes_any_number_of_rows() -> None:
+    layer = LinearStack([0, 0], 3, 4)
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(layer(x)[3:], layer(x[3:]))
+
+
+def test_row_gradients_need_a_capture_and_are_zero_where_no_loss_depends() -> None:
+    layer = LinearStack([0, 0], 3, 4, layer_norm=True)
+    with pytest.raises(RuntimeError, match="outside of capture"):
+        layer.row_gradients()
+    layer.capturing = True
+    layer(torch.randn(2, 5, 3))
+    assert [tuple(g.shape) for g in layer.row_gradients()] == [(2, 3, 4), *[(2, 1, 4)] * 3]
+    assert not any(g.any() for g in layer.row_gradients())
