@@ -82,6 +82,9 @@ class AgentConfig:
     """How the two target critics are combined."""
     max_grad_norm: float | None = None
     """Longest gradient of an optimiser step; None: no clipping."""
+    actor_averaging: float | None = None
+    """Evaluate an average of the actor's weights in which update t counts as t**this (0: all alike;
+    4: mostly the last third of training); None: evaluate the newest weights."""
 
     def __post_init__(self) -> None:
         known = self.tree in ("search", "shared", "independent") or self.tree.endswith(".json")
@@ -92,7 +95,7 @@ class AgentConfig:
         _positive(self, "agent", "learning_rate", "batch_size", "buffer_size", "update_every")
         _positive(self, "agent", "updates", "initial_temperature", "reward_scale", "max_grad_norm")
         _positive(self, "agent", "learning_rate_end")
-        _not_negative(self, "agent", "learning_starts")
+        _not_negative(self, "agent", "learning_starts", "actor_averaging")
         _require(0 <= self.gamma < 1, "agent.gamma", self.gamma, "0 or more and below 1")
         _require(0 < self.tau <= 1, "agent.tau", self.tau, "above 0 and at most 1")
         _require(self.critic_bins >= 2, "agent.critic_bins", self.critic_bins, "2 or more")
@@ -180,6 +183,8 @@ class Config:
     """Seed of every random stream in training."""
     device: str = "auto"
     """Where the networks run: auto, cpu, cuda, cuda:N or mps."""
+    threads: int | None = None
+    """CPU threads of torch; None: as torch decides. Small networks learn fastest on one."""
     checkpoint_minutes: float = 10.0
     """Wall-clock minutes between checkpoints."""
     log_interval: int = 20_000
@@ -188,7 +193,7 @@ class Config:
     def __post_init__(self) -> None:
         named = re.fullmatch(r"\w[\w.-]*", self.name) is not None
         _require(named, "name", self.name, "letters, digits, '_', '-' and '.' only")
-        _positive(self, "", "total_steps", "checkpoint_minutes", "log_interval")
+        _positive(self, "", "total_steps", "checkpoint_minutes", "log_interval", "threads")
         _require_seed("seed", self.seed)
         placed = re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", self.device) is not None
         _require(placed, "device", self.device, "auto, cpu, cuda, cuda:N or mps")
@@ -387,7 +392,7 @@ def _positive(section: Any, prefix: str, *fields: str) -> None:
 def _not_negative(section: Any, prefix: str, *fields: str) -> None:
     for field in fields:
         value = getattr(section, field)
-        _require(value >= 0, f"{prefix}.{field}".lstrip("."), value, "0 or more")
+        _require(value is None or value >= 0, f"{prefix}.{field}".lstrip("."), value, "0 or more")
 
 
 _SECTIONS: dict[str, Any] = {

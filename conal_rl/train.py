@@ -42,6 +42,8 @@ def run(arguments: Sequence[str]) -> int:
         ConalError: whatever is wrong with the command line, the run or the machine.
     """
     command = parse_command_line(arguments, __doc__ or "")
+    if command.config.threads is not None:
+        torch.set_num_threads(command.config.threads)
     if command.resume is not None:
         training = Training.resume(Run.open(command.resume), command.config)
     else:
@@ -330,6 +332,7 @@ def make_agent(config: Config, env: SuiteVecEnv, trees: tuple[Tree, Tree] | None
             "critic": agent.critic,
             "critic_bins": agent.critic_bins,
             "critic_range": agent.critic_range,
+            "actor_averaging": agent.actor_averaging,
         },
         seed=config.seed,
         device=config.device,

@@ -1,5 +1,6 @@
 """Actor and twin critics shaped by a tree, or by the search's supernet, with a head per task."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -156,7 +157,12 @@ class ConalPolicy(BasePolicy):
         actor_tree, critic_tree: trees of the encoders, None for the supernet.
         widths, layer_norm: hidden layers.
         critic: `mse` or `hl_gauss`; the latter with `critic_bins` over `critic_range`.
+        actor_averaging: `eta` of a polynomial-decay average of the actor's weights (Shamir &
+            Zhang, ICML 2013), in which update `t` counts as `t ** eta`; it is what acts where
+            actions are deterministic. None: the newest weights act.
     """
+
+    actor_average: TaskActor | None
 
     def __init__(
         self,
@@ -171,6 +177,7 @@ class ConalPolicy(BasePolicy):
         critic: str = "hl_gauss",
         critic_bins: int = 101,
         critic_range: tuple[float, float] = (-1.0, 11.0),
+        actor_averaging: float | None = None,
         use_sde: bool = False,
     ):
         super().__init__(observation_space, action_space, squash_output=True)
@@ -186,6 +193,7 @@ class ConalPolicy(BasePolicy):
             "critic": critic,
             "critic_bins": critic_bins,
             "critic_range": tuple(critic_range),
+            "actor_averaging": actor_averaging,
         }
         features = observation_space.shape[0] - len(self.tasks)
         actions = action_space.shape[0]
@@ -196,6 +204,10 @@ class ConalPolicy(BasePolicy):
             return TaskCritics(self.tasks, critic_tree, features, actions, loss, **net)
 
         self.actor = TaskActor(self.tasks, actor_tree, features, actions, **net)
+        self.actor_averaging = actor_averaging
+        self.actor_average = None
+        if actor_averaging is not None:
+            self.actor_average = copy.deepcopy(self.actor).requires_grad_(False)
         self.critic = make_critics()
         self.critic_target = make_critics()
         self.critic_target.load_state_dict(self.critic.state_dict())
@@ -206,7 +218,18 @@ class ConalPolicy(BasePolicy):
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         assert isinstance(observation, Tensor)
         features, task, place = to_task_major(observation, len(self.tasks))
-        return self.actor.act(features, deterministic)[task, place]
+        averaged = self.actor_average if deterministic else None
+        actor = self.actor if averaged is None else averaged
+        return actor.act(features, deterministic)[task, place]
+
+    @torch.no_grad()
+    def average_actor(self, updates: int) -> None:
+        """Take the actor's weights after `updates` updates (from 1) into their average."""
+        if self.actor_average is not None and self.actor_averaging is not None:
+            share = (1 + self.actor_averaging) / (updates + self.actor_averaging)
+            torch._foreach_lerp_(
+                list(self.actor_average.parameters()), list(self.actor.parameters()), share
+            )
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         """Actions `(row, action)` in [-1, 1] for observations `(row, feature + task)`."""
@@ -214,9 +237,8 @@ class ConalPolicy(BasePolicy):
 
     def set_training_mode(self, mode: bool) -> None:
         """Put all networks in training or evaluation mode, which matters to Gumbel gates alone."""
-        self.actor.train(mode)
-        self.critic.train(mode)
-        self.critic_target.train(mode)
+        for network in self.children():
+            network.train(mode)
         self.training = mode
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

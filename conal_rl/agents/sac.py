@@ -218,6 +218,7 @@ class ConalSAC(SAC):
                 metrics |= self._update_gates(self.replay_buffer.sample_validation(batch_size))
             self._update_targets()
             self._n_updates += 1
+            self.policy.average_actor(self._n_updates)
             for name, value in metrics.items():
                 self._sums[name] = self._sums.get(name, 0) + value
             self._summed += 1
