@@ -23,3 +23,7 @@ class CheckpointError(ConalError):
 
 class ObservationError(ConalError):
     """An observation or action has the wrong shape or routes to no task."""
+
+
+class ExtraError(ConalError, ImportError):
+    """An optional package is missing; the message names it and the extra that brings it."""

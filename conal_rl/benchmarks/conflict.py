@@ -16,7 +16,8 @@ from torch import Tensor
 
 from conal_rl.agents.policies import TaskNetwork
 from conal_rl.core import ConflictNoticing, Tree
-from conal_rl.core.conflict import gram, held_rows, same_module, set_gradients
+from conal_rl.core.conflict import held_rows
+from conal_rl.core.gradients import gram, same_module, set_gradients
 from conal_rl.core.layers import Layer
 from conal_rl.core.search import apply_gradients, weight_step
 

@@ -5,15 +5,16 @@ training losses (Yue, Zhang, Liang, AAAI 2023, algorithm 1). Everything a rule n
 Gram matrix of the tasks' gradients, so the rules here take Gram matrices.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from conal_rl.core.layers import Layer, LinearStack, ModuleStack, row_blocks
+from conal_rl.core.gradients import TaskGradients, gram, same_module, set_gradients
+from conal_rl.core.layers import Layer
 
 Rule = Literal["any_pair", "conflicting_tasks", "and_deeper", "consensus", "none"]
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -98,9 +99,6 @@ class ConflictNoticing:
     A module that is held whole gets a gradient of zero; an optimiser with momentum may still move
     it by what it has gathered before.
 
-    For stacked linear layers all tasks' gradients come out of that one backward pass
-    (`LinearStack`); other modules take one extra pass per task.
-
     Args:
         layers: the shared layers of a `Supernet` or `TreeNetwork`, from input to output.
         rule, margin: see `held_rows`.
@@ -123,6 +121,7 @@ class ConflictNoticing:
         if not 0 <= smoothing < 1 or not 0 <= margin < 1:
             raise ValueError("smoothing and margin lie in [0, 1)")
         self.layers = list(layers)
+        self._gradients = TaskGradients(layers)
         self.rule: Rule = rule
         self.margin = margin
         self.smoothing = smoothing
@@ -137,73 +136,27 @@ class ConflictNoticing:
         self._module_held: dict[Rule, Tensor | int]
         self.reset_statistics()
 
-    @contextmanager
-    def capture(self) -> Iterator[None]:
+    def capture(self) -> AbstractContextManager[None]:
         """Forward passes in this context leave per-task gradients at the next `backward`."""
-        for layer in self.layers:
-            if isinstance(layer, LinearStack):
-                layer.capturing = True
-                layer.captured = None
-        try:
-            yield
-        finally:
-            for layer in self.layers:
-                if isinstance(layer, LinearStack):
-                    layer.capturing = False
+        return self._gradients.capture()
 
-    def backward(self, losses: Tensor, inputs: Sequence[Tensor] | None = None) -> Tensor:
-        """Backpropagate the sum of `losses` `(task,)`, then take back what the rule drops.
-
-        Args:
-            losses: each task's own loss; with an ensemble, summed over its members.
-            inputs: the leaves that may receive gradients (default: all).
+    def backward(
+        self, losses: Tensor, inputs: Sequence[Tensor] | None = None, total: Tensor | None = None
+    ) -> Tensor:
+        """Backpropagate, then take back what the rule drops; arguments as `TaskGradients`'.
 
         Returns:
             `(layer, row)`, true where a row's gradient was dropped.
         """
+        gradients = self._gradients.backward(losses, inputs, total)
         if not self.layers:
-            losses.sum().backward(inputs=inputs)
             return torch.zeros(0, 0, dtype=torch.bool)
-        if any(isinstance(layer, LinearStack) and not layer.captured for layer in self.layers):
-            raise RuntimeError("the losses were computed outside of capture()")
-        by_pass = self._gradients_by_pass(losses)
-        losses.sum().backward(inputs=inputs)
-        gradients = [
-            layer.row_gradients() if isinstance(layer, LinearStack) else by_pass[number]
-            for number, layer in enumerate(self.layers)
-        ]
         with torch.no_grad():
             grams = [gram(layer, own) for layer, own in zip(self.layers, gradients, strict=True)]
             held = self._notice(_pad(grams))
             for layer, own, dropped in zip(self.layers, gradients, held, strict=True):
                 set_gradients(layer, own, (~dropped[: len(layer.index)]).to(own[0].dtype))
-        for layer in self.layers:
-            if isinstance(layer, LinearStack):
-                layer.captured = None
         return held
-
-    def _gradients_by_pass(self, losses: Tensor) -> dict[int, list[Tensor]]:
-        """Per-task gradients of layers that cannot capture, stacked `(row, ...)` per parameter."""
-        found: dict[int, list[list[Tensor]]] = {
-            number: [[] for _ in layer.index]
-            for number, layer in enumerate(self.layers)
-            if isinstance(layer, ModuleStack)
-        }
-        for task, loss in enumerate(losses if found else ()):
-            # An ensemble's members each run their own module for this task.
-            wanted = [
-                (n, r) for n, rows in found.items() for r in range(task, len(rows), len(losses))
-            ]
-            parameters = [_module_parameters(self.layers[n], row) for n, row in wanted]
-            flat = [p for module in parameters for p in module]
-            gradients = iter(
-                torch.autograd.grad(
-                    loss, flat, retain_graph=True, allow_unused=True, materialize_grads=True
-                )
-            )
-            for (number, row), module in zip(wanted, parameters, strict=True):
-                found[number][row] = [next(gradients) for _ in module]
-        return {n: [torch.stack(g) for g in zip(*rows, strict=True)] for n, rows in found.items()}
 
     def _notice(self, gram: Tensor) -> Tensor:
         """Update running means and statistics with this step's Gram matrices; decide."""
@@ -275,51 +228,6 @@ class ConflictNoticing:
         self.steps, self._studied = counters["steps"], counters["studied"]
 
 
-def same_module(layer: Layer) -> Tensor:
-    """`(row, row)`, true where two different rows run the same module."""
-    index = torch.tensor(layer.index)
-    return (index.unsqueeze(1) == index) & ~torch.eye(len(index), dtype=torch.bool)
-
-
-def gram(layer: Layer, gradients: Sequence[Tensor]) -> Tensor:
-    """Inner products `(row, row)` of the rows' gradients, each `(row, ...)`, of one layer.
-
-    Those of rows that run different modules are 0: their gradients are of different weights.
-    """
-    rows = len(layer.index)
-    products = gradients[0].new_zeros(rows, rows)
-    members: dict[int, list[int]] = {}
-    for row, module in enumerate(layer.index):
-        members.setdefault(module, []).append(row)
-    for group in members.values():
-        first, last = group[0], group[-1]
-        own = slice(first, last + 1) if last - first + 1 == len(group) else group
-        vectors = [gradient[own].flatten(1) for gradient in gradients]
-        inner = torch.stack([v @ v.T for v in vectors]).sum(dim=0)
-        products[torch.tensor(group).unsqueeze(1), torch.tensor(group)] = inner
-    return products
-
-
-def set_gradients(layer: Layer, gradients: Sequence[Tensor], weights: Tensor) -> None:
-    """Give the layer's parameters the sum over rows of `weights` `(row,)` times the gradients."""
-    blocks = row_blocks(layer.index)
-    for number, gradient in enumerate(gradients):
-        flat = gradient.flatten(1)
-        total = flat.new_zeros(layer.count, 1, flat.shape[1])
-        for block in blocks:
-            own = slice(block.start, block.start + block.size * block.run)
-            block.modules(total).baddbmm_(
-                weights[own].view(block.size, 1, block.run),
-                flat[own].unflatten(0, (block.size, block.run)),
-            )
-        total = total.view(layer.count, *gradient.shape[1:])
-        if isinstance(layer, LinearStack):
-            list(layer.parameters())[number].grad = total
-            continue
-        for module, own_total in zip(layer.modules_, total, strict=True):
-            list(module.parameters())[number].grad = own_total
-
-
 def _pad(matrices: Sequence[Tensor]) -> Tensor:
     """Stack square matrices of unequal size into one tensor, filled up with zeros."""
     size = max(len(matrix) for matrix in matrices)
@@ -327,8 +235,3 @@ def _pad(matrices: Sequence[Tensor]) -> Tensor:
     for target, matrix in zip(padded, matrices, strict=True):
         target[: len(matrix), : len(matrix)] = matrix
     return padded
-
-
-def _module_parameters(layer: Layer, row: int) -> list[nn.Parameter]:
-    assert isinstance(layer, ModuleStack)
-    return list(layer.modules_[layer.index[row]].parameters())

@@ -4,12 +4,12 @@ One gate step on a validation batch and one weight step on a training batch alte
 touches the other's parameters or leaves gradients behind (algorithm 1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from conal_rl.core.conflict import ConflictNoticing
+from conal_rl.core.gradients import GradientRule
 
 
 def gate_step(
@@ -25,18 +25,24 @@ def gate_step(
 def weight_step(
     losses: Tensor,
     optimizer: torch.optim.Optimizer,
-    noticing: ConflictNoticing | None = None,
+    rule: GradientRule | None = None,
     max_norm: float | None = None,
+    combine: Callable[[Tensor], Tensor] = torch.sum,
 ) -> None:
-    """One step on the optimiser's weights alone, down the summed training losses `(task,)`.
+    """One step on the optimiser's weights alone, down the training losses `(task,)`.
 
-    With `noticing` the losses must have been computed inside its `capture()`.
+    Args:
+        rule: conflict noticing or a gradient aggregation, in whose `capture()` the losses must
+            have been computed.
+        max_norm: see `apply_gradients`.
+        combine: what is minimised: the sum of the losses, or a weighted one.
     """
     weights = [p for group in optimizer.param_groups for p in group["params"]]
-    if noticing is None:
-        losses.sum().backward(inputs=weights)
+    total = combine(losses)
+    if rule is None:
+        total.backward(inputs=weights)
     else:
-        noticing.backward(losses, inputs=weights)
+        rule.backward(losses, weights, total)
     apply_gradients(optimizer, max_norm)
 
 

@@ -1,0 +1,210 @@
+"""Loss weights, and TorchJD's gradient aggregations on the shared segments of a tree.
+
+A segment is all that the same tasks share: the modules, in one layer or several, that the same rows
+run. Its tasks' gradients are aggregated as one Jacobian; gradients of everything else stay as they
+are. An ensemble's members are networks of their own, with segments of their own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from importlib.util import find_spec
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torchjd import aggregation, scalarization
+
+from conal_rl.core.conflict import Rule, held_rows
+from conal_rl.core.gradients import (
+    TaskGradients,
+    gram,
+    rows_of_modules,
+    set_gradients,
+    set_module_gradients,
+)
+from conal_rl.core.layers import Layer
+from conal_rl.errors import ExtraError
+
+LossWeights = Literal["equal", "random", "uncertainty"]
+AggregationName = Literal[
+    "pcgrad",
+    "cagrad",
+    "gradvac",
+    "mgda",
+    "imtl_g",
+    "nash_mtl",
+    "aligned_mtl",
+    "graddrop",
+    "upgrad",
+]
+LOSS_WEIGHTS: tuple[LossWeights, ...] = get_args(LossWeights)
+AGGREGATIONS: tuple[AggregationName, ...] = get_args(AggregationName)
+_SOLVERS = {
+    "cagrad": ("cvxpy", "clarabel"),
+    "nash_mtl": ("cvxpy", "ecos"),
+    "upgrad": ("qpsolvers", "quadprog"),
+}
+
+
+def loss_weights(name: LossWeights, tasks: int) -> nn.Module:
+    """What makes one loss of the tasks' losses `(task,)`.
+
+    `equal`: their sum. `random` (RLW, Lin et al., TMLR 2022): weighted by the softmax of a standard
+    normal, drawn anew each time; weights sum to one. `uncertainty` (Kendall et al., CVPR 2018): by
+    learnt log variances, which are its parameters.
+    """
+    if name == "equal":
+        return scalarization.Sum()
+    if name == "random":
+        return scalarization.Random()
+    return scalarization.UW(tasks)
+
+
+def segments(layers: Sequence[Layer]) -> dict[tuple[int, ...], list[int]]:
+    """For every set of two or more rows that share modules, the layers in which they do."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for number, layer in enumerate(layers):
+        for rows in rows_of_modules(layer):
+            if len(rows) > 1:
+                found.setdefault(tuple(rows), []).append(number)
+    return found
+
+
+class Aggregation:
+    """Takes the place of `losses.sum().backward()` and aggregates the gradients of what is shared.
+
+    Where all tasks' gradients are equal, the sum of them comes out (CAGrad: 1 + c times that): a
+    method whose weights sum to one is scaled by the number of tasks, so that shared modules keep
+    their proportion to heads. Nash-MTL sets its own scale, which Adam takes no notice of.
+
+    GradVac and Nash-MTL remember earlier steps; that memory is not in checkpoints.
+
+    Args:
+        layers: the shared layers of a `TreeNetwork`.
+        name: which of `AGGREGATIONS`.
+
+    Raises:
+        ExtraError: a solver that the method needs is not installed.
+    """
+
+    def __init__(self, layers: Sequence[Layer], name: AggregationName):
+        missing = [solver for solver in _SOLVERS.get(name, ()) if find_spec(solver) is None]
+        if missing:
+            raise ExtraError(
+                f"{name} needs {' and '.join(missing)}: pip install 'conal_rl[aggregation]'"
+                + " (ecos has no build for Python 3.13)" * ("ecos" in missing)
+            )
+        self.layers = list(layers)
+        self.segments = segments(layers)
+        self._gradients = TaskGradients(layers)
+        self._graddrop = aggregation.GradDrop() if name == "graddrop" else None
+        self._weigh = [_weights(name, len(rows)) for rows in self.segments]
+
+    def capture(self) -> AbstractContextManager[None]:
+        """The forward pass of the losses belongs into this context."""
+        return self._gradients.capture()
+
+    def backward(
+        self, losses: Tensor, inputs: Sequence[Tensor] | None = None, total: Tensor | None = None
+    ) -> None:
+        """Backpropagate and aggregate; arguments as `TaskGradients.backward`'s."""
+        gradients = self._gradients.backward(losses, inputs, total)
+        with torch.no_grad():
+            weights = self._segment_weights(gradients)
+            for layer, own, weight in zip(self.layers, gradients, weights, strict=True):
+                set_gradients(layer, own, weight)
+            if self._graddrop is not None:
+                self._drop_signs(gradients)
+
+    def _segment_weights(self, gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """How much each row's gradient counts in each layer, `(row,)`."""
+        weights = [own[0].new_ones(len(own[0])) for own in gradients]
+        if self._graddrop is not None:
+            return weights
+        grams = [gram(layer, own) for layer, own in zip(self.layers, gradients, strict=True)]
+        for (rows, layers), weigh in zip(self.segments.items(), self._weigh, strict=True):
+            index = torch.tensor(rows)
+            products = torch.stack([grams[n][index][:, index] for n in layers]).sum(dim=0).double()
+            # Gradients that vanish need no weights; of NaN, whoever trains finds it in the losses.
+            if products.isfinite().all() and products.any():
+                found = weigh(products)
+                for number in layers:
+                    weights[number][index] = found.to(weights[number])
+        return weights
+
+    def _drop_signs(self, gradients: Sequence[Sequence[Tensor]]) -> None:
+        """GradDrop goes coordinate by coordinate, so that any part of a segment will do."""
+        assert self._graddrop is not None
+        for layer, own in zip(self.layers, gradients, strict=True):
+            for module, rows in enumerate(rows_of_modules(layer)):
+                if len(rows) > 1:
+                    kept = [self._graddrop(g[rows].flatten(1)).view_as(g[0]) for g in own]
+                    set_module_gradients(layer, module, kept)
+
+
+def _weights(name: AggregationName, tasks: int) -> Callable[[Tensor], Tensor]:
+    """The method as a function from a Gram matrix `(task, task)` to weights `(task,)`."""
+    if name == "nash_mtl":
+        return _nash_weights(tasks)
+    makers: dict[AggregationName, Callable[[], Callable[[Tensor], Tensor]]] = {
+        "pcgrad": aggregation.PCGradWeighting,
+        "cagrad": lambda: aggregation.CAGradWeighting(c=0.5),  # as LibMTL
+        "gradvac": aggregation.GradVacWeighting,
+        "mgda": aggregation.MGDAWeighting,
+        "imtl_g": aggregation.IMTLGWeighting,
+        "aligned_mtl": aggregation.AlignedMTLWeighting,
+        "graddrop": aggregation.SumWeighting,
+        "upgrad": aggregation.UPGradWeighting,
+    }
+    weighting = makers[name]()
+    sums = name in ("pcgrad", "gradvac", "graddrop")
+    return lambda products: weighting(products) * (1 if sums else tasks)
+
+
+def _nash_weights(tasks: int) -> Callable[[Tensor], Tensor]:
+    # TorchJD wants the Jacobian but uses inner products alone: any root of the Gram matrix will do.
+    weighting = aggregation.NashMTL(n_tasks=tasks).weighting
+
+    def weigh(products: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(products)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You are solving a parameterized problem")
+            return weighting(vectors * values.clamp(min=0).sqrt())
+
+    return weigh
+
+
+class ConflictNoticingWeighting(aggregation.Weighting[Tensor]):
+    """TorchJD's weights for conflict noticing: 0 for every gradient that a rule drops, else 1.
+
+    Args:
+        rule, margin: see `conal_rl.core.conflict.held_rows`. TorchJD knows no order of modules, so
+            that `and_deeper` would be `any_pair`, and is refused.
+    """
+
+    def __init__(self, rule: Rule = "any_pair", margin: float = 0.0):
+        super().__init__()
+        if rule == "and_deeper":
+            raise ValueError("and_deeper needs the order of the modules: use ConflictNoticing")
+        self.rule, self.margin = rule, margin
+        self(torch.eye(2))  # an unknown rule is refused here
+
+    def forward(self, gramian: Tensor) -> Tensor:
+        """Weights `(task,)` for a Gram matrix `(task, task)`."""
+        others = ~torch.eye(len(gramian), dtype=torch.bool, device=gramian.device)
+        held = held_rows(gramian[None], others[None], self.rule, self.margin)[0]
+        return (~held).to(gramian.dtype)
+
+
+class ConflictNoticingAggregator(aggregation.GramianWeightedAggregator):
+    """Conflict noticing for users of TorchJD, to take with `torchjd.autojac.jac_to_grad`.
+
+    With `any_pair` the parameters that a Jacobian is of are held while any two tasks conflict.
+    Arguments as `ConflictNoticingWeighting`'s.
+    """
+
+    def __init__(self, rule: Rule = "any_pair", margin: float = 0.0):
+        super().__init__(ConflictNoticingWeighting(rule, margin))
