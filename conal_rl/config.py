@@ -19,6 +19,9 @@ import yaml
 from conal_rl.errors import ConfigError
 from conal_rl.options import convert, describe, lists_for_tuples, parse_options, shown, suggestion
 
+Rule = Literal["any_pair", "conflicting_tasks", "and_deeper", "consensus", "none"]
+_LOSS_WEIGHTS = ("equal", "random", "uncertainty")
+
 
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:
@@ -82,6 +85,28 @@ class AgentConfig:
     """How the two target critics are combined."""
     max_grad_norm: float | None = None
     """Longest gradient of an optimiser step; None: no clipping."""
+    weighting: Literal[
+        "equal",
+        "random",
+        "uncertainty",
+        "pcgrad",
+        "cagrad",
+        "gradvac",
+        "mgda",
+        "imtl_g",
+        "nash_mtl",
+        "aligned_mtl",
+        "graddrop",
+        "upgrad",
+    ] = "equal"
+    """How the tasks' losses become one update.
+    equal: their sum; random: RLW's weights, drawn anew each time; uncertainty: learnt weights, for
+    the critics;
+    the others: TorchJD's aggregation of that name, of the tasks' gradients in whatever a fixed tree
+    shares; a search sums the losses and notices conflicts instead."""
+    conflict_rule: Rule | None = None
+    """A rule of search.rule to go on with while a fixed tree trains; none counts conflicts and
+    drops nothing; None: conflicts are not looked for."""
     actor_averaging: float | None = None
     """Evaluate an average of the actor's weights in which update t counts as t**this (0: all alike;
     4: mostly the last third of training); None: evaluate the newest weights."""
@@ -99,6 +124,11 @@ class AgentConfig:
         _require(0 <= self.gamma < 1, "agent.gamma", self.gamma, "0 or more and below 1")
         _require(0 < self.tau <= 1, "agent.tau", self.tau, "above 0 and at most 1")
         _require(self.critic_bins >= 2, "agent.critic_bins", self.critic_bins, "2 or more")
+        if self.conflict_rule is not None and self.weighting not in _LOSS_WEIGHTS:
+            raise ConfigError(
+                f"agent.conflict_rule: got {self.conflict_rule!r}, but agent.weighting is "
+                f"{self.weighting!r}, and only one of them can treat the shared gradients"
+            )
         low, high = self.critic_range
         _require(low < high, "agent.critic_range", self.critic_range, "the lower bound first")
 
@@ -110,7 +140,7 @@ class SearchConfig:
     steps: int = 400_000
     """Env steps of the search, counted in total_steps; where not given, a fifth of those. A smaller
     total_steps on the command line cuts it to a fifth as well."""
-    rule: Literal["any_pair", "conflicting_tasks", "and_deeper", "consensus", "none"] = "consensus"
+    rule: Rule = "consensus"
     """What is held back in a shared module where tasks' gradients conflict.
     any_pair: one conflicting pair holds the module for all tasks;
     conflicting_tasks: only the gradients of the tasks in a conflict are dropped;

@@ -70,9 +70,10 @@ class Training:
         env.reset()  # envs that are broken from the start are refused too
         env.seed(config.seed)
         trees = _fixed_trees(config, env.tasks)
+        agent = make_agent(config, env, trees)
         run = Run.create(config, out)
         training = cls(config, run, env, "search" if trees is None else "train")
-        training.agent = make_agent(config, env, trees)
+        training.agent = agent
         if trees is not None:
             training._write_trees(trees)
         return training
@@ -319,7 +320,9 @@ def make_agent(config: Config, env: SuiteVecEnv, trees: tuple[Tree, Tree] | None
         reward_scale=agent.reward_scale,
         critic_reduce=agent.critic_reduce,
         max_grad_norm=agent.max_grad_norm,
-        conflict_rule=search.rule,
+        conflict_rule=search.rule if trees is None else agent.conflict_rule or "none",
+        hold_after_search=agent.conflict_rule is not None,
+        weighting=agent.weighting,
         conflict_margin=search.margin,
         conflict_smoothing=search.smoothing,
         gate_learning_rate=search.gate_learning_rate,

@@ -22,7 +22,7 @@ import yaml
 from conal_rl import train
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.storage import load_trees
-from conal_rl.core import Tree
+from conal_rl.core import Tree, weighting
 from conal_rl.progress import ContinuedCSV, RunCallback
 from conal_rl.runs import load_checkpoint, save_checkpoint
 
@@ -515,6 +515,25 @@ def test_wrong_commands_start_nothing(
     assert told in one_line(toy, *options, "--out", "run")
     assert told in one_line(toy, *options)
     assert set(tmp_path.iterdir()) == files
+
+
+def test_a_missing_extra_starts_nothing(
+    toy: str, one_line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weighting, "find_spec", lambda name: None)
+    options = [
+        "--agent.tree",
+        "shared",
+        "--agent.weighting",
+        "upgrad",
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    told = one_line(toy, *options)
+    assert told.startswith(
+        "upgrad needs qpsolvers and quadprog: pip install 'conal_rl[aggregation]"
+    )
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_config_that_is_none(one_line: Any, tmp_path: Path) -> None:

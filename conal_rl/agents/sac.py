@@ -18,10 +18,11 @@ from stable_baselines3.common.utils import safe_mean
 from torch import Tensor
 
 from conal_rl.agents import storage
+from conal_rl.agents.learner import ConflictSettings, Learner
 from conal_rl.agents.policies import ConalPolicy, TaskActor, TaskCritics
 from conal_rl.agents.replay import TaskBatch, TaskReplayBuffer
 from conal_rl.core import ConflictNoticing, Rule, Tree
-from conal_rl.core.search import apply_gradients, gate_step, weight_step
+from conal_rl.core.search import apply_gradients, gate_step
 from conal_rl.core.supernet import Supernet, derive
 from conal_rl.errors import ConalError
 
@@ -44,6 +45,9 @@ class ConalSAC(SAC):
         max_grad_norm: clip for actor and critics, None for none.
         conflict_rule, conflict_margin, conflict_smoothing: see `conal_rl.core.ConflictNoticing`.
         hold_after_search: notice conflicts also while training a fixed tree.
+        weighting: `equal`, `random` or `uncertainty` weights of the tasks' losses, or one of
+            `conal_rl.core.weighting.AGGREGATIONS` for the gradients of what a fixed tree shares.
+            Uncertainty weights take losses for likelihoods, so that the actor's stay equal.
         gate_learning_rate, gate_every: Adam on the gates; weight steps per gate step.
         validation_share: share of episodes kept for the gates.
         gumbel_temperature: `(start, end)` of straight-through Gumbel gates over `learn`, or None
@@ -72,6 +76,7 @@ class ConalSAC(SAC):
         conflict_margin: float = 0.0,
         conflict_smoothing: float = 0.0,
         hold_after_search: bool = False,
+        weighting: str = "equal",
         gate_learning_rate: float = 3e-4,
         gate_every: int = 1,
         validation_share: float = 0.1,
@@ -100,6 +105,7 @@ class ConalSAC(SAC):
         self.conflict_margin = conflict_margin
         self.conflict_smoothing = conflict_smoothing
         self.hold_after_search = hold_after_search
+        self.weighting = weighting
         self.gate_learning_rate = gate_learning_rate
         self.gate_every = gate_every
         self.gumbel_temperature = gumbel_temperature
@@ -162,20 +168,26 @@ class ConalSAC(SAC):
             if self.gates
             else None
         )
-        self.noticing = {
-            name: ConflictNoticing(
-                network.encoder.shared_layers(),
-                self.conflict_rule,
-                self.conflict_margin,
-                self.conflict_smoothing,
-            )
+        conflicts = ConflictSettings(
+            self.conflict_rule, self.conflict_margin, self.conflict_smoothing
+        )
+        self.learners = {
+            name: Learner(network, conflicts, self.hold_after_search, self.weighting)
             for name, network in (("actor", self.actor), ("critic", self.critic))
-            if name in self.gates or self.hold_after_search
         }
         self._sums: dict[str, Tensor] = {}
         self._summed = 0
         self._recent: dict[str, deque[tuple[float, float]]] = {
             task: deque(maxlen=20) for task in self.tasks
+        }
+
+    @property
+    def noticing(self) -> dict[str, ConflictNoticing]:
+        """The conflict noticing of actor and critics, where there is one."""
+        return {
+            name: learner.noticing
+            for name, learner in self.learners.items()
+            if learner.noticing is not None
         }
 
     @property
@@ -228,17 +240,13 @@ class ConalSAC(SAC):
         temperature = self._update_temperatures(log_prob)
 
         target = self._target(batch, temperature)
-        with self._noticed("critic"):
+        with self.learners["critic"].capture():
             outputs = self.critic.outputs(batch.observations, batch.actions)
             critic_losses = self._critic_losses(outputs, target)
-        weight_step(
-            critic_losses, self.critic.optimizer, self.noticing.get("critic"), self.max_grad_norm
-        )
+        self.learners["critic"].step(critic_losses, self.max_grad_norm)
 
         actor_losses = self._actor_losses(batch, actions, log_prob, temperature)
-        weight_step(
-            actor_losses, self.actor.optimizer, self.noticing.get("actor"), self.max_grad_norm
-        )
+        self.learners["actor"].step(actor_losses, self.max_grad_norm)
         return {
             "actor_loss": actor_losses.detach().mean(),
             "critic_loss": critic_losses.detach().mean(),
@@ -247,11 +255,8 @@ class ConalSAC(SAC):
             "target_q": target.mean(),
         }
 
-    def _noticed(self, name: str) -> Any:
-        return self.noticing[name].capture() if name in self.noticing else torch.enable_grad()
-
     def _sample_actions(self, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-        with self._noticed("actor"):
+        with self.learners["actor"].capture():
             return self.actor.sample(batch.observations)
 
     def _update_temperatures(self, log_prob: Tensor) -> Tensor:
@@ -422,7 +427,7 @@ class ConalSAC(SAC):
         return storage.load_weights(Path(folder), device)
 
     def _excluded_save_params(self) -> list[str]:
-        live = ["gates", "noticing", "gate_optimizer", "_sums"]
+        live = ["gates", "learners", "gate_optimizer", "_sums"]
         return [*super()._excluded_save_params(), *live]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -211,6 +211,8 @@ def training_state(agent: ConalSAC) -> tuple[Tensors, dict[str, Any]]:
         }
     for name, noticing in agent.noticing.items():
         groups[f"conflict_{name}"], state["noticing"][name] = noticing.state()
+    for name, learner in agent.learners.items():
+        groups[f"loss_weights_{name}"] = learner.loss_weights.state_dict()
     return groups, state
 
 
@@ -236,6 +238,8 @@ def restore(
             optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
         for name, noticing in agent.noticing.items():
             noticing.restore(groups[f"conflict_{name}"], state["noticing"][name])
+        for name, learner in agent.learners.items():
+            learner.loss_weights.load_state_dict(groups[f"loss_weights_{name}"])
         for task, episodes in state["recent"].items():
             agent._recent[task].extend(tuple(episode) for episode in episodes)
         agent.num_timesteps = state["steps"]

@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
 
 from conal_rl.agents import ConalSAC, TaskBatch
+from conal_rl.agents import learner as learner_module
 from conal_rl.agents import sac as sac_module
 from conal_rl.core import Tree
 from conal_rl.core.layers import LinearStack
@@ -256,13 +257,17 @@ def test_steps_touch_their_own_parameters_alone(
     agent = make_agent(None, TARGETS, gumbel_temperature=gumbel, gate_learning_rate=0.01)
     feed(agent, monkeypatch, cycle(batches_of(3)))
     steps: list[tuple[str, set[str]]] = []
-    for name in ("gate_step", "weight_step", "apply_gradients"):
-        step = getattr(sac_module, name)
+    for module, name in (
+        (sac_module, "gate_step"),
+        (learner_module, "weight_step"),
+        (sac_module, "apply_gradients"),
+    ):
+        step = getattr(module, name)
 
         def spied(*args: Any, name: str = name, step: Any = step) -> None:
             steps.append((name, changed_by(agent, lambda: step(*args))))
 
-        monkeypatch.setattr(sac_module, name, spied)
+        monkeypatch.setattr(module, name, spied)
     for _ in range(3):
         steps.clear()
         agent.train(gradient_steps=1, batch_size=16)

@@ -250,6 +250,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "search": ("search", {"conflict_smoothing": 0.9, "gate_every": 2}),
     "gumbel": ("search", {"gumbel_temperature": (1.0, 0.3)}),
     "shared": ("shared", {"hold_after_search": True, "actor_averaging": 2.0}),
+    "weighted": ("shared", {"weighting": "uncertainty"}),
+    "aggregated": ("shared", {"weighting": "pcgrad"}),
     "pair": ("pair", {"critic": "hl_gauss", "critic_range": (-30.0, 0.0), "ent_coef": 0.1}),
 }
 
