@@ -19,7 +19,6 @@ import yaml
 from conal_rl.errors import ConfigError
 from conal_rl.options import convert, describe, lists_for_tuples, parse_options, shown, suggestion
 
-Rule = Literal["any_pair", "conflicting_tasks", "and_deeper", "consensus", "none"]
 _LOSS_WEIGHTS = ("equal", "random", "uncertainty")
 
 
@@ -104,9 +103,11 @@ class AgentConfig:
     the critics;
     the others: TorchJD's aggregation of that name, of the tasks' gradients in whatever a fixed tree
     shares; a search sums the losses and notices conflicts instead."""
-    conflict_rule: Rule | None = None
-    """A rule of search.rule to go on with while a fixed tree trains; none counts conflicts and
-    drops nothing; None: conflicts are not looked for."""
+    conflict_rule: Literal[
+        "ignore", "any_pair", "conflicting_tasks", "and_deeper", "consensus", "none"
+    ] = "ignore"
+    """A rule of search.rule to follow while a fixed tree trains; none: conflicts are counted and
+    nothing is dropped; ignore: they are not looked for."""
     actor_averaging: float | None = None
     """Evaluate an average of the actor's weights in which update t counts as t**this (0: all alike;
     4: mostly the last third of training); None: evaluate the newest weights."""
@@ -124,7 +125,7 @@ class AgentConfig:
         _require(0 <= self.gamma < 1, "agent.gamma", self.gamma, "0 or more and below 1")
         _require(0 < self.tau <= 1, "agent.tau", self.tau, "above 0 and at most 1")
         _require(self.critic_bins >= 2, "agent.critic_bins", self.critic_bins, "2 or more")
-        if self.conflict_rule is not None and self.weighting not in _LOSS_WEIGHTS:
+        if self.conflict_rule != "ignore" and self.weighting not in _LOSS_WEIGHTS:
             raise ConfigError(
                 f"agent.conflict_rule: got {self.conflict_rule!r}, but agent.weighting is "
                 f"{self.weighting!r}, and only one of them can treat the shared gradients"
@@ -135,20 +136,32 @@ class AgentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """CoNAL's architecture search; it runs where agent.tree is search."""
+    """The architecture search; it runs where agent.tree is search."""
 
+    method: Literal["conal", "conal_pro", "ltb", "recon"] = "conal"
+    """What is searched, and how.
+    conal: branch points, all at once; conal_pro: branch points in stages, for many tasks;
+    ltb: Learning to Branch, every module's parent, with neither purely-specific modules nor
+    conflict noticing;
+    recon: everything is shared, and the layers with most conflicts become task-specific."""
+    purely_specific: bool = True
+    """False, for conal: an ablation in which tasks share branches (ltb's search space)."""
+    copies: int = 4
+    """Modules per layer in ltb's search space."""
+    specific_layers: int = 1
+    """Layers that recon makes task-specific (K)."""
     steps: int = 400_000
     """Env steps of the search, counted in total_steps; where not given, a fifth of those. A smaller
     total_steps on the command line cuts it to a fifth as well."""
-    rule: Rule = "consensus"
-    """What is held back in a shared module where tasks' gradients conflict.
+    rule: Literal["any_pair", "conflicting_tasks", "and_deeper", "consensus", "none"] = "consensus"
+    """For conal and conal_pro: what is held back in a shared module where tasks conflict.
     any_pair: one conflicting pair holds the module for all tasks;
     conflicting_tasks: only the gradients of the tasks in a conflict are dropped;
     and_deeper: as any_pair, and every module after it is held too;
     consensus: a task's gradient is dropped where it opposes the mean of the others;
     none: nothing."""
     margin: float = 0.0
-    """A conflict is a cosine below -margin."""
+    """A conflict is a cosine below -margin (recon's S)."""
     smoothing: float = 0.0
     """Weight of the past in the running mean of gradient products; 0: this step alone."""
     gate_learning_rate: float = 1e-3
@@ -156,7 +169,8 @@ class SearchConfig:
     validation_share: float = 0.1
     """Share of the episodes kept aside for the gates' loss."""
     gumbel: bool = False
-    """Sample the gates by straight-through Gumbel-softmax instead of mixing all branches."""
+    """Sample the gates by straight-through Gumbel-softmax instead of mixing all branches, as ltb
+    always does."""
     temperature: tuple[float, float] = (1.0, 0.1)
     """Gumbel-softmax temperature at the search's start and end."""
     gate_every: int = 1
@@ -167,7 +181,10 @@ class SearchConfig:
     """Stop once the tree is derived."""
 
     def __post_init__(self) -> None:
-        _positive(self, "search", "steps", "gate_learning_rate", "gate_every")
+        _positive(self, "search", "steps", "gate_learning_rate", "gate_every", "specific_layers")
+        _require(self.copies >= 2, "search.copies", self.copies, "2 or more")
+        if self.method != "conal" and not self.purely_specific:
+            raise ConfigError(f"search.purely_specific: only conal has them, not {self.method}")
         _require(0 <= self.margin < 1, "search.margin", self.margin, "0 or more and below 1")
         smoothing = self.smoothing
         _require(0 <= smoothing < 1, "search.smoothing", smoothing, "0 or more and below 1")
@@ -228,6 +245,10 @@ class Config:
         placed = re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", self.device) is not None
         _require(placed, "device", self.device, "auto, cpu, cuda, cuda:N or mps")
         if self.agent.tree == "search":
+            layers, specific = len(self.agent.widths), self.search.specific_layers
+            allowed = f"at most {layers}, the number of agent.widths"
+            if self.search.method == "recon":
+                _require(specific <= layers, "search.specific_layers", specific, allowed)
             # A search alone may use the whole budget; otherwise something must be left to train.
             longest = self.total_steps - (not self.search.only)
             allowed = f"at most {longest}, as total_steps is {self.total_steps}"

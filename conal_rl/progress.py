@@ -29,6 +29,7 @@ from stable_baselines3.common.logger import (
     Logger,
     TensorBoardOutputFormat,
 )
+from torch import Tensor
 
 from conal_rl.agents import ConalSAC
 from conal_rl.config import Config
@@ -211,25 +212,35 @@ class RunCallback(BaseCallback):
 
 
 def conflict_report(agent: ConalSAC) -> dict[str, Any]:
-    """Gates and conflict statistics of a search, as JSON types: why the trees are what they are."""
-    report: dict[str, Any] = {"steps": agent.num_timesteps, "updates": agent._n_updates}
-    for name, gates in agent.gates.items():
-        weights = gates.detach().softmax(dim=1).cpu().numpy().round(4)
-        report[name] = {"gates": dict(zip(agent.tasks, weights.tolist(), strict=True))}
-    for name, noticing in agent.noticing.items():
-        statistics = noticing.statistics()
-        if statistics is None:
+    """Gates and conflicts as JSON types: why the trees are what they are.
+
+    Conflicts are `(layer, task)` and `(layer, task, task)`, means over the twin critics.
+    """
+    report: dict[str, Any] = {
+        "steps": agent.num_timesteps,
+        "updates": agent._n_updates,
+        "tasks": agent.tasks,
+    }
+    tasks = len(agent.tasks)
+
+    def rounded(values: Tensor) -> Any:
+        return values.numpy().round(4).tolist()
+
+    for name, learner in agent.learners.items():
+        report[name] = {"gates": learner.gate_weights()}
+        statistics = learner.noticing.statistics() if learner.noticing else None
+        if learner.noticing is None or statistics is None:
             continue
-        report.setdefault(name, {}).update(
-            rule=noticing.rule,
-            module_held={
-                rule: held.mean(dim=1).numpy().round(4).tolist()
-                for rule, held in statistics.module_held.items()
+        report[name] |= {
+            "rule": learner.noticing.rule,
+            "module_held": {
+                rule: rounded(held.mean(dim=1)) for rule, held in statistics.module_held.items()
             },
-            task_dropped={
-                rule: held.numpy().round(4).tolist() for rule, held in statistics.held.items()
+            "task_dropped": {
+                rule: rounded(held.unflatten(1, (-1, tasks)).mean(dim=1))
+                for rule, held in statistics.held.items()
             },
-            mean_cosine=statistics.cosine.numpy().round(4).tolist(),
-            negative_share=statistics.negative.numpy().round(4).tolist(),
-        )
+            "mean_cosine": rounded(statistics.of_tasks(statistics.cosine, tasks)),
+            "negative_share": rounded(statistics.of_tasks(statistics.negative, tasks)),
+        }
     return report

@@ -17,10 +17,25 @@ from stable_baselines3.common.utils import LinearSchedule
 from torch import Tensor
 
 from conal_rl.agents import ConalSAC
-from conal_rl.agents.storage import load_trees, restore, training_state, trees_to_json
+from conal_rl.agents.storage import (
+    load_trees,
+    restore,
+    structures_from_json,
+    training_state,
+    trees_to_json,
+)
 from conal_rl.commands import exit_status
 from conal_rl.config import Config, parse_command_line
-from conal_rl.core import Tree
+from conal_rl.core import (
+    BranchingSpace,
+    ConalSpace,
+    ProStage,
+    ReconSpace,
+    Rule,
+    Space,
+    Structure,
+    Tree,
+)
 from conal_rl.envs import SuiteVecEnv, make
 from conal_rl.envs.vec_env import Standing
 from conal_rl.errors import CheckpointError, ConfigError, SuiteError, TreeError
@@ -70,7 +85,7 @@ class Training:
         env.reset()  # envs that are broken from the start are refused too
         env.seed(config.seed)
         trees = _fixed_trees(config, env.tasks)
-        agent = make_agent(config, env, trees)
+        agent = make_agent(config, env, trees or _search_space(config, env.tasks))
         run = Run.create(config, out)
         training = cls(config, run, env, "search" if trees is None else "train")
         training.agent = agent
@@ -94,15 +109,12 @@ class Training:
         env = _make_env(config)
         try:
             training = cls(config, run, env, state["phase"])
-            saved = state["trees"]
-            trees = saved and tuple(
-                Tree.from_json(json.dumps(saved[n])) for n in ("actor", "critic")
-            )
             for name in ("seconds", "search_steps", "search_seconds"):
                 setattr(training, name, state[name])
             agent_state = state["agent"]
             tasks = agent_state["model"]["tasks"]
-        except (KeyError, TypeError, TreeError) as error:
+            structures = structures_from_json(agent_state["model"]["trees"])
+        except (AttributeError, LookupError, TypeError, ValueError, TreeError) as error:
             raise CheckpointError(
                 f"{run.folder}: state.json does not describe a run: {error}"
             ) from error
@@ -111,7 +123,7 @@ class Training:
                 f"{run.folder}: the checkpoint is of tasks {', '.join(tasks)}, "
                 f"but env.suite has {', '.join(env.tasks)}; resume with the run's own suite"
             )
-        training.agent = make_agent(config, env, trees)
+        training.agent = make_agent(config, env, structures)
         if training.phase != "search" and not config.search.keep_replay:
             training.agent.learning_starts += int(training.search_steps)
         try:
@@ -129,7 +141,7 @@ class Training:
         with self.stop.watching():
             self.agent.set_logger(make_logger(self.run.folder, self.agent.num_timesteps))
             if self.phase == "search":
-                if not self._learn(self.config.search.steps):
+                if not self._search():
                     return self._interrupted()
                 self._derive()
                 if self.config.search.only:
@@ -138,6 +150,7 @@ class Training:
                 if not self._learn(self.config.total_steps):
                     return self._interrupted()
                 self.phase = "done"
+                self._report_conflicts("training.json", self.config.agent.tree)
                 self._checkpoint()
         try:
             self._evaluate_finally()
@@ -145,6 +158,20 @@ class Training:
             self._say_how_to_go_on()
             raise
         return 0
+
+    def _search(self) -> bool:
+        """All of the search, which for CoNAL-Pro comes in stages; False if stopped before."""
+        steps, stages = self.config.search.steps, len(self.config.agent.widths)
+        while True:
+            numbers = [s.number for s in self.agent.structures if isinstance(s, ProStage)]
+            if not self._learn(steps * max(numbers) // stages if numbers else steps):
+                return False
+            following = self.agent.next_stage()
+            if following is None:
+                return True
+            searched = self._next_agent(following)
+            self.agent.policy.go_on_from(searched.policy)
+            self._checkpoint()
 
     def _learn(self, until: int) -> bool:
         """Train until `until` env steps of the whole run; False if stopped before."""
@@ -165,8 +192,7 @@ class Training:
         """From the search's gates to agents of fixed trees; the search's data may be kept."""
         trees = self.agent.derive()
         self.search_steps, self.search_seconds = self.agent.num_timesteps, self._elapsed()
-        report = conflict_report(self.agent) | {"seconds": self.search_seconds}
-        atomic_write(self.run.folder / "search.json", json.dumps(report, indent=1) + "\n")
+        self._report_conflicts("search.json", self.config.search.method)
         self._write_trees(trees)
         console = Console(stderr=True)
         for name, tree in zip(("actor", "critic"), trees, strict=True):
@@ -175,17 +201,29 @@ class Training:
         if self.config.search.only:
             self._checkpoint()
             return
-        searched = self.agent
         self.phase = "train"
-        self.agent = make_agent(self.config, self.env, trees)
-        self.agent.set_logger(searched.logger)
-        self.agent.num_timesteps = searched.num_timesteps
-        if self.config.search.keep_replay:
-            self.agent.replay_buffer.take_over(searched.replay_buffer)
-        else:
-            self.agent.learning_starts += searched.num_timesteps
-        self._seed_envs()
+        self._next_agent(trees, self.config.search.keep_replay)
         self._checkpoint()
+
+    def _next_agent(
+        self, structures: tuple[Structure, Structure], keep_replay: bool = True
+    ) -> ConalSAC:
+        """Go on with an agent of other structures; returns the agent before it."""
+        before = self.agent
+        self.agent = make_agent(self.config, self.env, structures)
+        self.agent.set_logger(before.logger)
+        self.agent.num_timesteps = before.num_timesteps
+        if keep_replay:
+            self.agent.replay_buffer.take_over(before.replay_buffer)
+        else:
+            self.agent.learning_starts += before.num_timesteps
+        self._seed_envs()
+        return before
+
+    def _report_conflicts(self, name: str, method: str) -> None:
+        if self.agent.noticing:
+            report = conflict_report(self.agent) | {"method": method, "seconds": self._elapsed()}
+            atomic_write(self.run.folder / name, json.dumps(report) + "\n")
 
     def _seed_envs(self) -> None:
         """A stream of its own for this agent, or the envs would begin the same episodes again."""
@@ -220,10 +258,8 @@ class Training:
 
     def _checkpoint(self) -> None:
         groups, agent_state = training_state(self.agent)
-        trees = (self.agent.policy.actor_tree, self.agent.policy.critic_tree)
         state: dict[str, Any] = {
             "phase": self.phase,
-            "trees": json.loads(trees_to_json(*trees)) if None not in trees else None,  # type: ignore[arg-type]
             "seconds": self._elapsed(),
             "search_steps": self.search_steps,
             "search_seconds": self.search_seconds,
@@ -298,15 +334,45 @@ def _fixed_trees(config: Config, tasks: tuple[str, ...]) -> tuple[Tree, Tree] | 
     return load_trees(Path(config.agent.tree), tasks, depth)
 
 
-def make_agent(config: Config, env: SuiteVecEnv, trees: tuple[Tree, Tree] | None) -> ConalSAC:
-    """The agent that `config` describes: of fixed trees, or searching where `trees` is None."""
+def _search_space(config: Config, tasks: tuple[str, ...]) -> tuple[Space, Space]:
+    """What the search begins in, for actor and critics.
+
+    Raises:
+        ConfigError: there is only one task.
+    """
+    search = config.search
+    if len(tasks) < 2:
+        raise ConfigError(
+            f"agent.tree: got 'search', but {tasks[0]} is the only task and has nobody to share "
+            "with; give independent"
+        )
+    space: Space = ConalSpace()
+    if search.method == "ltb" or not search.purely_specific:
+        space = BranchingSpace(search.copies)
+    elif search.method == "conal_pro":
+        space = ProStage.first(len(tasks))
+    elif search.method == "recon":
+        space = ReconSpace(search.specific_layers)
+    return space, space
+
+
+def make_agent(
+    config: Config, env: SuiteVecEnv, structures: tuple[Structure, Structure]
+) -> ConalSAC:
+    """The agent that `config` describes, of fixed trees or searching."""
     agent, search = config.agent, config.search
+    searching = not all(isinstance(structure, Tree) for structure in structures)
     end = agent.learning_rate_end
+    rule: Rule = "none"
+    if searching and search.method in ("conal", "conal_pro"):
+        rule = search.rule
+    elif not searching and agent.conflict_rule != "ignore":
+        rule = agent.conflict_rule
     return ConalSAC(
         env=env,
-        tree=trees,
+        tree=structures,
         learning_rate=agent.learning_rate
-        if end is None or trees is None
+        if end is None or searching
         else LinearSchedule(agent.learning_rate, end, end_fraction=1.0),
         buffer_size=agent.buffer_size,
         batch_size=agent.batch_size,
@@ -320,15 +386,15 @@ def make_agent(config: Config, env: SuiteVecEnv, trees: tuple[Tree, Tree] | None
         reward_scale=agent.reward_scale,
         critic_reduce=agent.critic_reduce,
         max_grad_norm=agent.max_grad_norm,
-        conflict_rule=search.rule if trees is None else agent.conflict_rule or "none",
-        hold_after_search=agent.conflict_rule is not None,
+        conflict_rule=rule,
+        hold_after_search=agent.conflict_rule != "ignore",
         weighting=agent.weighting,
         conflict_margin=search.margin,
         conflict_smoothing=search.smoothing,
         gate_learning_rate=search.gate_learning_rate,
         gate_every=search.gate_every,
         validation_share=search.validation_share,
-        gumbel_temperature=search.temperature if search.gumbel else None,
+        gumbel_temperature=search.temperature if search.gumbel or search.method == "ltb" else None,
         policy_kwargs={
             "widths": agent.widths,
             "layer_norm": agent.layer_norm,

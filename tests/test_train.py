@@ -22,7 +22,7 @@ import yaml
 from conal_rl import train
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.storage import load_trees
-from conal_rl.core import Tree, weighting
+from conal_rl.core import ProStage, Tree, weighting
 from conal_rl.progress import ContinuedCSV, RunCallback
 from conal_rl.runs import load_checkpoint, save_checkpoint
 
@@ -270,6 +270,89 @@ def test_without_the_searchs_replay(toy: str, tmp_path: Path) -> None:
     assert evaluation(run)["replay_of_search_reused"] is False
 
 
+# Other searches
+
+
+DEEPER = ["--agent.widths", "8", "6", "--env.suite", *TASKS, "tests.agents.toy:Target-v0"]
+METHODS = {
+    "conal_pro": [],
+    "ltb": ["--search.copies", "2"],
+    "recon": ["--search.specific-layers", "1"],
+    "conal": ["--search.purely-specific", "false", "--search.rule", "any_pair"],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_other_searches(method: str, toy: str, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = [*DEEPER, "--search.method", method, *METHODS[method]]
+    assert train.main([toy, *options, "--out", str(whole)]) == 0
+    report = json.loads((whole / "search.json").read_text())
+    assert report["method"] == method
+    assert len(report["actor"]["mean_cosine"]) == 2
+    assert all(len(row) == 3 for layer in report["critic"]["negative_share"] for row in layer)
+    assert report["actor"]["rule"] == {"conal": "any_pair", "conal_pro": "consensus"}.get(
+        method, "none"
+    )
+    trees = load_trees(whole / "tree.json", (*TASKS, "tests.agents.toy:Target-v0"), 2)
+    assert ConalSAC.load_weights(whole / "model").derive() == trees
+    if method == "recon":
+        for tree in trees:
+            assert sorted(tree.modules) == [1, 3]
+
+    command = [toy, *options, "--out", str(parts)]
+    for step in (60, 111, 180):  # CoNAL-Pro's second stage begins at step 80
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at(step, patch)
+            assert train.main(command) == 130
+        command = ["--resume", str(parts)]
+    assert train.main(command) == 0
+    assert evaluation(parts)["steps"] == evaluation(whole)["steps"]
+
+
+def test_conal_pro_goes_on_from_stage_to_stage(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The actor's tasks join at once, the critics' never: a tree beside a second stage."""
+    agents: list[ConalSAC] = []
+    next_stage = ConalSAC.next_stage
+
+    def decided(agent: ConalSAC) -> Any:
+        with torch.no_grad():
+            agent.gates.get("actor", torch.zeros(2, 2))[:, 0] += 9
+            agent.gates["critic"][:, 1] += 9
+        agents.append(agent)
+        return next_stage(agent)
+
+    monkeypatch.setattr(ConalSAC, "next_stage", decided)
+    run = tmp_path / "run"
+    options = [*DEEPER[:3], "--search.method", "conal_pro"]
+    assert train.main([toy, *options, "--out", str(run)]) == 0
+    first, second = agents
+    assert first.structures == (ProStage(1, (None, None)),) * 2
+    assert second.structures == (Tree.shared(TASKS, 2), ProStage(2, (None, None)))
+    assert (first.num_timesteps, second.num_timesteps) == (80, 160)
+    validation = second.replay_buffer.validation.sizes
+    assert (validation > 0).all() and (first.replay_buffer.validation.sizes > 0).all()
+    assert load_trees(run / "tree.json", TASKS, 2) == (
+        Tree.shared(TASKS, 2),
+        Tree.independent(TASKS, 2),
+    )
+    drawn = state(run)["agent"]["model"]["trees"]
+    assert "space" not in drawn["actor"] and "space" not in drawn["critic"]
+
+
+def test_a_fixed_tree_counts_conflicts(toy: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ["--agent.tree", "shared", "--agent.conflict-rule", "none"]
+    assert train.main([toy, *options, "--out", str(run)]) == 0
+    report = json.loads((run / "training.json").read_text())
+    assert report["method"] == "shared"
+    assert report["critic"]["rule"] == "none" and report["critic"]["gates"] == {}
+    assert report["critic"]["task_dropped"]["none"] == [[0, 0]]
+    assert 0 < report["critic"]["negative_share"][0][0][1] < 1
+
+
 # Stopping and going on
 
 
@@ -485,6 +568,9 @@ def one_line(capfd: pytest.CaptureFixture[str]) -> Any:
         (["--total-steps", "0"], "total_steps: got 0"),
         (["--search.steps", "320"], "search.steps: got 320, expected at most 319"),
         (["--agent.tree", "shard"], "agent.tree: got 'shard'"),
+        (["--env.suite", "mt1:reach-v3"], "agent.tree: got 'search', but reach-v3 is the only"),
+        (["--search.method", "recon", "--search.specific-layers", "2"], "expected at most 1"),
+        (["--search.rule", "most"], "search.rule: got 'most', expected one of any_pair"),
         (["--agent.tree", "none.json"], "none.json: cannot be read: No such file"),
         (["--agent.tree", "broken.json"], "broken.json: is not JSON"),
         (["--agent.tree", "other.json"], "other.json: the tree has a task 'a'"),
@@ -614,10 +700,14 @@ def test_a_strangers_state(stopped: dict[str, Path], one_line: Any, tmp_path: Pa
     (checkpoint,) = (run / "checkpoints").iterdir()
     content = json.loads((checkpoint / "state.json").read_text())
     tensors = load_checkpoint(run)[0]
-    for name in ("phase", "trees", "seconds", "agent"):
+    for name in ("phase", "seconds", "agent"):
         lacking = {key: value for key, value in content.items() if key != name}
         save_checkpoint(run, 1_000, tensors, lacking)
         assert name in one_line("--resume", str(run))
+    for trees in ({}, {"actor": {"space": "conal"}}, {"actor": {"space": "x"}, "critic": 3}):
+        content["agent"]["model"]["trees"] = trees
+        save_checkpoint(run, 1_000, tensors, content)
+        assert "does not describe a run" in one_line("--resume", str(run))
 
 
 def test_an_env_that_breaks(one_line: Any, tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import Tensor, nn
 
 from conal_rl.agents.value import HLGauss, SquaredError
-from conal_rl.core import Supernet, Tree, TreeNetwork, linear_chain
+from conal_rl.core import ConalSpace, SearchSpace, Structure, Tree, TreeNetwork, linear_chain
 from conal_rl.core.layers import LinearStack
+from conal_rl.core.progressive import StageNetwork
 
 CRITICS = 2
+CONAL = ConalSpace()
 
 
 def to_task_major(observation: Tensor, num_tasks: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,24 +43,24 @@ def to_task_major(observation: Tensor, num_tasks: int) -> tuple[Tensor, Tensor, 
 
 
 class TaskNetwork(nn.Module):
-    """An encoder shaped by a tree (or the supernet) and one linear head per task.
+    """An encoder shaped by a tree, or one to search in, and one linear head per task.
 
     Args:
         tasks: task names.
-        tree: the encoder's tree; None for the supernet.
+        tree: the encoder's tree or search space.
         in_features: inputs without the task ID, which is appended to them.
         widths: hidden widths, one layer of the tree each.
         outputs: outputs of a head.
         replicas: members of an ensemble, each with all weights of its own.
     """
 
-    encoder: Supernet | TreeNetwork
+    encoder: SearchSpace | TreeNetwork
     task_id: Tensor
 
     def __init__(
         self,
         tasks: Sequence[str],
-        tree: Tree | None,
+        tree: Structure,
         in_features: int,
         widths: Sequence[int],
         outputs: int,
@@ -66,12 +68,12 @@ class TaskNetwork(nn.Module):
         replicas: int = 1,
     ):
         super().__init__()
-        self.replicas = replicas
+        self.tasks, self.replicas = tuple(tasks), replicas
         chain = linear_chain(in_features + len(tasks), widths, layer_norm)
-        if tree is None:
-            self.encoder = Supernet(tasks, chain, replicas)
+        if isinstance(tree, Tree):
+            self.encoder = TreeNetwork(tree.replicate(replicas), chain)
         else:
-            self.encoder = TreeNetwork(tree.replicate(replicas) if replicas > 1 else tree, chain)
+            self.encoder = tree.network(tasks, chain, replicas)
         rows = range(replicas * len(tasks))
         self.head = LinearStack(rows, widths[-1], outputs, activation=False)
         self.register_buffer("task_id", torch.eye(len(tasks)).unsqueeze(1), persistent=False)
@@ -84,8 +86,8 @@ class TaskNetwork(nn.Module):
 
     @property
     def gates(self) -> nn.Parameter | None:
-        """The supernet's gates `(task, P)`; None once the tree is fixed."""
-        return self.encoder.gates if isinstance(self.encoder, Supernet) else None
+        """The search space's gates `(choice, option)`; None where there are none."""
+        return self.encoder.gates if isinstance(self.encoder, SearchSpace) else None
 
     def weights(self) -> list[nn.Parameter]:
         """Every parameter but the gates."""
@@ -98,7 +100,7 @@ class TaskActor(TaskNetwork):
     optimizer: torch.optim.Optimizer
 
     def __init__(
-        self, tasks: Sequence[str], tree: Tree | None, features: int, actions: int, **net: Any
+        self, tasks: Sequence[str], tree: Structure, features: int, actions: int, **net: Any
     ):
         super().__init__(tasks, tree, features, outputs=2 * actions, **net)
         self.distribution = SquashedDiagGaussianDistribution(actions)
@@ -128,7 +130,7 @@ class TaskCritics(TaskNetwork):
     def __init__(
         self,
         tasks: Sequence[str],
-        tree: Tree | None,
+        tree: Structure,
         features: int,
         actions: int,
         value_loss: SquaredError | HLGauss,
@@ -154,7 +156,7 @@ class ConalPolicy(BasePolicy):
 
     Args:
         tasks: task names, in the order of the one-hot.
-        actor_tree, critic_tree: trees of the encoders, None for the supernet.
+        actor_tree, critic_tree: trees of the encoders, or what to search them in.
         widths, layer_norm: hidden layers.
         critic: `mse` or `hl_gauss`; the latter with `critic_bins` over `critic_range`.
         actor_averaging: `eta` of a polynomial-decay average of the actor's weights (Shamir &
@@ -170,8 +172,8 @@ class ConalPolicy(BasePolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         tasks: Sequence[str],
-        actor_tree: Tree | None = None,
-        critic_tree: Tree | None = None,
+        actor_tree: Structure = CONAL,
+        critic_tree: Structure = CONAL,
         widths: Sequence[int] = (256, 256, 256),
         layer_norm: bool = True,
         critic: str = "hl_gauss",
@@ -240,6 +242,22 @@ class ConalPolicy(BasePolicy):
         for network in self.children():
             network.train(mode)
         self.training = mode
+
+    @torch.no_grad()
+    def go_on_from(self, before: "ConalPolicy") -> None:
+        """Take over what a stage of CoNAL-Pro's search has learnt and this one still needs."""
+        for mine, theirs in zip(self._networks(), before._networks(), strict=True):
+            mine.head.load_state_dict(theirs.head.state_dict())
+            old, new = theirs.encoder, mine.encoder
+            if isinstance(old, StageNetwork) and isinstance(new, StageNetwork):
+                new.go_on_from(old)
+            else:  # the tree was settled, in this stage or in an earlier one
+                derived = old.derive() if isinstance(old, SearchSpace) else old
+                new.load_state_dict(derived.state_dict())
+
+    def _networks(self) -> list[TaskNetwork]:
+        named = (self.actor, self.critic, self.critic_target, self.actor_average)
+        return [network for network in named if network is not None]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {

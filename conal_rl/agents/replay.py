@@ -169,13 +169,21 @@ class TaskReplayBuffer(ReplayBuffer):
         return TaskBatch(obs, action, next_obs, reward.squeeze(-1), done.squeeze(-1))
 
     def take_over(self, other: "TaskReplayBuffer") -> None:
-        """Start with another buffer's transitions, its validation episodes among the training."""
-        for ring in (other.training, other.validation):
+        """Start with another buffer's transitions.
+
+        Its validation episodes stay apart if this buffer keeps a share of them too; otherwise they
+        join the training.
+        """
+        apart = self.validation if self.validation_share else self.training
+        if self.validation_share:
+            self._episodes[:] = other._episodes
+            self._validation_episodes[:] = other._validation_episodes
+        for ring, target in ((other.training, self.training), (other.validation, apart)):
             for task, size in enumerate(ring.sizes):
                 order = (np.arange(size) + ring.added[task] - size) % ring.capacity
                 for part in np.array_split(order, max(1, size // 10_000)):
                     rows = ring.data[task, torch.from_numpy(part).to(ring.data.device)]
-                    self.training.add(np.full(len(part), task), rows)
+                    target.add(np.full(len(part), task), rows)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a checkpoint needs: filled parts of the rings, and the counters."""

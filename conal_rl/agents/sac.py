@@ -19,11 +19,10 @@ from torch import Tensor
 
 from conal_rl.agents import storage
 from conal_rl.agents.learner import ConflictSettings, Learner
-from conal_rl.agents.policies import ConalPolicy, TaskActor, TaskCritics
+from conal_rl.agents.policies import CONAL, ConalPolicy, TaskActor, TaskCritics
 from conal_rl.agents.replay import TaskBatch, TaskReplayBuffer
-from conal_rl.core import ConflictNoticing, Rule, Tree
+from conal_rl.core import ConflictNoticing, ReconSpace, Rule, SearchSpace, Structure, Tree
 from conal_rl.core.search import apply_gradients, gate_step
-from conal_rl.core.supernet import Supernet, derive
 from conal_rl.errors import ConalError
 
 
@@ -31,14 +30,16 @@ class ConalSAC(SAC):
     """SB3's SAC for many tasks at once. Use it as SB3's, with these differences.
 
     Observations end in a one-hot task ID (as `conal_rl.envs.make` gives them). `batch_size` and
-    `buffer_size` count transitions per task. With `tree=None` the networks are supernets and
+    `buffer_size` count transitions per task. Without a `tree` the networks are supernets and
     `learn` searches: gates step on validation episodes, weights on the others, and shared modules
     are held while tasks conflict on them; `derive()` then gives the learnt trees.
 
     Args:
         policy: "ConalPolicy".
         env: a `VecEnv`; `tasks` is read from it unless given.
-        tree: a `Tree` for actor and critics, a pair `(actor tree, critic tree)`, or None to search.
+        tree: a `Tree` for actor and critics, a search space (`ConalSpace`, `ProStage`,
+            `BranchingSpace`, `ReconSpace`), None for `ConalSpace()`, or a pair of these
+            `(actor's, critics')`.
         tasks: task names in the order of the one-hot.
         reward_scale: factor on rewards before they enter the critics.
         critic_reduce: `min` of the twin critics (SAC), or their `mean`.
@@ -67,7 +68,7 @@ class ConalSAC(SAC):
         policy: str | type[ConalPolicy] = "ConalPolicy",
         env: GymEnv | str | None = None,
         *,
-        tree: Tree | tuple[Tree, Tree] | None = None,
+        tree: Structure | tuple[Structure | None, Structure | None] | None = None,
         tasks: Sequence[str] | None = None,
         reward_scale: float = 1.0,
         critic_reduce: str = "min",
@@ -113,23 +114,24 @@ class ConalSAC(SAC):
         self.replay_buffer_class = TaskReplayBuffer
         if not _init_setup_model:  # `load` fills in the saved attributes and sets up
             return
-        actor_tree, critic_tree = tree if isinstance(tree, tuple) else (tree, tree)
+        pair = tree if isinstance(tree, tuple) else (tree, tree)
+        actor_tree, critic_tree = (CONAL if tree is None else tree for tree in pair)
         self.configure(_task_names(tasks, self.env), actor_tree, critic_tree)
 
     def configure(
         self,
         tasks: tuple[str, ...],
-        actor_tree: Tree | None,
-        critic_tree: Tree | None,
+        actor_tree: Structure,
+        critic_tree: Structure,
         architecture: dict[str, Any] | None = None,
     ) -> None:
-        """Build networks and replay for `tasks` and trees; forgets what was learnt.
+        """Build networks and replay for `tasks` and structures; forgets what was learnt.
 
         Raises:
             ValueError: a tree is for other tasks.
         """
         for tree in (actor_tree, critic_tree):
-            if tree is not None and tree.tasks != tasks:
+            if isinstance(tree, Tree) and tree.tasks != tasks:
                 raise ValueError(f"the tree's tasks {tree.tasks} are not the agent's {tasks}")
         self.tasks = tasks
         trees = {"actor_tree": actor_tree, "critic_tree": critic_tree}
@@ -143,7 +145,7 @@ class ConalSAC(SAC):
         self.replay_buffer_kwargs = {
             **self.replay_buffer_kwargs,
             "num_tasks": len(tasks),
-            "validation_share": self.validation_share if None in trees.values() else 0.0,
+            "validation_share": self.validation_share * any(map(_has_gates, trees.values())),
         }
         self._setup_model()
 
@@ -172,8 +174,11 @@ class ConalSAC(SAC):
             self.conflict_rule, self.conflict_margin, self.conflict_smoothing
         )
         self.learners = {
-            name: Learner(network, conflicts, self.hold_after_search, self.weighting)
-            for name, network in (("actor", self.actor), ("critic", self.critic))
+            name: Learner(network, tree, conflicts, self.hold_after_search, self.weighting)
+            for name, network, tree in (
+                ("actor", self.actor, self.policy.actor_tree),
+                ("critic", self.critic, self.policy.critic_tree),
+            )
         }
         self._sums: dict[str, Tensor] = {}
         self._summed = 0
@@ -191,26 +196,37 @@ class ConalSAC(SAC):
         }
 
     @property
+    def structures(self) -> tuple[Structure, Structure]:
+        """What shapes the actor and the critics: a tree, or what it is searched in."""
+        return self.policy.actor_tree, self.policy.critic_tree
+
+    @property
     def searching(self) -> bool:
-        """Whether actor or critics still have gates."""
-        return bool(self.gates)
+        """Whether the tree of the actor or of the critics is not decided."""
+        return not all(isinstance(structure, Tree) for structure in self.structures)
 
     def derive(self) -> tuple[Tree, Tree]:
-        """The trees of actor and critics: the strongest gates, or the fixed trees.
+        """The trees of actor and critics: by the strongest gates or the conflicts, or the fixed.
+
+        Raises:
+            ConalError: the gates are not finite, or there were no steps to count conflicts in.
+        """
+        try:
+            return self.learners["actor"].tree(), self.learners["critic"].tree()
+        except ValueError as error:
+            raise ConalError(f"no tree can be derived: {error}") from error
+
+    def next_stage(self) -> tuple[Structure, Structure] | None:
+        """CoNAL-Pro's next stage by the strongest gates; None where there is none to come.
+
+        Where actor or critics alone are settled, their tree stands beside the other's stage.
 
         Raises:
             ConalError: the gates are not finite.
         """
-        try:
-            return tuple(
-                derive(self.gates[name], self.tasks) if name in self.gates else fixed
-                for name, fixed in (
-                    ("actor", self.policy.actor_tree),
-                    ("critic", self.policy.critic_tree),
-                )
-            )  # type: ignore[return-value]
-        except ValueError as error:
-            raise ConalError(f"no tree can be derived: {error}") from error
+        trees = self.derive()
+        actor, critic = (learner.next_stage() for learner in self.learners.values())
+        return (actor or trees[0], critic or trees[1]) if actor or critic else None
 
     # The update: sample, temperatures, critics, actor, gates, targets.
 
@@ -226,7 +242,7 @@ class ConalSAC(SAC):
         self._anneal_gates()
         for _ in range(gradient_steps):
             metrics = self._update(self.replay_buffer.sample(batch_size))
-            if self.searching and self._n_updates % self.gate_every == 0:
+            if self.gates and self._n_updates % self.gate_every == 0:
                 metrics |= self._update_gates(self.replay_buffer.sample_validation(batch_size))
             self._update_targets()
             self._n_updates += 1
@@ -330,7 +346,7 @@ class ConalSAC(SAC):
         start, end = self.gumbel_temperature
         temperature = end + (start - end) * self._current_progress_remaining
         for network in (self.actor, self.critic, self.critic_target):
-            if isinstance(network.encoder, Supernet):
+            if isinstance(network.encoder, SearchSpace):
                 network.encoder.gumbel_temperature = temperature
 
     # Logging, as SB3's, and per task.
@@ -404,12 +420,13 @@ class ConalSAC(SAC):
                 self.logger.record(f"success/{task}", success[task])
         if np.isfinite(list(success.values())).any():
             self.logger.record("success/mean", safe_mean([s for s in success.values() if s == s]))
-        for name, gates in self.gates.items():
-            weights = gates.detach().softmax(dim=1).cpu().numpy()
-            for task, row in zip(self.tasks, weights, strict=True):
-                for point, weight in enumerate(row, start=1):
-                    self.logger.record(f"gates_{name}/{task}/{point}", float(weight), exclude="csv")
+        for name, learner in self.learners.items():
+            for choice, row in learner.gate_weights().items():
+                for option, weight in enumerate(row, start=1):
+                    self.logger.record(f"gates_{name}/{choice}/{option}", weight, exclude="csv")
         for name, noticing in self.noticing.items():
+            for layer, share in enumerate(noticing.recently_negative(), start=1):
+                self.logger.record(f"conflicts_{name}/negative/{layer}", share, exclude="csv")
             statistics = noticing.statistics()
             if statistics is not None:
                 for rule, held in statistics.module_held.items():
@@ -433,6 +450,10 @@ class ConalSAC(SAC):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
         return [*state_dicts, *(["gate_optimizer"] if self.gates else [])], tensors
+
+
+def _has_gates(structure: Structure) -> bool:
+    return not isinstance(structure, Tree | ReconSpace)
 
 
 def _task_names(tasks: Sequence[str] | None, env: Any) -> tuple[str, ...]:

@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from gymnasium import spaces
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from conal_rl.core import Tree
+from conal_rl.core import BranchingSpace, ConalSpace, ProStage, ReconSpace, Space, Structure, Tree
 from conal_rl.errors import CheckpointError, TreeError
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ VERSION = 1
 TREES_FORMAT = "conal_rl.trees"
 _JSON, _WEIGHTS = "model.json", "model.safetensors"
 
+_SPACES: dict[str, Callable[..., Space]] = {
+    space.method: space for space in (ConalSpace, ProStage, BranchingSpace, ReconSpace)
+}
+
 Tensors = dict[str, dict[str, Tensor]]
 
 
@@ -37,6 +42,36 @@ def trees_to_json(actor: Tree, critic: Tree) -> str:
     """The pair of an agent's trees as one readable JSON text."""
     trees = {"actor": json.loads(actor.to_json()), "critic": json.loads(critic.to_json())}
     return json.dumps({"format": TREES_FORMAT, **trees}, indent=2) + "\n"
+
+
+def structures_to_json(structures: tuple[Structure, Structure]) -> dict[str, Any]:
+    """Trees or search spaces of actor and critics, as JSON types."""
+    return {
+        name: json.loads(structure.to_json())
+        if isinstance(structure, Tree)
+        else {"space": structure.method, **dataclasses.asdict(structure)}
+        for name, structure in zip(("actor", "critic"), structures, strict=True)
+    }
+
+
+def structures_from_json(data: Any) -> tuple[Structure, Structure]:
+    """Inverse of `structures_to_json`.
+
+    Raises:
+        TreeError, LookupError, TypeError, ValueError: the data describe no trees or spaces.
+    """
+
+    def read(structure: Any) -> Structure:
+        if "space" not in structure:
+            return Tree.from_json(json.dumps(structure))
+        fields = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in structure.items()
+            if name != "space"
+        }
+        return _SPACES[structure["space"]](**fields)
+
+    return read(data["actor"]), read(data["critic"])
 
 
 def load_trees(path: Path, tasks: tuple[str, ...], depth: int) -> tuple[Tree, Tree]:
@@ -69,7 +104,6 @@ def describe(agent: ConalSAC) -> dict[str, Any]:
     """All that is needed to build the agent's networks again, as JSON types."""
     assert isinstance(agent.action_space, spaces.Box)
     assert agent.observation_space.shape is not None
-    trees = {"actor": agent.policy.actor_tree, "critic": agent.policy.critic_tree}
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -80,7 +114,7 @@ def describe(agent: ConalSAC) -> dict[str, Any]:
         "architecture": agent.policy.architecture,
         "reward_scale": agent.reward_scale,
         "steps": agent.num_timesteps,
-        "trees": {name: tree and json.loads(tree.to_json()) for name, tree in trees.items()},
+        "trees": structures_to_json(agent.structures),
     }
 
 
@@ -98,9 +132,7 @@ def build(about: Any, weights: Mapping[str, Tensor], device: str, source: Path) 
     ):
         raise CheckpointError(f"{source}: is not a {FORMAT} of version {VERSION}")
     try:
-        trees = {
-            name: tree and Tree.from_json(json.dumps(tree)) for name, tree in about["trees"].items()
-        }
+        structures = structures_from_json(about["trees"])
         agent = ConalSAC(tasks=about["tasks"], device=device, _init_setup_model=False)
         tasks = len(about["tasks"])
         features = about["observation_dim"] - tasks
@@ -115,9 +147,7 @@ def build(about: Any, weights: Mapping[str, Tensor], device: str, source: Path) 
         agent.buffer_size = 2  # it only predicts
         agent.reward_scale = about["reward_scale"]
         agent.num_timesteps = about["steps"]
-        agent.configure(
-            tuple(about["tasks"]), trees["actor"], trees["critic"], about["architecture"]
-        )
+        agent.configure(tuple(about["tasks"]), *structures, about["architecture"])
         targets = {
             name.replace("critic.", "critic_target.", 1): tensor
             for name, tensor in weights.items()

@@ -18,6 +18,7 @@ from conal_rl.core.layers import Layer
 
 Rule = Literal["any_pair", "conflicting_tasks", "and_deeper", "consensus", "none"]
 RULES: tuple[Rule, ...] = get_args(Rule)
+_PAIRS = ("counted", "cosine", "negative", "conflicting")  # summed over the studied steps
 
 
 def cosines(gram: Tensor) -> Tensor:
@@ -73,16 +74,30 @@ class ConflictStatistics:
             by the row (task) whose gradient was dropped.
         module_held: per rule the share of steps in which at least one gradient was dropped from
             the module that a row runs, `(layer, row)`.
+        counted: steps in which two rows had gradients of the module that they share,
+            `(layer, row, row)`; the means and shares below are over these.
         cosine: mean pairwise cosine, `(layer, row, row)`; of the running mean of inner products
             where that is smoothed.
         negative: share of steps in which the pair's cosine was negative, `(layer, row, row)`.
+        conflicting: the same for a cosine below `-margin`.
     """
 
     steps: int
     held: dict[Rule, Tensor]
     module_held: dict[Rule, Tensor]
+    counted: Tensor
     cosine: Tensor
     negative: Tensor
+    conflicting: Tensor
+
+    def of_tasks(self, shares: Tensor, tasks: int) -> Tensor:
+        """Means over pairs of rows as means over pairs of tasks, `(layer, task, task)`."""
+
+        def summed(values: Tensor) -> Tensor:  # over members of an ensemble, copies of a module
+            rows = values.shape[-1] // tasks
+            return values.view(-1, rows, tasks, rows, tasks).sum(dim=(1, 3))
+
+        return summed(shares * self.counted) / summed(self.counted).clamp(min=1)
 
 
 class ConflictNoticing:
@@ -130,8 +145,7 @@ class ConflictNoticing:
         self._gram: Tensor | None = None
         self._same: Tensor | None = None
         # Sums over the studied steps.
-        self._cosine: Tensor | int
-        self._negative: Tensor | int
+        self._pairs: dict[str, Tensor | int]
         self._held: dict[Rule, Tensor | int]
         self._module_held: dict[Rule, Tensor | int]
         self.reset_statistics()
@@ -168,8 +182,15 @@ class ConflictNoticing:
         held = held_rows(gram, self._same, self.rule, self.margin)
         if self.steps % self.study_every == 0:
             cosine = cosines(gram)
-            self._cosine = self._cosine + cosine
-            self._negative = self._negative + (cosine < 0)
+            there = gram.diagonal(dim1=-2, dim2=-1) > 0
+            seen = {
+                "counted": self._same & there.unsqueeze(-1) & there.unsqueeze(-2),
+                "cosine": cosine,
+                "negative": cosine < 0,
+                "conflicting": cosine < -self.margin,
+            }
+            for name, value in seen.items():
+                self._pairs[name] = self._pairs[name] + value
             for rule in RULES:
                 dropped = held_rows(gram, self._same, rule, self.margin)
                 self._held[rule] = self._held[rule] + dropped
@@ -182,7 +203,8 @@ class ConflictNoticing:
     def reset_statistics(self) -> None:
         """Start the shares and means anew (the step counter and the running Gram stay)."""
         self._studied = 0
-        self._cosine = self._negative = 0
+        self._pairs = dict.fromkeys(_PAIRS, 0)
+        self._before: dict[str, Tensor | int] = dict(self._pairs)
         self._held = dict.fromkeys(RULES, 0)
         self._module_held = dict.fromkeys(RULES, 0)
 
@@ -194,21 +216,36 @@ class ConflictNoticing:
         def mean(total: Tensor | int) -> Tensor:
             return torch.as_tensor(total / self._studied).cpu()
 
+        counted = torch.as_tensor(self._pairs["counted"]).cpu()
+
+        def over_pairs(name: str) -> Tensor:
+            return torch.as_tensor(self._pairs[name]).cpu() * (counted > 0) / counted.clamp(min=1)
+
         return ConflictStatistics(
             steps=self.steps,
             held={rule: mean(total) for rule, total in self._held.items()},
             module_held={rule: mean(total) for rule, total in self._module_held.items()},
-            cosine=mean(self._cosine),
-            negative=mean(self._negative),
+            counted=counted,
+            cosine=over_pairs("cosine"),
+            negative=over_pairs("negative"),
+            conflicting=over_pairs("conflicting"),
         )
+
+    def recently_negative(self) -> list[float]:
+        """Share of negative cosines since this was last called, `(layer,)`; NaN: no pair seen."""
+        negative, counted = (
+            torch.as_tensor(self._pairs[name] - self._before[name])
+            for name in ("negative", "counted")
+        )
+        self._before = dict(self._pairs)
+        if negative.ndim == 0:
+            return []
+        share = (negative * (counted > 0)).sum(dim=(1, 2)) / counted.sum(dim=(1, 2))
+        return share.tolist()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Tensors and counters for a checkpoint; `restore` takes them back."""
-        sums: dict[str, Tensor | int | None] = {
-            "cosine": self._cosine,
-            "negative": self._negative,
-            "gram": self._gram,
-        }
+        sums: dict[str, Tensor | int | None] = {**self._pairs, "gram": self._gram}
         for rule in RULES:
             sums[f"held.{rule}"] = self._held[rule]
             sums[f"module_held.{rule}"] = self._module_held[rule]
@@ -221,7 +258,8 @@ class ConflictNoticing:
         moved = {name: tensor.to(device) for name, tensor in tensors.items()}
         self.reset_statistics()
         self._gram = moved.get("gram")
-        self._cosine, self._negative = moved.get("cosine", 0), moved.get("negative", 0)
+        self._pairs = {name: moved.get(name, 0) for name in _PAIRS}
+        self._before = dict(self._pairs)
         for rule in RULES:
             self._held[rule] = moved.get(f"held.{rule}", 0)
             self._module_held[rule] = moved.get(f"module_held.{rule}", 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from math import sqrt
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,9 @@ def text(tree: Tree) -> str:
     """
     tasks, layers = _count(tree.num_tasks, "task"), _count(tree.depth, "layer")
     header = f"{tasks}, {layers}, {_count(sum(tree.modules), 'module')}"
+    if tree.rejoining:  # no branches to follow: a line for every layer
+        shares = (f"{p}: {_shares(tree, p - 1)}" for p in range(1, tree.depth + 1))
+        return "\n".join([header, *(f"layer {share}" for share in shares)])
     return "\n".join([header, *_branches(tree, tuple(range(tree.num_tasks)), 0, "")])
 
 
@@ -64,6 +68,13 @@ def _branches(tree: Tree, tasks: tuple[int, ...], start: int, indent: str) -> It
         )
         if end < tree.depth:
             yield from _branches(tree, group, end, below)
+
+
+def _shares(tree: Tree, layer: int) -> str:
+    groups = tree.groups(layer)
+    alone = ", ".join(group[0] for group in groups if len(group) == 1)
+    shared = [f"shared by {', '.join(group)}" for group in groups if len(group) > 1]
+    return "; ".join([*shared, *([f"each alone: {alone}"] if alone else [])])
 
 
 def _count(number: int, noun: str) -> str:
@@ -119,7 +130,6 @@ def draw(tree: Tree, ax: Axes | None = None, title: str | None = None) -> Axes:
         )
 
     for p, layer in enumerate(members):
-        parents = tree.parents(p)
         for module, group in enumerate(layer):
             y, tasks = centre[p][module], len(group)
             colour = _colour(tree, tasks)
@@ -128,9 +138,10 @@ def draw(tree: Tree, ax: Axes | None = None, title: str | None = None) -> Axes:
                 0.7 * row_height * tasks,
                 0.6 * column_width,
             )
-            if p > 0:
-                width = min(1 + 7 * tasks / tree.num_tasks, 0.5 * diameter)
-                edge(p - 1, centre[p - 1][parents[module]], p, y, colour, width)
+            above = Counter(tree.layers[p - 1][task] for task in group) if p > 0 else {}
+            for parent, count in above.items():  # more than one only where tasks rejoin
+                width = min(1 + 7 * count / tree.num_tasks, 0.5 * diameter)
+                edge(p - 1, centre[p - 1][parent], p, y, colour, width)
             if p == tree.depth - 1:
                 for task in group:
                     edge(p, y, p + 0.5, row[task], HEAD, 1)

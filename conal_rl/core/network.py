@@ -35,13 +35,14 @@ class TreeNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Encode `(task, batch, ...)`, or `(1, batch, ...)` when all tasks see the same input.
 
-        With one input for all tasks each module runs once, whatever the number of its tasks.
+        With one input for all tasks each module of a tree runs once, whatever the number of its
+        tasks.
 
         Returns:
             `(task, batch, ...)`.
         """
         rows = len(self.tree.tasks)
-        if len(x) == 1 < rows and not capturing(self.layers):
+        if len(x) == 1 < rows and not capturing(self.layers) and not self.tree.rejoining:
             for depth, layer in enumerate(self.layers):
                 parents = self.tree.parents(depth)
                 x = layer(x[[0] * len(parents) if depth == 0 else list(parents)], by_module=True)

@@ -34,11 +34,13 @@ class Tree:
 
     Raises:
         TreeError: no tasks or no layers, names that repeat, layers of unequal length, modules
-            numbered otherwise, or two tasks that part and meet again in a deeper layer.
+            numbered otherwise, or two tasks that part and meet again in a deeper layer, which
+            only a structure that is said to be `rejoining` may (Recon's, which is no tree).
     """
 
     tasks: tuple[str, ...]  # (task,) unique, printable names
     layers: tuple[tuple[int, ...], ...]  # (P - 1, task) the module that each task runs
+    rejoining: bool = False
 
     def __post_init__(self) -> None:
         _check_names(self.tasks)
@@ -55,19 +57,29 @@ class Tree:
             first_user: dict[int, int] = {}
             for task, module in enumerate(layer):
                 other = first_user.setdefault(module, task)
-                if above[other] != above[task]:
+                if above[other] != above[task] and not self.rejoining:
                     raise TreeError(
                         f"{self.tasks[other]!r} and {self.tasks[task]!r} part in layer {number} "
                         f"but share a module in layer {number + 1}"
                     )
 
     @classmethod
-    def from_labels(cls, tasks: Iterable[str], layers: Iterable[Iterable[Hashable]]) -> Tree:
+    def from_labels(
+        cls,
+        tasks: Iterable[str],
+        layers: Iterable[Iterable[Hashable]],
+        rejoining: bool = False,
+    ) -> Tree:
         """A tree from any labels, (P - 1, task): tasks of equal label in a layer share it."""
-        return cls(tuple(tasks), tuple(_canonical(layer) for layer in layers))
+        return cls(tuple(tasks), tuple(_canonical(layer) for layer in layers), rejoining)
 
     @classmethod
-    def from_groups(cls, tasks: Iterable[str], groups: Iterable[Iterable[Iterable[str]]]) -> Tree:
+    def from_groups(
+        cls,
+        tasks: Iterable[str],
+        groups: Iterable[Iterable[Iterable[str]]],
+        rejoining: bool = False,
+    ) -> Tree:
         """A tree from the groups of task names that share a module, for each layer.
 
         Raises:
@@ -89,7 +101,7 @@ class Tree:
             if missing:
                 raise TreeError(f"layer {number}: task {missing[0]!r} is missing")
             layers.append([module[name] for name in tasks])
-        return cls.from_labels(tasks, layers)
+        return cls.from_labels(tasks, layers, rejoining)
 
     @classmethod
     def from_branch_points(
@@ -170,7 +182,12 @@ class Tree:
         """For each module of `layer` (0-based), the module of the previous layer that feeds it.
 
         In layer 0 every parent is 0, the input.
+
+        Raises:
+            TreeError: tasks rejoin, so that a module may have several parents.
         """
+        if self.rejoining:
+            raise TreeError("where tasks rejoin, a module has more parents than one")
         layer = range(self.depth)[layer]
         if layer == 0:
             return (0,) * self.modules[0]
@@ -200,16 +217,19 @@ class Tree:
         """A forest of disjoint copies, as twin critics need: all tasks of copy 1, then of copy 2...
 
         Tasks are renamed "reach#1", "reach#2", ...; module j of copy c (from 0) in a layer of n
-        modules is module c * n + j.
+        modules is module c * n + j. One copy is the tree itself.
         """
         if copies < 1:
             raise TreeError(f"cannot make {copies} copies of a tree")
+        if copies == 1:
+            return self
         return Tree(
             tuple(f"{name}#{copy + 1}" for copy in range(copies) for name in self.tasks),
             tuple(
                 tuple(copy * size + module for copy in range(copies) for module in layer)
                 for size, layer in zip(self.modules, self.layers)
             ),
+            self.rejoining,
         )
 
     def check(self, tasks: Iterable[str], depth: int) -> Tree:
@@ -227,14 +247,16 @@ class Tree:
         if self.depth != depth:
             raise TreeError(f"the tree has {self.depth} layers, the network {depth}")
         rows = [self.tasks.index(name) for name in tasks]
-        return Tree.from_labels(tasks, ([layer[row] for row in rows] for layer in self.layers))
+        layers = ([layer[row] for row in rows] for layer in self.layers)
+        return Tree.from_labels(tasks, layers, self.rejoining)
 
     def to_json(self) -> str:
         """The tree as JSON, one line per layer: the groups of tasks that share a module."""
         layers = ",\n".join(f"    {json.dumps(self.groups(p))}" for p in range(self.depth))
+        rejoining = '  "rejoining": true,\n' if self.rejoining else ""
         return (
             f'{{\n  "format": "{FORMAT}",\n  "version": {VERSION},\n'
-            f'  "tasks": {json.dumps(self.tasks)},\n  "layers": [\n{layers}\n  ]\n}}\n'
+            f'{rejoining}  "tasks": {json.dumps(self.tasks)},\n  "layers": [\n{layers}\n  ]\n}}\n'
         )
 
     @classmethod
@@ -258,7 +280,7 @@ class Tree:
             raise TreeError('"tasks" is not a list of names')
         if not _is_nested_list(layers, 3):
             raise TreeError('"layers" is not a list of layers, each a list of groups of names')
-        return cls.from_groups(tasks, layers)
+        return cls.from_groups(tasks, layers, data.get("rejoining") is True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `to_json` to `path`, whole or not at all. Raises OSError if it cannot."""

@@ -76,6 +76,7 @@ def _register(env_id: str, **settings: Any) -> None:
 
 _register("Left-v0", target=-0.5)
 _register("Right-v0", target=0.5)
+_register("Target-v0", target=0.0)
 _register("Broken-v0", broken_at=40)
 _register("BrokenAtOnce-v0", broken_at=0)
 
@@ -116,7 +117,7 @@ def make_agent(
     }
     agent = ConalSAC(
         env=env or make_env(targets),
-        tree=tree,  # type: ignore[arg-type]  # pairs may hold None
+        tree=tree,
         policy_kwargs={"widths": tuple(widths), "critic": "mse", **policy},
         device="cpu",
         **{**defaults, **settings},

@@ -218,7 +218,9 @@ def test_margin() -> None:
 # What is left in the parameters' gradients
 
 
-def check_backward(problem: Problem, rule: Rule, margin: float) -> Tensor:
+def check_backward(
+    problem: Problem, rule: Rule, margin: float, inputs: Sequence[Tensor] | None = None
+) -> Tensor:
     shared = problem.encoder.shared_layers()
     layers = [layer.index for layer in shared]
     losses = problem.losses_in_loops()
@@ -236,7 +238,7 @@ def check_backward(problem: Problem, rule: Rule, margin: float) -> Tensor:
     noticing = ConflictNoticing(shared, rule, margin)
     with noticing.capture():
         captured = problem.losses()
-    found = noticing.backward(captured)
+    found = noticing.backward(captured, inputs)
     assert found.tolist() == held
 
     watched = {id(p) for layer in shared for p in layer.parameters()}
@@ -293,6 +295,45 @@ def test_backward_drops_some_and_keeps_some(rule: Rule, kind: str) -> None:
     """So that the tests above are not about gradients that never conflict, or always do."""
     held = [check_backward(Problem.make(3, kind, seed=s, depth=2), rule, 0.0) for s in range(6)]
     assert 0 < torch.stack(held).double().mean() < 1
+
+
+@pytest.mark.parametrize("given_inputs", [False, True])
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("kind", ["norm", "conv"])
+@pytest.mark.parametrize("tree", SEARCH_SPACES, ids=["mixed", "grouped", "shared", "supernet"])
+def test_backward_where_all_tasks_see_one_input(
+    tree: Tree | int, kind: str, copies: int, given_inputs: bool
+) -> None:
+    problem = Problem.make(tree, kind, copies, seed=1)
+    problem.x = problem.x[:1]
+    inputs = list(problem.network().parameters()) if given_inputs else None
+    for rule in RULES:
+        check_backward(problem, rule, 0.0, inputs)
+        problem.network().zero_grad()
+
+
+def test_with_one_input_no_private_module_runs_backwards_once_per_task() -> None:
+    problem = Problem.make(3, "conv")
+    problem.x = problem.x[:1].requires_grad_()  # or the hooks warn
+    supernet = problem.encoder
+    assert isinstance(supernet, Supernet)
+    runs = {"trunk": 0, "specific": 0}
+
+    def count(name: str, module: nn.Module) -> None:
+        def ran(*_: object) -> None:
+            runs[name] += 1
+
+        module.register_full_backward_hook(ran)
+
+    for name, layers in (("trunk", supernet.trunk), ("specific", supernet.specific)):
+        for module in layers.modules():
+            if isinstance(module, nn.Conv2d):
+                count(name, module)
+    noticing = ConflictNoticing(supernet.shared_layers())
+    with noticing.capture():
+        losses = problem.losses()
+    noticing.backward(losses)
+    assert runs == {"trunk": 3 * 3, "specific": 3 * 3}  # layers times tasks
 
 
 @pytest.mark.parametrize("kind", ["norm", "conv"])
@@ -444,12 +485,18 @@ def test_statistics_are_shares_of_steps() -> None:
     assert found.held["consensus"].tolist() == [[0, 0, 0], [0.25, 0.25, 0.25]]
     for rule in set(RULES) - {"none"}:
         assert found.module_held[rule].tolist() == [[0, 0, 0], [0.5, 0.5, 0.5]]
-    assert found.negative.tolist()[1] == [[0, 0.25, 0.25], [0.25, 0, 0.25], [0.25, 0.25, 0]]
+    # A pair is counted where both have a gradient: task 3 has none in the last step.
+    assert found.counted[1].tolist() == [[0, 4, 3], [4, 0, 3], [3, 3, 0]]
+    third = 1 / 3
+    negative = torch.tensor([[0, 0.25, third], [0.25, 0, third], [third, third, 0]])
+    torch.testing.assert_close(found.negative[1], negative)
+    torch.testing.assert_close(found.conflicting, found.negative)  # the margin is 0
     assert not found.negative[0].any()
-    torch.testing.assert_close(found.cosine[0], torch.ones(3, 3))
-    cosines = [[4, 1 + 0.8**0.5, 2 - 0.5**0.5], [0, 4, 2 - 0.1**0.5], [0, 0, 3]]
-    upper = torch.tensor(cosines) / 4
-    torch.testing.assert_close(found.cosine[1].triu(), upper)
+    torch.testing.assert_close(found.cosine[0], 1 - torch.eye(3))
+    upper = [(1 + 0.8**0.5) / 4, (2 - 0.5**0.5) / 3, (2 - 0.1**0.5) / 3]
+    torch.testing.assert_close(
+        found.cosine[1][tuple(torch.triu_indices(3, 3, 1))], torch.tensor(upper)
+    )
     torch.testing.assert_close(found.cosine[1], found.cosine[1].T)
 
 
@@ -517,9 +564,15 @@ def test_statistics_on_trees(tree: Tree, seed: int, data: st.DataObject) -> None
         for i, module in enumerate(layer):
             users = [j for j in range(len(layer)) if layer[j] == module]
             for j in users:
-                pair = [cosine(vectors[number][i], vectors[number][j]) for vectors in steps]
-                assert found.cosine[number, i, j] == pytest.approx(sum(pair) / 2)
-                assert found.negative[number, i, j] == sum(c < 0 for c in pair) / 2
+                pair = [
+                    cosine(vectors[number][i], vectors[number][j])
+                    for vectors in steps
+                    if i != j and any(vectors[number][i]) and any(vectors[number][j])
+                ]
+                seen = max(len(pair), 1)
+                assert found.counted[number, i, j] == len(pair)
+                assert found.cosine[number, i, j] == pytest.approx(sum(pair) / seen)
+                assert found.negative[number, i, j] == sum(c < 0 for c in pair) / seen
             for rule in RULES:
                 held = [held_by_rule(vectors, layers, rule)[number] for vectors in steps]
                 assert found.held[rule][number, i] == sum(step[i] for step in held) / 2

@@ -1,0 +1,184 @@
+"""CoNAL-Pro (figure 1c): for many tasks, the search goes in stages from the last branch point up.
+
+In stage `s` every task not settled yet has two gates: join the others on modules from point
+`p = P - s + 1` on, or leave one module earlier into purely-specific modules `p-1..P-1`. In stage 1
+what is joined is the trunk itself, later a new joint branch. Tasks that join are settled: they are
+the group of point `p`. After the stage of point 2 those still unsettled have whole encoders of
+their own.
+
+A stage holds the trunk, the branches of settled groups, one joint branch and short specific ones:
+never a whole encoder for each task. What the paper leaves open (ours): joint and specific modules
+of a stage start afresh, so that neither side has a lead; the trunk, settled branches and heads
+keep what they have learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from conal_rl.core.layers import Layer, LayerFactory
+from conal_rl.core.network import TreeNetwork, typed
+from conal_rl.core.space import SearchSpace
+from conal_rl.core.tree import Tree
+
+JOIN, LEAVE = 0, 1  # the two gates
+
+
+@dataclass(frozen=True)
+class ProStage:
+    """A stage of CoNAL-Pro, and what the stages before it have settled.
+
+    Attributes:
+        number: from 1.
+        settled: the branch point of each task's group, None where it is not settled yet.
+
+    Raises:
+        ValueError: a stage before the first, or a point that no earlier stage was about.
+    """
+
+    number: int
+    settled: tuple[int | None, ...]
+    method: ClassVar[str] = "conal_pro"
+
+    def __post_init__(self) -> None:
+        if self.number < 1 or None not in self.settled:
+            raise ValueError("a stage has a number from 1 and at least one task to settle")
+
+    @classmethod
+    def first(cls, tasks: int) -> ProStage:
+        """The stage that begins a search."""
+        return cls(1, (None,) * tasks)
+
+    def network(
+        self, tasks: Sequence[str], chain: Sequence[LayerFactory], replicas: int = 1
+    ) -> StageNetwork:
+        """The stage's search space over a chain of modules."""
+        return StageNetwork(tasks, chain, self, replicas)
+
+
+class StageNetwork(SearchSpace):
+    """One stage: every task's path through what it shares, and the unsettled tasks' own paths.
+
+    Attributes:
+        gates: `(unsettled task, 2)`: join, leave.
+        point: the branch point `p` that the stage is about.
+        Others: as `SearchSpace`.
+
+    Raises:
+        ValueError: the stage does not fit the tasks or the chain's length.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        chain: Sequence[LayerFactory],
+        stage: ProStage,
+        replicas: int = 1,
+    ):
+        last = len(chain) + 1
+        point = last + 1 - stage.number
+        if len(stage.settled) != len(tasks) or point < 2:
+            raise ValueError(f"{stage} does not fit {len(tasks)} tasks and {len(chain)} modules")
+        if not all(p is None or point < p <= last for p in stage.settled):
+            raise ValueError(f"{stage}: tasks were settled at points {point + 1} to {last}")
+        unsettled = [i for i, p in enumerate(stage.settled) if p is None]
+        super().__init__(tasks, chain, [tasks[i] for i in unsettled], 2, replicas)
+        self.stage, self.point, self._open = stage, point, unsettled
+        joined = self._tree(dict.fromkeys(self._open, self.point))
+        self.joint = TreeNetwork(joined.replicate(replicas), chain)
+        own_rows = range(replicas * len(self._open))
+        self.specific = nn.ModuleList(make(tuple(own_rows)) for make in chain[self.point - 2 :])
+        rows = [r * len(tasks) + i for r in range(replicas) for i in self._open]
+        self.register_buffer("open_rows", torch.tensor(rows), persistent=False)
+
+    open_rows: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode `(row, batch, ...)` (or `(1, batch, ...)`, one input for all) to the same rows."""
+        x = x.expand(self._rows(x), *x.shape[1:])
+        own = x
+        for depth, layer in enumerate(self.joint.layers):
+            if depth == self.point - 2:
+                own = x[self.open_rows]
+            if depth >= self.point - 2:
+                own = self.specific[depth - self.point + 2](own)
+            x = layer(x)
+        gates = self.gate_weights().repeat(self.replicas, 1).view(-1, 2, *[1] * (x.ndim - 1))
+        mixed = gates[:, JOIN] * x[self.open_rows] + gates[:, LEAVE] * own
+        return x.index_copy(0, self.open_rows, mixed)
+
+    def shared_layers(self) -> list[Layer]:
+        """The layers with modules that several tasks run, from input to output."""
+        return self.joint.shared_layers() if len(self.tasks) > 1 else []
+
+    def tree(self) -> Tree:
+        """The tree of the strongest gates, if this stage were the last."""
+        return self._tree(self._decided())
+
+    def next_stage(self) -> ProStage | None:
+        """The stage after this one; None where the strongest gates settle all, or at point 2.
+
+        Raises:
+            ValueError: a gate is NaN or infinite.
+        """
+        if self.point == 2:
+            return None
+        settled = list(self.stage.settled)
+        for task, point in self._decided().items():
+            if point == self.point:
+                settled[task] = point
+        if None not in settled:
+            return None
+        return ProStage(self.stage.number + 1, tuple(settled))
+
+    def modules_of(self, layer: int) -> list[tuple[Layer, int]]:
+        """See `SearchSpace`."""
+        joint = typed(self.joint.layers)[layer]
+        found = [(joint, module) for module in joint.index]
+        if layer >= self.point - 2:
+            specific = typed(self.specific)[layer - self.point + 2]
+            leaving = [gate == LEAVE for gate in self.strongest()] * self.replicas
+            for module, row in enumerate(self.open_rows.tolist()):
+                if leaving[module]:
+                    found[row] = (specific, module)
+        return found
+
+    @torch.no_grad()
+    def go_on_from(self, before: StageNetwork) -> None:
+        """Take over the trunk and the settled groups' branches from the stage before."""
+        for depth, (mine, theirs) in enumerate(
+            zip(typed(self.joint.layers), typed(before.joint.layers), strict=True)
+        ):
+            for row, module in enumerate(mine.index):
+                settled = self.stage.settled[row % len(self.tasks)] is not None
+                if settled or depth + 1 < self.point:
+                    mine.copy_module(module, theirs, theirs.index[row])  # type: ignore[arg-type]
+
+    def _decided(self) -> dict[int, int]:
+        """The branch point of each unsettled task by its strongest gate."""
+        return {
+            task: self.point if gate == JOIN else self.point - 1
+            for task, gate in zip(self._open, self.strongest(), strict=True)
+        }
+
+    def _tree(self, points: dict[int, int]) -> Tree:
+        """Settled groups at their points, the others at theirs: together here, alone before."""
+
+        def label(task: int, settled: int | None, layer: int) -> tuple[str, int]:
+            point = points[task] if settled is None else settled
+            if layer < point:
+                return "trunk", 0
+            return ("task", task) if point < self.point else ("group", point)
+
+        return Tree.from_labels(
+            self.tasks,
+            (
+                [label(task, settled, layer) for task, settled in enumerate(self.stage.settled)]
+                for layer in range(1, len(self._chain) + 1)
+            ),
+        )

@@ -1,0 +1,110 @@
+"""What all search spaces have: gates over options, and the tree of the strongest gates."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from conal_rl.core.layers import Layer, LayerFactory
+from conal_rl.core.network import TreeNetwork, copy_layers
+from conal_rl.core.tree import Tree
+
+
+class SearchSpace(nn.Module):
+    """Encoders of all tasks that differ in what they share, and gates that mix them.
+
+    Rows are member-major: row `r` is task `r % tasks` of member `r // tasks`, as `replicas`
+    members of an ensemble (twin critics) have weights of their own and share the gates.
+
+    Args:
+        tasks: task names.
+        chain: one layer factory per module.
+        choices: what is decided, a name for each row of gates.
+        options: how many options each choice has.
+        replicas: members of an ensemble.
+
+    Attributes:
+        gates: alpha, `(choice, option)`, all ones at the start.
+        gumbel_temperature: if set, training forward passes draw straight-through Gumbel-softmax
+            gates at this temperature instead of the softmax.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        chain: Sequence[LayerFactory],
+        choices: Sequence[str],
+        options: int,
+        replicas: int = 1,
+    ):
+        super().__init__()
+        self.tasks = tuple(tasks)
+        self.replicas = replicas
+        self.choices = tuple(choices)
+        self._chain = list(chain)
+        self.gates = nn.Parameter(torch.ones(len(self.choices), options))
+        self.gumbel_temperature: float | None = None
+
+    def gate_weights(self) -> Tensor:
+        """The mixing weights of the options, `(choice, option)`, each row summing to one."""
+        if self.training and self.gumbel_temperature is not None:
+            return F.gumbel_softmax(self.gates, tau=self.gumbel_temperature, hard=True)
+        return self.gates.softmax(dim=1)
+
+    def weights(self) -> list[nn.Parameter]:
+        """Every parameter but the gates."""
+        return [p for p in self.parameters() if p is not self.gates]
+
+    def shared_layers(self) -> list[Layer]:
+        """The layers with modules that several tasks run, from input to output."""
+        raise NotImplementedError
+
+    def strongest(self) -> list[int]:
+        """The option of each choice that its gates prefer; the first one wins a tie.
+
+        Raises:
+            ValueError: a gate is NaN or infinite.
+        """
+        return strongest(self.gates)
+
+    def tree(self) -> Tree:
+        """The tree of the strongest gates.
+
+        Raises:
+            ValueError: a gate is NaN or infinite.
+        """
+        raise NotImplementedError
+
+    def modules_of(self, layer: int) -> list[tuple[Layer, int]]:
+        """The layer and module here that each row runs in `layer` of `tree()`, `(row,)`."""
+        raise NotImplementedError
+
+    def derive(self) -> TreeNetwork:
+        """The network of the strongest gates with the weights learnt so far.
+
+        With gates that are one-hot it computes what this network computes.
+        """
+        tree = self.tree()
+        if self.replicas > 1:
+            tree = tree.replicate(self.replicas)
+        network = TreeNetwork(tree, self._chain).to(self.gates)
+        copy_layers(network, [self.modules_of(layer) for layer in range(tree.depth)])
+        return network
+
+    def _rows(self, x: Tensor) -> int:
+        rows = self.replicas * len(self.tasks)
+        if len(x) not in (1, rows):
+            raise ValueError(f"expected {rows} rows, got input {tuple(x.shape)}")
+        return rows
+
+
+def strongest(gates: Tensor) -> list[int]:
+    """Index of the largest gate in each row `(choice, option)`; the first one wins a tie.
+
+    Raises:
+        ValueError: a gate is NaN or infinite.
+    """
+    if not torch.isfinite(gates).all():
+        raise ValueError("the gates hold NaN or infinity: the search diverged")
+    return gates.argmax(dim=1).tolist()
