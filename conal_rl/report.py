@@ -1,0 +1,172 @@
+"""`python -m conal_rl.report WHAT`: figures and tables of runs."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from conal_rl.commands import Parser, exit_status
+from conal_rl.errors import ConfigError
+from conal_rl.reports.records import NETWORKS, ConflictRecord, mean_over_pairs, read_record
+from conal_rl.runs import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m conal_rl.report", description=__doc__)
+    what = parser.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=Parser)
+    conflicts = what.add_parser(
+        "conflicts", help="how often tasks' gradients conflict, which tasks', and the gates"
+    )
+    conflicts.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="folders of runs that searched, or that trained with --agent.conflict-rule",
+    )
+    conflicts.add_argument(
+        "--out",
+        type=Path,
+        default=Path("report"),
+        metavar="DIR",
+        help="where the figures go (default: %(default)s/)",
+    )
+    return parser
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Read the runs, draw, print the tables and what was written.
+
+    Raises:
+        ConalError: whatever is wrong with the command line, the runs or the machine.
+    """
+    options = _parser().parse_args(arguments)
+    for path in (options.out, *options.out.parents):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"cannot write to {options.out}: {path} is a file")
+    folders = list({folder.resolve(): folder for folder in options.runs}.values())
+    names = unique_names([folder.resolve().name for folder in folders])
+    records = [read_record(folder, name) for folder, name in zip(folders, names, strict=True)]
+    # All is drawn before anything is written, so that an error leaves nothing half done.
+    images = {name: _png(figure) for name, figure in draw(records).items()}
+    console = Console()
+    for record in records:
+        console.print(table(record))
+    for path in write(images, options.out):
+        print(path)
+
+
+def unique_names(folders: Sequence[str]) -> list[str]:
+    """The folders' own names, with a number behind those that another folder has too."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for folder in folders:
+        name, number = folder, 1
+        # Figures of a training have "-training" behind the name.
+        while {name, f"{name}-training"} & taken:
+            number += 1
+            name = f"{folder}-{number}"
+        taken |= {name, f"{name}-training"}
+        names.append(name)
+    return names
+
+
+def draw(records: Sequence[ConflictRecord]) -> dict[str, Figure]:
+    """Every figure that the runs have data for, by the name of its file."""
+    from conal_rl.reports.conflicts import draw_conflicts, draw_cosines
+    from conal_rl.reports.gates import draw_gates
+
+    figures = {}
+    if any(record.negative for record in records):
+        figures["conflicts.png"] = draw_conflicts(records)
+    for record in records:
+        drawn = [p for p in record.phases if any(len(s.cosine) for s in p.networks.values())]
+        for number, phase in enumerate(drawn):
+            suffix = f"-{phase.name}" if number else ""
+            figures[f"cosines-{record.name}{suffix}.png"] = draw_cosines(record, phase)
+        if record.gates:
+            figures[f"gates-{record.name}.png"] = draw_gates(record)
+    return figures
+
+
+def _png(figure: Figure) -> bytes:
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=200, bbox_inches="tight", pad_inches=0.05)
+    return image.getvalue()
+
+
+def write(images: dict[str, bytes], out: Path) -> list[Path]:
+    """Write files into `out`, which is made if missing; each appears whole or not at all.
+
+    Raises:
+        ConfigError: the disk refuses.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, image in images.items():
+            atomic_write(out / name, image)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out}: {error.strerror}") from error
+    return [out / name for name in images]
+
+
+def table(record: ConflictRecord) -> Table:
+    """Per phase, network and shared layer: how tasks' gradients agree and what rules would hold.
+
+    A run that is not through its first phase has only the mean of what it has logged so far.
+    """
+    statistics = [
+        (phase.name, network, found)
+        for phase in record.phases
+        for network, found in phase.networks.items()
+    ]
+    rules = list(dict.fromkeys(r for _, _, found in statistics for r in found.held if r != "none"))
+    rows = Table(
+        title=Text(f"{record.name}: {record.method}"),
+        caption="rules: share of steps in which each would have held the module" if rules else None,
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    for heading in ("phase", "layer"):
+        rows.add_column(heading)
+    for heading in ("negative cosines", "mean cosine", *rules):
+        rows.add_column(heading.replace(" ", "\n").replace("_", "\n"), justify="right")
+    for phase, network, found in statistics:
+        negative, cosine = mean_over_pairs(found.negative), mean_over_pairs(found.cosine)
+        for layer in range(len(cosine)):
+            shares = [_shown(found.held[r][layer]) if r in found.held else "-" for r in rules]
+            numbers = [_shown(negative[layer]), _shown(cosine[layer], "+.3f"), *shares]
+            rows.add_row(phase, f"{NETWORKS[network]} {layer + 1}", *numbers)
+    if not rows.row_count:
+        for network, layers in record.negative.items():
+            for layer, curve in sorted(layers.items()):
+                share = _shown(float(curve.values.mean()))
+                rows.add_row("so far", f"{NETWORKS[network]} {layer}", share, "-")
+    return rows
+
+
+def _shown(number: float, form: str = ".2f") -> str:
+    return format(number, form) if np.isfinite(number) else "-"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`run`, as an exit status: 0, 2 after an error reported in one line, 130 after Ctrl-C."""
+    return exit_status(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What `python -m conal_rl.report` reads and draws."""

@@ -1,0 +1,274 @@
+"""How often the tasks' gradients conflict over training, and which tasks'.
+
+Yue, Zhang, Liang (AAAI 2023) motivate CoNAL with the share of negative cosines between the tasks'
+gradients in what they share; `draw_conflicts` is that figure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conal_rl.reports.records import NETWORKS, Array, ConflictRecord, Curve, Phase
+from conal_rl.reports.style import COLOURS, FAINT, INK, dress, legend
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_NO_PAIR = "#E4E4E4"
+_SEARCH_ENDS: dict[str, Any] = {"lw": 0.8, "ls": (0, (1, 2))}
+_SMALL = 12  # up to so many tasks the cells of a heat map have room for a number
+
+
+# Conflicts over training
+
+
+@dataclass(frozen=True)
+class _Line:
+    label: str
+    records: list[ConflictRecord]  # more than one: seeds of the same experiment
+
+
+def draw_conflicts(records: Sequence[ConflictRecord]) -> Figure:
+    """The share of negative cosines over env steps, a panel per network and shared layer.
+
+    Runs that differ only in their seeds are drawn as their mean, in a band from lowest to highest,
+    at each step over the runs that have come so far. The grey line is where noise alone would be.
+
+    Raises:
+        ValueError: none of the runs has such a curve.
+    """
+    from matplotlib.figure import Figure
+
+    lines = _lines([record for record in records if record.negative])
+    if not lines:
+        raise ValueError("no run has logged its conflicts")
+    layers = {
+        network: sorted({layer for r in records for layer in r.negative.get(network, {})})
+        for network in NETWORKS
+    }
+    networks = [network for network in NETWORKS if layers[network]]
+    columns = max(map(len, layers.values()))
+    figure = Figure(figsize=(2.2 * max(columns, 2) + 0.5, 1.75 * len(networks) + 0.6))
+    figure.set_layout_engine("constrained")
+    panels = figure.subplots(len(networks), columns, squeeze=False, sharey=True)
+    styles = _styles(lines)
+    for row, network in zip(panels, networks, strict=True):
+        for axes in row[len(layers[network]) :]:
+            axes.set_visible(False)
+        for axes, layer in zip(row, layers[network], strict=False):
+            _draw_shares(axes, [_curves(line, network, layer) for line in lines], styles)
+            axes.set_title(f"{NETWORKS[network]}, shared layer {layer}", size=8, color=INK)
+    found = [c.values for r in records for n in r.negative.values() for c in n.values()]
+    low, high = (20 * edge(0.5, *map(edge, found)) for edge in (min, max))
+    low, high = math.floor(low - 0.2) / 20, math.ceil(high + 0.2) / 20
+    panels[0, 0].set_ylim(max(low, -0.02), min(high, 1.02))
+    figure.supxlabel("env steps", size=8, color=INK)
+    figure.supylabel("share of negative cosines", size=8, color=INK)
+    handles = [
+        panels[0, 0].plot([], [], **style, label=line.label)[0]
+        for line, style in zip(lines, styles, strict=True)
+    ]
+    handles += panels[0, 0].plot([], [], color=FAINT, lw=0.8, label="noise alone")
+    if _end_searches(panels.flat, lines, styles):
+        handles += panels[0, 0].plot([], [], **_SEARCH_ENDS, color=FAINT, label="end of search")
+    legend(figure, handles)
+    return figure
+
+
+def _lines(records: Sequence[ConflictRecord]) -> list[_Line]:
+    """Seeds of one experiment go together; a method with several lines names their folders."""
+    groups: list[list[ConflictRecord]] = []
+    for record in records:
+        for group in groups:
+            if _same_but_seed(record, group[0]):
+                group.append(record)
+                break
+        else:
+            groups.append([record])
+    apart: list[list[ConflictRecord]] = []
+    for group in groups:
+        # A seed that was run twice says nothing about the spread over seeds.
+        once = len({record.config.seed for record in group}) == len(group)
+        apart += [group] if once else [[record] for record in group]
+    methods = [group[0].method for group in apart]
+    lines = []
+    for group, method in zip(apart, methods, strict=True):
+        label = method
+        if methods.count(method) > 1:
+            label += f", {group[0].name}"
+        if len(group) > 1:
+            label += f" ({len(group)} seeds)"
+        lines.append(_Line(label, group))
+    return lines
+
+
+def _same_but_seed(a: ConflictRecord, b: ConflictRecord) -> bool:
+    def experiment(record: ConflictRecord) -> tuple[Any, ...]:
+        config = record.config
+        return record.method, config.env, config.agent, config.search
+
+    return experiment(a) == experiment(b)
+
+
+def _styles(lines: Sequence[_Line]) -> list[dict[str, Any]]:
+    """A method's own colour where each has one line, otherwise one colour after another."""
+    methods = [line.records[0].method for line in lines]
+    palette = list(COLOURS.values())
+    if len(set(methods)) == len(methods) and set(methods) <= set(COLOURS):
+        return [{"color": COLOURS[method], "lw": 1.4} for method in methods]
+    dashes = ("-", "--", ":", "-.")
+    return [
+        {
+            "color": palette[number % len(palette)],
+            "ls": dashes[number // len(palette) % len(dashes)],
+            "lw": 1.4,
+        }
+        for number in range(len(lines))
+    ]
+
+
+def _curves(line: _Line, network: str, layer: int) -> list[Curve]:
+    curves = [record.negative.get(network, {}).get(layer) for record in line.records]
+    return [curve for curve in curves if curve is not None]
+
+
+def _draw_shares(
+    axes: Axes, curves_of_lines: Sequence[list[Curve]], styles: Sequence[dict[str, Any]]
+) -> None:
+    axes.axhline(0.5, color=FAINT, lw=0.8, zorder=1)
+    for curves, style in zip(curves_of_lines, styles, strict=True):
+        if not curves:
+            continue
+        steps = np.unique(np.concatenate([curve.steps for curve in curves]))
+        values = np.array(
+            [np.interp(steps, c.steps, c.values, left=np.nan, right=np.nan) for c in curves]
+        )
+        if len(curves) > 1:
+            low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+            axes.fill_between(steps, low, high, color=style["color"], alpha=0.2, lw=0)
+        marker = "o" if len(steps) == 1 else None
+        axes.plot(steps, np.nanmean(values, axis=0), **style, marker=marker, ms=3)
+    dress(axes, ticks=5)
+
+
+def _end_searches(
+    panels: Iterable[Axes], lines: Sequence[_Line], styles: Sequence[dict[str, Any]]
+) -> bool:
+    """Mark where searches ended whose runs counted on, in another tree then; whether any did."""
+    ends = {
+        (phase.steps, style["color"])
+        for line, style in zip(lines, styles, strict=True)
+        for record in line.records
+        for phase in record.phases
+        if phase.name == "search" and phase.steps < _last_step(record)
+    }
+    for axes in panels:
+        for step, colour in ends:
+            axes.axvline(step, **_SEARCH_ENDS, color=colour)
+    return bool(ends)
+
+
+def _last_step(record: ConflictRecord) -> float:
+    return max(c.steps[-1] for layers in record.negative.values() for c in layers.values())
+
+
+# Cosines of pairs
+
+
+def draw_cosines(record: ConflictRecord, phase: Phase) -> Figure:
+    """Heat maps of the tasks' mean cosines, a row per network, a column per shared layer.
+
+    Red pairs conflict. Up to 12 tasks, the number in a cell is the share of steps with a negative
+    cosine in percent. A grey cell is a pair that shares no module there.
+
+    Raises:
+        ValueError: the phase has no statistics.
+    """
+    from matplotlib.figure import Figure
+
+    networks = [n for n, found in phase.networks.items() if len(found.cosine)]
+    if not networks:
+        raise ValueError(f"no statistics of {record.name}'s {phase.name}")
+    columns = max(len(phase.networks[network].cosine) for network in networks)
+    tasks = len(phase.tasks)
+    side = tasks * max(0.11, min(0.27, 4.5 / tasks), 1.2 / tasks)  # inches, of a map
+    names = 0.065 * max(map(len, phase.tasks))
+    size = (columns * (side + 0.15) + names + 1.0, len(networks) * (side + 0.35) + names + 0.7)
+    figure = Figure(figsize=size, layout="compressed")
+    panels = figure.subplots(len(networks), columns, squeeze=False)
+    everything = np.concatenate([phase.networks[n].cosine.ravel() for n in networks])
+    limit = max(np.nanmax(np.abs(everything)), 1e-3) if np.isfinite(everything).any() else 1.0
+    for row, network in zip(panels, networks, strict=True):
+        found = phase.networks[network]
+        for axes in row[len(found.cosine) :]:
+            axes.set_visible(False)
+        for layer, (axes, cosine) in enumerate(zip(row, found.cosine, strict=False)):
+            _draw_map(axes, cosine, found.negative[layer], limit)
+            axes.set_title(f"{NETWORKS[network]}, shared layer {layer + 1}", size=8, color=INK)
+    _name_tasks(panels, phase.tasks)
+    shown = panels[0, 0].images[0]
+    bar = figure.colorbar(shown, ax=list(panels.flat), shrink=0.6, aspect=25, pad=0.02)
+    bar.set_label("mean cosine of two tasks' gradients", size=8, color=INK)
+    bar.ax.tick_params(labelsize=7, labelcolor=INK, color=FAINT)
+    bar.outline.set_visible(False)
+    title = f"{record.name}: {record.method}, {phase.name}, {phase.steps:,} env steps"
+    if tasks <= _SMALL:
+        title += "\nin the cells: share of negative cosines, in percent"
+    if np.isnan(everything).sum() > tasks * sum(len(phase.networks[n].cosine) for n in networks):
+        title += "\ngrey: no module is shared"
+    figure.suptitle(title, size=8, color=INK, parse_math=False)
+    return figure
+
+
+def _draw_map(axes: Axes, cosine: Array, negative: Array, limit: float) -> None:
+    from matplotlib import colormaps
+
+    colours = colormaps["RdBu"].with_extremes(bad=_NO_PAIR)
+    axes.imshow(np.ma.masked_invalid(cosine), cmap=colours, vmin=-limit, vmax=limit)
+    axes.set_frame_on(False)
+    axes.tick_params(length=0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    if len(cosine) > _SMALL:
+        return
+    for i, j in np.argwhere(np.isfinite(negative)):
+        dark = abs(cosine[i, j]) > 0.6 * limit
+        axes.text(
+            j,
+            i,
+            f"{100 * negative[i, j]:.0f}",
+            size=6.5,
+            color="white" if dark else INK,
+            ha="center",
+            va="center_baseline",
+        )
+
+
+def _name_tasks(panels: NDArray[Any], tasks: Sequence[str]) -> None:
+    """Task names left of the first map in each row and under the last one in each column."""
+    size = 7.5 if len(tasks) <= 30 else 6
+    style: dict[str, Any] = {"size": size, "color": INK, "parse_math": False}
+    for row in panels:
+        row[0].set_yticks(range(len(tasks)), tasks, **style)
+    for column in panels.T:
+        lowest = [axes for axes in column if axes.get_visible()][-1]
+        for number, task in enumerate(tasks):
+            name = lowest.annotate(
+                task,
+                (number, len(tasks) - 0.5),
+                (0, -3),
+                textcoords="offset points",
+                rotation=90,
+                ha="center",
+                va="top",
+                **style,
+            )
+            # Where a map is missing below, names hang into its place and need no row of their own.
+            name.set_in_layout(lowest is column[-1])

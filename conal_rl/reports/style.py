@@ -1,0 +1,47 @@
+"""What the figures of reports share. They are kept out of pyplot's list of open figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, as the trees are drawn in.
+COLOURS = {
+    "HPS": "#D55E00",
+    "LTB": "#009E73",
+    "CoNAL": "#0072B2",
+    "CoNAL-Pro": "#CC79A7",
+    "Recon": "#56B4E9",
+    "tree": "#E69F00",
+}
+INK, FAINT = "#333333", "#999999"
+
+
+def dress(axes: Axes, ticks: int) -> None:
+    """Quiet axes with env steps on x, at most `ticks` + 1 of them marked."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10]))
+    axes.tick_params(labelsize=7, labelcolor=INK, color=FAINT, length=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+
+
+def legend(figure: Figure, handles: list[Any]) -> None:
+    """A legend above the panels, in one line or in as many columns as there is room for."""
+    widths = [0.5 + 0.06 * len(handle.get_label()) for handle in handles]  # inches, at size 8
+    fitting = int(figure.get_figwidth() / max(widths))
+    shown = figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=len(handles) if sum(widths) < figure.get_figwidth() else max(fitting, 1),
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK,
+    )
+    for text in shown.get_texts():
+        text.set_parse_math(False)

@@ -1,0 +1,539 @@
+"""Reports: what is read of a run's files, the numbers that reach the figures, one-line errors."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.testing import assert_allclose
+from rich.console import Console
+from stable_baselines3.common.logger import TensorBoardOutputFormat
+
+from conal_rl import report
+from conal_rl.errors import CheckpointError, ConfigError
+from conal_rl.reports.conflicts import draw_conflicts, draw_cosines
+from conal_rl.reports.gates import draw_gates
+from conal_rl.reports.records import (
+    ConflictRecord,
+    mean_over_pairs,
+    read_phase,
+    read_record,
+    read_scalars,
+)
+
+TASKS = ("reach-v3", "button-press-topdown-v3", "peg_insert$side-v3")
+TAG = "conflicts_actor/negative/1"
+
+
+def log(folder: Path, lines: Mapping[int, Mapping[str, float]]) -> Path:
+    """Log as one process of a run does; returns its file."""
+    before = set(folder.glob("events.*"))
+    output = TensorBoardOutputFormat(str(folder))
+    for step, scalars in lines.items():
+        output.write({"time/fps": 1.0, **scalars}, dict.fromkeys(["time/fps", *scalars], ()), step)
+    output.close()
+    (file,) = set(folder.glob("events.*")) - before
+    return file
+
+
+def statistics(tasks: int, layers: int = 2, gates: Mapping[str, int] | None = None) -> Any:
+    """A network's entry in search.json or training.json; symmetric, of known numbers."""
+    pair = np.add.outer(range(tasks), range(tasks)) / (2 * tasks)
+    off = 1 - np.eye(tasks)
+    cosine = [((0.1 - 0.2 * pair) / layer * off).tolist() for layer in range(1, layers + 1)]
+    negative = [((0.3 + 0.4 * pair) * off).tolist() for _ in range(layers)]
+    entry = {
+        "rule": "consensus",
+        "mean_cosine": cosine,
+        "negative_share": negative,
+        "module_held": {
+            "any_pair": [0.9] * layers,
+            "consensus": [0.25] * layers,
+            "none": [0.0] * layers,
+        },
+        "task_dropped": {"consensus": [[0.1] * tasks] * layers},
+    }
+    if gates is not None:
+        entry["choices"] = list(gates)
+        entry["gates"] = {name: [1 / options] * options for name, options in gates.items()}
+    return entry
+
+
+def make_run(
+    folder: Path,
+    method: str = "conal",
+    seed: int = 0,
+    tasks: Sequence[str] = TASKS,
+    options: str = "",
+    lines: Mapping[int, Mapping[str, float]] | None = None,
+    gates: Mapping[str, int] | None = None,
+) -> Path:
+    """A run's folder, of a search or of HPS (method "shared"), with conflicts and gates logged."""
+    folder.mkdir(parents=True)
+    searches = method != "shared"
+    agent = f"agent: {{tree: {'search' if searches else 'shared'}{options}}}\n"
+    config = f"name: tiny\ntotal_steps: 1000\nseed: {seed}\nenv: {{suite: cartpole}}\n{agent}"
+    (folder / "config.yaml").write_text(config)
+    if gates is None and searches:
+        gates = dict.fromkeys(tasks, 3)
+    entries = {name: statistics(len(tasks), 2, gates) for name in ("actor", "critic")}
+    content = {"method": method, "tasks": list(tasks), "steps": 200, "updates": 20, **entries}
+    name = "search.json" if searches else "training.json"
+    (folder / name).write_text(json.dumps(content))
+    log(folder, default_lines(gates or {}, seed) if lines is None else lines)
+    return folder
+
+
+def default_lines(gates: Mapping[str, int], seed: int) -> dict[int, dict[str, float]]:
+    """Two log lines: shares of two layers that grow, and gates of which the last option wins."""
+    return {
+        step: {
+            f"conflicts_{name}/negative/{layer}": 0.1 * layer + step / 1000 + 0.02 * seed
+            for name in ("actor", "critic")
+            for layer in (1, 2)
+        }
+        | {
+            f"gates_{name}/{choice}/{option}": option / sum(range(1, options + 1))
+            for name in ("actor", "critic")
+            for choice, options in gates.items()
+            for option in range(1, options + 1)
+        }
+        for step in (100, 200)
+    }
+
+
+def record(folder: Path, *arguments: Any, **options: Any) -> ConflictRecord:
+    return read_record(make_run(folder, *arguments, **options), folder.name)
+
+
+def panel(figure: Figure, title: str) -> Axes:
+    (axes,) = [a for a in figure.axes if a.get_title() == title and a.get_visible()]
+    return axes
+
+
+def drawn(axes: Axes) -> list[tuple[Any, list[tuple[float, float]]]]:
+    """Lines and their points; the legend's own lines have none."""
+    data = [(line, np.asarray(line.get_xydata()).tolist()) for line in axes.lines]
+    return [(line, [(x, y) for x, y in points]) for line, points in data if points]
+
+
+def points(axes: Axes, colour: Any) -> list[tuple[float, float]]:
+    """The points of the one solid line in a colour."""
+    (found,) = [
+        found
+        for line, found in drawn(axes)
+        if line.get_color() == colour and line.get_linestyle() == "-"
+    ]
+    return found
+
+
+def render(figure: Figure) -> None:
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+
+
+def labels(figure: Figure) -> dict[str, Any]:
+    """Colours by label of a figure's legend."""
+    (legend,) = figure.legends
+    handles, texts = legend.get_lines(), legend.get_texts()
+    return {text.get_text(): h.get_color() for text, h in zip(texts, handles, strict=True)}
+
+
+# TensorBoard files
+
+
+def test_scalars_of_one_process(tmp_path: Path) -> None:
+    log(tmp_path, {10: {TAG: 0.25, "train/loss": 3.0}, 20: {TAG: 0.5, "gates_actor/a b/1": 0.75}})
+    found = read_scalars(tmp_path)
+    assert found.keys() == {TAG, "gates_actor/a b/1"}
+    assert_allclose(found[TAG].steps, [10, 20])
+    assert_allclose(found[TAG].values, [0.25, 0.5])
+    assert_allclose(found["gates_actor/a b/1"].steps, [20])
+
+
+def test_a_resumed_run_has_one_branch(tmp_path: Path) -> None:
+    """Resumed from steps 25 and 35 with other intervals: what was logged beyond is left out."""
+    log(tmp_path, {step: {TAG: 0.125} for step in (10, 20, 30, 40, 50, 60)})
+    log(tmp_path, {step: {TAG: 0.25} for step in (30, 33, 36, 39, 42)})
+    log(tmp_path, {38: {"train/loss": 1.0}, 41: {TAG: 0.5}})
+    found = read_scalars(tmp_path)[TAG]
+    assert_allclose(found.steps, [10, 20, 30, 33, 36, 41])
+    assert_allclose(found.values, [0.125, 0.125, 0.25, 0.25, 0.25, 0.5])
+
+
+def test_a_resumed_run_that_logged_nothing_takes_nothing_away(tmp_path: Path) -> None:
+    log(tmp_path, {10: {TAG: 0.125}, 20: {TAG: 0.25}})
+    log(tmp_path, {})
+    assert_allclose(read_scalars(tmp_path)[TAG].steps, [10, 20])
+
+
+def test_the_last_value_at_a_step_counts(tmp_path: Path) -> None:
+    output = TensorBoardOutputFormat(str(tmp_path))
+    for value in (0.25, 0.5, float("nan")):
+        output.write({TAG: value}, {TAG: ()}, 10)
+    output.close()
+    found = read_scalars(tmp_path)[TAG]
+    assert (found.steps.tolist(), found.values.tolist()) == ([10], [0.5]), "no pair was seen last"
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten", "nothing left"])
+def test_a_damaged_end_is_skipped(tmp_path: Path, damage: str) -> None:
+    file = log(tmp_path, {step: {TAG: 0.5} for step in (10, 20, 30)})
+    content = file.read_bytes()
+    file.write_bytes(
+        {
+            "cut": content[:-60],
+            "overwritten": content[:-60] + bytes(60),
+            "nothing left": b"no events",
+        }[damage]
+    )
+    found = read_scalars(tmp_path)
+    if damage == "nothing left":
+        assert found == {}
+    else:
+        assert_allclose(found[TAG].steps, [10, 20])
+
+
+# search.json and training.json
+
+
+def test_pairs_that_share_nothing_are_left_out(tmp_path: Path) -> None:
+    entry = statistics(3)
+    for name in ("mean_cosine", "negative_share"):
+        for i, j in ((0, 2), (2, 0), (1, 2), (2, 1)):
+            entry[name][1][i][j] = 0.0
+    entry["negative_share"][0][0][1] = entry["negative_share"][0][1][0] = 0.0  # always agree
+    content = {"method": "tree", "tasks": TASKS, "steps": 5, "actor": entry}
+    (tmp_path / "training.json").write_text(json.dumps(content))
+    phase = read_phase(tmp_path / "training.json")
+    assert phase is not None
+    found = phase.networks["actor"]
+    expected = np.eye(3, dtype=bool)
+    assert (np.isnan(found.cosine[0]) == expected).all()
+    expected[2] = expected[:, 2] = True
+    assert (np.isnan(found.negative[1]) == expected).all()
+    assert mean_over_pairs(found.negative)[1] == pytest.approx(0.3 + 0.4 / 6)
+    assert mean_over_pairs(found.cosine)[1] == pytest.approx((0.1 - 0.2 / 6) / 2)
+    assert np.isnan(mean_over_pairs(np.full((1, 3, 3), np.nan))).all()
+
+
+def test_methods_names(tmp_path: Path) -> None:
+    for method, name in (("conal", "CoNAL"), ("conal_pro", "CoNAL-Pro"), ("ltb", "LTB")):
+        assert record(tmp_path / method, method).method == name
+    assert record(tmp_path / "hps", "shared").method == "HPS"
+    config = (tmp_path / "hps" / "config.yaml").read_text()
+    (tmp_path / "hps" / "config.yaml").write_text(config.replace("shared", "mine.json"))
+    assert read_record(tmp_path / "hps", "hps").method == "tree"
+    (tmp_path / "conal" / "search.json").unlink()
+    assert read_record(tmp_path / "conal", "conal").method == "CoNAL", "still searching"
+    config = (tmp_path / "conal" / "config.yaml").read_text() + "search: {method: recon}\n"
+    (tmp_path / "conal" / "config.yaml").write_text(config)
+    assert read_record(tmp_path / "conal", "conal").method == "Recon", "still searching"
+    ltb_like = make_run(tmp_path / "ablation")
+    with (ltb_like / "config.yaml").open("a") as file:
+        file.write("search: {purely_specific: false}\n")
+    found = read_record(ltb_like, "ablation")
+    assert found.method == "CoNAL without specific modules"
+    assert list(labels(draw_gates(found))) == ["option 1", "option 2", "option 3"]
+
+
+# Conflicts over training
+
+
+def test_each_layer_has_its_panel_and_each_run_its_line(tmp_path: Path) -> None:
+    records = [record(tmp_path / name, name) for name in ("conal", "ltb", "shared")]
+    figure = draw_conflicts(records)
+    titles = [f"{name}, shared layer {n}" for name in ("actor", "critics") for n in (1, 2)]
+    assert [axes.get_title() for axes in figure.axes] == titles
+    colours = labels(figure)
+    assert list(colours) == ["CoNAL", "LTB", "HPS", "noise alone"]
+    for axes, layer in zip(figure.axes, (1, 2, 1, 2), strict=True):
+        for method in ("CoNAL", "LTB", "HPS"):
+            found = points(axes, colours[method])
+            assert_allclose(found, [(100, 0.1 * layer + 0.1), (200, 0.1 * layer + 0.2)])
+        noise = [found for _, found in drawn(axes) if [y for _, y in found] == [0.5, 0.5]]
+        assert len(noise) == 1
+        low, high = axes.get_ylim()
+        assert low < 0.2
+        assert high > 0.5
+
+
+def test_seeds_are_a_mean_within_a_band(tmp_path: Path) -> None:
+    records = [record(tmp_path / f"run-{seed}", seed=seed) for seed in (0, 1)]
+    longer = {step: {TAG: 0.3 + step / 1000} for step in (100, 150, 300)}
+    records.append(record(tmp_path / "run-2", seed=2, lines=longer))
+    figure = draw_conflicts(records)
+    colours = labels(figure)
+    assert list(colours) == ["CoNAL (3 seeds)", "noise alone", "end of search"]
+    axes = panel(figure, "actor, shared layer 1")
+    # At 150 the first two are between their points, at 300 only the third has come so far.
+    expected = [(100, 0.82 / 3), (150, 0.97 / 3), (200, 1.12 / 3), (300, 0.6)]
+    assert_allclose(points(axes, colours["CoNAL (3 seeds)"]), expected)
+    (band,) = axes.collections
+    outline = band.get_paths()[0].vertices
+    at_150 = sorted({round(y, 6) for x, y in np.asarray(outline) if x == 150})
+    assert_allclose(at_150, [0.25, 0.45])
+
+
+def test_runs_that_are_no_seeds_of_each_other_have_lines_of_their_own(tmp_path: Path) -> None:
+    same_seed = [record(tmp_path / name) for name in ("first", "second")]
+    figure = draw_conflicts(same_seed)
+    assert list(labels(figure))[:2] == ["CoNAL, first", "CoNAL, second"]
+    other = record(tmp_path / "other", seed=1, options=", batch_size: 64")
+    figure = draw_conflicts([same_seed[0], other])
+    colours = labels(figure)
+    assert list(colours)[:2] == ["CoNAL, first", "CoNAL, other"]
+    assert colours["CoNAL, first"] != colours["CoNAL, other"]
+    many = [record(tmp_path / f"many-{number}") for number in range(9)]
+    handles = draw_conflicts(many).legends[0].get_lines()[:9]
+    assert len({(line.get_color(), str(line.get_linestyle())) for line in handles}) == 9
+
+
+def test_the_end_of_a_search_is_marked_where_counting_goes_on(tmp_path: Path) -> None:
+    lines = {step: {TAG: 0.25} for step in (100, 200, 300)}
+    figure = draw_conflicts([record(tmp_path / "on", lines=lines)])
+    marks = [found for _, found in drawn(figure.axes[0]) if len({x for x, _ in found}) == 1]
+    assert [[x for x, _ in mark] for mark in marks] == [[200, 200]]
+    assert "end of search" in labels(figure)
+
+
+# Cosines
+
+
+def test_heat_maps(tmp_path: Path) -> None:
+    run = record(tmp_path / "my_$run$", "conal")
+    figure = draw_cosines(run, run.phases[0])
+    render(figure)  # names are no formulas
+    for name, layer in itertools.product(("actor", "critics"), (1, 2)):
+        axes = panel(figure, f"{name}, shared layer {layer}")
+        (image,) = axes.images
+        shown: Any = image.get_array()
+        expected = statistics(3)["mean_cosine"][layer - 1]
+        off = ~np.eye(3, dtype=bool)
+        assert_allclose(shown.data[off], np.array(expected)[off])
+        assert (shown.mask == ~off).all()
+        low, high = image.get_clim()
+        assert low == -high == pytest.approx(-np.abs(expected).max() * layer)
+    cells = [t.get_text() for t in panel(figure, "actor, shared layer 1").texts]
+    assert [text for text in cells if text.isdigit()] == ["37", "43", "37", "50", "43", "50"]
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert tuple(names) == TASKS
+    title = figure.get_suptitle()
+    assert "my_$run$: CoNAL, search, 200 env steps" in title
+    assert "grey" not in title
+
+
+def overlap(artists: Sequence[Any]) -> bool:
+    boxes = [artist.get_window_extent() for artist in artists]
+    return any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
+
+
+@pytest.mark.parametrize("count", [10, 50])
+def test_names_do_not_overlap(tmp_path: Path, count: int) -> None:
+    tasks = [f"button-press-topdown-{number}-v3" for number in range(count)]
+    run = record(tmp_path / "many", tasks=tasks)
+    figure = draw_cosines(run, run.phases[0])
+    render(figure)
+    corner = panel(figure, "critics, shared layer 1")
+    below = [text for text in corner.texts if text.get_text() in tasks]
+    assert len(below) == count
+    assert not overlap(below)
+    assert not overlap(corner.get_yticklabels())
+    assert len(corner.texts) == (count + 90 if count == 10 else count), "numbers only in few cells"
+
+    figure = draw_gates(run)
+    render(figure)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(shown) == 2 * count
+    assert not overlap([axes.title for axes in shown])
+    assert not overlap(figure.legends[0].get_texts())
+
+
+# Gates
+
+
+def test_gates_over_the_search(tmp_path: Path) -> None:
+    figure = draw_gates(record(tmp_path / "run"))
+    shown = [axes.get_title() for axes in figure.axes if axes.get_visible()]
+    assert shown == [*TASKS, *TASKS], "the actor's, then the critics', in the tasks' order"
+    colours = labels(figure)
+    assert list(colours) == [
+        "branch point 1 (all its own)",
+        "branch point 2",
+        "branch point 3 (all shared)",
+    ]
+    for axes in figure.axes:
+        weights = {line.get_color(): found for line, found in drawn(axes)}
+        for option, colour in enumerate(colours.values(), start=1):
+            assert_allclose(weights[colour], [(100, option / 6), (200, option / 6)])
+        strongest = max((line for line, _ in drawn(axes)), key=lambda line: line.get_linewidth())
+        assert strongest.get_color() == colours["branch point 3 (all shared)"]
+
+
+def test_gates_of_other_searches(tmp_path: Path) -> None:
+    gates = {f"layer 2 copy {copy}": 2 for copy in (1, 2, 10)} | dict.fromkeys(TASKS, 3)
+    ltb = record(tmp_path / "ltb", "ltb", gates=gates)
+    figure = draw_gates(ltb)
+    shown = [axes.get_title() for axes in figure.axes if axes.get_visible()]
+    assert shown == 2 * list(gates), "copy 2 before copy 10, tasks last and in their order"
+    assert list(labels(figure)) == ["option 1", "option 2", "option 3"]
+    pro = record(tmp_path / "pro", "conal_pro", gates=dict.fromkeys(TASKS, 2))
+    assert list(labels(draw_gates(pro))) == ["join", "leave"]
+
+
+# The command
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run", "shared")]
+    content = json.loads((runs[0] / "search.json").read_text()) | {"method": "tree", "steps": 1000}
+    (runs[0] / "training.json").write_text(json.dumps(content))
+    out = tmp_path / "new" / "report"
+    again = runs[0] / ".." / "run"  # the same run
+    assert report.main(["conflicts", *map(str, runs), str(again), "--out", str(out)]) == 0
+    expected = [
+        "conflicts.png",
+        "cosines-run.png",
+        "cosines-run-training.png",
+        "gates-run.png",
+        "cosines-run-2.png",
+    ]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-len(expected) :] == [str(out / name) for name in expected]
+    assert sorted(path.name for path in out.iterdir()) == sorted(expected)
+    for path in out.iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+    assert any(line.split()[:4] == ["search", "actor", "2", "0.43"] for line in printed)
+
+
+def test_table(tmp_path: Path) -> None:
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(report.table(record(tmp_path / "run")))
+    text = captured.get()
+    assert "…" not in text, "it fits a terminal"
+    rows = [line.split() for line in text.splitlines()]
+    pairs = np.array([1, 2, 3]) / 6  # of the tasks' numbers, as in `statistics`
+    cosine, negative = f"{np.mean(0.1 - 0.2 * pairs):+.3f}", f"{np.mean(0.3 + 0.4 * pairs):.2f}"
+    assert ["search", "actor", "1", negative, cosine, "0.90", "0.25"] in rows
+    assert ["search", "critics", "2", negative, "+0.017", "0.90", "0.25"] in rows
+
+
+def test_a_run_in_its_first_phase(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "search.json").unlink()
+    assert report.main(["conflicts", str(run), "--out", str(tmp_path / "out")]) == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"conflicts.png", "gates-run.png"}
+    assert ["so", "far", "actor", "1", "0.25", "-"] in [
+        line.split() for line in capsys.readouterr().out.splitlines()
+    ]
+
+
+def test_a_run_whose_log_was_deleted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for path in run.glob("events.*"):
+        path.unlink()
+    assert report.main(["conflicts", str(run), "--out", str(tmp_path / "out")]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cosines-run.png"]
+
+
+def test_names_are_unique_with_their_suffixes() -> None:
+    assert report.unique_names(["a", "b", "a", "a"]) == ["a", "b", "a-2", "a-3"]
+    assert report.unique_names(["a", "a-2", "a"]) == ["a", "a-2", "a-3"]
+    assert report.unique_names(["a", "a-training"]) == ["a", "a-training-2"]
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such run folder"):
+        read_record(tmp_path / "nothing", "")
+    with pytest.raises(ConfigError, match=r"config\.yaml: missing; is .* a run's folder"):
+        read_record(tmp_path, "")
+    run = make_run(tmp_path / "run", "shared", lines={10: {"train/loss": 1.0}})
+    (run / "training.json").unlink()
+    with pytest.raises(CheckpointError, match=r"with a search, or with --agent\.conflict-rule"):
+        read_record(run, "")
+
+
+DAMAGE: dict[str, Any] = {
+    "not JSON": "{",
+    "another type": "[]",
+    "no tasks": {"tasks": None},
+    "no number": {"steps": "many"},
+    "too large a number": {"steps": float("inf")},
+    "a task more": {"tasks": [*TASKS, "push-v3"]},
+    "no network": {"actor": None},
+    "no matrix": {"critic": {**statistics(3), "mean_cosine": 0.5}},
+    "uneven rows": {"actor": {**statistics(3), "mean_cosine": [[[0, 1], [1]]]}},
+    "too few layers": {"actor": {**statistics(3), "module_held": {"any_pair": [1]}}},
+    "half": {"actor": {"mean_cosine": []}},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_json(tmp_path: Path, damage: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = make_run(tmp_path / "good"), make_run(tmp_path / "bad")
+    content = json.loads((bad / "search.json").read_text())
+    text = damage if isinstance(damage, str) else json.dumps(content | damage)
+    (bad / "search.json").write_text(text)
+    out = tmp_path / "out"
+    assert report.main(["conflicts", str(good), str(bad), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {bad / 'search.json'}: damaged")
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["conflicts"],
+        ["frobnicate", "run"],
+        ["conflicts", "nowhere"],
+        ["conflicts", "."],
+        ["conflicts", "run", "--out", "file"],
+        ["conflicts", "run", "--out", "file/below"],
+        ["conflicts", "run", "--frobnicate"],
+    ],
+)
+def test_command_reports_errors_in_one_line(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_run(tmp_path / "run")
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    assert report.main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert "\n" not in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "atomic_write", refuse)
+    with pytest.raises(ConfigError, match="No space left"):
+        report.write({"a.png": b""}, tmp_path)
+
+
+def test_the_command_is_light_until_it_draws() -> None:
+    heavy = ["torch", "stable_baselines3", "tensorboard", "matplotlib"]
+    code = f"import sys, conal_rl.report; print(*[m for m in {heavy} if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == []
