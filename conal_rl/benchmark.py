@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from rich.console import Console
 
 from conal_rl.commands import Parser, exit_status
 from conal_rl.errors import ConfigError
 
+ONE_INPUT_TASKS = 5
+
+
+class Size(NamedTuple):
+    """Hidden widths, and transitions per task in a batch."""
+
+    widths: Sequence[int]
+    batch: int
+
+
+MT10 = Size([256] * 3, 32)
+MT10_PAPER = Size([400] * 3, 128)
+"""Of the presets `mt10` and `mt10_paper`."""
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m conal_rl.benchmark", description=__doc__)
     what = parser.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=Parser)
     engine = what.add_parser("engine", help="env steps per second of the Meta-World engines")
+    engine.set_defaults(measure=_engine)
     engine.add_argument("--suite", default="mt10", help="Meta-World suite (default: %(default)s)")
     engine.add_argument(
         "--envs-per-task",
@@ -25,8 +41,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="one table for each (default: 1 4 8)",
     )
-    engine.add_argument("--rounds", type=int, default=3, help="of which the median is shown")
-    engine.add_argument("--seconds", type=float, default=4.0, help="of each peer in each round")
     engine.add_argument("--threads", type=int, help="of the native engine (default: all cores)")
     engine.add_argument(
         "--episodes",
@@ -34,7 +48,37 @@ def _parser() -> argparse.ArgumentParser:
         default=10,
         help="per task, played by one policy on both engines and compared; 0 leaves that out",
     )
+    conflict = what.add_parser("conflict", help="training steps with and without conflict noticing")
+    conflict.set_defaults(measure=_conflict)
+    _add_network_options(conflict, [2, 10, 50], "400 400 400", "128")
+    update = what.add_parser("update", help="SAC updates against those of Stable-Baselines3's SAC")
+    update.set_defaults(measure=_update)
+    sizes = "the presets mt10's and mt10_paper's, a table each"
+    _add_network_options(update, [10], sizes, sizes)
+    for command in (engine, conflict, update):
+        command.add_argument("--rounds", type=int, default=3, help="of which the median is shown")
+        command.add_argument(
+            "--seconds",
+            type=float,
+            default=4.0 if command is engine else 2.0,
+            help="of each peer in each round",
+        )
     return parser
+
+
+def _add_network_options(
+    command: argparse.ArgumentParser, tasks: list[int], widths: str, batch: str
+) -> None:
+    shown = " ".join(map(str, tasks))
+    command.add_argument(
+        "--tasks", type=int, nargs="+", default=tasks, metavar="N", help=f"default: {shown}"
+    )
+    command.add_argument(
+        "--widths", type=int, nargs="+", metavar="N", help=f"of hidden layers (default: {widths})"
+    )
+    command.add_argument("--batch", type=int, help=f"transitions per task (default: {batch})")
+    command.add_argument("--threads", type=int, help="of torch (default: as torch decides)")
+    command.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -44,16 +88,27 @@ def run(arguments: Sequence[str] | None = None) -> None:
         ConalError: whatever is wrong with the command line or the machine.
     """
     options = _parser().parse_args(arguments)
-    for name in ("rounds", "seconds", *(("threads",) if options.threads is not None else ())):
-        if getattr(options, name) <= 0:
-            raise ConfigError(f"--{name} must be more than 0, not {getattr(options, name)}")
-    if min(options.envs_per_task) < 1:
-        raise ConfigError(f"--envs-per-task must be at least 1, not {min(options.envs_per_task)}")
-    if options.episodes < 0:
-        raise ConfigError(f"--episodes must be at least 0, not {options.episodes}")
+    _require(options, "more than 0", lambda value: value > 0, "rounds", "seconds", "threads")
+    counts = ("envs_per_task", "widths", "batch")
+    _require(options, "at least 1", lambda value: value >= 1, *counts)
+    _require(options, "at least 2", lambda value: value >= 2, "tasks")
+    _require(options, "at least 0", lambda value: value >= 0, "episodes")
+    options.measure(options, Console())
+
+
+def _require(
+    options: argparse.Namespace, limit: str, holds: Callable[[float], bool], *names: str
+) -> None:
+    for name in names:
+        given = getattr(options, name, None)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and not holds(value):
+                raise ConfigError(f"--{name.replace('_', '-')} must be {limit}, not {value}")
+
+
+def _engine(options: argparse.Namespace, console: Console) -> None:
     from conal_rl.benchmarks import engine
 
-    console = Console()
     for envs_per_task in options.envs_per_task:
         console.print(
             engine.measure(
@@ -62,6 +117,52 @@ def run(arguments: Sequence[str] | None = None) -> None:
         )
     if options.episodes:
         console.print(engine.compare_evaluations(options.suite, options.episodes))
+
+
+def _conflict(options: argparse.Namespace, console: Console) -> None:
+    _prepare_torch(options, console)
+    from conal_rl.benchmarks import conflict
+
+    turns = (options.rounds, options.seconds, options.device)
+    widths, batch = options.widths or MT10_PAPER.widths, options.batch or MT10_PAPER.batch
+    for tasks in options.tasks:
+        console.print(conflict.measure(tasks, widths, batch, *turns))
+    console.print(conflict.measure_one_input(ONE_INPUT_TASKS, *turns))
+
+
+def _update(options: argparse.Namespace, console: Console) -> None:
+    _prepare_torch(options, console)
+    from conal_rl.benchmarks import update
+
+    sizes = [
+        Size(options.widths or preset.widths, options.batch or preset.batch)
+        for preset in (MT10, MT10_PAPER)
+    ]
+    for tasks in options.tasks:
+        for widths, batch in sizes if sizes[0] != sizes[1] else sizes[:1]:
+            console.print(
+                update.measure(
+                    tasks, widths, batch, options.rounds, options.seconds, options.device
+                )
+            )
+
+
+def _prepare_torch(options: argparse.Namespace, console: Console) -> None:
+    """Set the threads, and say what is measured on.
+
+    Raises:
+        ConfigError: no such device, or none here.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {options.device} cannot be used: {reason}") from error
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    console.print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

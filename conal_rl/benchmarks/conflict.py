@@ -1,97 +1,124 @@
 """What conflict noticing costs: a weight step with it, without it, and with a pass per task.
 
-The network is the paper's for reinforcement learning: twin critics of three hidden layers of 400
-units, 128 transitions of every task. The rule is `any_pair`, and every step ends in Adam's.
+Where every task has its own transitions, the network is the paper's for reinforcement learning:
+twin critics of three hidden layers of 400 units, 128 transitions of every task. The rule is
+`any_pair`, and every step ends in Adam's. Where all tasks share one input, the ways to each task's
+own gradients are compared, on small networks and without the rule, which costs the same in all.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
 from statistics import median
 
 import torch
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
-from conal_rl.agents.policies import TaskNetwork
-from conal_rl.core import ConflictNoticing, Tree
+from conal_rl.agents.policies import CRITICS, TaskNetwork
+from conal_rl.core import (
+    ConalSpace,
+    ConflictNoticing,
+    Supernet,
+    Tree,
+    TreeNetwork,
+    linear_chain,
+    module_chain,
+)
 from conal_rl.core.conflict import held_rows
-from conal_rl.core.gradients import gram, same_module, set_gradients
+from conal_rl.core.gradients import TaskGradients, gram, same_module, set_gradients
 from conal_rl.core.layers import Layer
 from conal_rl.core.search import apply_gradients, weight_step
 
 FEATURES = 43  # Meta-World's observation and action
+CLASSES = 10
+CHANNELS = (3, 32, 32, 64, 64)
+UNITS = (100, 400, 400, 400)
 
-Step = Callable[[], None]
+Encoder = Supernet | TreeNetwork
+Step = Callable[[], object]
+VJPs = Callable[[Tensor, Tensor, Sequence[Tensor]], list[Tensor]]
 
 
 def measure(
     tasks: int, widths: Sequence[int], batch: int, rounds: int, seconds: float, device: str
 ) -> Table:
-    """A table of the three kinds of step, on HPS's tree and on the supernet, for so many tasks.
+    """A table of the kinds of step, on HPS's tree and on the supernet, for so many tasks.
 
-    The three take turns for `rounds` rounds of about `seconds` each; medians are shown.
+    They take turns for `rounds` rounds of about `seconds` each; medians are shown.
     """
     torch.manual_seed(0)
     table = Table(
-        title=f"{tasks} tasks, hidden layers {', '.join(map(str, widths))}, batch {batch}"
+        title=f"{tasks} tasks, hidden layers {', '.join(map(str, widths))}, batch {batch} per task",
+        caption="x: times the plain step. Passes: one per task, from its loss back through all "
+        "rows. One by one: each task's own rows alone, forward and back. Gain: over passes.",
     )
-    for column in ("network", "plain", "conflict noticing", "a pass per task", "gain over passes"):
-        table.add_column(column, justify="left" if column == "network" else "right")
+    columns = ("network", "plain", "noticing", "passes", "one by one", "gain")
+    _add_columns(table, columns)
     names = [f"task-{number}" for number in range(tasks)]
-    for title, tree in (("HPS", Tree.shared(names, len(widths))), ("supernet", None)):
-        network = TaskNetwork(names, tree, FEATURES, widths, outputs=1, replicas=2).to(device)
+    for title, tree in (("HPS", Tree.shared(names, len(widths))), ("supernet", ConalSpace())):
+        network = TaskNetwork(names, tree, FEATURES, widths, 1, replicas=CRITICS).to(device)
         x = torch.randn(tasks, batch, FEATURES, device=device)
-        target = torch.randn(2 * tasks, batch, 1, device=device)
-        steps = _steps(network, x, target)
-        times: list[list[float]] = [[] for _ in steps]
-        for _ in range(rounds):
-            for taken, step in zip(times, steps, strict=True):
-                taken.append(_duration(step, seconds, device))
-        plain, noticed, passes = (median(taken) for taken in times)
-        table.add_row(
-            title,
-            f"{1000 * plain:,.1f} ms",
-            f"{noticed / plain:.2f} x",
-            f"{passes / plain:.2f} x",
-            f"{passes / noticed:.1f} x",
-        )
+        target = torch.randn(CRITICS * tasks, batch, 1, device=device)
+        times = take_turns(_steps(network, x, target), rounds, seconds, device)
+        gain = times["passes"] / times["noticing"]
+        table.add_row(title, *_cells(times, columns[1:-1]), f"{gain:.1f} x")
     return table
 
 
-def _steps(network: TaskNetwork, x: Tensor, target: Tensor) -> tuple[Step, Step, Step]:
-    """The three kinds of weight step on one batch `(task, batch, feature)`."""
-    tasks = len(x)
+def _steps(network: TaskNetwork, x: Tensor, target: Tensor) -> dict[str, Step]:
+    """The kinds of weight step on one batch `(task, batch, feature)`."""
     weights = network.weights()
     optimizer = torch.optim.Adam(weights, lr=1e-4, fused=True)
-    noticing = ConflictNoticing(network.encoder.shared_layers(), "any_pair")
+    shared = network.encoder.shared_layers()
+    noticing = ConflictNoticing(shared, "any_pair")
 
     def losses() -> Tensor:
         error = (network(x) - target).square().mean(dim=(1, 2))
-        return error.view(-1, tasks).sum(dim=0)
-
-    def plain() -> None:
-        weight_step(losses(), optimizer)
+        return error.view(-1, len(x)).sum(dim=0)
 
     def noticed() -> None:
         with noticing.capture():
             captured = losses()
         weight_step(captured, optimizer, noticing)
 
-    def pass_per_task() -> None:
-        found = [
-            torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True)
-            for loss in losses()
-        ]
-        for weight, gradients in zip(weights, zip(*found, strict=True), strict=True):
-            weight.grad = torch.stack(gradients).sum(dim=0)
-        place = {id(weight): number for number, weight in enumerate(weights)}
-        for layer in network.encoder.shared_layers():
-            _notice(layer, [[own[place[id(p)]] for p in layer.parameters()] for own in found])
+    def passes(one_by_one: Iterable[Tensor]) -> None:
+        found: list[list[list[Tensor]]] = [[] for _ in shared]
+        for loss in one_by_one:
+            own = torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True)
+            place = {id(weight): gradient for weight, gradient in zip(weights, own, strict=True)}
+            for layer, gradients in zip(shared, found, strict=True):
+                gradients.append([place[id(p)] for p in layer.parameters()])
+            for weight, gradient in zip(weights, own, strict=True):
+                weight.grad = gradient if weight.grad is None else weight.grad + gradient
+        for layer, gradients in zip(shared, found, strict=True):
+            _notice(layer, gradients)
         apply_gradients(optimizer)
 
-    return plain, noticed, pass_per_task
+    steps: dict[str, Step] = {
+        "plain": lambda: weight_step(losses(), optimizer),
+        "noticing": noticed,
+        "passes": lambda: passes(losses()),
+    }
+    if isinstance(network.encoder, TreeNetwork):
+        steps["one by one"] = lambda: passes(_losses_alone(network, x, target))
+    return steps
+
+
+def _losses_alone(network: TaskNetwork, x: Tensor, target: Tensor) -> Iterator[Tensor]:
+    """On HPS's tree, each task's loss from a forward pass of its own rows and of no others."""
+    head = network.head
+    for task, own in enumerate(x):
+        task_id = network.task_id[task].expand(len(own), -1)
+        h = torch.cat([own, task_id], dim=-1).expand(CRITICS, -1, -1)
+        for layer in network.encoder.shared_layers():
+            h = layer(h, by_module=True)
+        rows = slice(task, None, len(x))
+        outputs = torch.baddbmm(head.bias[rows], h, head.weight[rows])
+        yield (outputs - target[rows]).square().mean(dim=(1, 2)).sum()
 
 
 def _notice(layer: Layer, found: Sequence[Sequence[Tensor]]) -> None:
@@ -105,9 +132,149 @@ def _notice(layer: Layer, found: Sequence[Sequence[Tensor]]) -> None:
     set_gradients(layer, rows, (~held[0]).to(rows[0].dtype))
 
 
+# One input for all tasks
+
+
+def measure_one_input(tasks: int, rounds: int, seconds: float, device: str) -> Table:
+    """A table of exact ways to every task's own gradients, where all tasks see the same input.
+
+    `noticing` is what `TaskGradients` does. The others go back through the trunk once per task
+    (`passes`), in one call for all tasks (`batched`: vectorised by vmap), or to the trunk's output
+    in one pass for all tasks and from there through the trunk alone, in either way (`cut`).
+    HPS's tree and the supernet are of four convolutions or three linear layers.
+    """
+    torch.manual_seed(0)
+    table = Table(
+        title=f"one input for all tasks: {tasks} tasks, 16 images of 32x32, or 128 rows",
+        caption="x: times the plain step, one backward pass for the sum of the losses",
+    )
+    columns = ("network", "plain", "noticing", "passes", "batched", "cut", "cut+batch")
+    _add_columns(table, columns)
+    names = [f"task-{number}" for number in range(tasks)]
+    images = torch.randn(1, 16, CHANNELS[0], 32, 32, device=device)
+    rows = torch.randn(1, 128, UNITS[0], device=device)
+    strides = (1, 2) * 2
+    convolutions = module_chain(
+        [partial(_convolution, *sizes) for sizes in zip(CHANNELS, CHANNELS[1:], strides)]
+    )
+    linears = module_chain([partial(_linear, *sizes) for sizes in pairwise(UNITS)])
+    tree = Tree.shared(names, len(convolutions))
+    hps = TreeNetwork(tree, convolutions)
+    supernet = Supernet(names, convolutions)
+    tree = Tree.shared(names, len(linears))
+    stacked = TreeNetwork(tree, linear_chain(UNITS[0], UNITS[1:]))
+    for title, ours, of_modules, x in (
+        ("HPS, conv", hps, hps, images),
+        # vmap does not go through stacked layers, so that the same of nn.Modules stands in.
+        ("HPS, linear", stacked, TreeNetwork(tree, linears), rows),
+        ("supernet, conv", supernet, supernet, images),
+    ):
+        steps = _ways(ours.to(device), of_modules.to(device), x)
+        table.add_row(title, *_cells(take_turns(steps, rounds, seconds, device), columns[1:]))
+    return table
+
+
+def _convolution(inputs: int, outputs: int, stride: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.ReLU())
+
+
+def _linear(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU())
+
+
+def _ways(ours: Encoder, of_modules: Encoder, x: Tensor) -> dict[str, Step]:
+    """The ways on one input `(1, batch, ...)`, each leaving the gradients of all weights."""
+    with torch.no_grad():
+        tasks, batch, width = ours(x).shape[:3]
+    heads = nn.ModuleList(nn.Linear(width, CLASSES) for _ in range(tasks)).to(x.device)
+    target = torch.randn(tasks, batch, CLASSES, device=x.device)
+    gradients = TaskGradients(ours.shared_layers())
+    trunk = of_modules.shared_layers()
+    shared = [p for layer in trunk for p in layer.parameters()]
+    weights = _weights(ours, heads)
+    others = _others(_weights(of_modules, heads), shared)
+
+    def losses(z: Tensor) -> Tensor:
+        if z.ndim > 3:
+            z = z.mean(dim=(3, 4))
+        outputs = torch.stack([head(row) for head, row in zip(heads, z, strict=True)])
+        return (outputs - target).square().mean(dim=(1, 2))
+
+    def noticing() -> None:
+        with gradients.capture():
+            captured = losses(ours(x))
+        gradients.backward(captured, weights)
+
+    def passes() -> None:
+        found = losses(of_modules(x))
+        _vjps(found, torch.eye(tasks, device=x.device), shared)
+        found.sum().backward(inputs=others)
+
+    def batched() -> None:
+        found = losses(of_modules(x))
+        _batched_vjps(found, torch.eye(tasks, device=x.device), shared)
+        found.sum().backward(inputs=others)
+
+    def cut(vjps: VJPs) -> None:
+        z = x
+        for layer in trunk:
+            z = layer(z, by_module=True)
+        boundary = z.detach().repeat(tasks, *[1] * (z.ndim - 1)).requires_grad_()
+        losses(boundary).sum().backward(inputs=[boundary, *others])
+        assert boundary.grad is not None
+        vjps(z, boundary.grad.unsqueeze(1), shared)
+
+    steps: dict[str, Step] = {
+        "plain": lambda: losses(ours(x)).sum().backward(inputs=weights),
+        "noticing": noticing,
+        "passes": passes,
+        "batched": batched,
+    }
+    if isinstance(ours, TreeNetwork):
+        steps |= {"cut": lambda: cut(_vjps), "cut+batch": lambda: cut(_batched_vjps)}
+    return steps
+
+
+def _weights(encoder: Encoder, heads: nn.Module) -> list[nn.Parameter]:
+    own = encoder.weights() if isinstance(encoder, Supernet) else encoder.parameters()
+    return [*own, *heads.parameters()]
+
+
+def _others(weights: Sequence[nn.Parameter], shared: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    ids = {id(weight) for weight in shared}
+    return [weight for weight in weights if id(weight) not in ids]
+
+
+def _vjps(outputs: Tensor, vectors: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of `weights` for each of `vectors`, `(vector, ...)`, one after another."""
+    found = [torch.autograd.grad(outputs, weights, vector, retain_graph=True) for vector in vectors]
+    return [torch.stack(own) for own in zip(*found, strict=True)]
+
+
+def _batched_vjps(outputs: Tensor, vectors: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    return list(
+        torch.autograd.grad(outputs, weights, vectors, retain_graph=True, is_grads_batched=True)
+    )
+
+
+# Taking turns
+
+
+def take_turns(
+    steps: Mapping[str, Step], rounds: int, seconds: float, device: str
+) -> dict[str, float]:
+    """Seconds of each step: the median over rounds, in each of which all have their turn."""
+    for step in steps.values():  # the first of each makes its memory
+        step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            times[name].append(_duration(step, seconds, device))
+    return {name: median(taken) for name, taken in times.items()}
+
+
 def _duration(step: Step, seconds: float, device: str) -> float:
     """Mean seconds of a step, over about so many in all."""
-    step()
     _wait(device)
     began, taken = time.perf_counter(), 0
     while taken == 0 or time.perf_counter() - began < seconds:
@@ -120,3 +287,15 @@ def _duration(step: Step, seconds: float, device: str) -> float:
 def _wait(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
+
+
+def _add_columns(table: Table, columns: Sequence[str]) -> None:
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+
+
+def _cells(times: Mapping[str, float], columns: Sequence[str]) -> list[str]:
+    """The plain step's milliseconds, then the others as multiples of it; "-": not measured."""
+    plain = times["plain"]
+    ratios = [f"{times[name] / plain:.2f} x" if name in times else "-" for name in columns[1:]]
+    return [f"{1000 * plain:,.1f} ms", *ratios]

@@ -32,8 +32,10 @@ class GradientRule(Protocol):
 class TaskGradients:
     """Per-row gradients of `layers`, out of one backward pass where the layers can give them.
 
-    For stacked linear layers they come out of the backward pass that training needs anyway
-    (`LinearStack`); other modules take one extra pass per task.
+    They come out of the backward pass that training needs anyway for stacked linear layers, and
+    for one module of any kind whose rows share an input, which goes backwards once per row, alone
+    (`LinearStack`, `ModuleStack`); other modules take a pass per task. On a CPU these are cheaper
+    one after another than all at once by vmap: see `python -m conal_rl.benchmark conflict`.
     """
 
     def __init__(self, layers: Sequence[Layer]):
@@ -42,14 +44,13 @@ class TaskGradients:
     @contextmanager
     def capture(self) -> Iterator[None]:
         """Forward passes in this context leave per-task gradients at the next `backward`."""
-        stacks = [layer for layer in self.layers if isinstance(layer, LinearStack)]
-        for layer in stacks:
+        for layer in self.layers:
             layer.capturing = True
             layer.captured = None
         try:
             yield
         finally:
-            for layer in stacks:
+            for layer in self.layers:
                 layer.capturing = False
 
     def backward(
@@ -72,14 +73,17 @@ class TaskGradients:
         if any(isinstance(layer, LinearStack) and not layer.captured for layer in self.layers):
             raise RuntimeError("the losses were computed outside of capture()")
         by_pass = self._by_pass(losses, total)
-        (losses.sum() if total is None else total).backward(inputs=inputs)
+        if by_pass and inputs is not None:  # whose gradients are known: no pass for them again
+            known = {id(p) for number in by_pass for p in self.layers[number].parameters()}
+            inputs = [p for p in inputs if id(p) not in known]
+        if inputs is None or inputs:
+            (losses.sum() if total is None else total).backward(inputs=inputs)
         gradients = [
-            layer.row_gradients() if isinstance(layer, LinearStack) else by_pass[number]
+            by_pass[number] if number in by_pass else layer.row_gradients()
             for number, layer in enumerate(self.layers)
         ]
         for layer in self.layers:
-            if isinstance(layer, LinearStack):
-                layer.captured = None
+            layer.captured = None
         return gradients
 
     def _by_pass(self, losses: Tensor, total: Tensor | None) -> dict[int, list[Tensor]]:
@@ -87,7 +91,7 @@ class TaskGradients:
         found: dict[int, list[list[Tensor]]] = {
             number: [[] for _ in layer.index]
             for number, layer in enumerate(self.layers)
-            if isinstance(layer, ModuleStack)
+            if isinstance(layer, ModuleStack) and layer.captured is None
         }
         if not found:
             return {}

@@ -215,19 +215,69 @@ class LinearStack(nn.Module):
             mine[module] = theirs[source_module]
 
 
+class _OneInput(torch.autograd.Function):
+    """One module, run once on an input that all rows share: its output, expanded to all rows.
+
+    The backward pass is cut here. It brings every row's own gradient of the output, and each goes
+    through this module alone, so that nothing outside of shared modules runs once per row.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,  # (row, batch, ...), the same in all rows
+        module: nn.Module,
+        captured: list[Tensor],
+        *parameters: Tensor,
+    ) -> Tensor:
+        with torch.enable_grad():
+            own = x[0].detach().requires_grad_(ctx.needs_input_grad[0])
+            y = module(own)
+        ctx.own, ctx.y, ctx.parameters, ctx.captured = own, y, parameters, captured
+        return y.detach().expand(len(x), *y.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        leaves = [*ctx.parameters, *([ctx.own] if ctx.needs_input_grad[0] else [])]
+        rows = [
+            torch.autograd.grad(
+                ctx.y, leaves, row, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            for row in grads[0]
+        ]
+        found = [torch.stack(gradients) for gradients in zip(*rows, strict=True)]
+        ctx.captured[:] = found[: len(ctx.parameters)]
+        grad_x = found[-1] if ctx.needs_input_grad[0] else None
+        return grad_x, None, None, *[None] * len(ctx.parameters)
+
+
 class ModuleStack(nn.Module):
-    """The same for any `nn.Module` (convolutions, transformer layers): one module object each."""
+    """The same for any `nn.Module` (convolutions, transformer layers): one module object each.
+
+    While `capturing`, a layer of one module leaves every row's own gradients for `row_gradients`
+    if all rows have the same input.
+    """
 
     def __init__(self, index: Sequence[int], factory: Callable[[], nn.Module]):
         super().__init__()
         self.index = tuple(index)
         self.count = max(self.index) + 1
         self.modules_ = nn.ModuleList(factory() for _ in range(self.count))
+        self.capturing = False
+        self.captured: list[Tensor] | None = None  # as `row_gradients`; empty before them
 
     def forward(self, x: Tensor, by_module: bool = False) -> Tensor:
-        """Map `(row, batch, ...)` to `(row, batch, ...)`, the rows of a module run together."""
+        """Map `(row, batch, ...)` to `(row, batch, ...)`, the rows of a module run together.
+
+        A layer of a single module takes any number of rows. Where it captures, a single row comes
+        out as all rows.
+        """
         if by_module:
             return torch.stack([m(part) for m, part in zip(self.modules_, x, strict=True)])
+        if self.capturing and self.count == 1 and torch.is_grad_enabled():
+            all_rows = len(self.index)
+            if len(x) == 1 < all_rows or (len(x) == all_rows and x.stride(0) == 0):
+                return self._capture(x.expand(all_rows, *x.shape[1:]))
         if self.count == 1:
             return self.modules_[0](x.flatten(0, 1)).unflatten(0, x.shape[:2])
         outputs: dict[int, Tensor] = {}
@@ -236,6 +286,22 @@ class ModuleStack(nn.Module):
             y = module(x[rows].flatten(0, 1)).unflatten(0, (len(rows), x.shape[1]))
             outputs |= dict(zip(rows, y, strict=True))
         return torch.stack([outputs[row] for row in range(len(self.index))])
+
+    def _capture(self, x: Tensor) -> Tensor:
+        if self.captured is not None:
+            raise RuntimeError("a second forward pass of this layer in one capture()")
+        self.captured = []
+        module = self.modules_[0]
+        y: Tensor = _OneInput.apply(x, module, self.captured, *module.parameters())  # type: ignore[no-untyped-call]
+        return y
+
+    def row_gradients(self) -> list[Tensor]:
+        """Every row's own gradient of each parameter, `(row, ...)`, after a captured backward."""
+        if self.captured is None:
+            raise RuntimeError("the losses were computed outside of capture()")
+        if not self.captured:  # no loss depends on this layer
+            return [p.new_zeros(len(self.index), *p.shape) for p in self.parameters()]
+        return self.captured
 
     def copy_module(self, module: int, source: "ModuleStack", source_module: int) -> None:
         """Take over one module's parameters and buffers from a layer of the same kind."""

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from conal_rl.core.layers import LinearStack, row_blocks
+from conal_rl.core.layers import LinearStack, ModuleStack, row_blocks
 from tests.core.reference import randomize, run_module
 
 
@@ -73,3 +74,44 @@ def test_row_gradients_need_a_capture_and_are_zero_where_no_loss_depends() -> No
     layer(torch.randn(2, 5, 3))
     assert [tuple(g.shape) for g in layer.row_gradients()] == [(2, 3, 4), *[(2, 1, 4)] * 3]
     assert not any(g.any() for g in layer.row_gradients())
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_module_that_captures_runs_once_on_one_input_and_leaves_row_gradients(rows: int) -> None:
+    torch.manual_seed(0)
+    layer = ModuleStack([0, 0, 0], lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5)))
+    randomize(layer)
+    x = torch.randn(1, 6, 4, dtype=torch.float64, requires_grad=True)
+    cotangents = torch.randn(3, 6, 5, dtype=torch.float64)
+    leaves = [x, *layer.parameters()]
+    expected = [torch.autograd.grad(layer(x), leaves, own[None]) for own in cotangents]
+    batches = layer.modules_[0][1].num_batches_tracked  # type: ignore[index]
+    before = int(batches)
+
+    layer.capturing = True
+    y = layer(x.expand(rows, -1, -1))
+    layer.capturing = False
+    torch.testing.assert_close(y, layer(x).expand(3, -1, -1))
+    y.backward(cotangents)
+    assert int(batches) == before + 2  # once captured, once here
+    torch.testing.assert_close(x.grad, sum(own[0] for own in expected))
+    for number, found in enumerate(layer.row_gradients(), start=1):
+        torch.testing.assert_close(found, torch.stack([own[number] for own in expected]))
+    assert all(p.grad is None for p in layer.parameters())
+
+
+def test_modules_capture_neither_own_inputs_nor_without_gradients_nor_twice() -> None:
+    layer = ModuleStack([0, 0], lambda: nn.Linear(4, 5))
+    with pytest.raises(RuntimeError, match="outside of capture"):
+        layer.row_gradients()
+    layer.capturing = True
+    x = torch.randn(2, 6, 4)
+    layer(x)
+    with torch.no_grad():
+        layer(x[:1])
+    assert layer.captured is None
+    layer(x[:1])
+    assert [tuple(g.shape) for g in layer.row_gradients()] == [(2, 5, 4), (2, 5)]
+    assert not any(g.any() for g in layer.row_gradients())
+    with pytest.raises(RuntimeError, match="a second forward pass"):
+        layer(x[:1])

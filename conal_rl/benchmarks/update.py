@@ -1,0 +1,173 @@
+"""What one SAC update costs: `ConalSAC`'s on several trees, against Stable-Baselines3's own SAC.
+
+All have the same hidden widths, critics of one squared error, no layer norm, and as many
+transitions per update: SB3's SAC draws `tasks * batch` of them, and its observations end in the
+task's one-hot, as ours do. An update is a whole call of `train(1)`: it draws from the replay, steps
+temperatures, critics and actor, and moves the targets; a search also steps the gates and notices
+conflicts. The operations are those of matrix products, counted while one update runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.spaces import Box
+from rich.table import Table
+from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.logger import configure
+from torch.utils.flop_counter import FlopCounterMode
+
+from conal_rl.agents import ConalSAC
+from conal_rl.benchmarks.conflict import Step, take_turns
+from conal_rl.core import Tree
+from conal_rl.envs import TaskVecEnv
+from conal_rl.envs.vec_env import Task
+
+OBSERVATION, ACTION = 39, 4  # Meta-World's
+STORED = 2000  # transitions per task
+OWN_MODULES = (0, 1, 0, 0, 2, 0, 1, 0, 3, 1)
+"""How many of its last modules each of ten tasks has to itself in the derived tree: half of the
+tasks stay on the trunk, one leaves it at the start."""
+
+SB3 = "SB3's SAC"
+PRODUCT, PRODUCT_FLOPS = "matrix product", 2 * 2048**3
+
+
+class Peer(NamedTuple):
+    """One kind of update."""
+
+    step: Step
+    flops: int  # of one update
+
+
+def measure(
+    tasks: int, widths: Sequence[int], batch: int, rounds: int, seconds: float, device: str
+) -> Table:
+    """A table of all peers, which take turns for `rounds` rounds of about `seconds` each."""
+    torch.manual_seed(0)
+    peers = make_peers(tasks, widths, batch, device)
+    square = torch.randn(2, 2048, 2048, device=device)
+    product = torch.empty_like(square[0])
+    steps: dict[str, Step] = {name: peer.step for name, peer in peers.items()}
+    steps[PRODUCT] = lambda: torch.mm(square[0], square[1], out=product)
+    times = take_turns(steps, rounds, seconds, device)
+
+    limit = PRODUCT_FLOPS / times.pop(PRODUCT)
+    table = Table(
+        title=f"{tasks} tasks, hidden layers {', '.join(map(str, widths))}, batch {batch} per task",
+        caption=f"The limit: {limit / 1e9:,.0f} GFLOP/s, of a product of 2048x2048 float32. "
+        "The supernet's update has a gate step in it, and conflict noticing.",
+    )
+    columns = ("update", "time", "time/SB3", "GFLOP", "GFLOP/SB3", "GFLOP/s", "of limit")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    theirs = peers[SB3].flops
+    for name, taken in times.items():
+        flops = peers[name].flops
+        table.add_row(
+            name,
+            f"{1000 * taken:,.1f} ms",
+            f"{taken / times[SB3]:.2f} x",
+            f"{flops / 1e9:,.3g}",
+            f"{flops / theirs:.2f} x",
+            f"{flops / taken / 1e9:,.3g}",
+            f"{flops / taken / limit:.0%}",
+        )
+    return table
+
+
+def make_peers(tasks: int, widths: Sequence[int], batch: int, device: str) -> dict[str, Peer]:
+    """The kinds of update by name, each on a replay of its own full of random transitions."""
+    env = _env(tasks)
+    sb3 = SAC(
+        "MlpPolicy",
+        env,
+        policy_kwargs={"net_arch": list(widths)},
+        buffer_size=STORED * tasks,
+        seed=0,
+        device=device,
+    )
+    peers = {SB3: _peer(sb3, tasks * batch)}
+    trees = {
+        "HPS": Tree.shared(env.tasks, len(widths)),
+        "derived": derived_tree(env.tasks, len(widths)),
+        "supernet": None,
+    }
+    for name, tree in trees.items():
+        agent = ConalSAC(
+            env=env,
+            tree=tree,
+            critic_reduce="min",
+            buffer_size=STORED,
+            policy_kwargs={"widths": tuple(widths), "layer_norm": False, "critic": "mse"},
+            seed=0,
+            device=device,
+        )
+        peers[name] = _peer(agent, batch)
+    return peers
+
+
+def derived_tree(tasks: Sequence[str], depth: int) -> Tree:
+    """A tree as a search may find it: `OWN_MODULES`, over and over."""
+    points = [
+        max(1, depth + 1 - OWN_MODULES[number % len(OWN_MODULES)]) for number in range(len(tasks))
+    ]
+    return Tree.from_branch_points(points, depth, tasks)
+
+
+def _peer(agent: SAC, batch: int) -> Peer:
+    agent.set_logger(configure(None, []))
+    assert agent.replay_buffer is not None
+    _fill(agent.replay_buffer)
+
+    def update() -> None:
+        agent.train(1, batch)
+
+    return Peer(update, count_flops(update))
+
+
+def _fill(buffer: ReplayBuffer) -> None:
+    """Add `STORED` random transitions of every task, in episodes of 50 steps."""
+    random = np.random.default_rng(0)
+    tasks = buffer.n_envs
+    task_id = np.eye(tasks)
+    width = buffer.observation_space.shape[0] - tasks  # type: ignore[index]  # Box
+
+    def observe() -> np.ndarray:
+        rows = random.standard_normal((tasks, width))
+        return np.concatenate([rows, task_id], axis=1, dtype=np.float32)
+
+    for step in range(1, STORED + 1):
+        actions = random.uniform(-1, 1, (tasks, buffer.action_dim)).astype(np.float32)
+        rewards = random.uniform(0, 1, tasks).astype(np.float32)
+        over = np.full(tasks, step % 50 == 0)
+        buffer.add(observe(), observe(), actions, rewards, over, [{}] * tasks)
+
+
+def count_flops(step: Step) -> int:
+    """Floating-point operations of the matrix products in one call, two per multiply-add."""
+    # Not among those that the counter knows: our layers' backward pass adds products in place.
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _baddbmm})
+    with counter:
+        step()
+    return counter.get_total_flops()
+
+
+def _baddbmm(added_to: torch.Size, a: torch.Size, b: torch.Size, **_: object) -> int:
+    return 2 * a.numel() * b[2]  # a is (product, row, inner), b is (product, inner, column)
+
+
+class _Still(gym.Env[Any, Any]):
+    """Meta-World's spaces, and nothing that moves."""
+
+    observation_space = Box(-np.inf, np.inf, (OBSERVATION,), np.float32)
+    action_space = Box(-1, 1, (ACTION,), np.float32)
+
+
+def _env(tasks: int) -> TaskVecEnv:
+    return TaskVecEnv("still", [Task(f"task-{number}", _Still) for number in range(tasks)])
