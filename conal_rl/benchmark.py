@@ -55,6 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     update.set_defaults(measure=_update)
     sizes = "the presets mt10's and mt10_paper's, a table each"
     _add_network_options(update, [10], sizes, sizes)
+    groups = what.add_parser("groups", help="which searches recover known groups of tasks")
+    groups.set_defaults(measure=_groups)
+    groups.add_argument("--seeds", type=int, default=10, help="0 to N - 1 (default: %(default)s)")
+    groups.add_argument("--steps", type=int, default=1800, help="of each search")
     for command in (engine, conflict, update):
         command.add_argument("--rounds", type=int, default=3, help="of which the median is shown")
         command.add_argument(
@@ -89,7 +93,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """
     options = _parser().parse_args(arguments)
     _require(options, "more than 0", lambda value: value > 0, "rounds", "seconds", "threads")
-    counts = ("envs_per_task", "widths", "batch")
+    counts = ("envs_per_task", "widths", "batch", "seeds", "steps")
     _require(options, "at least 1", lambda value: value >= 1, *counts)
     _require(options, "at least 2", lambda value: value >= 2, "tasks")
     _require(options, "at least 0", lambda value: value >= 0, "episodes")
@@ -145,6 +149,15 @@ def _update(options: argparse.Namespace, console: Console) -> None:
                     tasks, widths, batch, options.rounds, options.seconds, options.device
                 )
             )
+
+
+def _groups(options: argparse.Namespace, console: Console) -> None:
+    import torch
+
+    from conal_rl.benchmarks import groups
+
+    torch.set_num_threads(1)  # the networks are tiny
+    console.print(groups.measure(range(options.seeds), options.steps))
 
 
 def _prepare_torch(options: argparse.Namespace, console: Console) -> None:

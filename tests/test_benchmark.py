@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conal_rl import benchmark
-from conal_rl.benchmarks import update
+from conal_rl.benchmarks import groups, update
 
 
 def rows_of(table: str) -> dict[str, list[str]]:
@@ -163,3 +163,32 @@ def test_wrong_command_lines(command: str, told: str, capsys: pytest.CaptureFixt
     assert out == ""
     assert err.startswith("error: ") and err.count("\n") == 1
     assert told in err
+
+
+def test_groups(capsys: pytest.CaptureFixture[str], threads: None) -> None:
+    assert benchmark.main("groups --seeds 2 --steps 6".split()) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert {"CoNAL-Pro", "CoNAL-Pro, no noticing", "CoNAL", "LTB"} <= set(rows)
+    for name in ("CoNAL-Pro", "CoNAL", "LTB"):
+        recovered, mean, lowest, labels = rows[name]
+        assert recovered == "0 of 2"
+        assert float(lowest) <= float(mean) < 1
+        assert len(labels.split()) == 9
+
+
+def test_rand_index_by_hand() -> None:
+    """Hubert and Arabie's formula on six items: 15 pairs, of which 6 and 3 are together."""
+    assert groups.rand_index([0, 0, 1, 1, 2, 2], [5, 5, 3, 3, 9, 9]) == 1
+    # Together in both: (0, 1) and (3, 4). By chance 6 * 3 / 15 = 1.2, at most (6 + 3) / 2 = 4.5.
+    found = groups.rand_index([0, 0, 0, 1, 1, 1], [0, 0, 1, 2, 2, 1])
+    assert found == pytest.approx((2 - 1.2) / (4.5 - 1.2))
+    assert groups.rand_index([0, 0, 0, 0], [0, 1, 2, 3]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_noticing_conflicts_conal_pro_recovers_groups(seed: int, threads: None) -> None:
+    torch.set_num_threads(1)
+    tree = groups.search(groups.Family(seed), groups.METHODS["CoNAL-Pro"])
+    truth = [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert groups.rand_index(tree.layers[-1], truth) > 0.6

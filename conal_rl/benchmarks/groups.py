@@ -1,0 +1,174 @@
+"""Whether a search recovers groups of tasks that are known: each group wants another function.
+
+Tasks of a group want the same random function, from their own few noisy samples, so that sharing
+pays; tasks of different groups want functions that have nothing to do with each other. All tasks
+read the encoder's output through one fixed head, so that two of them on one encoder are one
+function, and no head can make up for a wrong tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from conal_rl.core import (
+    BranchingSpace,
+    ConalSpace,
+    ConflictNoticing,
+    ProStage,
+    Rule,
+    SearchSpace,
+    Space,
+    Tree,
+    linear_chain,
+)
+from conal_rl.core.progressive import StageNetwork
+from conal_rl.core.search import gate_step, weight_step
+
+GROUPS = (3, 3, 3)  # tasks in each
+FEATURES, WIDTH, DEPTH = 6, 12, 3
+SAMPLES, NOISE, BATCH = 256, 0.5, 16  # samples per task, of which training and validation have each
+STEPS = 1800  # of weights and of gates, over all stages
+WEIGHT_RATE, GATE_RATE = 0.02, 0.05
+TEMPERATURE = (2.0, 0.3)  # of the Gumbel-softmax, at the start and the end of a stage
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Method(NamedTuple):
+    """A row of the table."""
+
+    space: Callable[[int], Space]
+    rule: Rule
+
+
+METHODS = {
+    "CoNAL-Pro": Method(ProStage.first, "consensus"),
+    "CoNAL-Pro, no noticing": Method(ProStage.first, "none"),
+    "CoNAL": Method(lambda tasks: ConalSpace(), "consensus"),
+    "LTB": Method(lambda tasks: BranchingSpace(4), "none"),
+}
+
+
+def measure(seeds: Sequence[int], steps: int = STEPS) -> Table:
+    """A table of the methods on one family of tasks per seed."""
+    truth = [group for group, size in enumerate(GROUPS) for _ in range(size)]
+    table = Table(
+        title=f"{len(truth)} tasks in {len(GROUPS)} groups, seeds {seeds[0]} to {seeds[-1]}",
+        caption="Rand: adjusted Rand index of the groups at the last layer, 1 where they are "
+        "those of the tasks, 0 as by chance; mean and lowest over seeds.",
+    )
+    for column in ("method", "recovered", "Rand", "lowest", "groups of the last seed"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for name, method in METHODS.items():
+        trees = [search(Family(seed), method, steps) for seed in seeds]
+        found = [rand_index(tree.layers[-1], truth) for tree in trees]
+        table.add_row(
+            name,
+            f"{sum(index == 1 for index in found)} of {len(seeds)}",
+            f"{sum(found) / len(found):.2f}",
+            f"{min(found):.2f}",
+            " ".join(map(str, trees[-1].layers[-1])),
+        )
+    return table
+
+
+class Family:
+    """Nine tasks in three groups, with training and validation samples of each.
+
+    Args:
+        seed: of the functions, the samples, and all that is drawn after it.
+    """
+
+    def __init__(self, seed: int):
+        torch.manual_seed(seed)
+        group = [g for g, size in enumerate(GROUPS) for _ in range(size)]
+        self.tasks = tuple(f"{'abc'[g]}{number}" for number, g in enumerate(group))
+        function = _random_functions(len(GROUPS))
+
+        def draw() -> Batch:
+            x = torch.randn(len(group), SAMPLES, FEATURES)
+            y = torch.stack([function(row)[g] for row, g in zip(x, group, strict=True)])
+            return x, y + NOISE * torch.randn_like(y)
+
+        self._training, self._validation = draw(), draw()
+
+    def training(self) -> Batch:
+        """Inputs `(task, batch, feature)` and targets `(task, batch, 1)`."""
+        return _sample(self._training)
+
+    def validation(self) -> Batch:
+        """The same of samples held out for the gates."""
+        return _sample(self._validation)
+
+
+def _sample(data: Batch) -> Batch:
+    x, y = data
+    rows = torch.randint(SAMPLES, (len(x), BATCH, 1))
+    return x.gather(1, rows.expand(-1, -1, FEATURES)), y.gather(1, rows)
+
+
+def _random_functions(count: int) -> Callable[[Tensor], Tensor]:
+    """So many two-layer functions of unit scale, `(sample, feature)` to `(function, sample, 1)`."""
+    first = 1.5 * torch.randn(count, FEATURES, 16) / FEATURES**0.5
+    bias = 0.5 * torch.randn(count, 1, 16)
+    second = 2.1 * torch.randn(count, 16, 16) / 4
+    last = torch.randn(count, 16, 1)
+
+    def function(x: Tensor) -> Tensor:
+        return ((x @ first + bias).tanh() @ second).tanh() @ last
+
+    y = function(torch.randn(4096, FEATURES))
+    mean, scale = y.mean(dim=1, keepdim=True), y.std(dim=1, keepdim=True)
+    return lambda x: (function(x) - mean) / scale
+
+
+def search(family: Family, method: Method, steps: int = STEPS) -> Tree:
+    """The tree that a method finds, in as many steps however many stages it has."""
+    chain = linear_chain(FEATURES, [WIDTH] * DEPTH, layer_norm=True)
+    space = method.space(len(family.tasks))
+    stages = DEPTH if isinstance(space, ProStage) else 1
+    network = space.network(family.tasks, chain)
+    assert isinstance(network, SearchSpace)
+    while True:
+        _search_in(network, family, method.rule, steps // stages)
+        following = network.next_stage() if isinstance(network, StageNetwork) else None
+        if following is None:
+            return network.tree()
+        before, network = network, following.network(family.tasks, chain)
+        network.go_on_from(before)
+
+
+def _search_in(network: SearchSpace, family: Family, rule: Rule, steps: int) -> None:
+    signs = torch.tensor([1.0, -1.0]).repeat(WIDTH // 2).view(WIDTH, 1)
+    head = 2 / WIDTH**0.5 * signs
+
+    def losses(batch: Batch) -> Tensor:
+        x, y = batch
+        return nn.functional.mse_loss(network(x) @ head, y, reduction="none").mean(dim=(1, 2))
+
+    weights = torch.optim.Adam(network.weights(), lr=WEIGHT_RATE, fused=True)
+    gates = torch.optim.Adam([network.gates], lr=GATE_RATE)
+    noticing = ConflictNoticing(network.shared_layers(), rule)
+    start, end = TEMPERATURE
+    for step in range(steps):
+        network.gumbel_temperature = start + (end - start) * step / steps
+        gate_step(losses(family.validation()).sum(), [network.gates], gates)
+        with noticing.capture():
+            captured = losses(family.training())
+        weight_step(captured, weights, noticing)
+
+
+def rand_index(found: Sequence[int], truth: Sequence[int]) -> float:
+    """Hubert and Arabie's adjusted Rand index (1985) of two partitions, given by labels."""
+    pairs = list(combinations(range(len(truth)), 2))
+    together = [(found[i] == found[j], truth[i] == truth[j]) for i, j in pairs]
+    both = sum(a and b for a, b in together)
+    ours, theirs = (sum(pair[side] for pair in together) for side in (0, 1))
+    chance, highest = ours * theirs / len(pairs), (ours + theirs) / 2
+    return 1.0 if highest == chance else (both - chance) / (highest - chance)
