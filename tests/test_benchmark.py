@@ -166,7 +166,7 @@ def test_wrong_command_lines(command: str, told: str, capsys: pytest.CaptureFixt
 
 
 def test_groups(capsys: pytest.CaptureFixture[str], threads: None) -> None:
-    assert benchmark.main("groups --seeds 2 --steps 6".split()) == 0
+    assert benchmark.main(["groups", "--seeds", "2", "--steps", "6"]) == 0
     rows = rows_of(capsys.readouterr().out)
     assert {"CoNAL-Pro", "CoNAL-Pro, no noticing", "CoNAL", "LTB"} <= set(rows)
     for name in ("CoNAL-Pro", "CoNAL", "LTB"):

@@ -1,6 +1,7 @@
 """The method: trees, the networks they shape, search spaces, conflict noticing, the search.
 
-Imports torch (and, in `weighting`, torchjd) alone; knows neither reinforcement learning nor any data set.
+Imports torch (and, in `weighting`, torchjd) alone; knows neither reinforcement learning nor any
+data set.
 """
 
 from conal_rl.core.branching import BranchingSpace
