@@ -170,7 +170,7 @@ class Training:
             if following is None:
                 return True
             searched = self._next_agent(following)
-            self.agent.policy.go_on_from(searched.policy)
+            self.agent.go_on_from(searched)
             self._checkpoint()
 
     def _learn(self, until: int) -> bool:

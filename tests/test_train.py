@@ -332,6 +332,8 @@ def test_conal_pro_goes_on_from_stage_to_stage(
     assert first.structures == (ProStage(1, (None, None)),) * 2
     assert second.structures == (Tree.shared(TASKS, 2), ProStage(2, (None, None)))
     assert (first.num_timesteps, second.num_timesteps) == (80, 160)
+    assert first.log_ent_coef is not None and second.log_ent_coef is not None
+    assert (first.log_ent_coef != 0).all()  # from where it went on in the second stage
     validation = second.replay_buffer.validation.sizes
     assert (validation > 0).all() and (first.replay_buffer.validation.sizes > 0).all()
     assert load_trees(run / "tree.json", TASKS, 2) == (

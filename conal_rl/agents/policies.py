@@ -226,12 +226,15 @@ class ConalPolicy(BasePolicy):
 
     @torch.no_grad()
     def average_actor(self, updates: int) -> None:
-        """Take the actor's weights after `updates` updates (from 1) into their average."""
+        """Take the actor's weights after `updates` updates (from 1) into their average.
+
+        Gates are copied, as the target critics', so that both stand for the same tree.
+        """
         if self.actor_average is not None and self.actor_averaging is not None:
             share = (1 + self.actor_averaging) / (updates + self.actor_averaging)
-            torch._foreach_lerp_(
-                list(self.actor_average.parameters()), list(self.actor.parameters()), share
-            )
+            torch._foreach_lerp_([*self.actor_average.weights()], [*self.actor.weights()], share)
+            if self.actor.gates is not None:
+                self.actor_average.gates.copy_(self.actor.gates)  # type: ignore[union-attr]
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         """Actions `(row, action)` in [-1, 1] for observations `(row, feature + task)`."""

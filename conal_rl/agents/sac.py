@@ -228,6 +228,13 @@ class ConalSAC(SAC):
         actor, critic = (learner.next_stage() for learner in self.learners.values())
         return (actor or trees[0], critic or trees[1]) if actor or critic else None
 
+    @torch.no_grad()
+    def go_on_from(self, before: "ConalSAC") -> None:
+        """Take over weights and temperatures from the agent of CoNAL-Pro's stage before."""
+        self.policy.go_on_from(before.policy)
+        if self.log_ent_coef is not None and before.log_ent_coef is not None:
+            self.log_ent_coef.copy_(before.log_ent_coef)
+
     # The update: sample, temperatures, critics, actor, gates, targets.
 
     def train(self, gradient_steps: int, batch_size: int = 128) -> None:

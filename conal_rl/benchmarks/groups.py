@@ -135,13 +135,13 @@ def search(family: Family, method: Method, steps: int = STEPS) -> Tree:
     stages = DEPTH if isinstance(space, ProStage) else 1
     network = space.network(family.tasks, chain)
     assert isinstance(network, SearchSpace)
-    while True:
+    _search_in(network, family, method.rule, steps // stages)
+    while isinstance(network, StageNetwork) and (following := network.next_stage()) is not None:
+        stage = following.network(family.tasks, chain)
+        stage.go_on_from(network)
+        network = stage
         _search_in(network, family, method.rule, steps // stages)
-        following = network.next_stage() if isinstance(network, StageNetwork) else None
-        if following is None:
-            return network.tree()
-        before, network = network, following.network(family.tasks, chain)
-        network.go_on_from(before)
+    return network.tree()
 
 
 def _search_in(network: SearchSpace, family: Family, rule: Rule, steps: int) -> None:

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from conal_rl.agents.policies import ConalPolicy, to_task_major
-from conal_rl.core import Tree
+from conal_rl.agents.policies import ConalPolicy, TaskNetwork, to_task_major
+from conal_rl.core import ProStage, Tree
+from conal_rl.core.layers import LinearStack
+from conal_rl.core.progressive import StageNetwork
 from tests.agents.sb3 import twin
 from tests.agents.toy import FEATURES, make_agent, make_env, one_hot, tasks_named
 
@@ -181,3 +183,43 @@ def test_wrong_settings_are_refused() -> None:
         make_agent(Tree.shared(["a", "b", "c"], 2), TARGETS)
     with pytest.raises(ValueError, match="critic_reduce"):
         make_agent(None, TARGETS, critic_reduce="median")
+
+
+def test_a_stage_goes_on_with_what_the_one_before_learnt() -> None:
+    """All tasks join in the actor, whose tree is settled; in the critics, only the first does."""
+    before = make_agent(ProStage.first(3), TARGETS, actor_averaging=1.0)
+    gates = {"actor": [[9.0, -1e9]] * 3, "critic": [[9.0, -1e9], [-1e9, 9.0], [-1e9, 9.0]]}
+    policy = before.policy
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.normal_(std=0.5)
+        before.log_ent_coef.fill_(0.3)  # type: ignore[union-attr]
+        for network in networks(policy):
+            name = "actor" if network in (policy.actor, policy.actor_average) else "critic"
+            network.gates.copy_(torch.tensor(gates[name]))  # type: ignore[union-attr]
+    structures = before.next_stage()
+    assert structures == (Tree.shared(tasks_named(3), 2), ProStage(2, (3, None, None)))
+    after = make_agent(structures, TARGETS, actor_averaging=1.0, seed=5)
+    after.go_on_from(before)
+    assert after.log_ent_coef.tolist() == pytest.approx([0.3] * 3)  # type: ignore[union-attr]
+    x = torch.randn(3, 7, FEATURES)
+    for old, new in zip(networks(policy)[:2], networks(after.policy)[:2], strict=True):
+        torch.testing.assert_close(new(x), old(x))
+    for old, new in zip(networks(policy)[2:], networks(after.policy)[2:], strict=True):
+        assert torch.equal(old.head.weight, new.head.weight)
+        theirs, mine = ([layer.weight for layer in joint_layers(net)] for net in (old, new))
+        assert torch.equal(theirs[0], mine[0])  # the trunk
+        # The settled task's branch was the trunk's end; of the others' joint branch it is module 1.
+        assert torch.equal(theirs[1], mine[1][[0, 2]])
+        assert not torch.isclose(theirs[1], mine[1][[1, 3]]).all()
+
+
+def networks(policy: ConalPolicy) -> list[TaskNetwork]:
+    """The actor, its average, the critics and their targets."""
+    found = [policy.actor, policy.actor_average, policy.critic, policy.critic_target]
+    return [network for network in found if network is not None]
+
+
+def joint_layers(network: TaskNetwork) -> list[LinearStack]:
+    assert isinstance(network.encoder, StageNetwork)
+    return [layer for layer in network.encoder.joint.layers if isinstance(layer, LinearStack)]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.replay import TaskBatch
-from conal_rl.core import Tree
+from conal_rl.core import Structure
 from conal_rl.envs import TaskVecEnv
 from conal_rl.envs.vec_env import Task
 
@@ -97,7 +97,7 @@ def make_env(
 
 
 def make_agent(
-    tree: Tree | tuple[Tree | None, Tree | None] | None,
+    tree: Structure | tuple[Structure | None, Structure | None] | None,
     targets: Sequence[float | None] = (-0.5, 0.5),
     env: TaskVecEnv | None = None,
     widths: Sequence[int] = (8, 8),
