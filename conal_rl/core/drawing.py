@@ -30,8 +30,10 @@ def text(tree: Tree) -> str:
     tasks, layers = _count(tree.num_tasks, "task"), _count(tree.depth, "layer")
     header = f"{tasks}, {layers}, {_count(sum(tree.modules), 'module')}"
     if tree.rejoining:  # no branches to follow: a line for every layer
-        shares = (f"{p}: {_shares(tree, p - 1)}" for p in range(1, tree.depth + 1))
-        return "\n".join([header, *(f"layer {share}" for share in shares)])
+        lines = [header]
+        for p in range(tree.depth):
+            lines += _wrap(f"layer {p + 1}: {_shares(tree, p)}", "", "      ")
+        return "\n".join(lines)
     return "\n".join([header, *_branches(tree, tuple(range(tree.num_tasks)), 0, "")])
 
 
@@ -58,23 +60,28 @@ def _branches(tree: Tree, tasks: tuple[int, ...], start: int, indent: str) -> It
             names = _count(len(group), "task")
         else:
             names = ", ".join(tree.tasks[task] for task in group)
-        yield from textwrap.wrap(
-            what + names,
-            COLUMNS,
-            initial_indent=indent + ("└─ " if last else "├─ "),
-            subsequent_indent=below + "   ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        yield from _wrap(what + names, indent + ("└─ " if last else "├─ "), below + "   ")
         if end < tree.depth:
             yield from _branches(tree, group, end, below)
 
 
 def _shares(tree: Tree, layer: int) -> str:
     groups = tree.groups(layer)
-    alone = ", ".join(group[0] for group in groups if len(group) == 1)
+    alone = [group[0] for group in groups if len(group) == 1]
     shared = [f"shared by {', '.join(group)}" for group in groups if len(group) > 1]
-    return "; ".join([*shared, *([f"each alone: {alone}"] if alone else [])])
+    own = [f"{'each ' if len(alone) > 1 else ''}alone: {', '.join(alone)}"] if alone else []
+    return "; ".join([*shared, *own])
+
+
+def _wrap(line: str, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(
+        line,
+        COLUMNS,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _count(number: int, noun: str) -> str:

@@ -6,10 +6,11 @@ what is joined is the trunk itself, later a new joint branch. Tasks that join ar
 the group of point `p`. After the stage of point 2 those still unsettled have whole encoders of
 their own.
 
-A stage holds the trunk, the branches of settled groups, one joint branch and short specific ones:
-never a whole encoder for each task. What the paper leaves open (ours): joint and specific modules
-of a stage start afresh, so that neither side has a lead; the trunk, settled branches and heads
-keep what they have learnt.
+A stage holds the trunk, the branches of settled groups, one joint branch and specific ones that
+grow by a module from stage to stage: whole encoders only in the last one, for the tasks that no
+earlier stage has settled. What the paper leaves open (ours): joint and specific modules of a stage
+start afresh, so that neither side has a lead; the trunk, settled branches and heads keep what they
+have learnt.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class ProStage:
         settled: the branch point of each task's group, None where it is not settled yet.
 
     Raises:
-        ValueError: a stage before the first, or a point that no earlier stage was about.
+        ValueError: a stage before the first, or nothing to settle.
     """
 
     number: int
@@ -126,13 +127,11 @@ class StageNetwork(SearchSpace):
         Raises:
             ValueError: a gate is NaN or infinite.
         """
-        if self.point == 2:
-            return None
         settled = list(self.stage.settled)
         for task, point in self._decided().items():
             if point == self.point:
                 settled[task] = point
-        if None not in settled:
+        if self.point == 2 or None not in settled:
             return None
         return ProStage(self.stage.number + 1, tuple(settled))
 

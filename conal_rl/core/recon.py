@@ -55,4 +55,4 @@ def recon(tasks: Sequence[str], conflicts: Sequence[float], specific: int) -> Tr
     layers = [
         range(len(tasks)) if layer in most else [0] * len(tasks) for layer in range(len(conflicts))
     ]
-    return Tree.from_labels(tasks, layers, rejoining=True)
+    return Tree.from_labels(tasks, layers, may_rejoin=True)

@@ -12,6 +12,7 @@ import operator
 import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,32 +54,33 @@ class Tree:
                 )
             if layer != _canonical(layer):
                 raise TreeError(f"layer {number}: modules are not numbered in order of first use")
-        for number, (above, layer) in enumerate(zip(self.layers, self.layers[1:]), start=1):
-            first_user: dict[int, int] = {}
-            for task, module in enumerate(layer):
-                other = first_user.setdefault(module, task)
-                if above[other] != above[task] and not self.rejoining:
-                    raise TreeError(
-                        f"{self.tasks[other]!r} and {self.tasks[task]!r} part in layer {number} "
-                        f"but share a module in layer {number + 1}"
-                    )
+        parted = _rejoined(self.layers)
+        if parted and not self.rejoining:
+            number, task, other = parted
+            raise TreeError(
+                f"{self.tasks[other]!r} and {self.tasks[task]!r} part in layer {number} "
+                f"but share a module in layer {number + 1}"
+            )
+        if self.rejoining and not parted:
+            raise TreeError("no tasks rejoin in this tree")
 
     @classmethod
     def from_labels(
         cls,
         tasks: Iterable[str],
         layers: Iterable[Iterable[Hashable]],
-        rejoining: bool = False,
+        may_rejoin: bool = False,
     ) -> Tree:
         """A tree from any labels, (P - 1, task): tasks of equal label in a layer share it."""
-        return cls(tuple(tasks), tuple(_canonical(layer) for layer in layers), rejoining)
+        numbered = tuple(_canonical(layer) for layer in layers)
+        return cls(tuple(tasks), numbered, may_rejoin and _rejoined(numbered) is not None)
 
     @classmethod
     def from_groups(
         cls,
         tasks: Iterable[str],
         groups: Iterable[Iterable[Iterable[str]]],
-        rejoining: bool = False,
+        may_rejoin: bool = False,
     ) -> Tree:
         """A tree from the groups of task names that share a module, for each layer.
 
@@ -101,7 +103,7 @@ class Tree:
             if missing:
                 raise TreeError(f"layer {number}: task {missing[0]!r} is missing")
             layers.append([module[name] for name in tasks])
-        return cls.from_labels(tasks, layers, rejoining)
+        return cls.from_labels(tasks, layers, may_rejoin)
 
     @classmethod
     def from_branch_points(
@@ -319,6 +321,17 @@ class Tree:
 def _canonical(labels: Iterable[Hashable]) -> tuple[int, ...]:
     number: dict[Hashable, int] = {}
     return tuple(number.setdefault(label, len(number)) for label in labels)
+
+
+def _rejoined(layers: Sequence[Sequence[int]]) -> tuple[int, int, int] | None:
+    """A layer, from 1, in which two tasks part that share a module in the next one, and they."""
+    for number, (above, layer) in enumerate(pairwise(layers), start=1):
+        first_user: dict[int, int] = {}
+        for task, module in enumerate(layer):
+            other = first_user.setdefault(module, task)
+            if above[other] != above[task]:
+                return number, task, other
+    return None
 
 
 def _check_names(tasks: Sequence[str]) -> None:

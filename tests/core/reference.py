@@ -1,4 +1,7 @@
-"""What the core computes, said again in loops over tasks, modules and pairs, on the raw weights."""
+"""What the core computes, said again in loops over tasks, modules and pairs, on the raw weights.
+
+And a problem of which it is known who can share.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from conal_rl.core import Supernet, TreeNetwork, linear_chain, module_chain
+from conal_rl.core import ConflictNoticing, Supernet, TreeNetwork, linear_chain, module_chain
+from conal_rl.core.branching import BranchingNetwork
+from conal_rl.core.conflict import RULES
+from conal_rl.core.gradients import TaskGradients
 from conal_rl.core.layers import Layer, LayerFactory, LinearStack, ModuleStack
+from conal_rl.core.network import typed
+from conal_rl.core.progressive import StageNetwork
+from conal_rl.core.search import gate_step, weight_step
+from conal_rl.core.space import SearchSpace
 
 IN = 3  # input features, or input channels of images
 SIDE = 4  # height and width of images
@@ -71,6 +81,56 @@ def supernet_outputs(supernet: Supernet, x: Tensor) -> list[Tensor]:
             z = z + gates[point - 1] * h
         outputs.append(z)
     return outputs
+
+
+def stage_outputs(network: StageNetwork, x: Tensor) -> list[Tensor]:
+    """Each row to the end with the others and, if its task is open, from `p - 1` on its own."""
+    settled, depth = network.stage.settled, len(network.joint.layers)
+    point = depth + 2 - network.stage.number
+    unsettled = [task for task, at in enumerate(settled) if at is None]
+    outputs = []
+    for row in range(network.replicas * len(settled)):
+        replica, task = divmod(row, len(settled))
+        z = own = x[row if len(x) > 1 else 0]
+        for number, layer in enumerate(typed(network.joint.layers), start=1):
+            z = run_module(layer, layer.index[row], z)
+            if number < point - 1:
+                own = z
+            elif task in unsettled:
+                module = replica * len(unsettled) + unsettled.index(task)
+                own = run_module(network.specific[number - point + 1], module, own)
+        if task in unsettled:
+            gates = network.gates[unsettled.index(task)].exp()
+            z = (gates[0] * z + gates[1] * own) / gates.sum()
+        outputs.append(z)
+    return outputs
+
+
+def branching_outputs(network: BranchingNetwork, x: Tensor) -> list[Tensor]:
+    """Each row through all copies of all layers, each fed by a mixture of those before it."""
+    copies, tasks, depth = network.copies, len(network.tasks), len(network.layers)
+    gates = [row.exp() / row.exp().sum() for row in network.gates]
+    outputs = []
+    for row in range(network.replicas * tasks):
+        replica, task = divmod(row, tasks)
+        ways = [x[row if len(x) > 1 else 0]] * copies
+        for number in range(depth):
+            if number > 0:
+                chosen = gates[(number - 1) * copies : number * copies]
+                ways = [_mixture(weights, ways) for weights in chosen]
+            ways = [
+                run_module(network.layers[number], replica * copies + copy, way)
+                for copy, way in enumerate(ways)
+            ]
+        outputs.append(_mixture(gates[(depth - 1) * copies + task], ways))
+    return outputs
+
+
+def _mixture(weights: Tensor, values: Sequence[Tensor]) -> Tensor:
+    total = torch.zeros_like(values[0])
+    for weight, value in zip(weights, values, strict=True):
+        total = total + weight * value
+    return total
 
 
 def tree_outputs(network: TreeNetwork, x: Tensor) -> list[Tensor]:
@@ -180,3 +240,97 @@ def margin_is_clear(
             if any(abs(cosine(g[row], other) + margin) < 1e-9 for other in [*others, mean]):
                 return False
     return True
+
+
+def check_task_gradients(
+    network: TreeNetwork | SearchSpace,
+    x: Tensor,
+    tasks: int,
+    in_loops: Callable[[], Sequence[Tensor]],
+) -> None:
+    """Per-task gradients and what every rule leaves of them, against one backward pass per task.
+
+    Args:
+        in_loops: the network's outputs for `x`, computed from its raw weights, one for each row.
+    """
+    directions = torch.randn_like(network(x))
+
+    def losses(outputs: Sequence[Tensor]) -> Tensor:  # an ensemble's members are summed
+        rows = torch.stack([(y * d).mean() for y, d in zip(outputs, directions, strict=True)])
+        return rows.view(-1, tasks).sum(dim=0)
+
+    shared = network.shared_layers()
+    rows = row_gradients(list(losses(in_loops())), shared)
+    own = TaskGradients(shared)
+    with own.capture():
+        captured = losses(network(x).unbind())
+    for layer, found in zip(rows, own.backward(captured), strict=True):
+        for row, named in enumerate(layer):
+            for gradients, expected in zip(found, named.values(), strict=True):
+                torch.testing.assert_close(gradients[row], expected)
+
+    plain = torch.autograd.grad(losses(in_loops()).sum(), list(network.parameters()))
+    watched = {id(p) for layer in shared for p in layer.parameters()}
+    vectors = [[flat(gradients) for gradients in layer] for layer in rows]
+    for rule in RULES:
+        network.zero_grad()
+        noticing = ConflictNoticing(shared, rule)
+        with noticing.capture():
+            captured = losses(network(x).unbind())
+        held = noticing.backward(captured).tolist()
+        assert held == held_by_rule(vectors, [layer.index for layer in shared], rule)
+        for parameter, whole in zip(network.parameters(), plain, strict=True):
+            if id(parameter) not in watched:
+                torch.testing.assert_close(parameter.grad, whole)
+        for number, watching in enumerate(shared):
+            left = {name: p.grad for name, p in watching.named_parameters() if p.grad is not None}
+            for module in range(watching.count):
+                kept = [
+                    rows[number][row]
+                    for row, used in enumerate(watching.index)
+                    if used == module and not held[number][row]
+                ]
+                for name, gradient in module_slice(watching, module, left).items():
+                    total = sum((named[name] for named in kept), torch.zeros_like(gradient))
+                    torch.testing.assert_close(gradient, total)
+
+
+class Signs:
+    """Tasks that want a random function or its negative, all read out by the same fixed head.
+
+    Tasks of one sign can share all modules, tasks of opposite signs not the last one.
+    """
+
+    features, width = 4, 8
+
+    def __init__(self, signs: Sequence[float], seed: int):
+        torch.manual_seed(seed)
+        self.signs = torch.tensor(signs).view(-1, 1, 1)
+        self.first = 1.5 * torch.randn(self.features, 16) / self.features**0.5
+        self.bias, self.last = 0.5 * torch.randn(16), torch.randn(16, 1)
+        y = self.function(torch.randn(4096, self.features))
+        self.mean, self.scale = y.mean(), y.std()
+        alternating = torch.tensor([1.0, -1.0]).repeat(self.width // 2)
+        self.readout = 2 / self.width**0.5 * alternating.unsqueeze(1)
+
+    def function(self, x: Tensor) -> Tensor:
+        return (x @ self.first + self.bias).tanh() @ self.last
+
+    def chain(self) -> list[LayerFactory]:
+        return linear_chain(self.features, [self.width] * 2, layer_norm=True)
+
+    def losses(self, network: SearchSpace) -> Tensor:
+        x = torch.randn(1, 32, self.features)
+        y = self.signs * (self.function(x) - self.mean) / self.scale
+        y = y + 0.1 * torch.randn_like(y)
+        return ((network(x) @ self.readout - y) ** 2).mean(dim=(1, 2))
+
+    def search(self, network: SearchSpace, steps: int) -> None:
+        weights = torch.optim.Adam(network.weights(), lr=0.01, fused=True)
+        gates = torch.optim.Adam([network.gates], lr=0.05)
+        noticing = ConflictNoticing(network.shared_layers(), "consensus")
+        for _ in range(steps):
+            gate_step(self.losses(network).sum(), [network.gates], gates)
+            with noticing.capture():
+                losses = self.losses(network)
+            weight_step(losses, weights, noticing)

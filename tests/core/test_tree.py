@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from conal_rl.core.tree import Tree
@@ -333,9 +333,10 @@ def test_text_names_every_task_once(tree: Tree) -> None:
 
 
 def check_drawing(tree: Tree, ax: Any) -> None:
-    """One node per module, one edge per module below the first layer and per head; no overlaps."""
+    """One node per module, one edge per feeding module and per head; no overlaps."""
     assert len(ax.collections) == sum(tree.modules)
-    assert len(ax.patches) == sum(tree.modules[1:]) + tree.num_tasks
+    feeding = [set(zip(above, layer)) for above, layer in zip(tree.layers, tree.layers[1:])]
+    assert len(ax.patches) == sum(map(len, feeding)) + tree.num_tasks
     texts = [text.get_text() for text in ax.texts]
     assert set(tree.tasks) <= set(texts)
     shared = [str(n) for layer in tree.layers for n in map(layer.count, set(layer)) if n > 1]
@@ -399,3 +400,113 @@ def test_matplotlib_is_imported_only_to_draw() -> None:
         "sys.exit('matplotlib' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Where tasks meet again, as Recon's do
+
+
+@st.composite
+def rejoining(draw: st.DrawFn, max_tasks: int = 5) -> Tree:
+    """Any groups of tasks in any layer, two of which part and meet again."""
+    num_tasks = draw(st.integers(2, max_tasks))
+    layer = st.lists(st.integers(0, 2), min_size=num_tasks, max_size=num_tasks)
+    layers = draw(st.lists(layer, min_size=2, max_size=5))
+    tree = Tree.from_labels([f"task-{i}" for i in range(num_tasks)], layers, may_rejoin=True)
+    assume(tree.rejoining)
+    return tree
+
+
+HOURGLASS = Tree.from_groups(
+    ["a", "b", "c"],
+    [[["a", "b", "c"]], [["a"], ["b"], ["c"]], [["a", "c"], ["b"]], [["a", "b", "c"]]],
+    may_rejoin=True,
+)
+
+
+def test_tasks_meet_again_only_where_it_is_said() -> None:
+    assert HOURGLASS.layers == ((0, 0, 0), (0, 1, 2), (0, 1, 0), (0, 0, 0))
+    assert HOURGLASS.modules == (1, 3, 2, 1)
+    apart = r"'a' and 'c' part in layer 2 but share a module in layer 3"
+    with pytest.raises(TreeError, match=apart):
+        Tree(HOURGLASS.tasks, HOURGLASS.layers)
+    with pytest.raises(TreeError, match=apart):
+        Tree.from_labels(HOURGLASS.tasks, HOURGLASS.layers)
+    with pytest.raises(TreeError, match=apart):
+        Tree.from_groups(HOURGLASS.tasks, map(HOURGLASS.groups, range(4)))
+
+
+def test_modules_of_rejoining_tasks_have_no_single_parent() -> None:
+    for layer in range(4):
+        with pytest.raises(TreeError, match="a module has more parents than one"):
+            HOURGLASS.parents(layer)
+
+
+@given(rejoining(), st.integers(1, 3), st.randoms())
+def test_copies_files_and_orders_of_rejoining_tasks(tree: Tree, copies: int, random: Any) -> None:
+    assert Tree.from_json(tree.to_json()) == tree
+    forest = tree.replicate(copies)
+    assert forest.rejoining and forest.modules == tuple(copies * n for n in tree.modules)
+    names = list(tree.tasks)
+    random.shuffle(names)
+    other = tree.check(names, tree.depth)
+    assert (other.rejoining, other.tasks) == (True, tuple(names))
+    for layer in range(tree.depth):
+        assert {*map(frozenset, other.groups(layer))} == {*map(frozenset, tree.groups(layer))}
+    assert other.check(tree.tasks, tree.depth) == tree
+
+
+def test_a_tree_is_no_rejoining_one() -> None:
+    tree = mt10_tree()
+    assert Tree.from_labels(tree.tasks, tree.layers, may_rejoin=True) == tree
+    with pytest.raises(TreeError, match="no tasks rejoin"):
+        Tree(tree.tasks, tree.layers, rejoining=True)
+
+
+def test_a_file_says_that_tasks_rejoin() -> None:
+    text = HOURGLASS.to_json()
+    assert json.loads(text)["rejoining"] is True
+    assert "rejoining" not in json.loads(mt10_tree().to_json())
+    with pytest.raises(TreeError, match="part in layer 2 but share a module in layer 3"):
+        Tree.from_json(text.replace('  "rejoining": true,\n', ""))
+
+
+def test_text_of_rejoining_tasks_is_a_line_for_each_layer() -> None:
+    assert str(HOURGLASS) == (
+        "3 tasks, 4 layers, 7 modules\n"
+        "layer 1: shared by a, b, c\n"
+        "layer 2: each alone: a, b, c\n"
+        "layer 3: shared by a, c; alone: b\n"
+        "layer 4: shared by a, b, c"
+    )
+
+
+def test_text_of_rejoining_tasks_wraps() -> None:
+    layers = [[0] * 10, range(10), [0] * 10]
+    lines = str(Tree.from_labels(MT10, layers, may_rejoin=True)).splitlines()
+    assert [line[:8] for line in lines[1::2]] == ["layer 1:", "layer 2:", "layer 3:"]
+    assert all(line.startswith("      ") for line in lines[2::2])
+    assert 80 < max(map(len, lines)) <= 100
+
+
+@given(rejoining())
+def test_text_names_every_task_once_in_every_layer(tree: Tree) -> None:
+    layers = str(tree).splitlines()[1:]
+    assert len(layers) == tree.depth
+    for number, line in enumerate(layers, start=1):
+        assert line.startswith(f"layer {number}: ")
+        assert [line.count(name) for name in tree.tasks] == [1] * tree.num_tasks
+
+
+def test_drawing_of_rejoining_tasks() -> None:
+    own, shared = range(10), [0] * 10
+    for layers in ([shared, own, shared], [own, shared, own], [own, own, shared]):
+        check_drawing(tree := Tree.from_labels(MT10, layers, may_rejoin=True), tree.draw(title="T"))
+    HOURGLASS.draw().figure.draw_without_rendering()  # type: ignore[union-attr]
+
+
+@settings(max_examples=10, deadline=None)
+@given(rejoining())
+def test_drawing_any_rejoining_tasks(tree: Tree) -> None:
+    ax = tree.draw()
+    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
+    assert len(ax.collections) == sum(tree.modules)
