@@ -1,0 +1,400 @@
+"""The metrics of the supervised benchmarks, over a whole set, and delta_p over tasks.
+
+Every metric has `update`, `compute`, `reset` and `merge`, see `Metric`. Shares are from 0 to 1, not
+percent; `delta_p` and `total_error` are in percent. Voids and masks are those of `losses`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from math import nan
+from statistics import fmean
+from typing import Any, ClassVar
+from warnings import catch_warnings, simplefilter
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from conal_rl.errors import ConalError, ExtraError
+from conal_rl.supervised.losses import (
+    has_normal,
+    has_value,
+    normal_angles,
+    require_classes,
+    require_mask,
+    require_same_shape,
+    require_tags,
+)
+
+Scores = Mapping[str, Mapping[str, float]]
+"""Value of each metric of each task."""
+
+_LOWER = ("abs_error", "cross_entropy", "mean_angle", "median_angle", "rel_error", "squared_error")
+_SHARES = ("within_11.25", "within_22.5", "within_30")
+_HIGHER = ("accuracy", "cosine", "f1", "mIoU", "odsF", "pixel_accuracy", *_SHARES)
+LOWER_IS_BETTER = dict.fromkeys(_LOWER, True) | dict.fromkeys(_HIGHER, False)
+"""Every name that a metric computes, and whether its lower values are better."""
+
+
+class Metric:
+    """What is counted of a set, batch by batch; how it is cut into batches makes no difference.
+
+    A subclass gives `_elements`, whose means over the set are wanted; or else what a batch adds to
+    what is remembered (`_count`) and what follows from that (`_values`).
+    """
+
+    names: ClassVar[tuple[str, ...]]
+    """What `compute` returns."""
+    void: int | None = None
+    """The target's value that says unlabelled, unless the constructor is given another."""
+    _require_shapes = staticmethod(require_same_shape)
+    _state: Tensor
+
+    def __init__(self, void: int | None = None):
+        self.void = self.void if void is None else void
+        self.reset()
+
+    @property
+    def state(self) -> Tensor:
+        """All that was counted: what another device needs to be sent for its `merge`."""
+        return self._state
+
+    @property
+    def lower_is_better(self) -> dict[str, bool]:
+        """For each name, whether its lower values are better."""
+        return {name: LOWER_IS_BETTER[name] for name in self.names}
+
+    @torch.no_grad()
+    def update(self, prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> None:
+        """Count a batch: shapes as the class says, `mask` `(batch,)` as in `losses`."""
+        self._require_shapes(prediction, target)
+        if mask is not None:
+            require_mask(mask, target)
+            prediction, target = prediction[mask.bool()], target[mask.bool()]
+        if len(target):
+            self.merge(self._count(prediction, target))
+
+    def merge(self, state: Tensor) -> None:
+        """Count what another metric of the same kind has counted, given its `state`."""
+        self._state = self._state + state.cpu()
+
+    def compute(self) -> dict[str, float]:
+        """Return the values by name; NaN where nothing labelled was counted."""
+        values = [nan] * len(self.names) if self._is_empty() else self._values(self.state)
+        return {name: float(value) for name, value in zip(self.names, values, strict=True)}
+
+    def reset(self) -> None:
+        """Forget everything counted."""
+        self._state = torch.zeros((), dtype=torch.float64)  # takes the shape of what is added
+
+    def _is_empty(self) -> bool:
+        return not self.state.any()
+
+    def _elements(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Every labelled element's value, by name: `(name, element)`."""
+        raise NotImplementedError
+
+    def _count(self, prediction: Tensor, target: Tensor) -> Tensor:
+        elements = self._elements(prediction, target)
+        return _sums(*elements, torch.ones_like(elements[0]))
+
+    def _values(self, state: Tensor) -> Iterable[Tensor | float]:
+        return state[:-1] / state[-1]
+
+
+class Segmentation(Metric):
+    """mIoU and pixel accuracy, both from one confusion matrix over the whole set.
+
+    Logits `(batch, classes, ...)`, target `(batch, ...)`. Counting is torchmetrics', without which
+    there is an ExtraError. As in its Jaccard index, classes that are neither in the targets nor
+    predicted are left out of the mean, and so is `void` where it is one of the classes.
+    """
+
+    names = ("mIoU", "pixel_accuracy")
+    _require_shapes = staticmethod(require_classes)
+
+    def __init__(self, classes: int, void: int = -1):
+        super().__init__(void)
+        self.classes = classes
+        torchmetrics = _import("torchmetrics.functional.classification", "vision")
+        self._confusion = torchmetrics.multiclass_confusion_matrix
+
+    def _count(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self._confusion(prediction, target.long(), self.classes, ignore_index=self.void)
+
+    def _values(self, state: Tensor) -> Iterable[Tensor | float]:
+        hits = state.diag()
+        union = state.sum(dim=0) + state.sum(dim=1) - hits
+        present = union > 0
+        if self.void in range(self.classes):
+            present[self.void] = False
+        return (hits[present] / union[present]).mean(), hits.sum() / state.sum()
+
+
+class TaskonomySegmentation(Metric):
+    """AdaShare's segmentation error, a cross-entropy weighted by class, and pixel accuracy.
+
+    Logits `(batch, classes, ...)`, target `(batch, ...)`, `class_weight` `(classes,)`; averaged
+    over the set's pixels, where AdaShare averages batches.
+    """
+
+    names = ("cross_entropy", "pixel_accuracy")
+    _require_shapes = staticmethod(require_classes)
+
+    def __init__(self, class_weight: Tensor, void: int = 0):
+        super().__init__(void)
+        self.class_weight = class_weight
+
+    def _count(self, prediction: Tensor, target: Tensor) -> Tensor:
+        labelled = has_value(target, self.void)
+        logits, classes = prediction.movedim(1, -1)[labelled].float(), target[labelled].long()
+        weight = self.class_weight.to(logits)
+        losses = F.cross_entropy(logits, classes, weight, reduction="none")
+        hits = logits.argmax(dim=1) == classes
+        return _sums(losses, weight[classes], hits, labelled)
+
+    def _values(self, state: Tensor) -> Iterable[Tensor | float]:
+        return state[0] / state[1], state[2] / state[3]
+
+
+class Accuracy(Metric):
+    """Share of right classes: logits `(batch, classes, ...)`, target `(batch, ...)`."""
+
+    names = ("accuracy",)
+    void = -1
+    _require_shapes = staticmethod(require_classes)
+
+    def _elements(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction.argmax(dim=1) == target)[has_value(target, self.void)][None]
+
+
+class Depth(Metric):
+    """Absolute error, and error relative to the true depth's size.
+
+    Both `(batch, 1, height, width)`; a depth of `void` is unlabelled.
+    """
+
+    names = ("abs_error", "rel_error")
+    void = 0
+
+    def _elements(self, prediction: Tensor, target: Tensor) -> Tensor:
+        labelled = has_value(target, self.void)
+        truth = target[labelled].double()
+        error = (prediction[labelled].double() - truth).abs()
+        return torch.stack([error, error / truth.abs()])
+
+
+class AbsoluteError(Metric):
+    """Mean absolute error; both `(batch, ...)`, elements of `void` unlabelled."""
+
+    names = ("abs_error",)
+
+    def _elements(self, prediction: Tensor, target: Tensor) -> Tensor:
+        error = (prediction.double() - target.double()).abs()
+        return error[has_value(target, self.void)][None]
+
+
+class SquaredError(Metric):
+    """Mean squared error; both `(batch, ...)`."""
+
+    names = ("squared_error",)
+
+    def _elements(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction.double() - target.double()).square().view(1, -1)
+
+
+class Cosine(Metric):
+    """Mean cosine similarity of normals; arguments as `NormalAngles`'."""
+
+    names = ("cosine",)
+
+    def _elements(self, prediction: Tensor, target: Tensor) -> Tensor:
+        cosine = F.cosine_similarity(prediction.float(), target.float())
+        return cosine[has_normal(prediction, target)][None]
+
+
+class MeanAngle(Metric):
+    """Mean angle of normals in degrees, for PASCAL-Context; arguments as `NormalAngles`'."""
+
+    names = ("mean_angle",)
+
+    def _elements(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return normal_angles(prediction, target)[None]
+
+
+class NormalAngles(Metric):
+    """Mean and median angle of normals in degrees, and shares below 11.25, 22.5 and 30 degrees.
+
+    Both `(batch, 3, height, width)`, of any length, unlabelled where `has_normal` says. The median,
+    exact and of the whole set, needs every angle: four bytes of main memory per labelled pixel,
+    0.3 GB for NYUv2's test set, twice that while they are put together. `state` is the angles.
+    """
+
+    names = ("mean_angle", "median_angle", "within_11.25", "within_22.5", "within_30")
+    _parts: list[Tensor]
+
+    @property
+    def state(self) -> Tensor:
+        """All that was counted: what another device needs to be sent for its `merge`."""
+        self._parts = [torch.cat([torch.zeros(0), *self._parts])]
+        return self._parts[0]
+
+    def merge(self, state: Tensor) -> None:
+        """Count what another metric of the same kind has counted, given its `state`."""
+        self._parts.append(state.cpu())
+
+    def reset(self) -> None:
+        """Forget everything counted."""
+        self._parts = []
+
+    def _is_empty(self) -> bool:
+        return not len(self.state)
+
+    def _count(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return normal_angles(prediction, target)
+
+    def _values(self, state: Tensor) -> Iterable[Tensor | float]:
+        angles = state.numpy()
+        median = float(np.median(angles, overwrite_input=True))  # reorders, and spares a copy
+        shares = [float(np.mean(angles < limit)) for limit in (11.25, 22.5, 30)]
+        return [float(np.mean(angles, dtype=np.float64)), median, *shares]
+
+
+class Edges(Metric):
+    """odsF: the F-measure of edges at the best of 99 thresholds, one for the whole set.
+
+    Logits and target of one shape `(batch, ...)`; the target is an edge from 0.5 on. Pixels are
+    matched exactly, with a tolerance of 0 and without thinning (ours). Published values allow some
+    distance between matched pixels, after thinning: these cannot be set beside them.
+    """
+
+    names = ("odsF",)
+    void = 255
+
+    def _count(self, prediction: Tensor, target: Tensor) -> Tensor:
+        labelled = has_value(target, self.void)
+        probability = prediction[labelled].double().sigmoid()
+        thresholds = torch.linspace(0.01, 0.99, 99, dtype=torch.float64, device=target.device)
+        reached = torch.bucketize(probability, thresholds, right=True)  # that many thresholds
+        return (reached + 100 * (target[labelled] >= 0.5)).bincount(minlength=200).view(2, 100)
+
+    def _values(self, state: Tensor) -> Iterable[Tensor | float]:
+        # Pixels of no edge and of edges, (2, 99), that reach a threshold.
+        reaching = state.flip(1).cumsum(dim=1).flip(1)[:, 1:]
+        f = 2 * reaching[1] / (reaching.sum(dim=0) + state[1].sum()).clamp(min=1)
+        return [f.max()]
+
+
+class Saliency(Metric):
+    """Saliency's mIoU as ASTMT has it: the IoU of what is salient, averaged over the images.
+
+    Logits and target of one shape `(batch, ...)`; the target is salient from 0.5 on. Of the
+    thresholds 0.2, 0.25, ..., 0.9 the best for the whole set counts. An image where nothing is
+    salient and nothing is predicted counts 1, one without a labelled pixel does not count.
+    """
+
+    names = ("mIoU",)
+    void = 255
+    thresholds = np.linspace(0.2, 0.9, 15).tolist()
+
+    def _count(self, prediction: Tensor, target: Tensor) -> Tensor:
+        labelled = has_value(target, self.void).flatten(1)
+        some = labelled.any(dim=1)
+        probability, labelled = prediction.flatten(1)[some].double().sigmoid(), labelled[some]
+        salient = (target.flatten(1)[some] >= 0.5) & labelled
+        sums = []
+        for threshold in self.thresholds:
+            found = (probability > threshold) & labelled
+            union = (found | salient).sum(dim=1)
+            iou = (found & salient).sum(dim=1).double() / union.clamp(min=1)
+            sums.append(torch.where(union > 0, iou, 1))
+        return _sums(*sums, torch.ones_like(sums[0]))
+
+    def _values(self, state: Tensor) -> Iterable[Tensor | float]:
+        return [(state[:-1] / state[-1]).max()]
+
+
+class SpanF1(Metric):
+    """seqeval's micro F1 of entities, by which XTREME scores both PANX and UDPOS.
+
+    Logits `(batch, tokens, tags)`, target `(batch, tokens)` with `void` at what has no tag; `tags`
+    names the tags by index. seqeval takes a part-of-speech tag's first letter for B, I or O and the
+    rest for its type, so that a run of equal tags is one span: that is how XTREME's numbers are
+    made, and not token accuracy. Without seqeval there is an ExtraError.
+    """
+
+    names = ("f1",)
+    _require_shapes = staticmethod(require_tags)
+
+    def __init__(self, tags: Sequence[str], void: int = -100):
+        super().__init__(void)
+        self.tags = list(tags)
+        self._get_entities = _import("seqeval.metrics.sequence_labeling", "nlp").get_entities
+
+    def _count(self, prediction: Tensor, target: Tensor) -> Tensor:
+        labelled = has_value(target, self.void)
+        found = self._spans(prediction.argmax(dim=2), labelled)
+        true = self._spans(target, labelled)
+        return torch.tensor([len(found & true), len(found), len(true), int(labelled.sum())])
+
+    def _spans(self, tags: Tensor, labelled: Tensor) -> set[tuple[str, int, int]]:
+        rows = zip(tags.tolist(), labelled.tolist(), strict=True)
+        named = [[self.tags[t] for t, has in zip(*row, strict=True) if has] for row in rows]
+        with catch_warnings():
+            simplefilter("ignore")  # one warning per part-of-speech tag
+            return set(self._get_entities(named))
+
+    def _values(self, state: Tensor) -> Iterable[Tensor | float]:
+        return [2 * state[0] / (state[1] + state[2]).clamp(min=1)]
+
+
+def delta_p(values: Scores, reference: Scores) -> float:
+    """Mean change against a reference, in percent; above 0 is better than the reference.
+
+    The mean over tasks of the mean over metrics of `(-1)^[lower is better] (value - STL) / STL`,
+    the measure of the paper's tables (from Maninis et al., CVPR 2019). `reference` is the values of
+    single-task learning (STL), or of what else is compared with.
+
+    Raises:
+        ConalError: other tasks or metrics than the reference's, none at all, a metric that
+            `LOWER_IS_BETTER` lacks, or a reference not above 0, to which no change is relative.
+    """
+    _require_same_names("tasks", values, reference)
+    changes = []
+    for task, metrics in values.items():
+        _require_same_names(f"metrics of {task}", metrics, reference[task])
+        changes.append(fmean(_change(task, n, v, reference[task][n]) for n, v in metrics.items()))
+    return 100 * fmean(changes)
+
+
+def total_error(accuracies: Mapping[str, float]) -> float:
+    """Sum over tasks of 100 - accuracy in percent (CelebA), from accuracies between 0 and 1."""
+    return sum(100 - 100 * accuracy for accuracy in accuracies.values())
+
+
+def _require_same_names(what: str, values: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
+    if set(values) != set(reference) or not values:
+        raise ConalError(f"{what}: {sorted(values)}, but the reference has {sorted(reference)}")
+
+
+def _change(task: str, name: str, value: float, reference: float) -> float:
+    if name not in LOWER_IS_BETTER:
+        raise ConalError(f"{name} of {task}: whether lower is better is not known")
+    if not reference > 0:
+        raise ConalError(f"{name} of {task}: no change is relative to a reference of {reference}")
+    return (-1) ** LOWER_IS_BETTER[name] * (value - reference) / reference
+
+
+def _sums(*values: Tensor) -> Tensor:
+    return torch.stack([value.sum(dtype=torch.float64) for value in values])
+
+
+def _import(module: str, extra: str) -> Any:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as missing:
+        lacking = f"{module.partition('.')[0]} is not installed"
+        raise ExtraError(f"{lacking}: pip install 'conal_rl[{extra}]'") from missing
