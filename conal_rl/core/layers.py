@@ -15,12 +15,13 @@ from torch.nn import functional as F
 
 
 class Block(NamedTuple):
-    """Modules `first..first + size` run rows `start..start + size * run`, `run` rows each."""
+    """Rows from `start` on, `run` for each of `size` modules: `first`, `first + step`, ..."""
 
     start: int
     first: int
     size: int
     run: int
+    step: int = 1
 
     def rows(self, x: Tensor) -> Tensor:
         """The block's rows of `(row, batch, feature)` as `(size, run * batch, feature)`."""
@@ -29,22 +30,44 @@ class Block(NamedTuple):
 
     def modules(self, weight: Tensor) -> Tensor:
         """The block's modules of `(module, ...)`, as a view."""
-        return weight[self.first : self.first + self.size]
+        return weight[self.first : self.first + self.size * self.step : self.step]
+
+    def extended(self, module: int, run: int) -> "Block | None":
+        """This block and the next `run` rows, of `module`; None if that is not one block."""
+        step = module - self.first if self.size == 1 else self.step
+        if run != self.run or step < 1 or module != self.first + self.size * step:
+            return None
+        return self._replace(size=self.size + 1, step=step)
 
 
 def row_blocks(index: Sequence[int]) -> list[Block]:
-    """The fewest blocks, in order of the rows, that run `index`: one batched product each."""
+    """Few blocks, in order of the rows, that run `index`: one batched product each."""
     blocks: list[Block] = []
     start = 0
     for module, rows in groupby(index):
         run = len(list(rows))
-        last = blocks[-1] if blocks else None
-        if last and last.run == run and last.first + last.size == module:
-            blocks[-1] = last._replace(size=last.size + 1)
+        extended = blocks[-1].extended(module, run) if blocks else None
+        if extended:
+            blocks[-1] = extended
         else:
             blocks.append(Block(start, module, 1, run))
         start += run
     return blocks
+
+
+class RowOrder(NamedTuple):
+    """An order of rows other than that of the index."""
+
+    order: Tensor  # (row,) the rows in this order
+    place: Tensor  # (row,) each row's place in it
+
+    def sort(self, x: Tensor) -> Tensor:
+        """Bring `(row, ...)` into this order."""
+        return x.index_select(0, self.order)
+
+    def unsort(self, x: Tensor) -> Tensor:
+        """The inverse of `sort`."""
+        return x.index_select(0, self.place)
 
 
 class _StackedLinear(torch.autograd.Function):
@@ -89,6 +112,7 @@ class _StackedLinear(torch.autograd.Function):
             grad_bias = weight.new_zeros(weight.shape[0], 1, weight.shape[2])
             for block in ctx.blocks:
                 rows = block.rows(grad_y)
+                # Also where nothing is there yet: for few rows, zeros first is faster than `bmm`.
                 block.modules(grad_weight).baddbmm_(block.rows(x).mT, rows)
                 block.modules(grad_bias).add_(rows.sum(dim=1, keepdim=True))
         return grad_x, grad_weight, grad_bias, None, None
@@ -108,12 +132,15 @@ def _stacked_linear(
 class _RowGradients:
     """Every row's own gradient of each parameter of a `LinearStack`, from one backward pass."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, order: RowOrder | None) -> None:
+        self.order = order  # of the rows in the passes; the gradients are in that of the index
         self.weight = weight  # (row, in, out), written by the backward pass
         self.bias: Tensor | None = None  # (row, 1, out); None before it
         self.norm: tuple[Tensor, ...] = ()  # every row's copy of gain and shift, (row, 1, out)
 
     def fill(self, x: Tensor, grad_y: Tensor) -> None:
+        if self.order is not None:
+            x, grad_y = self.order.unsort(x), self.order.unsort(grad_y)
         torch.bmm(x.mT, grad_y, out=self.weight)
         self.bias = grad_y.sum(dim=1, keepdim=True)
 
@@ -156,12 +183,14 @@ class LinearStack(nn.Module):
         self.layer_norm = layer_norm
         self.register_buffer("rows", torch.tensor(self.index), persistent=False)
         self.blocks = row_blocks(self.index)
+        self.blocks_in_order = self.blocks
         self._row_weights = torch.empty(0)  # kept from step to step: new memory is slow memory
 
-    def forward(self, x: Tensor, by_module: bool = False) -> Tensor:
+    def forward(self, x: Tensor, by_module: bool = False, order: RowOrder | None = None) -> Tensor:
         """Map `(row, batch, in)` to `(row, batch, out)`; with `by_module` a row is a module.
 
-        A layer of a single module takes any number of rows.
+        A layer of a single module takes any number of rows. Rows are in the order of the index, or
+        in an `order` that was given to `arrange`: then the output is, too, but not `row_gradients`.
 
         Raises:
             ValueError: another number of rows.
@@ -171,8 +200,11 @@ class LinearStack(nn.Module):
             blocks, rows = [Block(0, 0, self.count, 1)], torch.arange(self.count, device=x.device)
         elif self.count == 1 and len(x) != len(rows):
             blocks, rows = [Block(0, 0, 1, len(x))], rows.new_zeros(len(x))
-        elif self.capturing and torch.is_grad_enabled():
-            captured = self._capture(x)
+        else:
+            if order is not None:
+                blocks, rows = self.blocks_in_order, order.sort(rows)
+            if self.capturing and torch.is_grad_enabled():
+                captured = self._capture(x, order)
         if len(x) != len(rows):
             raise ValueError(f"expected {len(rows)} rows, got input {tuple(x.shape)}")
         y = _stacked_linear(x, self.weight, self.bias, blocks, captured)
@@ -183,16 +215,21 @@ class LinearStack(nn.Module):
                 gain.retain_grad()
                 shift.retain_grad()
             y = torch.addcmul(shift, F.layer_norm(y, y.shape[-1:]), gain)
-        return F.relu(y) if self.activation else y
+        return F.relu(y, inplace=True) if self.activation else y
 
-    def _capture(self, x: Tensor) -> _RowGradients:
+    def arrange(self, order: Sequence[int]) -> int:
+        """Make ready for `forward` on rows in this order, and count the products that it takes."""
+        self.blocks_in_order = row_blocks([self.index[row] for row in order])
+        return len(self.blocks_in_order)
+
+    def _capture(self, x: Tensor, order: RowOrder | None) -> _RowGradients:
         if self.captured is not None:
             raise RuntimeError("a second forward pass of this layer in one capture()")
         shape = (len(self.index), *self.weight.shape[1:])
         buffer = self._row_weights
         if (buffer.shape, buffer.dtype, buffer.device) != (shape, x.dtype, x.device):
             self._row_weights = x.new_empty(shape)
-        self.captured = _RowGradients(self._row_weights)
+        self.captured = _RowGradients(self._row_weights, order)
         return self.captured
 
     def row_gradients(self) -> list[Tensor]:
@@ -206,6 +243,8 @@ class LinearStack(nn.Module):
         if captured.bias is None:  # no loss depends on this layer
             return [p.new_zeros(len(self.rows), *p.shape[1:]) for p in self.parameters()]
         norm = [torch.zeros_like(c) if c.grad is None else c.grad for c in captured.norm]
+        if captured.order is not None:
+            norm = [captured.order.unsort(gradient) for gradient in norm]
         return [captured.weight, captured.bias, *norm]
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from conal_rl.core.layers import LinearStack, ModuleStack, row_blocks
+from conal_rl.core.layers import LinearStack, ModuleStack, RowOrder, row_blocks
 from tests.core.reference import randomize, run_module
 
 
@@ -16,7 +16,7 @@ from tests.core.reference import randomize, run_module
 def test_blocks_cover_every_row_once_in_order(index: list[int]) -> None:
     blocks = row_blocks(index)
     covered = [
-        (block.start + number * block.run + row, block.first + number)
+        (block.start + number * block.run + row, block.first + number * block.step)
         for block in blocks
         for number in range(block.size)
         for row in range(block.run)
@@ -26,7 +26,15 @@ def test_blocks_cover_every_row_once_in_order(index: list[int]) -> None:
 
 @pytest.mark.parametrize(
     ("index", "count"),
-    [([0] * 5, 1), ([0, 1, 2], 1), ([0, 0, 1, 1], 1), ([0, 0, 0, 1, 2], 2), ([0, 1, 0], 2)],
+    [
+        ([0] * 5, 1),
+        ([0, 1, 2], 1),
+        ([0, 0, 1, 1], 1),
+        ([0, 0, 0, 1, 2], 2),
+        ([0, 1, 0], 2),
+        ([1, 4, 7], 1),
+        ([0, 0, 3, 3, 1, 2], 2),
+    ],
 )
 def test_blocks_are_few(index: list[int], count: int) -> None:
     assert len(row_blocks(index)) == count
@@ -50,6 +58,38 @@ def test_a_layer_and_its_gradients_in_loops(
     torch.testing.assert_close(
         torch.autograd.grad(y, leaves, cotangent), torch.autograd.grad(expected, leaves, cotangent)
     )
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.booleans(), st.data())
+def test_rows_in_any_order_and_their_gradients(
+    labels: list[int], norm: bool, data: st.DataObject
+) -> None:
+    index = [sorted(set(labels)).index(label) for label in labels]
+    rows = data.draw(st.permutations(range(len(index))))
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    layer = LinearStack(index, 3, 4, layer_norm=norm)
+    randomize(layer)
+    assert layer.arrange(rows) == len(row_blocks([index[row] for row in rows]))
+    order = RowOrder(torch.tensor(rows), torch.tensor(rows).argsort())
+    x = torch.randn(len(index), 2, 3, dtype=torch.float64, requires_grad=True)
+    y = layer(x)
+    found = order.unsort(layer(order.sort(x), order=order))
+    torch.testing.assert_close(found, y)
+    cotangent = torch.randn_like(y)
+    leaves = [x, *layer.parameters()]
+    torch.testing.assert_close(
+        torch.autograd.grad(found, leaves, cotangent), torch.autograd.grad(y, leaves, cotangent)
+    )
+
+    layer.capturing = True
+    in_order_of_index = []
+    for taken in (None, order):
+        layer.captured = None
+        z = layer(x) if taken is None else taken.unsort(layer(taken.sort(x), order=taken))
+        z.backward(cotangent)
+        in_order_of_index.append([gradient.clone() for gradient in layer.row_gradients()])
+    torch.testing.assert_close(*in_order_of_index)
 
 
 def test_rows_that_do_not_fit_are_refused() -> None:

@@ -136,6 +136,29 @@ def test_shared_layers_are_those_with_a_module_of_several_tasks() -> None:
     assert not TreeNetwork(Tree.shared(["a"], 3).replicate(2), chain).shared_layers()
 
 
+def test_tasks_on_the_trunk_run_in_one_product_wherever_they_are() -> None:
+    tree = Tree.from_branch_points([4, 3, 4, 4, 2, 4, 3, 4, 1, 3], 3)
+    network = TreeNetwork(tree, linear_chain(IN, [4, 4, 4]))
+    assert network.order is not None
+    assert network.order.tolist() == [0, 2, 3, 5, 7, 1, 6, 9, 4, 8]
+    for layer, rows in zip(typed(network.layers), (9, 8, 5), strict=True):
+        assert isinstance(layer, LinearStack)
+        trunk, *own = layer.blocks_in_order
+        assert (trunk.size, trunk.run) == (1, rows)
+        assert sum(block.size for block in own) == 10 - rows
+        assert len(own) <= 2
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_rows_keep_their_order_where_another_is_no_better(copies: int) -> None:
+    chain = linear_chain(IN, [4, 4])
+    for tree in (Tree.shared(NAMES, 2), Tree.independent(NAMES, 2)):
+        assert TreeNetwork(tree.replicate(copies), chain).order is None
+    mixed = Tree.from_branch_points([3, 3, 1, 3], 2)
+    assert TreeNetwork(mixed, chain).order is not None
+    assert TreeNetwork(mixed, make_chain("conv", 2)).order is None
+
+
 class CountRuns(nn.Module):
     def __init__(self) -> None:
         super().__init__()
