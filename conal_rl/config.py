@@ -12,14 +12,13 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 import yaml
 
 from conal_rl.errors import ConfigError
+from conal_rl.names import AggregationName, LossWeights, Rule
 from conal_rl.options import convert, describe, lists_for_tuples, parse_options, shown, suggestion
-
-_LOSS_WEIGHTS = ("equal", "random", "uncertainty")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,28 +83,13 @@ class AgentConfig:
     """How the two target critics are combined."""
     max_grad_norm: float | None = None
     """Longest gradient of an optimiser step; None: no clipping."""
-    weighting: Literal[
-        "equal",
-        "random",
-        "uncertainty",
-        "pcgrad",
-        "cagrad",
-        "gradvac",
-        "mgda",
-        "imtl_g",
-        "nash_mtl",
-        "aligned_mtl",
-        "graddrop",
-        "upgrad",
-    ] = "equal"
+    weighting: Literal[LossWeights, AggregationName] = "equal"
     """How the tasks' losses become one update.
     equal: their sum; random: RLW's weights, drawn anew each time; uncertainty: learnt weights, for
     the critics;
     the others: TorchJD's aggregation of that name, of the tasks' gradients in whatever a fixed tree
     shares; a search sums the losses and notices conflicts instead."""
-    conflict_rule: Literal[
-        "ignore", "any_pair", "conflicting_tasks", "and_deeper", "consensus", "none"
-    ] = "ignore"
+    conflict_rule: Literal["ignore", Rule] = "ignore"
     """A rule of search.rule to follow while a fixed tree trains; none: conflicts are counted and
     nothing is dropped; ignore: they are not looked for."""
     actor_averaging: float | None = None
@@ -125,7 +109,7 @@ class AgentConfig:
         _require(0 <= self.gamma < 1, "agent.gamma", self.gamma, "0 or more and below 1")
         _require(0 < self.tau <= 1, "agent.tau", self.tau, "above 0 and at most 1")
         _require(self.critic_bins >= 2, "agent.critic_bins", self.critic_bins, "2 or more")
-        if self.conflict_rule != "ignore" and self.weighting not in _LOSS_WEIGHTS:
+        if self.conflict_rule != "ignore" and self.weighting not in get_args(LossWeights):
             raise ConfigError(
                 f"agent.conflict_rule: got {self.conflict_rule!r}, but agent.weighting is "
                 f"{self.weighting!r}, and only one of them can treat the shared gradients"
@@ -153,7 +137,7 @@ class SearchConfig:
     steps: int = 400_000
     """Env steps of the search, counted in total_steps; where not given, a fifth of those. A smaller
     total_steps on the command line cuts it to a fifth as well."""
-    rule: Literal["any_pair", "conflicting_tasks", "and_deeper", "consensus", "none"] = "consensus"
+    rule: Rule = "consensus"
     """For conal and conal_pro: what is held back in a shared module where tasks conflict.
     any_pair: one conflicting pair holds the module for all tasks;
     conflicting_tasks: only the gradients of the tasks in a conflict are dropped;

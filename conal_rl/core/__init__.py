@@ -5,7 +5,7 @@ data set.
 """
 
 from conal_rl.core.branching import BranchingSpace
-from conal_rl.core.conflict import ConflictNoticing, Rule
+from conal_rl.core.conflict import ConflictNoticing
 from conal_rl.core.layers import linear_chain, module_chain
 from conal_rl.core.network import TreeNetwork
 from conal_rl.core.progressive import ProStage
@@ -13,6 +13,7 @@ from conal_rl.core.recon import ReconSpace, recon
 from conal_rl.core.space import SearchSpace
 from conal_rl.core.supernet import ConalSpace, Supernet, derive
 from conal_rl.core.tree import Tree
+from conal_rl.names import Rule
 
 Space = ConalSpace | ProStage | BranchingSpace | ReconSpace
 """What a search looks for a tree in."""

@@ -8,15 +8,15 @@ Gram matrix of the tasks' gradients, so the rules here take Gram matrices.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from conal_rl.core.gradients import TaskGradients, gram, same_module, set_gradients
 from conal_rl.core.layers import Layer
+from conal_rl.names import Rule
 
-Rule = Literal["any_pair", "conflicting_tasks", "and_deeper", "consensus", "none"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 _PAIRS = ("counted", "cosine", "negative", "conflicting")  # summed over the studied steps
 

@@ -11,13 +11,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torchjd import aggregation, scalarization
 
-from conal_rl.core.conflict import Rule, held_rows
+from conal_rl.core.conflict import held_rows
 from conal_rl.core.gradients import (
     TaskGradients,
     gram,
@@ -27,19 +27,8 @@ from conal_rl.core.gradients import (
 )
 from conal_rl.core.layers import Layer
 from conal_rl.errors import ExtraError
+from conal_rl.names import AggregationName, LossWeights, Rule
 
-LossWeights = Literal["equal", "random", "uncertainty"]
-AggregationName = Literal[
-    "pcgrad",
-    "cagrad",
-    "gradvac",
-    "mgda",
-    "imtl_g",
-    "nash_mtl",
-    "aligned_mtl",
-    "graddrop",
-    "upgrad",
-]
 LOSS_WEIGHTS: tuple[LossWeights, ...] = get_args(LossWeights)
 AGGREGATIONS: tuple[AggregationName, ...] = get_args(AggregationName)
 _SOLVERS = {

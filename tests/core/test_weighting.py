@@ -18,12 +18,12 @@ from conal_rl.core.search import weight_step
 from conal_rl.core.weighting import (
     AGGREGATIONS,
     Aggregation,
-    AggregationName,
     ConflictNoticingAggregator,
     loss_weights,
     segments,
 )
 from conal_rl.errors import ConalError, ExtraError
+from conal_rl.names import AggregationName
 from tests.core.reference import flat, module_slice, row_gradients
 from tests.core.test_conflict import GROUPED, MIXED, Problem
 
