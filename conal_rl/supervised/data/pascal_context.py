@@ -1,0 +1,248 @@
+"""PASCAL-Context with the five tasks of Maninis et al. (ASTMT, CVPR 2019).
+
+Files, as in their `PASCAL_MT`: `JPEGImages/*.jpg`; `ImageSets/Context/{train,val}.txt`, a name per
+row; `ImageSets/Parts/{train,val}.txt`, JSON from name to the categories of the image's objects;
+`semseg/VOC12/*.png`, or else `semseg/pascal-context/*.png`; `human_parts/*.mat`, PASCAL-Part's
+annotations; `pascal-context/trainval/*.mat` with a `LabelMap` of 459 categories;
+`normals_distill/*.png` and `sal_distill/*.png`, what their authors' networks predicted.
+
+Images are normalised with ImageNet's mean and deviation, as in Vandenhende et al. ("Multi-Task
+Learning for Dense Prediction Tasks", 2021). No augmentation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from conal_rl.errors import ConfigError
+from conal_rl.supervised.data.common import (
+    Array,
+    DataError,
+    Sample,
+    TargetSpec,
+    normalise,
+    optional_import,
+    read_image,
+    read_lines,
+    reading,
+    require_files,
+    require_shape,
+    require_values,
+    resize,
+)
+
+Split = Literal["train", "val"]
+Task = Literal["semseg", "human_parts", "saliency", "normals", "edges"]
+VOID = 255
+"""Of `semseg`: not labelled. Normals are not where they are (0, 0, 0)."""
+PERSON = 15
+"""VOC's category of people."""
+PARTS = (
+    ("head", "hair lear rear lebrow rebrow leye reye mouth nose"),
+    ("torso", "neck"),
+    ("luarm", "ruarm"),
+    ("llarm", "rlarm lhand rhand"),
+    ("luleg", "ruleg"),
+    ("llleg", "rlleg lfoot rfoot"),
+)
+"""PASCAL-Part's parts of people merged to classes 1 to 6, a row each; 0 is everything else."""
+PART_CLASSES = {
+    name: number for number, row in enumerate(PARTS, 1) for name in " ".join(row).split()
+}
+# fmt: off
+NORMALS_CATEGORIES = (
+    3, 4, 6, 9, 10, 11, 13, 15, 17, 18, 22, 23, 29, 30, 33, 34, 36, 37, 38, 39, 41, 43, 46, 49, 50,
+    51, 53, 55, 56, 59, 61, 62, 65, 66, 68, 69, 72, 73, 78, 83, 84, 85, 87, 88, 95, 96, 101, 104,
+    105, 107, 111, 113, 115, 122, 124, 135, 141, 142, 143, 146, 150, 154, 157, 158, 159, 165, 172,
+    174, 181, 183, 184, 191, 193, 195, 197, 199, 202, 213, 215, 216, 219, 220, 223, 225, 228, 230,
+    232, 233, 238, 239, 242, 243, 246, 250, 251, 252, 255, 260, 261, 263, 269, 272, 273, 275, 281,
+    283, 284, 285, 286, 287, 288, 290, 291, 292, 293, 295, 304, 307, 309, 310, 314, 315, 319, 323,
+    329, 330, 331, 336, 342, 345, 349, 350, 351, 352, 355, 357, 368, 370, 371, 374, 379, 380, 383,
+    384, 397, 401, 403, 405, 407, 408, 411, 412, 413, 414, 417, 419, 421, 423, 427, 429, 430, 432,
+    440, 441, 442, 443, 444, 446, 454, 457,
+)
+# fmt: on
+"""Of the 459, those whose names NYUv2 has too, and tvmonitor: only there are normals believed."""
+
+
+class PascalContext:
+    """Photos: 4,998 for training, 5,105 for validation.
+
+    Items have an input `(3, height, width)` and the targets, each at that size: `semseg` (21
+    classes) and `human_parts` (7) `(height, width)` int64, `saliency` and `edges`
+    `(1, height, width)` of 0 and 1, `normals` `(3, height, width)`. `human_parts` is absent where
+    no part of a person is annotated.
+
+    Ours: edges are the pixels whose right or lower neighbour has another label, at the target's
+    size, which is one pixel wide without ASTMT's thinning; and normals are resized before the
+    categories are cut out of them, so that they do not mix with zeros.
+
+    Args:
+        root: the folder with `JPEGImages` and the others.
+        split: by `ImageSets`.
+        tasks: which, in order; edges are the optional fifth.
+        size: height and width that everything is resized to.
+
+    Raises:
+        DataError: a folder or file is missing, or, when an item is read, damaged or not as it
+            should be.
+        ConfigError: no such split or task.
+        ExtraError: pillow or scipy is not installed (when an item is read).
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: Split,
+        *,
+        tasks: Sequence[Task] = ("semseg", "human_parts", "saliency", "normals"),
+        size: tuple[int, int] = (512, 512),
+    ):
+        if split not in ("train", "val"):
+            raise ConfigError(f"PASCAL-Context has train and val, not {split}")
+        if unknown := [task for task in tasks if task not in get_args(Task)]:
+            known = ", ".join(get_args(Task))
+            raise ConfigError(f"PASCAL-Context has no task {unknown[0]}; it has {known}")
+        self.root, self.size = Path(root).expanduser(), size
+        listing = self.root / "ImageSets" / "Context" / f"{split}.txt"
+        self.names = read_lines(listing, "a list of images, a name per row")
+        """Names of the images, in the order of the list."""
+        if not self.names:
+            raise DataError(f"{listing} is empty; expected: a name per row")
+        kinds = {
+            "semseg": TargetSpec(size, torch.int64),
+            "human_parts": TargetSpec(size, torch.int64),
+            "saliency": TargetSpec((1, *size), torch.float32),
+            "normals": TargetSpec((3, *size), torch.float32),
+            "edges": TargetSpec((1, *size), torch.float32),
+        }
+        self.tasks = {str(task): kinds[task] for task in tasks}
+        self._require_files()
+        self._people = self._read_people(split) if "human_parts" in self.tasks else set()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        name = self.names[index]
+        pixels = read_image(self._path("image", name), "a photo, .jpg", "RGB")
+        targets = {}
+        for task in self.tasks:
+            if (target := self._target(task, name, pixels.shape[:2])) is not None:
+                targets[task] = target
+        return Sample(resize(normalise(pixels), self.size, "bicubic"), targets)
+
+    def _target(self, task: str, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        if task == "semseg":
+            path = self._path(task, name)
+            labels = read_image(path, "classes 0 to 20 or 255, .png")
+            require_shape(path, labels, shape)
+            require_values(path, np.where(labels == VOID, 0, labels), 0, 20)
+            return self._resized(labels)[0].long()
+        if task == "human_parts":
+            parts = self._parts(name, shape) if name in self._people else None
+            return None if parts is None else self._resized(parts)[0].long()
+        if task == "saliency":
+            path = self._path(task, name)
+            values = read_image(path, "how salient each pixel is, .png", "L")
+            require_shape(path, values, shape)
+            return (self._resized(values) > 127).float()
+        categories = self._resized(self._label_map(name, shape))
+        return edges(categories) if task == "edges" else self._normals(name, shape, categories)
+
+    def _normals(self, name: str, shape: tuple[int, ...], categories: Tensor) -> Tensor:
+        path = self._path("normals", name)
+        pixels = read_image(path, "normals, an RGB .png", "RGB")
+        require_shape(path, pixels, (*shape, 3))
+        vectors = 2 * torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 - 1
+        vectors = F.normalize(resize(vectors, self.size, "bilinear"), dim=0)
+        return vectors * torch.isin(categories, torch.tensor(NORMALS_CATEGORIES))
+
+    def _parts(self, name: str, shape: tuple[int, ...]) -> Array | None:
+        """Classes 0 to 6 `(height, width)`, None where no part of a person is annotated."""
+        path = self._path("human_parts", name)
+        parts = np.zeros(shape, dtype=np.uint8)
+        with reading(path, "PASCAL-Part's annotation, .mat"):
+            for part in _people_parts(_load_mat(path)["anno"]):
+                mask = part["mask"]
+                require_shape(path, mask, shape)
+                parts[mask > 0] = _part_class(path, part["part_name"].item())
+        return parts if parts.any() else None
+
+    def _label_map(self, name: str, shape: tuple[int, ...]) -> Array:
+        path = self._path("edges", name)
+        with reading(path, "PASCAL-Context's LabelMap, .mat"):
+            mat = _load_mat(path)
+            if "LabelMap" not in mat:
+                raise DataError(f"{path}: expected a LabelMap, found {', '.join(mat) or 'nothing'}")
+            labels = np.asarray(mat["LabelMap"])
+        require_shape(path, labels, shape)
+        require_values(path, labels, 0, 459)
+        return labels.astype(np.int64)
+
+    def _resized(self, labels: Array) -> Tensor:
+        """Labels `(height, width)` to `(1, *size)`, by the nearest one."""
+        return resize(torch.from_numpy(labels.astype(np.int64))[None], self.size, "nearest-exact")
+
+    def _path(self, kind: str, name: str) -> Path:
+        own = self.root / "semseg" / "VOC12" / f"{name}.png"
+        if kind == "semseg" and not own.is_file():
+            own = self.root / "semseg" / "pascal-context" / f"{name}.png"
+        return {
+            "image": self.root / "JPEGImages" / f"{name}.jpg",
+            "semseg": own,
+            "human_parts": self.root / "human_parts" / f"{name}.mat",
+            "saliency": self.root / "sal_distill" / f"{name}.png",
+            "normals": self.root / "normals_distill" / f"{name}.png",
+            "edges": self.root / "pascal-context" / "trainval" / f"{name}.mat",
+        }[kind]
+
+    def _require_files(self) -> None:
+        labels = {"edges"} if "normals" in self.tasks else set()
+        for kind in sorted({"image", *self.tasks, *labels}):
+            paths = [self._path(kind, name) for name in self.names]
+            require_files(paths, f"the {kind} of an image that ImageSets/Context lists")
+
+    def _read_people(self, split: str) -> set[str]:
+        """Names of the images that have a person."""
+        path = self.root / "ImageSets" / "Parts" / f"{split}.txt"
+        with reading(path, "JSON from image to the categories of its objects"):
+            objects = json.loads(path.read_text(encoding="utf-8"))
+            people = {name for name, categories in objects.items() if PERSON in categories}
+        if missing := [name for name in self.names if name not in objects]:
+            raise DataError(f"{path}: expected the categories of {missing[0]}, found none")
+        return people
+
+
+def edges(labels: Tensor) -> Tensor:
+    """Where the right or lower neighbour has another label: `(1, height, width)` to 0 and 1."""
+    found = torch.zeros_like(labels, dtype=torch.bool)
+    found[..., :-1] |= labels[..., :-1] != labels[..., 1:]
+    found[..., :-1, :] |= labels[..., :-1, :] != labels[..., 1:, :]
+    return found.float()
+
+
+def _load_mat(path: Path) -> dict[str, Any]:
+    mat = optional_import("scipy.io", "scipy").loadmat(path)
+    return {key: value for key, value in mat.items() if not key.startswith("__")}
+
+
+def _people_parts(annotation: Any) -> list[Any]:
+    """The parts, with `part_name` and `mask`, of all people in an annotation, in order."""
+    objects = annotation["objects"].item().ravel()
+    people = [one for one in objects if one["class_ind"].item() == PERSON]
+    return [part for person in people for part in person["parts"].ravel()]
+
+
+def _part_class(path: Path, name: str) -> int:
+    if name not in PART_CLASSES:
+        raise DataError(f"{path}: expected parts {', '.join(PART_CLASSES)}, found {name}")
+    return PART_CLASSES[name]

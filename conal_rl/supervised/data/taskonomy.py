@@ -1,0 +1,169 @@
+"""Taskonomy with five tasks, as AdaShare reads it.
+
+Zamir et al., "Taskonomy" (CVPR 2018); Sun et al., "AdaShare" (NeurIPS 2020). `taskonomy.json` maps
+each mode to rows of six PNG files, relative to the root: image, segmentation, normal, depth,
+keypoint, edge. `semseg_prior_factor.npy` has the weight of each of the 17 classes.
+
+Images are normalised with ImageNet's mean and deviation, where AdaShare subtracts a mean from BGR
+bytes: torchvision's weights expect the former. AdaShare's random scaling is left out.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from conal_rl.errors import ConfigError
+from conal_rl.supervised.data.common import (
+    Array,
+    DataError,
+    Sample,
+    TargetSpec,
+    normalise,
+    read_image,
+    read_npy,
+    reading,
+    require_shape,
+    require_values,
+    resize,
+)
+from conal_rl.supervised.data.nyuv2 import flipped
+
+TASKS = ("segmentation", "normals", "depth", "keypoints", "edges")
+CLASSES = 17
+SEGMENTATION_VOID = -1
+"""Of pixels that are 0, unlabelled, in the file; its 1 to 17 are classes 0 to 16."""
+DEPTH_VOID = 255.0
+"""Of pixels without a depth. Their normals are (0, 0, 0)."""
+FARTHEST = 64500
+"""Depths from here on are none."""
+KEYPOINTS_HIGHEST, EDGES_HIGHEST = 0.005, 0.08
+
+
+class Taskonomy:
+    """Indoor scenes with five tasks; items have an input `(3, side, side)`.
+
+    Targets at that size: `segmentation` `(side, side)` int64; `normals` `(3, side, side)`, of unit
+    length; `depth` `(1, side, side)`, log(1 + d) / log(2^16), so 0 to 1; `keypoints` and `edges`
+    `(1, side, side)`, whose values / 2^16, clipped to 0..0.005 and 0..0.08, are brought to -1..1.
+
+    Args:
+        root: the folder with `taskonomy.json`.
+        split: one of the modes of `taskonomy.json`, such as train or test.
+        augment: crop and flip at random, as a function of seed, epoch and index; otherwise the
+            crop is the middle.
+        seed: of the augmentation.
+        size: side of the square that files are resized to.
+        crop: side of what is cut out of it; None for all, as AdaShare tests.
+
+    Raises:
+        DataError: a file is missing or not as it should be; the PNG files are looked at when an
+            item is read.
+        ConfigError: no such split, or a crop larger than the size.
+        ExtraError: pillow is not installed (when an item is read).
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        *,
+        augment: bool = False,
+        seed: int = 0,
+        size: int = 256,
+        crop: int | None = 224,
+    ):
+        self.root, self.size, self.crop = Path(root).expanduser(), size, crop or size
+        if self.crop > size:
+            raise ConfigError(f"a crop of {crop} does not fit in {size}")
+        self.augment, self.seed, self.epoch = augment, seed, 0
+        self.rows = _read_rows(self.root / "taskonomy.json", split)
+        """Relative paths of each item's six files."""
+        prior = self.root / "semseg_prior_factor.npy"
+        weights = read_npy(prior, (CLASSES,), "the weight of each class, an .npy array")
+        require_values(prior, weights, 0.0, 1e9)
+        self.class_weight = torch.from_numpy(weights.astype(np.float32))
+        """Of each class in the loss of segmentation, `(17,)`."""
+        side = (self.crop, self.crop)
+        channels = {"normals": 3, "depth": 1, "keypoints": 1, "edges": 1}
+        dense = {name: TargetSpec((n, *side), torch.float32) for name, n in channels.items()}
+        self.tasks = {"segmentation": TargetSpec(side, torch.int64), **dense}
+
+    def at_epoch(self, epoch: int) -> Taskonomy:
+        """The same data set with that epoch's augmentation."""
+        other = copy.copy(self)
+        other.epoch = epoch
+        return other
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._read(self.rows[index])
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        margin = self.size - self.crop
+        top, left = rng.integers(margin + 1, size=2) if self.augment else [margin // 2] * 2
+        rows, columns = slice(top, top + self.crop), slice(left, left + self.crop)
+        targets = {task: target[..., rows, columns] for task, target in sample.targets.items()}
+        sample = Sample(sample.input[..., rows, columns], targets)
+        return flipped(sample) if self.augment and rng.random() < 0.5 else sample
+
+    def _read(self, row: list[str]) -> Sample:
+        paths = dict(zip(("image", *TASKS), (self.root / name for name in row), strict=True))
+        image = read_image(paths["image"], "an RGB image, .png", "RGB")
+        shape = image.shape[:2]
+        maps = {}
+        for task in TASKS:
+            path, mode = paths[task], "RGB" if task == "normals" else None
+            array = read_image(path, f"the {task} of {row[0]}, .png", mode)
+            require_shape(path, array, (*shape, 3) if mode else shape)
+            # 16 bits in all but normals and segmentation, whose void is 0.
+            require_values(path, array, 0, CLASSES if task == "segmentation" else 2**16 - 1)
+            maps[task] = self._nearest(array)
+        pixels = resize(normalise(image), (self.size, self.size), "bilinear")
+        return Sample(pixels, scale_targets(maps))
+
+    def _nearest(self, array: Array) -> Tensor:
+        planes = torch.from_numpy(array.astype(np.int64).reshape(*array.shape[:2], -1))
+        return resize(planes.permute(2, 0, 1), (self.size, self.size), "nearest-exact")
+
+
+def scale_targets(maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The targets of the five tasks, from the files' integers `(channel, height, width)`."""
+    near = maps["depth"] < FARTHEST
+    depth = torch.log1p(maps["depth"].float()) / math.log(2**16)
+    return {
+        "segmentation": maps["segmentation"][0] - 1,
+        "normals": F.normalize(2 * maps["normals"].float() / 255 - 1, dim=0) * near,
+        "depth": torch.where(near, depth, DEPTH_VOID),
+        "keypoints": _clipped(maps["keypoints"], KEYPOINTS_HIGHEST),
+        "edges": _clipped(maps["edges"], EDGES_HIGHEST),
+    }
+
+
+def _clipped(values: Tensor, highest: float) -> Tensor:
+    return (values.float() / 2**16).clamp(max=highest) / highest * 2 - 1
+
+
+def _read_rows(path: Path, split: str) -> list[list[str]]:
+    with reading(path, "JSON from mode to rows of six files"):
+        modes: Any = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(modes, dict):
+        raise DataError(f"{path}: expected an object from mode to rows of six files")
+    if split not in modes:
+        raise ConfigError(f"{path} has {', '.join(modes) or 'no mode'}, not {split}")
+    rows = modes[split]
+    if not isinstance(rows, list) or not rows:
+        raise DataError(f"{path}, {split}: expected rows of six files, found none")
+    for number, row in enumerate(rows):
+        if not isinstance(row, list) or [type(name) for name in row] != [str] * 6:
+            raise DataError(f"{path}, {split}, row {number}: expected six files, found {row!r:.80}")
+    return rows

@@ -1,0 +1,111 @@
+"""CelebA: attributes, partition and images belong together."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from conal_rl.errors import ConfigError
+from conal_rl.supervised.data.celeba import NINE, PARTITIONS, CelebA, Split
+from conal_rl.supervised.data.common import DataError, SharedLoader, normalise
+from tests.supervised.fixtures import CELEBA_HEADER, Written, write_celeba
+
+ATTRIBUTES = "Anno/list_attr_celeba.txt"
+PARTITION = "Eval/list_eval_partition.txt"
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    return write_celeba(tmp_path)
+
+
+@pytest.mark.parametrize("split", list(PARTITIONS))
+def test_what_was_written_is_loaded(written: Written, tmp_path: Path, split: Split) -> None:
+    data = CelebA(tmp_path, split, attributes="all", size=8)
+    own = written[int(PARTITIONS[split]) :: 3]
+    assert len(data) == len(own) == 3
+    assert list(data.tasks) == CELEBA_HEADER.split()
+    for index, face in enumerate(own):
+        sample = data[index]
+        assert [int(x) for x in sample.targets.values()] == (face["labels"] == 1).tolist()
+        assert torch.equal(sample.input, normalise(face["image"]))
+
+
+def test_nine_attributes_at_64(written: Written, tmp_path: Path) -> None:
+    data = CelebA(tmp_path, "train")
+    assert tuple(data.tasks) == NINE
+    sample = data[1]
+    assert sample.input.shape == (3, 64, 64)
+    columns = [CELEBA_HEADER.split().index(name) for name in NINE]
+    labels = (written[3]["labels"][columns] == 1).tolist()
+    assert [int(x) for x in sample.targets.values()] == labels
+    (batch,) = SharedLoader(data, 3)
+    assert batch.inputs.shape == (1, 3, 3, 64, 64)
+    assert {(t.shape, t.dtype) for t in batch.targets.values()} == {((3,), torch.int64)}
+
+
+def test_jpg(tmp_path: Path) -> None:
+    written = write_celeba(tmp_path, suffix="jpg", size=16)
+    image = CelebA(tmp_path, "test", size=16)[0].input
+    assert torch.allclose(image, normalise(written[2]["image"]), atol=0.05)
+
+
+def test_wrong_names(written: Written, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="CelebA has train, val, test, not dev"):
+        CelebA(tmp_path, "dev")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="no attribute Beard; it has 5_o_Clock"):
+        CelebA(tmp_path, "train", attributes=("Male", "Beard"))
+
+
+def test_missing_files_are_named(written: Written, tmp_path: Path) -> None:
+    image = tmp_path / "Img" / "img_align_celeba_png" / "000004.png"
+    image.unlink()
+    with pytest.raises(DataError, match=r"000004\.png is missing, and so is \.jpg"):
+        CelebA(tmp_path, "train")
+    shutil.rmtree(image.parent)
+    with pytest.raises(DataError, match="img_align_celeba_png is missing; expected there: the im"):
+        CelebA(tmp_path, "train")
+    for name in (PARTITION, ATTRIBUTES):
+        (tmp_path / name).unlink()
+        with pytest.raises(DataError, match=f"{name} is missing; expected there: "):
+            CelebA(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        (ATTRIBUTES, "9\n", "10\n", "expected 10 rows, found 9"),
+        (ATTRIBUTES, "9\n", "nine\n", "expected the number of images"),
+        (ATTRIBUTES, " Young", "", "row 3: expected 39 values of 1 or -1"),
+        (ATTRIBUTES, "000002.jpg  ", "000002.jpg 0", "row 4: expected 40 values of 1 or -1"),
+        (ATTRIBUTES, "000004.jpg", "000044.jpg", "no row for 000004.jpg"),
+        (PARTITION, "000002.jpg 1", "000002.jpg 3", "row 2: expected a name and 0, 1 or 2"),
+        (PARTITION, "000002.jpg 1", "000002.jpg", "row 2: expected a name and 0, 1 or 2"),
+        (PARTITION, " 0\n", " 2\n", "expected images with 0, found none"),
+    ],
+)
+def test_damaged_lists_are_named(
+    written: Written, tmp_path: Path, name: str, old: str, new: str, message: str
+) -> None:
+    path = tmp_path / name
+    text = path.read_text().replace("000002.jpg -", "000002.jpg  ")  # a 1 or -1 becomes 01 or 1
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(DataError, match=f"{name}.*{message}"):
+        CelebA(tmp_path, "train")
+
+
+def test_damaged_images_are_named(written: Written, tmp_path: Path) -> None:
+    path = tmp_path / "Img" / "img_align_celeba_png" / "000004.png"
+    data = CelebA(tmp_path, "train")
+    content = path.read_bytes()
+    for damaged in (b"", b"not an image", content[:40], content[: len(content) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"000004\.png cannot be read as an aligned face"):
+            data[1]
+    path.unlink()
+    with pytest.raises(DataError, match=r"000004\.png is missing; expected there: an aligned face"):
+        data[1]

@@ -1,0 +1,303 @@
+"""Batches and loaders: what is in them, in which order, and that workers change nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from conal_rl.errors import ConfigError, ExtraError
+from conal_rl.supervised.data import common
+from conal_rl.supervised.data.common import (
+    Batch,
+    DataError,
+    Sample,
+    SharedLoader,
+    TargetSpec,
+    TaskItem,
+    TaskLoaders,
+    collate,
+    split,
+    stack_tasks,
+)
+
+quick = settings(max_examples=40, deadline=None)
+sizes = st.integers(1, 23)
+
+
+class Numbers:
+    """Item i is the number i; `all` labels each, `thirds` every third, `none` nothing."""
+
+    def __init__(self, count: int, broken: int = -1):
+        self.count, self.broken, self.epoch = count, broken, 0
+        self.tasks = {
+            "all": TargetSpec((), torch.int64),
+            "thirds": TargetSpec((2,), torch.float32),
+            "none": TargetSpec((3, 1), torch.int64),
+        }
+
+    def at_epoch(self, epoch: int) -> Numbers:
+        other = copy.copy(self)
+        other.epoch = epoch
+        return other
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == self.broken:
+            raise DataError(f"{index} is broken")
+        noise = np.random.default_rng((self.epoch, index)).random()
+        targets = {"all": torch.tensor(index)}
+        if index % 3 == 0:
+            targets["thirds"] = torch.full((2,), index + 1.0)
+        return Sample(torch.tensor([[[float(index), noise]]]), targets)
+
+
+class Words:
+    """Sentences of unequal length, whose target is their number."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> TaskItem:
+        return torch.full((1 + index % 4,), index), torch.tensor(index)
+
+
+def padded(items: Mapping[str, Sequence[TaskItem]]) -> Batch:
+    longest = max(len(words) for own in items.values() for words, _ in own)
+    return stack_tasks(
+        {
+            task: [(torch.cat([x, torch.full((longest - len(x),), -1)]), y) for x, y in own]
+            for task, own in items.items()
+        }
+    )
+
+
+def flat(batches: Iterable[Batch]) -> list[Tensor]:
+    return [x for b in batches for x in (b.inputs, *b.targets.values(), *b.masks.values())]
+
+
+def same(one: Iterable[Batch], other: Iterable[Batch]) -> bool:
+    pairs = zip(flat(one), flat(other), strict=True)
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+
+
+def seen(loader: SharedLoader | TaskLoaders, task: str) -> list[int]:
+    return [int(value) for batch in loader for value in batch.targets[task]]
+
+
+def test_unlabelled_targets_are_zeros_of_the_right_shape() -> None:
+    (batch,) = SharedLoader(Numbers(4), 4, shuffle=False)
+    assert batch.inputs.shape == (1, 4, 1, 1, 2)
+    assert torch.equal(batch.targets["all"], torch.arange(4))
+    assert batch.targets["thirds"].tolist() == [[1, 1], [0, 0], [0, 0], [4, 4]]
+    assert batch.targets["none"].tolist() == [[[0]] * 3] * 4
+    assert batch.targets["none"].dtype == torch.int64
+    assert {task: mask.tolist() for task, mask in batch.masks.items()} == {
+        "all": [True] * 4,
+        "thirds": [True, False, False, True],
+        "none": [False] * 4,
+    }
+
+
+def test_collate_refuses_what_does_not_fit() -> None:
+    samples = [Sample(torch.zeros(1, 2, 2), {"a": torch.zeros(n)}) for n in (1, 2)]
+    with pytest.raises(ValueError, match="a differ in shape"):
+        collate(samples, ["a"])
+    with pytest.raises(ValueError, match="no sample has a target of b"):
+        collate(samples[:1], ["b"])
+    samples = [Sample(torch.zeros(1, 2, n), {}) for n in (1, 2)]
+    with pytest.raises(ValueError, match="inputs differ"):
+        collate(samples, [])
+    with pytest.raises(ValueError, match="inputs of the tasks differ"):
+        stack_tasks({"a": [Words(4)[0]], "b": [Words(4)[1]]})
+
+
+@quick
+@given(count=sizes, batch=sizes, seed=st.integers(0, 9), drop_last=st.booleans())
+def test_an_epoch_has_each_sample_once(count: int, batch: int, seed: int, drop_last: bool) -> None:
+    if drop_last and batch > count:
+        with pytest.raises(ConfigError, match="no batch"):
+            SharedLoader(Numbers(count), batch, drop_last=True)
+        return
+    loader = SharedLoader(Numbers(count), batch, seed=seed, drop_last=drop_last)
+    lengths = [len(b.masks["all"]) for b in loader]
+    found = seen(loader, "all")
+    assert len(loader) == len(lengths)
+    assert lengths[:-1] == [batch] * (len(lengths) - 1)
+    assert len(set(found)) == len(found) == (count // batch * batch if drop_last else count)
+    assert set(found) <= set(range(count))
+
+
+@quick
+@given(lengths=st.lists(sizes, min_size=1, max_size=4), batch=sizes, epoch=st.integers(0, 3))
+def test_unequal_tasks(lengths: list[int], batch: int, epoch: int) -> None:
+    datasets = {f"task{i}": Words(n) for i, n in enumerate(lengths)}
+    for length, items in (("longest", max(lengths)), ("shortest", min(lengths))):
+        loader = TaskLoaders(datasets, batch, padded, length=length)  # type: ignore[arg-type]
+        loader.set_epoch(epoch)
+        for b in loader:
+            assert b.inputs.shape[:2] == (len(lengths), len(b.masks["task0"]))
+            for row, task in zip(b.inputs, loader.tasks, strict=True):
+                assert torch.equal(row[:, 0], b.targets[task])  # item i starts with i
+                assert b.masks[task].all()
+        for task, own in datasets.items():
+            counts = Counter(seen(loader, task))
+            assert sum(counts.values()) == items
+            again = {counts[i] for i in range(len(own))}
+            assert again <= {items // len(own), -(-items // len(own))}
+
+
+def test_a_task_that_starts_over_is_shuffled_anew() -> None:
+    loader = TaskLoaders({"short": Words(12), "long": Words(36)}, 4, padded)
+    found = seen(loader, "short")
+    passes = [found[i : i + 12] for i in (0, 12, 24)]
+    assert [sorted(own) for own in passes] == [list(range(12))] * 3
+    assert passes[0] != passes[1] != passes[2]
+    assert seen(loader, "long")[:12] != passes[0]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_workers_change_nothing(shuffle: bool) -> None:
+    state = torch.get_rng_state()
+    for epoch in (0, 4):
+        shared = [SharedLoader(Numbers(11), 3, workers=n, shuffle=shuffle) for n in (0, 2)]
+        words = {"a": Words(5), "b": Words(11)}
+        own = [TaskLoaders(words, 3, padded, workers=n, shuffle=shuffle) for n in (0, 2)]
+        for loader in (*shared, *own):
+            loader.set_epoch(epoch)
+        assert same(shared[0], shared[1])
+        assert same(own[0], own[1])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_order_follows_from_seed_and_epoch() -> None:
+    loader = SharedLoader(Numbers(20), 6, seed=3)
+    epochs = []
+    for epoch in range(4):
+        loader.set_epoch(epoch)
+        epochs.append(list(loader))
+    resumed = SharedLoader(Numbers(20), 6, seed=3)
+    resumed.set_epoch(2)
+    assert same(resumed, epochs[2])
+    orders = [[b.targets["all"].tolist() for b in epoch] for epoch in epochs]
+    orders.append([b.targets["all"].tolist() for b in SharedLoader(Numbers(20), 6, seed=4)])
+    assert len({str(order) for order in orders}) == 5
+    noise = [{float(b.inputs.view(-1, 2)[0, 1]) for b in epoch} for epoch in epochs]
+    assert not noise[0] & noise[1]  # augmentation too
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_is_one_line_from_any_process(workers: int) -> None:
+    with pytest.raises(DataError) as caught:
+        list(SharedLoader(Numbers(9, broken=4), 2, workers=workers))
+    assert str(caught.value) == "4 is broken"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": 0}, {"batch_size": 2, "workers": -1}, {"batch_size": 2, "seed": -1}]
+)
+def test_loaders_refuse(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="is at least"):
+        SharedLoader(Numbers(9), **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="0 samples"):
+        SharedLoader(Numbers(0), 2)
+    with pytest.raises(ConfigError, match="0 samples"):
+        TaskLoaders({"a": Words(3), "b": Words(0)}, 2, padded)
+
+
+@quick
+@given(count=st.integers(2, 40), share=st.floats(0.05, 0.95), seed=st.integers(0, 99))
+def test_a_split_is_disjoint_and_complete(count: int, share: float, seed: int) -> None:
+    if round(share * count) in (0, count):
+        with pytest.raises(ConfigError, match="leaves one part empty"):
+            split(Numbers(count), share, seed)
+        return
+    parts = split(Numbers(count), share, seed)
+    numbers = [[int(part[i].targets["all"]) for i in range(len(part))] for part in parts]
+    assert sorted(numbers[0] + numbers[1]) == list(range(count))
+    assert numbers == [sorted(own) for own in numbers]
+    assert len(numbers[0]) == round(share * count)
+    assert [part.indices for part in split(Numbers(count), share, seed)] == [
+        part.indices for part in parts
+    ]
+
+
+def test_parts_are_loaded_like_a_data_set() -> None:
+    parts = split(Numbers(20), 0.8, 0)
+    loaders = [SharedLoader(part, 4) for part in parts]
+    for loader in loaders:
+        loader.set_epoch(5)
+    assert [len(loader) for loader in loaders] == [4, 1]
+    assert loaders[0].tasks == ("all", "thirds", "none")
+    number, noise = loaders[1].dataset[0].input.flatten().tolist()
+    (batch,) = loaders[1]
+    row = batch.inputs.view(-1, 2)
+    assert number in row[:, 0] and noise not in row[:, 1]  # epoch 5's augmentation, not 0's
+    assert [part.indices for part in split(Numbers(20), 0.8, 1)] != [p.indices for p in parts]
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name=name)
+
+    monkeypatch.setattr(common, "import_module", missing)
+    with pytest.raises(ExtraError, match=r"pillow is not installed: pip install 'conal_rl\[visio"):
+        common.read_image(tmp_path / "x.png", "an image")
+
+
+def test_arrays_that_are_none_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "0.npy"
+    cases: dict[str, bytes] = {"": b"", "text": b"not an array", "cut": b"\x93NUMPY\x01\x00v\x00{'"}
+    for content in cases.values():
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"0\.npy cannot be read as a depth: ") as caught:
+            common.read_npy(path, (1,), "a depth")
+        assert "\n" not in str(caught.value)
+    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match="cannot be read"):
+        common.read_npy(path, (1,), "a depth")  # a pickle could run code
+    np.save(path, np.zeros((2, 3)))
+    with pytest.raises(DataError, match=r"expected shape \(1,\), found \(2, 3\)"):
+        common.read_npy(path, (1,), "a depth")
+    with np.testing.assert_raises(DataError):
+        np.savez(tmp_path / "z.npz", a=np.zeros(1))
+        common.read_npy(tmp_path / "z.npz", (1,), "a depth")
+
+
+@quick
+@given(value=st.floats(allow_nan=True, allow_infinity=True, width=32))
+def test_values_out_of_range_are_refused(value: float) -> None:
+    array = np.array([0.0, value])
+    for low, high, good in (
+        (-1.0, 1.0, -1 <= value <= 1),
+        (-1, 12, -1 <= value <= 12 and value == int(value)),
+    ):
+        try:
+            common.require_values(Path("x"), array, low, high)
+            passed = True
+        except DataError:
+            passed = False
+        assert passed == good
+
+
+def test_resize_keeps_dtypes_and_classes() -> None:
+    classes = torch.tensor([[[255, 0], [20, 3]]])
+    assert torch.equal(common.resize(classes, (2, 2), "nearest-exact"), classes)
+    large = common.resize(classes, (4, 4), "nearest-exact")
+    assert large.dtype == torch.int64
+    assert torch.equal(large, classes.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    grey = common.normalise(np.full((2, 2, 3), 255, dtype=np.uint8))
+    assert grey[:, 0, 0].tolist() == pytest.approx([2.2489, 2.4286, 2.64], abs=1e-4)

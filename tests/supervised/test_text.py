@@ -1,0 +1,326 @@
+"""XTREME's files written by hand, with ids and labels worked out; what is refused, and where."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conal_rl.errors import ConfigError, ExtraError
+from conal_rl.supervised.data.common import DataError, TargetSpec
+from conal_rl.supervised.data.text import (
+    IGNORED,
+    LABELS,
+    Pair,
+    Sentence,
+    Texts,
+    load_tokenizer,
+    read_conllu,
+    read_pairs,
+    read_tagged,
+    xtreme,
+)
+
+pytest.importorskip("transformers")
+
+PAD, UNK, CLS, SEP, DOG, RUN, S, NING, THE = range(9)
+VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "dog", "run", "##s", "##ning", "the")
+_ = IGNORED
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("bert")
+    write(folder / "vocab.txt", "\n".join(VOCABULARY) + "\n")
+    return load_tokenizer(folder)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def conllu(number: str, form: str, tag: str) -> str:
+    return "\t".join([number, form, form.lower(), tag, *["_"] * 6])
+
+
+def test_pairs_have_two_segments_and_padding(tmp_path: Path, tokenizer: Any) -> None:
+    header = "sentence1\tsentence2\tlabel\r\n"
+    rows = "the dog runs\trunning dog\t1\r\nthe cat\tdogs\t0\r\n"
+    write(tmp_path / "pawsx/dev-de.tsv", header + rows)
+    texts = Texts(tmp_path, "pawsx", "de", "dev", tokenizer, tokens=11)
+    x, label = texts[0]
+    assert x.dtype == label.dtype == torch.int64
+    assert x.tolist() == [
+        [CLS, THE, DOG, RUN, S, SEP, RUN, NING, DOG, SEP, PAD],
+        [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 0],
+    ]
+    assert TargetSpec(tuple(label.shape), label.dtype) == texts.spec
+    x, other = texts[1]
+    assert x[0].tolist() == [CLS, THE, UNK, SEP, DOG, S, SEP, *[PAD] * 4]
+    assert (int(label), int(other), len(texts), texts.truncated) == (1, 0, 2, 0)
+
+
+def test_of_a_long_pair_the_longer_text_is_cut(tmp_path: Path, tokenizer: Any) -> None:
+    write(tmp_path / "xnli/test-en.tsv", "dog dog dog dog dog\trun\tneutral\ndog\trun\tneutral")
+    texts = Texts(tmp_path, "xnli", "en", "test", tokenizer, tokens=7)
+    assert texts[0][0].tolist() == [
+        [CLS, DOG, DOG, DOG, SEP, RUN, SEP],
+        [0, 0, 0, 0, 0, 1, 1],
+    ]
+    assert texts.truncated == 1
+
+
+def test_an_empty_text_keeps_its_segment(tmp_path: Path, tokenizer: Any) -> None:
+    write(tmp_path / "pawsx/dev-en.tsv", "dog\t\t0\n")
+    x, _ = Texts(tmp_path, "pawsx", "en", "dev", tokenizer, tokens=6)[0]
+    assert x.tolist() == [[CLS, DOG, SEP, SEP, PAD, PAD], [0, 0, 0, 1, 0, 0]]
+
+
+def test_classes_are_in_xtremes_order(tmp_path: Path) -> None:
+    names = ("contradiction", "entailment", "neutral", "contradictory")
+    path = write(tmp_path / "a.tsv", "".join(f"a\tb\t{name}\n" for name in names))
+    assert [pair.label for pair in read_pairs(path, "xnli")] == [0, 1, 2, 0]
+
+
+def test_a_first_pair_is_not_taken_for_a_header(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", 'say "a\tb" and\t1\n')
+    assert read_pairs(path, "pawsx") == [Pair('say "a', 'b" and', 1)]
+    with pytest.raises(DataError, match=r"a\.tsv, line 1: expected a label"):
+        read_pairs(write(path, "text\ttext\tlabel\n"), "xnli")
+
+
+def test_characters_that_look_like_line_ends_are_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "\ufeffa\u2028b\x0bc\td\x85e\t0\n")
+    assert read_pairs(path, "pawsx") == [Pair("a\u2028b\x0bc", "d\x85e", 0)]
+
+
+def test_tags_are_on_first_pieces_alone(tmp_path: Path, tokenizer: Any) -> None:
+    write(tmp_path / "panx/train-en.tsv", "the\tO\nrunning\tB-PER\ndogs\tI-PER\n")
+    texts = Texts(tmp_path, "panx", "en", "train", tokenizer, tokens=8)
+    x, tags = texts[0]
+    o, b, i = (LABELS["panx"].index(name) for name in ("O", "B-PER", "I-PER"))
+    assert x.tolist() == [[CLS, THE, RUN, NING, DOG, S, SEP, PAD], [0] * 8]
+    assert tags.tolist() == [_, o, b, _, i, _, _, _]
+    assert TargetSpec(tuple(tags.shape), tags.dtype) == texts.spec
+    assert texts.truncated == 0
+
+
+def test_long_sentences_are_cut_and_counted(tmp_path: Path, tokenizer: Any) -> None:
+    write(tmp_path / "panx/train-en.tsv", "dog\tO\nthe\tO\nruns\tO\n\nthe\tO\nruns\tO\n")
+    texts = Texts(tmp_path, "panx", "en", "train", tokenizer, tokens=5)
+    assert texts[0][0][0].tolist() == [CLS, DOG, THE, RUN, SEP]
+    assert texts[0][1].tolist() == [_, 6, 6, 6, _]
+    assert texts[1][0][0].tolist() == [CLS, THE, RUN, S, SEP]
+    assert texts.truncated == 1
+
+
+def test_a_word_without_pieces_is_unknown(tmp_path: Path, tokenizer: Any) -> None:
+    write(tmp_path / "panx/train-en.tsv", "\u200e\tO\ndog\tB-LOC\n")
+    x, tags = Texts(tmp_path, "panx", "en", "train", tokenizer, tokens=5)[0]
+    assert x[0].tolist() == [CLS, UNK, DOG, SEP, PAD]
+    assert tags.tolist() == [_, 6, 0, _, _]
+
+
+def test_language_prefixes_go_and_other_colons_stay(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "en:word\tO\nen::\tO\n12:30\tO\nde:x\tO\nen:\tO\n")
+    [sentence] = read_tagged(path, LABELS["panx"], "en")
+    assert sentence.words == ["word", ":", "12:30", "de:x", "en:"]
+    assert read_tagged(path, LABELS["panx"])[0].words[0] == "en:word"
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\n\n\n", "\n \n"])
+@pytest.mark.parametrize("between", ["\n\n", "\n\n\n\n", "\n\t\n", "\r\n\r\n"])
+def test_blank_lines_divide_sentences(tmp_path: Path, between: str, end: str) -> None:
+    path = write(tmp_path / "a.tsv", f"{between}a\tNOUN\nb\tVERB{between}c\tX{end}")
+    expected = [Sentence(["a", "b"], [7, 15]), Sentence(["c"], [16])]
+    assert read_tagged(path, LABELS["udpos"]) == expected
+
+
+CHARACTERS = st.characters(exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"])
+WORDS = st.text(CHARACTERS, min_size=1, max_size=5)
+TAGS = st.sampled_from(range(17))
+SENTENCES = st.lists(st.lists(st.tuples(WORDS, TAGS), min_size=1, max_size=4), min_size=1)
+
+
+@given(SENTENCES, st.data())
+@settings(max_examples=60, deadline=None)
+def test_sentences_there_and_back(
+    tmp_path_factory: pytest.TempPathFactory, sentences: list[list[tuple[str, int]]], data: Any
+) -> None:
+    folder, names = tmp_path_factory.getbasetemp(), LABELS["udpos"]
+    gaps = st.integers(1, 3).map(lambda blanks: "\n" * blanks)
+    tsv = universal = ""
+    for sentence in sentences:
+        gap = data.draw(gaps)
+        tsv += "".join(f"{word}\t{names[tag]}\n" for word, tag in sentence) + gap
+        universal += "# text = ...\n1-2\t" + "\t".join("_" * 9) + "\n"
+        numbered = enumerate(sentence, start=1)
+        rows = [conllu(str(number), word, names[tag]) for number, (word, tag) in numbered]
+        universal += "\n".join(rows) + "\n" + gap
+    cut = data.draw(st.booleans())  # also without the last blank line
+    expected = [Sentence([w for w, _ in s], [t for _, t in s]) for s in sentences]
+    path = write(folder / "there.tsv", tsv.rstrip("\n") if cut else tsv)
+    assert read_tagged(path, names) == expected
+    path = write(folder / "there.conllu", universal.rstrip("\n") if cut else universal)
+    plain = [Sentence([w.replace("\u200c", "") for w in s.words], s.tags) for s in expected]
+    assert read_conllu(path) == plain
+
+
+UNIVERSAL = "\n".join(
+    [
+        "# sent_id = 1",
+        "# text = dámelo hoy",
+        conllu("1-3", "dámelo", "_"),
+        conllu("1", "da", "VERB"),
+        conllu("2", "me", "PRON"),
+        conllu("3", "lo", "PRON"),
+        conllu("3.1", "ahora", "ADV"),
+        conllu("4", "có thể", "ADV"),
+        "",
+        "# only a comment",
+        "",
+        conllu("1", "#", "SYM"),
+    ]
+)
+
+
+def test_conllu_leaves_out_comments_ranges_and_empty_nodes(tmp_path: Path, tokenizer: Any) -> None:
+    path = write(tmp_path / "udpos/dev-es.conllu", UNIVERSAL)
+    expected = [Sentence(["da", "me", "lo", "cóthể"], [15, 10, 10, 2]), Sentence(["#"], [14])]
+    assert read_conllu(path) == expected
+    texts = Texts(tmp_path, "udpos", "es", "dev", tokenizer, tokens=7)
+    assert [tags[tags != IGNORED].tolist() for _, tags in (texts[0], texts[1])] == [
+        [15, 10, 10, 2],
+        [14],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a\tb\t0\na\tb\n", "line 2: expected text, text and label, got 2 columns"),
+        ("a\tb\tc\t1\n", "line 1: expected text, text and label, got 4 columns"),
+        ("a\tb\t0\n\na\tb\t1\n", "line 2: expected text, text and label, got 1 columns"),
+        ("a\tb\t0\na\tb\t2\n", "line 2: expected a label of 0, 1, got '2'"),
+        ("a\tb\t-1\n", "line 1: expected a label of 0, 1, got '-1'"),
+        ("a\tb\tlabel\na\tb\tlabel\n", "line 2: expected a label of 0, 1, got 'label'"),
+        ("a\tb\tlabel\n", "expected pairs of texts, found none"),
+        ("", "expected pairs of texts, found none"),
+        (b"a\tb\t0\n\xffa\tb\t0\n", "line 2: expected UTF-8, got byte 0xff"),
+    ],
+)
+def test_malformed_pairs_say_where(tmp_path: Path, content: str | bytes, message: str) -> None:
+    path = write(tmp_path / "a.tsv", content)
+    with pytest.raises(DataError) as raised:
+        read_pairs(path, "pawsx")
+    assert str(path) in str(raised.value) and message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a\tO\nb\n", "line 2: expected token, tab and tag, got 1 columns"),
+        ("a O\n", "line 1: expected token, tab and tag, got 1 columns"),
+        ("a\tO\tO\n", "line 1: expected token, tab and tag, got 3 columns"),
+        ("\n\n\tO\n", "line 3: expected token, tab and tag, got an empty token"),
+        ("a\tB-MISC\n", "line 1: expected a label of B-LOC, B-ORG"),
+        ("a\t\n", "I-PER, O, got ''"),
+        ("", "expected sentences, found none"),
+        ("\n\n\n", "expected sentences, found none"),
+        ("ä\tO\n".encode("latin-1"), "line 1: expected UTF-8, got byte 0xe4"),
+    ],
+)
+def test_malformed_tags_say_where(tmp_path: Path, content: str | bytes, message: str) -> None:
+    path = write(tmp_path / "a.tsv", content)
+    with pytest.raises(DataError) as raised:
+        read_tagged(path, LABELS["panx"])
+    assert str(path) in str(raised.value) and message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("1\ta\ta\tX\n", "line 1: expected the 10 columns of CoNLL-U, got 4"),
+        (conllu("1", "a", "_"), "line 1: expected a label of ADJ"),
+        (
+            conllu("1", "a", "X") + "\n" + conllu("1", "b", "X"),
+            "line 2: expected word 2 of the sentence, got '1'",
+        ),
+        (conllu("one", "a", "X"), "line 1: expected word 1 of the sentence, got 'one'"),
+        ("# nothing else\n", "expected sentences, found none"),
+    ],
+)
+def test_malformed_conllu_says_where(tmp_path: Path, content: str, message: str) -> None:
+    path = write(tmp_path / "a.conllu", content)
+    with pytest.raises(DataError) as raised:
+        read_conllu(path)
+    assert str(path) in str(raised.value) and message in str(raised.value)
+
+
+def test_languages_are_tasks(tmp_path: Path, tokenizer: Any) -> None:
+    for language, word in (("en", "dog"), ("te", "the")):
+        write(tmp_path / f"udpos/train-{language}.tsv", f"{word}\tNOUN\n")
+    texts = xtreme(tmp_path, "udpos", ("te", "en"), "train", tokenizer, tokens=6)
+    assert list(texts) == ["te", "en"]
+    assert [int(of[0][0][0, 1]) for of in texts.values()] == [THE, DOG]
+    assert texts["en"].labels == LABELS["udpos"] and len(LABELS["udpos"]) == 17
+
+
+def test_what_is_not_there_is_named(tmp_path: Path, tokenizer: Any) -> None:
+    def read(name: Any, split: Any, tokens: int = 8) -> None:
+        Texts(tmp_path, name, "en", split, tokenizer, tokens)
+
+    with pytest.raises(DataError, match=r"xnli/dev-en\.tsv: no such file"):
+        read("xnli", "dev")
+    with pytest.raises(DataError, match=r"dev-en\.tsv: no such file \(nor dev-en\.conllu\)"):
+        read("udpos", "dev")
+    with pytest.raises(ConfigError, match="no benchmark 'mlqa': one of pawsx"):
+        read("mlqa", "dev")
+    with pytest.raises(ConfigError, match="no split 'val': one of train, dev, test"):
+        read("xnli", "val")
+    with pytest.raises(ConfigError, match="at least 5 tokens, not 4"):
+        read("xnli", "dev", tokens=4)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_conllu(tmp_path)
+
+
+def test_tokenizers_that_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"vocab\.txt: cannot be read: No such file"):
+        load_tokenizer(tmp_path)
+    write(tmp_path / "vocab.txt", "[PAD]\n[UNK]\n[CLS]\n")
+    with pytest.raises(DataError, match=r"vocab\.txt: expected a line \[SEP\]"):
+        load_tokenizer(tmp_path)
+    write(tmp_path / "vocab.txt", "\n".join(VOCABULARY))
+    write(tmp_path / "tokenizer_config.json", "{")
+    with pytest.raises(DataError, match="does not hold a BERT's tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_capitals_are_as_the_folder_says(tmp_path: Path, tokenizer: Any) -> None:
+    assert tokenizer.tokenize("Dog") == ["[UNK]"]
+    write(tmp_path / "vocab.txt", "\n".join(VOCABULARY))
+    write(tmp_path / "tokenizer_config.json", '{"do_lower_case": true}')
+    assert load_tokenizer(tmp_path).tokenize("Dog") == ["dog"]
+
+
+def test_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ExtraError, match=r"transformers is not installed: .*conal_rl\[nlp\]"):
+        load_tokenizer(tmp_path)
