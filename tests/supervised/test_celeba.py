@@ -10,7 +10,8 @@ import torch
 
 from conal_rl.errors import ConfigError
 from conal_rl.supervised.data.celeba import NINE, PARTITIONS, CelebA, Split
-from conal_rl.supervised.data.common import DataError, SharedLoader, normalise
+from conal_rl.supervised.data.common import SharedLoader
+from conal_rl.supervised.data.files import DataError, normalise
 from tests.supervised.fixtures import CELEBA_HEADER, Written, write_celeba
 
 ATTRIBUTES = "Anno/list_attr_celeba.txt"

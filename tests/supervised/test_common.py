@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conal_rl.errors import ConfigError, ExtraError
-from conal_rl.supervised.data import common
+from conal_rl.supervised.data import common, files
 from conal_rl.supervised.data.common import (
     Batch,
-    DataError,
     Sample,
     SharedLoader,
     TargetSpec,
@@ -28,6 +27,7 @@ from conal_rl.supervised.data.common import (
     split,
     stack_tasks,
 )
+from conal_rl.supervised.data.files import DataError
 
 quick = settings(max_examples=40, deadline=None)
 sizes = st.integers(1, 23)
@@ -253,9 +253,9 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     def missing(name: str) -> None:
         raise ModuleNotFoundError(name=name)
 
-    monkeypatch.setattr(common, "import_module", missing)
+    monkeypatch.setattr(files, "import_module", missing)
     with pytest.raises(ExtraError, match=r"pillow is not installed: pip install 'conal_rl\[visio"):
-        common.read_image(tmp_path / "x.png", "an image")
+        files.read_image(tmp_path / "x.png", "an image")
 
 
 def test_arrays_that_are_none_are_refused(tmp_path: Path) -> None:
@@ -264,17 +264,17 @@ def test_arrays_that_are_none_are_refused(tmp_path: Path) -> None:
     for content in cases.values():
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"0\.npy cannot be read as a depth: ") as caught:
-            common.read_npy(path, (1,), "a depth")
+            files.read_npy(path, (1,), "a depth")
         assert "\n" not in str(caught.value)
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match="cannot be read"):
-        common.read_npy(path, (1,), "a depth")  # a pickle could run code
+        files.read_npy(path, (1,), "a depth")  # a pickle could run code
     np.save(path, np.zeros((2, 3)))
     with pytest.raises(DataError, match=r"expected shape \(1,\), found \(2, 3\)"):
-        common.read_npy(path, (1,), "a depth")
+        files.read_npy(path, (1,), "a depth")
     with np.testing.assert_raises(DataError):
         np.savez(tmp_path / "z.npz", a=np.zeros(1))
-        common.read_npy(tmp_path / "z.npz", (1,), "a depth")
+        files.read_npy(tmp_path / "z.npz", (1,), "a depth")
 
 
 @quick
@@ -286,7 +286,7 @@ def test_values_out_of_range_are_refused(value: float) -> None:
         (-1, 12, -1 <= value <= 12 and value == int(value)),
     ):
         try:
-            common.require_values(Path("x"), array, low, high)
+            files.require_values(Path("x"), array, low, high)
             passed = True
         except DataError:
             passed = False
@@ -295,9 +295,9 @@ def test_values_out_of_range_are_refused(value: float) -> None:
 
 def test_resize_keeps_dtypes_and_classes() -> None:
     classes = torch.tensor([[[255, 0], [20, 3]]])
-    assert torch.equal(common.resize(classes, (2, 2), "nearest-exact"), classes)
-    large = common.resize(classes, (4, 4), "nearest-exact")
+    assert torch.equal(files.resize(classes, (2, 2), "nearest-exact"), classes)
+    large = files.resize(classes, (4, 4), "nearest-exact")
     assert large.dtype == torch.int64
     assert torch.equal(large, classes.repeat_interleave(2, 1).repeat_interleave(2, 2))
-    grey = common.normalise(np.full((2, 2, 3), 255, dtype=np.uint8))
+    grey = files.normalise(np.full((2, 2, 3), 255, dtype=np.uint8))
     assert grey[:, 0, 0].tolist() == pytest.approx([2.2489, 2.4286, 2.64], abs=1e-4)

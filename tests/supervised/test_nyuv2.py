@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conal_rl.errors import ConfigError
-from conal_rl.supervised.data.common import Batch, DataError, Sample, SharedLoader
+from conal_rl.supervised.data.common import Batch, Sample, SharedLoader
+from conal_rl.supervised.data.files import DataError
 from conal_rl.supervised.data.nyuv2 import (
     SCALES,
     CityScapes,

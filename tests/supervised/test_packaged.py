@@ -13,7 +13,8 @@ import torch
 from matplotlib.colors import LightSource
 
 from conal_rl.errors import ConfigError, ExtraError
-from conal_rl.supervised.data.common import DataError, SharedLoader, TargetSpec
+from conal_rl.supervised.data.common import SharedLoader, TargetSpec
+from conal_rl.supervised.data.files import DataError
 from conal_rl.supervised.data.packaged import (
     SLOPES,
     Digits,

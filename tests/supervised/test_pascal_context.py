@@ -14,7 +14,8 @@ from PIL import Image
 
 from conal_rl.errors import ConfigError
 from conal_rl.supervised import losses
-from conal_rl.supervised.data.common import DataError, SharedLoader, normalise
+from conal_rl.supervised.data.common import SharedLoader
+from conal_rl.supervised.data.files import DataError, normalise
 from conal_rl.supervised.data.pascal_context import (
     NORMALS_CATEGORIES,
     PART_CLASSES,

@@ -13,7 +13,8 @@ from PIL import Image
 
 from conal_rl.errors import ConfigError
 from conal_rl.supervised import losses
-from conal_rl.supervised.data.common import DataError, SharedLoader, normalise
+from conal_rl.supervised.data.common import SharedLoader
+from conal_rl.supervised.data.files import DataError, normalise
 from conal_rl.supervised.data.taskonomy import DEPTH_VOID, SEGMENTATION_VOID, Taskonomy
 from tests.supervised.fixtures import Written, write_taskonomy
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conal_rl.errors import ConfigError, ExtraError
-from conal_rl.supervised.data.common import DataError, TargetSpec
+from conal_rl.supervised.data.common import TargetSpec
+from conal_rl.supervised.data.files import DataError
 from conal_rl.supervised.data.text import (
     IGNORED,
     LABELS,

@@ -19,15 +19,8 @@ import numpy as np
 import torch
 
 from conal_rl.errors import ConfigError
-from conal_rl.supervised.data.common import (
-    DataError,
-    Sample,
-    TargetSpec,
-    normalise,
-    read_image,
-    read_lines,
-    resize,
-)
+from conal_rl.supervised.data.common import Sample, TargetSpec
+from conal_rl.supervised.data.files import DataError, normalise, read_image, read_lines, resize
 
 Split = Literal["train", "val", "test"]
 PARTITIONS: dict[Split, str] = {"train": "0", "val": "1", "test": "2"}

@@ -1,4 +1,4 @@
-"""What the data sets share: samples and batches, loaders, a split, and reading with clear errors.
+"""What the data sets share: samples and batches, loaders, a split.
 
 Order and augmentation follow from (seed, epoch) alone: they are the same with any number of worker
 processes, and a resumed run may start at any epoch.
@@ -6,29 +6,21 @@ processes, and a resumed run may start at any epoch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib import import_module
-from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from conal_rl.errors import ConalError, ConfigError, ExtraError
+from conal_rl.errors import ConalError, ConfigError
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Array = NDArray[Any]
-
-
-class DataError(ConalError):
-    """A data set's file or folder is missing, damaged, or not as its format says."""
 
 
 class TargetSpec(NamedTuple):
@@ -296,103 +288,6 @@ def split(dataset: Indexed[T], share: float, seed: int) -> tuple[Part[T], Part[T
     order = np.random.default_rng(seed).permutation(len(dataset))
     parts = np.sort(order[:first]), np.sort(order[first:])
     return Part(dataset, parts[0].tolist()), Part(dataset, parts[1].tolist())
-
-
-@contextmanager
-def reading(path: Path, what: str) -> Iterator[None]:
-    """Turn what goes wrong with a file into a DataError of one line that says what it should be."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing; expected there: {what}") from error
-    except ConalError:
-        raise
-    except Exception as error:  # the readers of damaged files raise nearly anything
-        reason = str(error).partition("\n")[0] or "no reason given"
-        raise DataError(f"{path} cannot be read as {what}: {reason}") from error
-
-
-def require_files(paths: Iterable[Path], what: str) -> None:
-    """Raise a DataError that names the first of the files that is missing."""
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"{path} is missing; expected there: {what}")
-
-
-def read_lines(path: Path, what: str) -> list[str]:
-    """The lines of a text file that are not blank, without what surrounds them."""
-    with reading(path, what):
-        lines = path.read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip()]
-
-
-def read_npy(path: Path, shape: tuple[int, ...], what: str) -> Array:
-    """An array of that shape, of numbers; no pickle is ever loaded."""
-    with reading(path, what):
-        array = np.load(path, allow_pickle=False)
-    require_shape(path, array, shape)
-    return np.asarray(array)
-
-
-def read_image(path: Path, what: str, mode: str | None = None) -> Array:
-    """An image `(height, width)` or `(height, width, channel)`, converted to `mode` if given.
-
-    Raises:
-        ExtraError: pillow is not installed.
-    """
-    image_module = optional_import("PIL.Image", "pillow")
-    with reading(path, what), image_module.open(path) as image:
-        return np.array(image.convert(mode) if mode else image)
-
-
-def require_shape(path: Path, array: Any, shape: tuple[int, ...]) -> None:
-    """Raise a DataError that names the file unless the array has that shape."""
-    found = getattr(array, "shape", type(array).__name__)
-    if found != shape:
-        raise DataError(f"{path}: expected shape {shape}, found {found}")
-
-
-def require_values(path: Path, array: Array, low: float, high: float) -> None:
-    """Raise a DataError that names the file unless values are `low` to `high`; NaN never is.
-
-    With integers for both bounds, the values must be integers too.
-    """
-    whole = isinstance(low, int) and isinstance(high, int)
-    bad = ~((array >= low) & (array <= high))
-    if whole:
-        bad |= array != np.round(array)
-    if bad.any():
-        kind = "integers" if whole else "values"
-        raise DataError(f"{path}: expected {kind} {low} to {high}, found {array[bad][0]}")
-
-
-def optional_import(module: str, package: str) -> Any:
-    """Import a module of the [vision] extra, or raise an ExtraError that says how to get it."""
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as missing:
-        raise ExtraError(f"{package} is not installed: pip install 'conal_rl[vision]'") from missing
-
-
-def normalise(image: Array) -> Tensor:
-    """Bytes `(height, width, 3)` to `(3, height, width)`, with ImageNet's mean 0 and deviation 1.
-
-    LibMTL does so wherever it reads image files (Office); torchvision's weights expect it.
-    """
-    pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 255
-    mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
-    return (pixels - mean) / deviation
-
-
-def resize(
-    image: Tensor, size: tuple[int, int], mode: Literal["bilinear", "bicubic", "nearest-exact"]
-) -> Tensor:
-    """An image `(channel, height, width)` of any dtype at `size`, smoothed where it shrinks."""
-    if tuple(image.shape[1:]) == size:
-        return image
-    smooth = mode != "nearest-exact"
-    resized = F.interpolate(image[None].float(), size, mode=mode, antialias=smooth)[0]
-    return resized.to(image.dtype)
 
 
 class _Batches(Dataset["Batch | ConalError"]):

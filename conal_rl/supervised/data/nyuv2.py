@@ -21,13 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conal_rl.errors import ConfigError
-from conal_rl.supervised.data.common import (
-    DataError,
-    Sample,
-    TargetSpec,
-    read_npy,
-    require_values,
-)
+from conal_rl.supervised.data.common import Sample, TargetSpec
+from conal_rl.supervised.data.files import DataError, read_npy, require_values
 
 Split = Literal["train", "val"]
 SCALES = (1.0, 1.2, 1.5)

@@ -22,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 
 from conal_rl.errors import ConfigError, ExtraError
-from conal_rl.supervised.data.common import DataError, Part, Sample, TargetSpec
+from conal_rl.supervised.data.common import Part, Sample, TargetSpec
 from conal_rl.supervised.data.common import split as cut
+from conal_rl.supervised.data.files import DataError
 
 Split = Literal["train", "val", "test"]
 Array = NDArray[np.float64]

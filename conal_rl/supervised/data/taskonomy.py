@@ -22,11 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conal_rl.errors import ConfigError
-from conal_rl.supervised.data.common import (
+from conal_rl.supervised.data.common import Sample, TargetSpec
+from conal_rl.supervised.data.files import (
     Array,
     DataError,
-    Sample,
-    TargetSpec,
     normalise,
     read_image,
     read_npy,

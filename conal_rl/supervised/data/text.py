@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from conal_rl.errors import ConfigError, ExtraError
-from conal_rl.supervised.data.common import DataError, TargetSpec
+from conal_rl.supervised.data.common import TargetSpec
+from conal_rl.supervised.data.files import DataError
 
 Name = Literal["pawsx", "xnli", "panx", "udpos"]
 Split = Literal["train", "dev", "test"]
