@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conal_rl.errors import ConfigError, ExtraError
-from conal_rl.supervised.data import common, files
+from conal_rl.supervised.data import files
 from conal_rl.supervised.data.common import (
     Batch,
     Sample,
