@@ -15,10 +15,11 @@ help: ## list the targets
 
 venv: $(STAMP) ## make .venv and install everything, pinned (PYTHON=... chooses the Python)
 
-# An environment that still runs is kept; a missing or broken one is made anew.
+# An environment that still runs is kept; a missing or broken one is made anew. Old versions of pip
+# need to be told to build what has no wheel (seqeval) in isolation.
 $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --use-pep517 --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 mt10: $(STAMP) ## search, train and evaluate on Meta-World MT10
