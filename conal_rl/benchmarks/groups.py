@@ -32,7 +32,7 @@ from conal_rl.core.search import gate_step, weight_step
 
 GROUPS = (3, 3, 3)  # tasks in each
 FEATURES, WIDTH, DEPTH = 6, 12, 3
-SAMPLES, NOISE, BATCH = 128, 0.5, 64  # samples of each task for training, as many for the gates
+SAMPLES, NOISE, BATCH = 256, 0.5, 64  # samples of each task for training, as many for the gates
 STEPS = 1800  # of weights and of gates, over all stages
 WEIGHT_RATE, GATE_RATE = 0.02, 0.05
 TEMPERATURE = (2.0, 0.3)  # of the Gumbel-softmax, at the start and the end of a stage
