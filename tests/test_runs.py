@@ -44,7 +44,8 @@ def test_create_and_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert first.folder.name.startswith("mt10-0-")
     assert first.config() == config
     versions = json.loads((first.folder / "versions.json").read_text())
-    assert versions["torch"] == torch.__version__
+    # A build of the same version may be marked, as 2.13.0+cu130, in one of the two alone.
+    assert versions["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert {"conal_rl", "commit", "python", "platform", "cpus", "numpy", "mujoco"} <= set(versions)
     save_checkpoint(first.folder, 7, tensors(), STATE)
     assert Run.open(first.folder) == first
