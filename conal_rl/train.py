@@ -100,12 +100,16 @@ class Training:
         What `config` changes is kept in the run's config.yaml, for later resumes.
         """
         tensors, state = load_checkpoint(run.folder)
-        began_with = run.config().agent.tree
-        if config.agent.tree != began_with:
-            raise ConfigError(
-                f"agent.tree: got {config.agent.tree!r}, but {run.folder} began with "
-                f"{began_with!r}; start a new run for another tree"
-            )
+        began = run.config()
+        for field, now, then in (
+            ("agent.tree", config.agent.tree, began.agent.tree),
+            ("search.method", config.search.method, began.search.method),
+        ):
+            if now != then:
+                raise ConfigError(
+                    f"{field}: got {now!r}, but {run.folder} began with {then!r}; start a new run "
+                    "for another tree"
+                )
         env = _make_env(config)
         try:
             training = cls(config, run, env, state["phase"])

@@ -681,6 +681,7 @@ def test_resume_from_a_truncated_checkpoint(
         (["--agent.critic", "hl_gauss"], "size mismatch for critic"),
         (["--agent.buffer-size", "20"], "buffer_size"),
         (["--agent.tree", "shared"], "agent.tree"),
+        (["--search.method", "ltb"], "search.method: got 'ltb', but"),
     ],
 )
 def test_resume_as_another_run(
