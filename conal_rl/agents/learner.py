@@ -80,7 +80,7 @@ class Learner:
             raise ValueError(f"unknown weighting {weighting!r}; there are {known}")
         elif weighting == "random" or isinstance(network, TaskCritics):
             # Uncertainty weights take losses for likelihoods, which an actor's are not.
-            weights = ways.loss_weights(weighting, network.task_id.shape[0])
+            weights = ways.loss_weights(weighting, len(network.tasks))
             weights = weights.to(network.task_id.device)
             if learnt := list(weights.parameters()):
                 network.optimizer.add_param_group({"params": learnt})
