@@ -55,7 +55,7 @@ def test_every_preset_loads_under_its_own_name() -> None:
 def test_a_file_needs_only_what_differs(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, MINIMAL))
     assert config == Config(
-        "mine", 1000, EnvConfig("mt10"), search=SearchConfig(steps=200)
+        name="mine", total_steps=1000, env=EnvConfig("mt10"), search=SearchConfig(steps=200)
     )  # the search is a fifth
 
 

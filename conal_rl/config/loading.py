@@ -1,0 +1,213 @@
+"""Configs from YAML and the command line, with one-line errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+import yaml
+
+from conal_rl.config.rl import Config
+from conal_rl.config.supervised import SupervisedConfig
+from conal_rl.errors import ConfigError
+from conal_rl.options import convert, describe, parse_options, shown, suggestion
+
+AnyConfig = Config | SupervisedConfig
+
+
+def presets() -> tuple[str, ...]:
+    """Return the names of the configs that come with the package."""
+    files = (resources.files("conal_rl") / "configs").iterdir()
+    return tuple(sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml")))
+
+
+def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
+    """Read a preset by its name, or a YAML file by its path, and apply command-line overrides.
+
+    `overrides` are options such as `["--agent.batch-size", "64", "--search.only"]`.
+    Raises ConfigError, in one line: where, which field, what was given, what is allowed.
+    """
+    given, words = parse_options(overrides, _FIELDS)
+    if words:
+        raise ConfigError(f"command line: unexpected {words[0]!r}; options start with --")
+    return _load(str(name_or_path), given)
+
+
+class CommandLine(NamedTuple):
+    """What `python -m conal_rl.train ...` was asked to do."""
+
+    config: AnyConfig
+    out: Path | None  # the new run's folder; None: the default
+    resume: Path | None  # the folder of the run to go on with; None: a new run
+
+
+def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
+    """Read `NAME_OR_YAML [--out DIR] [--resume DIR] [--section.field VALUE ...]`.
+
+    `--resume DIR` stands without a name and starts from the run's own config. `--help` prints
+    every field, with the named config's values as defaults, and exits. Raises ConfigError.
+    """
+    if "-h" in argv or "--help" in argv:
+        _print_help([word for word in argv if not word.startswith("-")], description)
+    given, words = parse_options(argv, {**_FIELDS, "out": str, "resume": str})
+    out, resume = given.pop("out", None), given.pop("resume", None)
+    if resume is not None and (words or out is not None):
+        other = words[0] if words else "--out"
+        raise ConfigError(f"command line: --resume reads the run's own config; leave out {other}")
+    if resume is not None:
+        words = [str(Path(resume) / "config.yaml")]
+    if len(words) != 1:
+        found = f"got {' '.join(words)}" if words else "name one"
+        names = ", ".join(presets())
+        raise ConfigError(f"command line: {found}, expected one of {names}, or one YAML file")
+    config = _load(words[0], given)
+    return CommandLine(config, Path(out) if out else None, Path(resume) if resume else None)
+
+
+def _load(name: str, overrides: Mapping[str, Any]) -> AnyConfig:
+    path: Any = resources.files("conal_rl") / "configs" / f"{name}.yaml"
+    source = f"{name}.yaml"
+    if name not in presets():
+        path, source = Path(name), name
+        if not path.suffix and not path.exists():
+            close = difflib.get_close_matches(name, presets(), 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(presets())}"
+            raise ConfigError(f"{name}: no such config; {hint}")
+    flat = {"name": Path(source).stem, **_read_flat(path, source)}
+    # The file is checked alone first, so that an error says which of the two is at fault.
+    config = _build(flat, source)
+    if not overrides:
+        return config
+    if "total_steps" in overrides and "search.steps" not in overrides:
+        # A smaller budget shrinks a search that the file sized for its own.
+        fifth = _build({**flat, **overrides, "search.steps": 1}, "command line").total_steps // 5
+        flat["search.steps"] = max(1, min(config.search.steps, fifth))
+    return _build({**flat, **overrides}, "command line")
+
+
+def _read_flat(path: Any, source: str) -> dict[str, Any]:
+    """Read a YAML file; return its nested sections as `{"section.field": value}`."""
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{source}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+        raise ConfigError(f"{source}: not valid YAML: {reason}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}: expected fields and their values, got {shown(data)}")
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in _SECTIONS:
+            flat[str(key)] = value
+        elif isinstance(value, dict):
+            flat.update({f"{key}.{field}": inner for field, inner in value.items()})
+        else:
+            raise ConfigError(f"{source}: {key}: expected a section of fields, got {shown(value)}")
+    return flat
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, of which YAML would keep the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.YAMLError(f"{twice[0]} is given twice in the mapping {node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+def _build(flat: Mapping[str, Any], source: str) -> AnyConfig:
+    """Check names and types, then construct the config, whose classes check the ranges."""
+    kind = _SUPERVISED if any(path.startswith("data.") for path in flat) else _RL
+    values: dict[str, dict[str, Any]] = {section: {} for section in ("", *kind.sections)}
+    for path, value in flat.items():
+        if path not in kind.fields:
+            raise ConfigError(f"{source}: {path}: no such field{_hint(path, kind)}")
+        section, _, name = path.rpartition(".")
+        try:
+            values[section][name] = convert(kind.fields[path], value)
+        except (ValueError, OverflowError):
+            expected = describe(kind.fields[path])
+            raise ConfigError(
+                f"{source}: {path}: got {shown(value)}, expected {expected}"
+            ) from None
+    for path in ("total_steps", kind.needs):
+        if path not in flat:
+            raise ConfigError(f"{source}: {path}: missing, expected {describe(kind.fields[path])}")
+    values["search"].setdefault("steps", max(1, values[""]["total_steps"] // 5))
+    try:
+        sections = {name: owner(**values[name]) for name, owner in kind.sections.items()}
+        return kind.config(**values[""], **sections)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _hint(path: str, kind: _Kind) -> str:
+    """What to say of a field that a config of this kind does not have."""
+    if path not in _FIELDS:
+        return suggestion(path, kind.fields)
+    subject = "supervised learning" if kind is _RL else "reinforcement learning"
+    return f" here; it is one of {subject}"
+
+
+def _print_help(words: Sequence[str], description: str) -> None:
+    import tyro  # only help needs it, and it is slow to import
+
+    # The values of a config that is named, or else of one that everybody has.
+    named = next((word for word in words if word in presets() or word.endswith(".yaml")), "mt10")
+
+    defaults = _load(named, {})
+
+    def field(name: str, kind: Any, metavar: str, meaning: str, hint: str = "") -> Any:
+        shown_as = tyro.conf.arg(help=meaning, metavar=metavar, help_behavior_hint=hint)
+        return name, Annotated[kind, shown_as], dataclasses.field(default="")
+
+    choice = f"One of {', '.join(presets())}, or a YAML file."
+    old = "Folder of a run to go on with, by its own config; stands without a name."
+    command: Any = dataclasses.make_dataclass(
+        "Command",
+        [
+            field("name_or_yaml", tyro.conf.Positional[str], "NAME_OR_YAML", choice),
+            field("out", str, "DIR", "Folder of the new run.", "(default: runs/NAME-SEED-TIME)"),
+            field("resume", str, "DIR", old),
+        ],
+        bases=(type(defaults),),
+        frozen=True,
+        kw_only=True,
+    )
+    tyro.cli(
+        command,
+        prog="python -m conal_rl.train",
+        description=f"{description}\n\nThe defaults shown are those of {named}.",
+        default=command(**vars(defaults)),
+        args=["--help"],
+    )
+
+
+class _Kind:
+    """A class of config: its sections, and the declared type of every field by its path."""
+
+    def __init__(self, config: type[AnyConfig], needs: str):
+        self.config: Callable[..., AnyConfig] = config
+        self.needs = needs
+        declared = get_type_hints(config)
+        self.sections: dict[str, Any] = {
+            name: owner for name, owner in declared.items() if dataclasses.is_dataclass(owner)
+        }
+        self.fields: dict[str, Any] = {n: k for n, k in declared.items() if n not in self.sections}
+        for section, owner in self.sections.items():
+            kinds = get_type_hints(owner)
+            self.fields |= {f"{section}.{name}": kind for name, kind in kinds.items()}
+
+
+_RL, _SUPERVISED = _Kind(Config, "env.suite"), _Kind(SupervisedConfig, "data.set")
+_KINDS = (_RL, _SUPERVISED)
+_SECTIONS = {section for kind in _KINDS for section in kind.sections}
+# Fields of one path have one type in both kinds.
+_FIELDS = {path: field for kind in _KINDS for path, field in kind.fields.items()}

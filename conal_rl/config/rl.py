@@ -1,0 +1,121 @@
+"""Multi-task reinforcement learning: environments, the agent, its evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from conal_rl.config.checks import not_negative, positive, require, require_seed
+from conal_rl.config.shared import LearnerConfig, RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvConfig:
+    """The tasks and the environments that play them."""
+
+    suite: str | tuple[str, ...]
+    """Tasks: a suite such as mt10, mt25, mt50, mt1:reach-v3, cartpole; or a list of envs."""
+    envs_per_task: int = 1
+    """Environments stepped side by side for each task."""
+    engine: Literal["native", "official"] = "native"
+    """What steps Meta-World: native (compiled, in threads) or official; their numbers are equal."""
+
+    def __post_init__(self) -> None:
+        names = (self.suite,) if isinstance(self.suite, str) else self.suite
+        require(bool(names) and all(names), "env.suite", self.suite, "a suite or a list of envs")
+        positive(self, "env", "envs_per_task")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AgentConfig(LearnerConfig):
+    """Multi-task soft actor-critic: its networks and how they learn."""
+
+    widths: tuple[int, ...] = (256, 256, 256)
+    """Units of each hidden layer, in actor and critics."""
+    layer_norm: bool = True
+    """Normalise each hidden layer of actor and critics (LayerNorm)."""
+    learning_rate_end: float | None = None
+    """Step size at the end of training, reached linearly; the search keeps it constant. None: it
+    stays constant throughout."""
+    buffer_size: int = 200_000
+    """Transitions per task that the replay buffer holds."""
+    learning_starts: int = 1_000
+    """Random env steps per task before the first update."""
+    update_every: int = 1
+    """Vector env steps (one step of every env) between training rounds."""
+    updates: int = 1
+    """Updates in one training round."""
+    gamma: float = 0.99
+    """Discount per env step."""
+    tau: float = 0.005
+    """Share of the critics that moves into their targets at each update."""
+    target_entropy: float | None = None
+    """Policy entropy that each task's temperature aims at, in nats; None: -(action dimensions)."""
+    initial_temperature: float = 1.0
+    """Entropy temperature of every task at the start."""
+    critic: Literal["hl_gauss", "mse"] = "hl_gauss"
+    """Critic's loss: classification over bins of return (HL-Gauss), or squared error."""
+    critic_bins: int = 101
+    """Bins of the hl_gauss critic."""
+    critic_range: tuple[float, float] = (-1.0, 11.0)
+    """Lowest and highest return, after reward_scale, that the hl_gauss critic can express."""
+    reward_scale: float = 0.01
+    """Factor on the critics' rewards; 0.01 brings Meta-World's returns into critic_range."""
+    critic_reduce: Literal["min", "mean"] = "mean"
+    """How the two target critics are combined."""
+    actor_averaging: float | None = None
+    """Evaluate an average of the actor's weights in which update t counts as t**this (0: all alike;
+    4: mostly the last third of training); None: evaluate the newest weights."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        widths_fit = len(self.widths) > 0 and min(self.widths) > 0
+        require(widths_fit, "agent.widths", self.widths, "one or more integers above 0")
+        positive(self, "agent", "learning_rate_end", "buffer_size", "update_every", "updates")
+        positive(self, "agent", "initial_temperature", "reward_scale")
+        not_negative(self, "agent", "learning_starts", "actor_averaging")
+        require(0 <= self.gamma < 1, "agent.gamma", self.gamma, "0 or more and below 1")
+        require(0 < self.tau <= 1, "agent.tau", self.tau, "above 0 and at most 1")
+        require(self.critic_bins >= 2, "agent.critic_bins", self.critic_bins, "2 or more")
+        low, high = self.critic_range
+        require(low < high, "agent.critic_range", self.critic_range, "the lower bound first")
+
+    @property
+    def depth(self) -> int:
+        """Hidden layers."""
+        return len(self.widths)
+
+    @property
+    def depth_field(self) -> str:
+        """See `LearnerConfig`."""
+        return "the number of agent.widths"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """How success is measured."""
+
+    episodes: int = 50
+    """Episodes per task after training."""
+    seed: int = 1_000
+    """Seed of the evaluation's environments; a stream of its own, apart from training's."""
+    every: int = 0
+    """Env steps between evaluations during training, for the progress line; 0: none."""
+    every_episodes: int = 5
+    """Episodes per task in each of those."""
+
+    def __post_init__(self) -> None:
+        positive(self, "evaluation", "episodes", "every_episodes")
+        not_negative(self, "evaluation", "every")
+        require_seed("evaluation.seed", self.seed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """An experiment in reinforcement learning."""
+
+    env: EnvConfig
+    agent: AgentConfig = dataclasses.field(default_factory=AgentConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    log_interval: int = 20_000
+    """Env steps between lines of the log."""
