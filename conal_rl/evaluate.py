@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from conal_rl.commands import Parser, exit_status
-from conal_rl.config import Config, load_config
+from conal_rl.config import AnyConfig, Config, load_config
 from conal_rl.errors import CheckpointError, ConalError, ConfigError
 from conal_rl.runs import atomic_write, load_checkpoint
 
@@ -58,15 +58,30 @@ def load_policy(path: Path, device: str = "auto") -> tuple[ConalSAC, Config]:
     from conal_rl.agents.storage import build
 
     path = path.resolve()
+    config = config_of(path)
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path}: a supervised run; there is no agent in it")
+    if (path / "model").is_dir():
+        return ConalSAC.load_weights(path / "model", device), config
+    tensors, state = load_checkpoint(path, groups=["policy"])
+    return build(state.get("agent", {}).get("model"), tensors["policy"], device, path), config
+
+
+def config_of(path: Path) -> AnyConfig:
+    """The config of a run's folder, or of the run that a checkpoint belongs to.
+
+    Raises:
+        CheckpointError: `path` is neither.
+        ConfigError: the run's config.yaml is missing or damaged.
+    """
+    path = path.resolve()
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder")
     if (path / "model").is_dir():
-        return ConalSAC.load_weights(path / "model", device), load_config(path / "config.yaml")
+        return load_config(path / "config.yaml")
     if not (path / "state.json").is_file():
         raise CheckpointError(f"{path}: neither a run with a model/ folder nor a checkpoint")
-    tensors, state = load_checkpoint(path, groups=["policy"])
-    agent = build(state.get("agent", {}).get("model"), tensors["policy"], device, path)
-    return agent, load_config(path.parents[1] / "config.yaml")
+    return load_config(path.parents[1] / "config.yaml")
 
 
 def write_json(evaluation: Evaluation, file: Path) -> None:

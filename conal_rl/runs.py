@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conal_rl import __version__
-from conal_rl.config import Config, load_config
+from conal_rl.config import AnyConfig, RunConfig, load_config
 from conal_rl.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Run:
     folder: Path
 
     @classmethod
-    def create(cls, config: Config, out: Path | None = None) -> Run:
+    def create(cls, config: RunConfig, out: Path | None = None) -> Run:
         """Make the folder, by default `runs/NAME-SEED-TIME`, and write config.yaml, versions.json.
 
         Raises ConfigError where `out` holds files already or cannot be made.
@@ -76,7 +76,7 @@ class Run:
             raise CheckpointError(f"{run.checkpoints_path}: no complete checkpoint")
         return run
 
-    def config(self) -> Config:
+    def config(self) -> AnyConfig:
         """Read the run's config.yaml."""
         return load_config(self.config_path)
 
@@ -221,7 +221,7 @@ def load_checkpoint(
     return tensors, state
 
 
-def _new_folder(parent: Path, config: Config) -> Path:
+def _new_folder(parent: Path, config: RunConfig) -> Path:
     """Make and return a folder that no other run, started in the same second, has."""
     stem = f"{config.name}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     for attempt in range(1000):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from torch import Tensor
 
 from conal_rl.agents import ConalSAC
+from conal_rl.agents.callback import RunCallback
 from conal_rl.agents.storage import (
     load_trees,
     restore,
@@ -25,24 +24,22 @@ from conal_rl.agents.storage import (
     trees_to_json,
 )
 from conal_rl.commands import exit_status
-from conal_rl.config import Config, parse_command_line
-from conal_rl.core import (
-    BranchingSpace,
-    ConalSpace,
-    ProStage,
-    ReconSpace,
-    Rule,
-    Space,
-    Structure,
-    Tree,
-)
+from conal_rl.config import AnyConfig, Config, parse_command_line
+from conal_rl.core import Structure, Tree
+from conal_rl.core.learner import Learner
 from conal_rl.envs import SuiteVecEnv, make
 from conal_rl.envs.vec_env import Standing
-from conal_rl.errors import CheckpointError, ConfigError, SuiteError, TreeError
-from conal_rl.progress import RunCallback, Stopped, StopRequest, conflict_report, make_logger
+from conal_rl.errors import CheckpointError, SuiteError, TreeError
+from conal_rl.phases import (
+    Phase,
+    PhasedRun,
+    conflict_rule,
+    gumbel_temperature,
+    require_same_search,
+    search_space,
+)
+from conal_rl.progress import Stopped, make_logger
 from conal_rl.runs import Run, atomic_write, load_checkpoint, save_checkpoint
-
-Phase = Literal["search", "train", "done"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,23 +56,28 @@ def run(arguments: Sequence[str]) -> int:
     command = parse_command_line(arguments, __doc__ or "")
     if command.config.threads is not None:
         torch.set_num_threads(command.config.threads)
+    kind = _kind(command.config)
     if command.resume is not None:
-        training = Training.resume(Run.open(command.resume), command.config)
+        training = kind.resume(Run.open(command.resume), command.config)
     else:
-        training = Training.start(command.config, command.out)
+        training = kind.start(command.config, command.out)
     return training.run_phases()
 
 
-class Training:
-    """One run: which phase it is in, its agent, and its folder."""
+def _kind(config: AnyConfig) -> Any:
+    if isinstance(config, Config):
+        return Training
+    from conal_rl.supervised.trainer import SupervisedTraining
+
+    return SupervisedTraining
+
+
+class Training(PhasedRun[Config]):
+    """A run of multi-task SAC."""
 
     def __init__(self, config: Config, run: Run, env: SuiteVecEnv, phase: Phase):
-        self.config, self.run, self.env = config, run, env
-        self.phase: Phase = phase
-        self.seconds = 0.0  # wall-clock of earlier processes
-        self.search_steps = self.search_seconds = 0.0
-        self.stop = StopRequest()
-        self._clock = time.monotonic()
+        super().__init__(config, run, phase)
+        self.env = env
         self.agent: ConalSAC
 
     @classmethod
@@ -85,7 +87,7 @@ class Training:
         env.reset()  # envs that are broken from the start are refused too
         env.seed(config.seed)
         trees = _fixed_trees(config, env.tasks)
-        agent = make_agent(config, env, trees or _search_space(config, env.tasks))
+        agent = make_agent(config, env, trees or (search_space(config, env.tasks),) * 2)
         run = Run.create(config, out)
         training = cls(config, run, env, "search" if trees is None else "train")
         training.agent = agent
@@ -100,16 +102,7 @@ class Training:
         What `config` changes is kept in the run's config.yaml, for later resumes.
         """
         tensors, state = load_checkpoint(run.folder)
-        began = run.config()
-        for field, now, then in (
-            ("agent.tree", config.agent.tree, began.agent.tree),
-            ("search.method", config.search.method, began.search.method),
-        ):
-            if now != then:
-                raise ConfigError(
-                    f"{field}: got {now!r}, but {run.folder} began with {then!r}; start a new run "
-                    "for another tree"
-                )
+        require_same_search(config, run.config(), run)
         env = _make_env(config)
         try:
             training = cls(config, run, env, state["phase"])
@@ -140,42 +133,25 @@ class Training:
         atomic_write(run.config_path, config.to_yaml())
         return training
 
-    def run_phases(self) -> int:
-        """Do what is left of search, training and evaluation; return the exit status."""
-        with self.stop.watching():
-            self.agent.set_logger(make_logger(self.run.folder, self.agent.num_timesteps))
-            if self.phase == "search":
-                if not self._search():
-                    return self._interrupted()
-                self._derive()
-                if self.config.search.only:
-                    return 0
-            if self.phase == "train":
-                if not self._learn(self.config.total_steps):
-                    return self._interrupted()
-                self.phase = "done"
-                self._report_conflicts("training.json", self.config.agent.tree)
-                self._checkpoint()
-        try:
-            self._evaluate_finally()
-        except KeyboardInterrupt:
-            self._say_how_to_go_on()
-            raise
-        return 0
+    @property
+    def steps(self) -> int:
+        """Env steps of the whole run so far."""
+        return self.agent.num_timesteps
 
-    def _search(self) -> bool:
-        """All of the search, which for CoNAL-Pro comes in stages; False if stopped before."""
-        steps, stages = self.config.search.steps, len(self.config.agent.widths)
-        while True:
-            numbers = [s.number for s in self.agent.structures if isinstance(s, ProStage)]
-            if not self._learn(steps * max(numbers) // stages if numbers else steps):
-                return False
-            following = self.agent.next_stage()
-            if following is None:
-                return True
+    @property
+    def learners(self) -> dict[str, Learner]:
+        """The actor's and the critics'."""
+        return self.agent.learners
+
+    def _begin(self) -> None:
+        self.agent.set_logger(make_logger(self.run.folder, self.steps))
+
+    def _next_stage(self) -> bool:
+        following = self.agent.next_stage()
+        if following is not None:
             searched = self._next_agent(following)
             self.agent.go_on_from(searched)
-            self._checkpoint()
+        return following is not None
 
     def _learn(self, until: int) -> bool:
         """Train until `until` env steps of the whole run; False if stopped before."""
@@ -192,22 +168,16 @@ class Training:
             callback.close()
         return self.stop.signal is None
 
-    def _derive(self) -> None:
-        """From the search's gates to agents of fixed trees; the search's data may be kept."""
-        trees = self.agent.derive()
-        self.search_steps, self.search_seconds = self.agent.num_timesteps, self._elapsed()
-        self._report_conflicts("search.json", self.config.search.method)
-        self._write_trees(trees)
-        console = Console(stderr=True)
-        for name, tree in zip(("actor", "critic"), trees, strict=True):
-            console.print(f"[bold]{name}[/bold]: {tree}", highlight=False, soft_wrap=True)
+    def _derive_trees(self) -> tuple[Tree, ...]:
+        return self.agent.derive()
 
-        if self.config.search.only:
-            self._checkpoint()
-            return
-        self.phase = "train"
-        self._next_agent(trees, self.config.search.keep_replay)
-        self._checkpoint()
+    def _train_trees(self, trees: tuple[Tree, ...]) -> None:
+        """The search's data may be kept."""
+        actor, critic = trees
+        self._next_agent((actor, critic), self.config.search.keep_replay)
+
+    def _trees_json(self, trees: tuple[Tree, ...]) -> str:
+        return trees_to_json(*trees)
 
     def _next_agent(
         self, structures: tuple[Structure, Structure], keep_replay: bool = True
@@ -223,11 +193,6 @@ class Training:
             self.agent.learning_starts += before.num_timesteps
         self._seed_envs()
         return before
-
-    def _report_conflicts(self, name: str, method: str) -> None:
-        if self.agent.noticing:
-            report = conflict_report(self.agent) | {"method": method, "seconds": self._elapsed()}
-            atomic_write(self.run.folder / name, json.dumps(report) + "\n")
 
     def _seed_envs(self) -> None:
         """A stream of its own for this agent, or the envs would begin the same episodes again."""
@@ -251,15 +216,6 @@ class Training:
                 f"{self.run.folder}: the checkpoint does not say where its episodes stand: {error}"
             ) from error
 
-    def _write_trees(self, trees: tuple[Tree, Tree]) -> None:
-        from matplotlib.figure import Figure
-
-        atomic_write(self.run.tree_path, trees_to_json(*trees))
-        figure = Figure(figsize=(14, 6), layout="constrained")
-        for axes, tree, name in zip(figure.subplots(1, 2), trees, ("actor", "critic"), strict=True):
-            tree.draw(axes, title=name)
-        figure.savefig(self.run.folder / "tree.png", dpi=120)
-
     def _checkpoint(self) -> None:
         groups, agent_state = training_state(self.agent)
         state: dict[str, Any] = {
@@ -277,22 +233,6 @@ class Training:
             state["episodes"] = {"streams": standing.streams, "validating": validating}
         save_checkpoint(self.run.folder, self.agent.num_timesteps, groups, state)
         self.agent.save_weights(self.run.folder / "model")
-
-    def _elapsed(self) -> float:
-        return self.seconds + time.monotonic() - self._clock
-
-    def _interrupted(self) -> int:
-        self._checkpoint()
-        self._say_how_to_go_on()
-        assert self.stop.signal is not None
-        return 128 + self.stop.signal
-
-    def _say_how_to_go_on(self) -> None:
-        print(
-            f"stopped at {self.agent.num_timesteps:,} steps; go on with: "
-            f"python -m conal_rl.train --resume {shlex.quote(str(self.run.folder))}",
-            file=sys.stderr,
-        )
 
     def _evaluate_briefly(self) -> float | None:
         from conal_rl.evaluation import evaluate_policy
@@ -338,28 +278,6 @@ def _fixed_trees(config: Config, tasks: tuple[str, ...]) -> tuple[Tree, Tree] | 
     return load_trees(Path(config.agent.tree), tasks, depth)
 
 
-def _search_space(config: Config, tasks: tuple[str, ...]) -> tuple[Space, Space]:
-    """What the search begins in, for actor and critics.
-
-    Raises:
-        ConfigError: there is only one task.
-    """
-    search = config.search
-    if len(tasks) < 2:
-        raise ConfigError(
-            f"agent.tree: got 'search', but {tasks[0]} is the only task and has nobody to share "
-            "with; give independent"
-        )
-    space: Space = ConalSpace()
-    if search.method == "ltb" or not search.purely_specific:
-        space = BranchingSpace(search.copies)
-    elif search.method == "conal_pro":
-        space = ProStage.first(len(tasks))
-    elif search.method == "recon":
-        space = ReconSpace(search.specific_layers)
-    return space, space
-
-
 def make_agent(
     config: Config, env: SuiteVecEnv, structures: tuple[Structure, Structure]
 ) -> ConalSAC:
@@ -367,11 +285,6 @@ def make_agent(
     agent, search = config.agent, config.search
     searching = not all(isinstance(structure, Tree) for structure in structures)
     end = agent.learning_rate_end
-    rule: Rule = "none"
-    if searching and search.method in ("conal", "conal_pro"):
-        rule = search.rule
-    elif not searching and agent.conflict_rule != "ignore":
-        rule = agent.conflict_rule
     return ConalSAC(
         env=env,
         tree=structures,
@@ -390,7 +303,7 @@ def make_agent(
         reward_scale=agent.reward_scale,
         critic_reduce=agent.critic_reduce,
         max_grad_norm=agent.max_grad_norm,
-        conflict_rule=rule,
+        conflict_rule=conflict_rule(config, searching),
         hold_after_search=agent.conflict_rule != "ignore",
         weighting=agent.weighting,
         conflict_margin=search.margin,
@@ -398,7 +311,7 @@ def make_agent(
         gate_learning_rate=search.gate_learning_rate,
         gate_every=search.gate_every,
         validation_share=search.validation_share,
-        gumbel_temperature=search.temperature if search.gumbel or search.method == "ltb" else None,
+        gumbel_temperature=gumbel_temperature(config),
         policy_kwargs={
             "widths": agent.widths,
             "layer_norm": agent.layer_norm,

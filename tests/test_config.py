@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ def write(folder: Path, text: str) -> Path:
     path = folder / "mine.yaml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def load_rl(name: str | Path, overrides: Sequence[str] = ()) -> Config:
+    config = load_config(name, overrides)
+    assert isinstance(config, Config)
+    return config
 
 
 def error_of(folder: Path, text: str) -> str:
@@ -166,7 +173,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     text = "total_steps: 2_000_000\nenv: {suite: mt10}\nagent: {learning_rate: 3e-4, tau: 1}"
-    config = load_config(write(tmp_path, text))
+    config = load_rl(write(tmp_path, text))
     assert (config.total_steps, config.agent.learning_rate, config.agent.tau) == (2e6, 3e-4, 1)
     assert isinstance(config.agent.tau, float)
 
@@ -176,14 +183,14 @@ def test_overrides() -> None:
         "--agent.batch-size 64 --agent.learning_rate=1e-4 --search.only --seed 3 --env.suite a b"
     )
     words += " --agent.widths 64 32 --agent.no-layer-norm --agent.critic-range -2 5 --search.gumbel"
-    config = load_config("mt10", [*words.split(), "false", "--agent.target-entropy", "None"])
+    config = load_rl("mt10", [*words.split(), "false", "--agent.target-entropy", "None"])
     agent = config.agent
     assert (agent.batch_size, agent.learning_rate, agent.layer_norm) == (64, 1e-4, False)
     assert (agent.widths, agent.critic_range) == ((64, 32), (-2.0, 5.0))
     assert agent.target_entropy is None
     assert (config.search.only, config.search.gumbel) == (True, False)
     assert (config.seed, config.env.suite) == (3, ("a", "b"))
-    assert load_config("mt10", ["--agent.target-entropy", "-3"]).agent.target_entropy == -3
+    assert load_rl("mt10", ["--agent.target-entropy", "-3"]).agent.target_entropy == -3
 
 
 def test_the_search_keeps_its_share_of_other_total_steps() -> None:
@@ -201,7 +208,7 @@ def test_a_smaller_budget_shrinks_the_search() -> None:
 
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        load_config("mt10").agent.gamma = 0.5  # type: ignore[misc]
+        load_rl("mt10").agent.gamma = 0.5  # type: ignore[misc]
 
 
 def test_search_only_needs_a_search() -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from conal_rl import envs, evaluate, evaluation
 from conal_rl.agents.storage import training_state
-from conal_rl.config import load_config
+from conal_rl.config import Config, load_config
 from conal_rl.core import Tree
 from conal_rl.envs.metaworld import CAMERA_SIZE, official_vector_env, suite_tasks
 from conal_rl.errors import (
@@ -340,8 +340,9 @@ def test_command_reports_errors_in_one_line(
 def test_a_run_and_its_checkpoint_hold_the_same_agent(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(CONFIG)
     config = load_config(tmp_path / "config.yaml")
+    assert isinstance(config, Config)
     env = envs.make("cartpole")
-    agent = make_agent(config, env, (Tree.shared(env.tasks, len(config.agent.widths)),) * 2)
+    agent = make_agent(config, env, (Tree.shared(env.tasks, config.agent.depth),) * 2)
     agent.save_weights(tmp_path / "model")
     tensors, state = training_state(agent)
     checkpoint = save_checkpoint(tmp_path, 10, tensors, {"agent": state})

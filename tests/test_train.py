@@ -21,9 +21,10 @@ import yaml
 
 from conal_rl import train
 from conal_rl.agents import ConalSAC
+from conal_rl.agents.callback import RunCallback
 from conal_rl.agents.storage import load_trees
 from conal_rl.core import ProStage, Tree, weighting
-from conal_rl.progress import ContinuedCSV, RunCallback
+from conal_rl.progress import ContinuedCSV
 from conal_rl.runs import load_checkpoint, save_checkpoint
 
 TASKS = ("tests.agents.toy:Left-v0", "tests.agents.toy:Right-v0")

@@ -18,10 +18,10 @@ from stable_baselines3.common.utils import safe_mean
 from torch import Tensor
 
 from conal_rl.agents import storage
-from conal_rl.agents.learner import ConflictSettings, Learner
 from conal_rl.agents.policies import CONAL, ConalPolicy, TaskActor, TaskCritics
 from conal_rl.agents.replay import TaskBatch, TaskReplayBuffer
 from conal_rl.core import ConflictNoticing, ReconSpace, Rule, SearchSpace, Structure, Tree
+from conal_rl.core.learner import ConflictSettings, Learner
 from conal_rl.core.search import apply_gradients, gate_step
 from conal_rl.errors import ConalError
 
@@ -174,7 +174,16 @@ class ConalSAC(SAC):
             self.conflict_rule, self.conflict_margin, self.conflict_smoothing
         )
         self.learners = {
-            name: Learner(network, tree, conflicts, self.hold_after_search, self.weighting)
+            name: Learner(
+                network.encoder,
+                network.optimizer,
+                tree,
+                self.tasks,
+                conflicts,
+                self.hold_after_search,
+                self.weighting,
+                likelihoods=name == "critic",
+            )
             for name, network, tree in (
                 ("actor", self.actor, self.policy.actor_tree),
                 ("critic", self.critic, self.policy.critic_tree),
@@ -428,17 +437,8 @@ class ConalSAC(SAC):
         if np.isfinite(list(success.values())).any():
             self.logger.record("success/mean", safe_mean([s for s in success.values() if s == s]))
         for name, learner in self.learners.items():
-            for choice, row in learner.gate_weights().items():
-                for option, weight in enumerate(row, start=1):
-                    self.logger.record(f"gates_{name}/{choice}/{option}", weight, exclude="csv")
-        for name, noticing in self.noticing.items():
-            for layer, share in enumerate(noticing.recently_negative(), start=1):
-                self.logger.record(f"conflicts_{name}/negative/{layer}", share, exclude="csv")
-            statistics = noticing.statistics()
-            if statistics is not None:
-                for rule, held in statistics.module_held.items():
-                    for layer, share in enumerate(held.mean(dim=1).tolist(), start=1):
-                        self.logger.record(f"held_{name}/{rule}/{layer}", share, exclude="csv")
+            for tag, value in learner.scalars(name).items():
+                self.logger.record(tag, value, exclude="csv")
         super().dump_logs()
 
     def save_weights(self, folder: Path | str) -> None:

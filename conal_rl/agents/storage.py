@@ -6,11 +6,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,13 @@ from gymnasium import spaces
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from conal_rl.core import BranchingSpace, ConalSpace, ProStage, ReconSpace, Space, Structure, Tree
+from conal_rl.core import Structure, Tree
+from conal_rl.core.saving import (
+    optimizer_tensors,
+    restore_optimizer,
+    structure_from_json,
+    structure_to_json,
+)
 from conal_rl.errors import CheckpointError, TreeError
 
 if TYPE_CHECKING:
@@ -30,10 +35,6 @@ FORMAT = "conal_rl.agent"
 VERSION = 1
 TREES_FORMAT = "conal_rl.trees"
 _JSON, _WEIGHTS = "model.json", "model.safetensors"
-
-_SPACES: dict[str, Callable[..., Space]] = {
-    space.method: space for space in (ConalSpace, ProStage, BranchingSpace, ReconSpace)
-}
 
 Tensors = dict[str, dict[str, Tensor]]
 
@@ -46,12 +47,8 @@ def trees_to_json(actor: Tree, critic: Tree) -> str:
 
 def structures_to_json(structures: tuple[Structure, Structure]) -> dict[str, Any]:
     """Trees or search spaces of actor and critics, as JSON types."""
-    return {
-        name: json.loads(structure.to_json())
-        if isinstance(structure, Tree)
-        else {"space": structure.method, **dataclasses.asdict(structure)}
-        for name, structure in zip(("actor", "critic"), structures, strict=True)
-    }
+    named = zip(("actor", "critic"), structures, strict=True)
+    return {name: structure_to_json(structure) for name, structure in named}
 
 
 def structures_from_json(data: Any) -> tuple[Structure, Structure]:
@@ -60,18 +57,7 @@ def structures_from_json(data: Any) -> tuple[Structure, Structure]:
     Raises:
         TreeError, LookupError, TypeError, ValueError: the data describe no trees or spaces.
     """
-
-    def read(structure: Any) -> Structure:
-        if "space" not in structure:
-            return Tree.from_json(json.dumps(structure))
-        fields = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in structure.items()
-            if name != "space"
-        }
-        return _SPACES[structure["space"]](**fields)
-
-    return read(data["actor"]), read(data["critic"])
+    return structure_from_json(data["actor"]), structure_from_json(data["critic"])
 
 
 def load_trees(path: Path, tasks: tuple[str, ...], depth: int) -> tuple[Tree, Tree]:
@@ -233,12 +219,7 @@ def training_state(agent: ConalSAC) -> tuple[Tensors, dict[str, Any]]:
     }
     state["numpy_random"]["state"]["key"] = state["numpy_random"]["state"]["key"].tolist()
     for name, optimizer in _optimizers(agent).items():
-        saved = optimizer.state_dict()["state"]
-        groups[f"optimizer_{name}"] = {
-            f"{index}.{key}": tensor
-            for index, slots in saved.items()
-            for key, tensor in slots.items()
-        }
+        groups[f"optimizer_{name}"] = optimizer_tensors(optimizer)
     for name, noticing in agent.noticing.items():
         groups[f"conflict_{name}"], state["noticing"][name] = noticing.state()
     for name, learner in agent.learners.items():
@@ -261,11 +242,7 @@ def restore(
             with torch.no_grad():
                 agent.log_ent_coef.copy_(groups["temperature"]["log"])
         for name, optimizer in _optimizers(agent).items():
-            slots: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in groups[f"optimizer_{name}"].items():
-                index, slot = key.split(".")
-                slots.setdefault(int(index), {})[slot] = tensor
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+            restore_optimizer(optimizer, groups[f"optimizer_{name}"])
         for name, noticing in agent.noticing.items():
             noticing.restore(groups[f"conflict_{name}"], state["noticing"][name])
         for name, learner in agent.learners.items():

@@ -178,14 +178,15 @@ class ConflictNoticing:
             self._same = _pad([same_module(layer) for layer in self.layers]).to(gram.device)
         if self.smoothing and self._gram is not None:
             gram = torch.lerp(gram, self._gram, self.smoothing)
-        self._gram = gram
+        self._gram = gram.nan_to_num(posinf=0, neginf=0)
         held = held_rows(gram, self._same, self.rule, self.margin)
         if self.steps % self.study_every == 0:
             cosine = cosines(gram)
-            there = gram.diagonal(dim1=-2, dim2=-1) > 0
+            norms = gram.diagonal(dim1=-2, dim2=-1)
+            there = (norms > 0) & norms.isfinite()  # they overflow where half precision does
             seen = {
                 "counted": self._same & there.unsqueeze(-1) & there.unsqueeze(-2),
-                "cosine": cosine,
+                "cosine": cosine.nan_to_num(),
                 "negative": cosine < 0,
                 "conflicting": cosine < -self.margin,
             }

@@ -28,6 +28,7 @@ def weight_step(
     rule: GradientRule | None = None,
     max_norm: float | None = None,
     combine: Callable[[Tensor], Tensor] = torch.sum,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> None:
     """One step on the optimiser's weights alone, down the training losses `(task,)`.
 
@@ -36,24 +37,38 @@ def weight_step(
             have been computed.
         max_norm: see `apply_gradients`.
         combine: what is minimised: the sum of the losses, or a weighted one.
+        scaler: of mixed precision.
     """
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     total = combine(losses)
+    if scaler is not None:
+        total = scaler.scale(total)
     if rule is None:
         total.backward(inputs=weights)
     else:
         rule.backward(losses, weights, total)
-    apply_gradients(optimizer, max_norm)
+    apply_gradients(optimizer, max_norm, scaler)
 
 
-def apply_gradients(optimizer: torch.optim.Optimizer, max_norm: float | None = None) -> None:
-    """The one place where parameters change: clip, step, clear.
+def apply_gradients(
+    optimizer: torch.optim.Optimizer,
+    max_norm: float | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """The one place where parameters change: unscale, clip, step, clear.
 
     Args:
         max_norm: clip the gradient's global norm to this.
+        scaler: what the loss was scaled by; where gradients overflow it leaves out the step.
     """
+    if scaler is not None:
+        scaler.unscale_(optimizer)
     if max_norm is not None:
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(weights, max_norm)
-    optimizer.step()
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+        scaler.update()
     optimizer.zero_grad(set_to_none=True)

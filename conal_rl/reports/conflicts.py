@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conal_rl.config import Config
 from conal_rl.reports.records import NETWORKS, Array, ConflictRecord, Curve, Phase
 from conal_rl.reports.style import COLOURS, FAINT, INK, dress, legend
 
@@ -112,7 +113,8 @@ def _lines(records: Sequence[ConflictRecord]) -> list[_Line]:
 def _same_but_seed(a: ConflictRecord, b: ConflictRecord) -> bool:
     def experiment(record: ConflictRecord) -> tuple[Any, ...]:
         config = record.config
-        return record.method, config.env, config.agent, config.search
+        tasks = config.env if isinstance(config, Config) else config.data
+        return record.method, tasks, config.agent, config.search
 
     return experiment(a) == experiment(b)
 

@@ -13,16 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conal_rl.config import Config
+from conal_rl.config import AnyConfig
 from conal_rl.errors import CheckpointError, ConfigError
 from conal_rl.runs import Run
 
 Array = NDArray[np.float64]
 
-NETWORKS = {"actor": "actor", "critic": "critics"}  # as files and as figures name them
+# As files and as figures name them.
+NETWORKS = {"actor": "actor", "critic": "critics", "encoder": "encoder"}
+    "actor": "actor",
+    "critic": "critics",
+    "encoder": "encoder",
+}  # as files and as figures name them
 METHODS = {"conal": "CoNAL", "conal_pro": "CoNAL-Pro", "ltb": "LTB", "recon": "Recon"}
 
-_SCALAR = re.compile(r"(conflicts|gates)_(actor|critic)/(.+)/(\d+)")
+_SCALAR = re.compile(r"(conflicts|gates)_(actor|critic|encoder)/(.+)/(\d+)")
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class ConflictRecord:
 
     name: str
     method: str
-    config: Config
+    config: AnyConfig
     phases: tuple[Phase, ...]
     negative: dict[str, dict[int, Curve]]
     gates: dict[str, dict[str, dict[int, Curve]]]
@@ -216,7 +221,7 @@ def _statistics(entry: Any, tasks: int) -> Statistics:
     return Statistics(cosine, negative, held)
 
 
-def _method(config: Config, phases: Sequence[Phase]) -> str:
+def _method(config: AnyConfig, phases: Sequence[Phase]) -> str:
     """The method's name for labels."""
     if config.agent.tree != "search":
         return "HPS" if config.agent.tree == "shared" else "tree"

@@ -21,7 +21,9 @@ class Loss(Protocol):
 
     def __call__(
         self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """A scalar; `mask` `(batch,)` says which samples are labelled."""
+        ...
 
 
 class Task(NamedTuple):

@@ -24,7 +24,7 @@ def critic_gradients(agent: ConalSAC, monkeypatch: pytest.MonkeyPatch) -> dict[s
     """The gradients of the critics as they reach the optimiser in one update."""
     found: dict[str, Tensor] = {}
 
-    def noted(optimizer: Any, max_norm: Any = None) -> None:
+    def noted(optimizer: Any, *_: Any) -> None:
         if optimizer is agent.critic.optimizer:
             named = agent.critic.named_parameters()
             found.update({n: p.grad.clone() for n, p in named if p.grad is not None})

@@ -13,9 +13,9 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
 
 from conal_rl.agents import ConalSAC, TaskBatch
-from conal_rl.agents import learner as learner_module
 from conal_rl.agents import sac as sac_module
 from conal_rl.core import Tree
+from conal_rl.core import learner as learner_module
 from conal_rl.core.layers import LinearStack
 from conal_rl.core.search import gate_step
 from conal_rl.errors import ConalError

@@ -1,0 +1,99 @@
+"""What a run of the agent does between its updates: progress, log lines, checkpoints, stopping."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+
+from conal_rl.agents.sac import ConalSAC
+from conal_rl.config import Config
+from conal_rl.progress import PhaseDisplay, Stopped, StopRequest
+
+
+class RunCallback(BaseCallback):
+    """Shows progress, logs, writes checkpoints, and ends `learn` when asked to stop.
+
+    Args:
+        phase: name of the phase.
+        until: env steps at which the phase ends.
+        checkpoint: writes a checkpoint; called between updates, when nothing is half done.
+        evaluate: returns mean success, or None; called every `config.evaluation.every` steps.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        phase: str,
+        until: int,
+        stop: StopRequest,
+        checkpoint: Callable[[], None],
+        evaluate: Callable[[], float | None],
+    ):
+        super().__init__()
+        self.config, self.phase, self.until, self.stop = config, phase, until, stop
+        self.checkpoint, self.evaluate = checkpoint, evaluate
+        self.evaluated: float | None = None
+        self.display: PhaseDisplay | None = None
+
+    def _on_training_start(self) -> None:
+        self.saved = time.monotonic()
+        self.next_log = self.num_timesteps + self.config.log_interval
+        self.next_evaluation = self.num_timesteps + self.config.evaluation.every
+        self.display = PhaseDisplay(self.phase, self.num_timesteps, self.until)
+
+    def _on_rollout_start(self) -> None:
+        # Between two rounds of training: envs, replay, networks and counters agree here.
+        if self.stop.signal is not None:
+            self._on_training_end()
+            raise Stopped
+        assert self.display is not None
+        if self.num_timesteps >= self.next_log:
+            self.next_log += self.config.log_interval
+            self._log(self.display)
+        every = self.config.evaluation.every
+        if every and self.num_timesteps >= self.next_evaluation:
+            self.next_evaluation += every
+            self.evaluated = self.evaluate()
+        if time.monotonic() - self.saved > 60 * self.config.checkpoint_minutes:
+            self.checkpoint()
+            self.saved = time.monotonic()
+        if self.display.due():
+            self.display.show(self.num_timesteps, self._outcome())
+
+    def _on_step(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Take the progress bar down, also after an error."""
+        if self.display is not None:
+            self.display.close()
+
+    def _on_training_end(self) -> None:
+        assert isinstance(self.model, ConalSAC) and self.display is not None
+        self.model.dump_logs()
+        self.display.show(self.num_timesteps, self._outcome())
+
+    def _log(self, display: PhaseDisplay) -> None:
+        assert isinstance(self.model, ConalSAC)
+        if self.evaluated is not None:
+            self.logger.record("evaluation/mean_success", self.evaluated)
+        self.logger.record("time/phase_steps_per_s", display.rate(self.num_timesteps))
+        self.model.dump_logs()
+        display.line(self.num_timesteps, self._outcome())
+
+    def _outcome(self) -> str:
+        """Success while training (stochastic actions) where tasks define it, otherwise return."""
+        assert isinstance(self.model, ConalSAC)
+        success = np.array(list(self.model.recent_success().values()))
+        parts = []
+        if np.isfinite(success).any():
+            parts.append(f"success {np.nanmean(success):.2f}")
+        returns = np.array(list(self.model.recent_return().values()))
+        if np.isfinite(returns).any():
+            parts.append(f"return {np.nanmean(returns):.1f}")
+        if self.evaluated is not None:
+            parts.append(f"evaluated {self.evaluated:.2f}")
+        return ", ".join(parts)

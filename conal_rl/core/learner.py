@@ -1,0 +1,181 @@
+"""How one network learns: what the tasks' losses and gradients go through in a weight step."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from conal_rl.core import (
+    ConflictNoticing,
+    ProStage,
+    ReconSpace,
+    Rule,
+    SearchSpace,
+    Structure,
+    Tree,
+    TreeNetwork,
+    recon,
+)
+from conal_rl.core.gradients import GradientRule
+from conal_rl.core.progressive import StageNetwork
+from conal_rl.core.search import weight_step
+
+
+class ConflictSettings(NamedTuple):
+    """Arguments of `conal_rl.core.ConflictNoticing`."""
+
+    rule: Rule
+    margin: float
+    smoothing: float
+
+
+class Total(nn.Module):
+    """The sum of the tasks' losses: what plain multi-task training minimises."""
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """A scalar from `(task,)`."""
+        return losses.sum()
+
+
+class Learner:
+    """Weight steps of an encoder and of the heads that share its optimiser.
+
+    Conflicts are noticed during a search, and on a fixed tree if `hold`; an aggregation works on
+    what a fixed tree shares, unless conflicts are noticed there.
+
+    Args:
+        encoder: the network of `structure`.
+        optimizer: of all weights but the gates.
+        structure: the encoder's tree or search space.
+        tasks: their names.
+        conflicts: how conflicts are noticed.
+        hold: notice them also on a fixed tree.
+        weighting: `equal`, `random` or `uncertainty` weights of the tasks' losses, or one of
+            `conal_rl.core.weighting.AGGREGATIONS`.
+        likelihoods: whether losses may be taken for negative log-likelihoods, as uncertainty
+            weights do; an actor's are none, and stay equal.
+        scaler: scales losses up, and gradients down again, in half precision.
+
+    Raises:
+        ExtraError: the weighting needs a package that is not installed.
+        ValueError: no such weighting.
+    """
+
+    def __init__(
+        self,
+        encoder: TreeNetwork | SearchSpace,
+        optimizer: torch.optim.Optimizer,
+        structure: Structure,
+        tasks: tuple[str, ...],
+        conflicts: ConflictSettings,
+        hold: bool = False,
+        weighting: str = "equal",
+        likelihoods: bool = True,
+        scaler: torch.amp.GradScaler | None = None,
+    ):
+        self.encoder, self.optimizer, self.scaler = encoder, optimizer, scaler
+        self.tasks = tasks
+        self.structure = structure
+        self.noticing: ConflictNoticing | None = None
+        self.rule: GradientRule | None = None
+        self.loss_weights: nn.Module = Total()
+        shared = encoder.shared_layers()
+        if hold or not isinstance(structure, Tree):
+            self.rule = self.noticing = ConflictNoticing(shared, *conflicts)
+        if weighting == "equal":
+            return
+        from conal_rl.core import weighting as ways  # not above: solvers take a second
+
+        if weighting in ways.AGGREGATIONS:
+            self.rule = self.rule or ways.Aggregation(shared, weighting)
+        elif weighting not in ways.LOSS_WEIGHTS:
+            known = ", ".join([*ways.LOSS_WEIGHTS, *ways.AGGREGATIONS])
+            raise ValueError(f"unknown weighting {weighting!r}; there are {known}")
+        elif weighting == "random" or likelihoods:
+            device = optimizer.param_groups[0]["params"][0].device
+            self.loss_weights = ways.loss_weights(weighting, len(tasks)).to(device)
+            if learnt := list(self.loss_weights.parameters()):
+                optimizer.add_param_group({"params": learnt})
+
+    def capture(self) -> AbstractContextManager[None]:
+        """The forward pass of the losses belongs into this context."""
+        return nullcontext() if self.rule is None else self.rule.capture()
+
+    def step(self, losses: Tensor, max_norm: float | None) -> None:
+        """One step of the optimiser, down the tasks' losses `(task,)`."""
+        weight_step(losses, self.optimizer, self.rule, max_norm, self.loss_weights, self.scaler)
+
+    def tree(self) -> Tree:
+        """The fixed tree; in a search, that of the strongest gates or of the conflicts so far.
+
+        Raises:
+            ValueError: the gates are not finite, or no conflicts have been counted.
+        """
+        if isinstance(self.encoder, SearchSpace):
+            return self.encoder.tree()
+        if not isinstance(self.structure, ReconSpace):
+            assert isinstance(self.structure, Tree)
+            return self.structure
+        statistics = self.noticing.statistics() if self.noticing else None
+        if statistics is None:
+            raise ValueError("no conflicts have been counted, as there was no update")
+        counts = (statistics.conflicting * statistics.counted).sum(dim=(1, 2))
+        return recon(self.tasks, counts.tolist(), self.structure.specific)
+
+    def next_stage(self) -> ProStage | None:
+        """CoNAL-Pro's next stage by the strongest gates, if there is one to come."""
+        return self.encoder.next_stage() if isinstance(self.encoder, StageNetwork) else None
+
+    def gate_weights(self) -> dict[str, list[float]]:
+        """The softmax of each choice's gates; empty where there are none."""
+        if not isinstance(self.encoder, SearchSpace):
+            return {}
+        weights = self.encoder.gates.softmax(dim=1).tolist()
+        return dict(zip(self.encoder.choices, weights, strict=True))
+
+    def scalars(self, name: str) -> dict[str, float]:
+        """Gates and conflicts for a log, by tag; `name` is that of the network."""
+        found = {
+            f"gates_{name}/{choice}/{option}": weight
+            for choice, row in self.gate_weights().items()
+            for option, weight in enumerate(row, start=1)
+        }
+        if self.noticing is None:
+            return found
+        for layer, share in enumerate(self.noticing.recently_negative(), start=1):
+            found[f"conflicts_{name}/negative/{layer}"] = share
+        statistics = self.noticing.statistics()
+        for rule, held in (statistics.module_held if statistics else {}).items():
+            for layer, share in enumerate(held.mean(dim=1).tolist(), start=1):
+                found[f"held_{name}/{rule}/{layer}"] = share
+        return found
+
+    def report(self) -> dict[str, Any]:
+        """Gates and conflicts as JSON types: why the tree is what it is.
+
+        Conflicts are `(layer, task)` and `(layer, task, task)`, means over an ensemble's members.
+        """
+        report: dict[str, Any] = {"gates": self.gate_weights()}
+        statistics = self.noticing.statistics() if self.noticing else None
+        if self.noticing is None or statistics is None:
+            return report
+        tasks = len(self.tasks)
+
+        def rounded(values: Tensor) -> Any:
+            return values.numpy().round(4).tolist()
+
+        return report | {
+            "rule": self.noticing.rule,
+            "module_held": {
+                rule: rounded(held.mean(dim=1)) for rule, held in statistics.module_held.items()
+            },
+            "task_dropped": {
+                rule: rounded(held.unflatten(1, (-1, tasks)).mean(dim=1))
+                for rule, held in statistics.held.items()
+            },
+            "mean_cosine": rounded(statistics.of_tasks(statistics.cosine, tasks)),
+            "negative_share": rounded(statistics.of_tasks(statistics.negative, tasks)),
+        }

@@ -1,0 +1,213 @@
+"""A run's phases, whatever it learns: search, derive, train, evaluate, in one budget."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from abc import ABC, abstractmethod
+from typing import Generic, Literal, TypeVar
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from conal_rl.config import RunConfig
+from conal_rl.core import BranchingSpace, ConalSpace, ProStage, ReconSpace, Rule, Space, Tree
+from conal_rl.core.learner import Learner
+from conal_rl.errors import ConfigError
+from conal_rl.progress import StopRequest
+from conal_rl.runs import Run, atomic_write
+
+Phase = Literal["search", "train", "done"]
+C = TypeVar("C", bound=RunConfig)
+Gumbel = tuple[float, float]  # temperature at the start and at the end
+
+
+class PhasedRun(ABC, Generic[C]):
+    """One run: which phase it is in, and its folder. A subclass says how it learns.
+
+    Attributes:
+        seconds: wall-clock of earlier processes.
+    """
+
+    def __init__(self, config: C, run: Run, phase: Phase):
+        self.config, self.run = config, run
+        self.phase: Phase = phase
+        self.seconds = 0.0
+        self.search_steps = self.search_seconds = 0.0
+        self.stop = StopRequest()
+        self._clock = time.monotonic()
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Steps of the whole run so far."""
+
+    @property
+    @abstractmethod
+    def learners(self) -> dict[str, Learner]:
+        """What learns a tree now, by the network's name."""
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Open the log."""
+
+    @abstractmethod
+    def _learn(self, until: int) -> bool:
+        """Train until `until` steps of the whole run; False if stopped before."""
+
+    @abstractmethod
+    def _next_stage(self) -> bool:
+        """Go on with CoNAL-Pro's next stage; False where there is none to come."""
+
+    @abstractmethod
+    def _derive_trees(self) -> tuple[Tree, ...]:
+        """The trees of the search, in the order of the learners."""
+
+    @abstractmethod
+    def _train_trees(self, trees: tuple[Tree, ...]) -> None:
+        """Go on with networks of fixed trees."""
+
+    @abstractmethod
+    def _trees_json(self, trees: tuple[Tree, ...]) -> str:
+        """What tree.json holds."""
+
+    @abstractmethod
+    def _checkpoint(self) -> None:
+        """Write all that going on needs."""
+
+    @abstractmethod
+    def _evaluate_finally(self) -> None:
+        """Write evaluation.json and print its table."""
+
+    def run_phases(self) -> int:
+        """Do what is left of search, training and evaluation; return the exit status."""
+        with self.stop.watching():
+            self._begin()
+            if self.phase == "search":
+                if not self._search():
+                    return self._interrupted()
+                self._derive()
+                if self.config.search.only:
+                    return 0
+            if self.phase == "train":
+                if not self._learn(self.config.total_steps):
+                    return self._interrupted()
+                self.phase = "done"
+                self._report_conflicts("training.json", self.config.agent.tree)
+                self._checkpoint()
+        try:
+            self._evaluate_finally()
+        except KeyboardInterrupt:
+            self._say_how_to_go_on()
+            raise
+        return 0
+
+    def _search(self) -> bool:
+        """All of the search, which for CoNAL-Pro comes in stages; False if stopped before."""
+        steps, stages = self.config.search.steps, self.config.agent.depth
+        while True:
+            structures = [learner.structure for learner in self.learners.values()]
+            numbers = [s.number for s in structures if isinstance(s, ProStage)]
+            if not self._learn(steps * max(numbers) // stages if numbers else steps):
+                return False
+            if not self._next_stage():
+                return True
+            self._checkpoint()
+
+    def _derive(self) -> None:
+        """From the search's gates to networks of fixed trees."""
+        trees = self._derive_trees()
+        self.search_steps, self.search_seconds = self.steps, self._elapsed()
+        self._report_conflicts("search.json", self.config.search.method)
+        self._write_trees(trees)
+        console = Console(stderr=True)
+        for name, tree in zip(self.learners, trees, strict=True):
+            console.print(f"[bold]{name}[/bold]: {tree}", highlight=False, soft_wrap=True)
+        if not self.config.search.only:
+            self.phase = "train"
+            self._train_trees(trees)
+        self._checkpoint()
+
+    def _report_conflicts(self, name: str, method: str) -> None:
+        if any(learner.noticing for learner in self.learners.values()):
+            report = {
+                "steps": self.steps,
+                "tasks": next(iter(self.learners.values())).tasks,
+                **{network: learner.report() for network, learner in self.learners.items()},
+                "method": method,
+                "seconds": self._elapsed(),
+            }
+            atomic_write(self.run.folder / name, json.dumps(report) + "\n")
+
+    def _write_trees(self, trees: tuple[Tree, ...]) -> None:
+        atomic_write(self.run.tree_path, self._trees_json(trees))
+        figure = Figure(figsize=(7 * len(trees), 6), layout="constrained")
+        axes = figure.subplots(1, len(trees), squeeze=False)[0]
+        for panel, tree, name in zip(axes, trees, self.learners, strict=True):
+            tree.draw(panel, title=name)
+        figure.savefig(self.run.folder / "tree.png", dpi=120)
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self._clock
+
+    def _interrupted(self) -> int:
+        self._checkpoint()
+        self._say_how_to_go_on()
+        assert self.stop.signal is not None
+        return 128 + self.stop.signal
+
+    def _say_how_to_go_on(self) -> None:
+        print(
+            f"stopped at {self.steps:,} steps; go on with: "
+            f"python -m conal_rl.train --resume {shlex.quote(str(self.run.folder))}",
+            file=sys.stderr,
+        )
+
+
+def require_same_search(config: RunConfig, began: RunConfig, run: Run) -> None:
+    """Raise ConfigError where a resumed run would look for its tree in another way."""
+    for field, now, then in (
+        ("agent.tree", config.agent.tree, began.agent.tree),
+        ("search.method", config.search.method, began.search.method),
+    ):
+        if now != then:
+            raise ConfigError(
+                f"{field}: got {now!r}, but {run.folder} began with {then!r}; start a new run "
+                "for another tree"
+            )
+
+
+def search_space(config: RunConfig, tasks: tuple[str, ...]) -> Space:
+    """What the search begins in.
+
+    Raises:
+        ConfigError: there is only one task.
+    """
+    search = config.search
+    if len(tasks) < 2:
+        raise ConfigError(
+            f"agent.tree: got 'search', but {tasks[0]} is the only task and has nobody to share "
+            "with; give independent"
+        )
+    if search.method == "ltb" or not search.purely_specific:
+        return BranchingSpace(search.copies)
+    if search.method == "conal_pro":
+        return ProStage.first(len(tasks))
+    if search.method == "recon":
+        return ReconSpace(search.specific_layers)
+    return ConalSpace()
+
+
+def conflict_rule(config: RunConfig, searching: bool) -> Rule:
+    """The rule that conflicts are treated by, in a search or on fixed trees."""
+    if searching:
+        return config.search.rule if config.search.method in ("conal", "conal_pro") else "none"
+    return "none" if config.agent.conflict_rule == "ignore" else config.agent.conflict_rule
+
+
+def gumbel_temperature(config: RunConfig) -> Gumbel | None:
+    """The schedule of straight-through Gumbel gates; None for the softmax."""
+    search = config.search
+    return search.temperature if search.gumbel or search.method == "ltb" else None
