@@ -21,10 +21,6 @@ Array = NDArray[np.float64]
 
 # As files and as figures name them.
 NETWORKS = {"actor": "actor", "critic": "critics", "encoder": "encoder"}
-    "actor": "actor",
-    "critic": "critics",
-    "encoder": "encoder",
-}  # as files and as figures name them
 METHODS = {"conal": "CoNAL", "conal_pro": "CoNAL-Pro", "ltb": "LTB", "recon": "Recon"}
 
 _SCALAR = re.compile(r"(conflicts|gates)_(actor|critic|encoder)/(.+)/(\d+)")

@@ -19,9 +19,7 @@ Part = Literal["train", "validation", "both", "test"]
 class Loss(Protocol):
     """A mean over what is labelled, as in `conal_rl.supervised.losses`."""
 
-    def __call__(
-        self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """A scalar; `mask` `(batch,)` says which samples are labelled."""
         ...
 
