@@ -48,11 +48,11 @@ QUICK = "--tasks 3 --widths 8 8 --batch 4 --rounds 1 --seconds 0.001 --threads 1
 
 @pytest.mark.usefixtures("threads")
 def test_conflict(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "ONE_INPUT_TASKS", 2)
+    monkeypatch.setattr(benchmark, "ONE_INPUT_TASKS", 3)
     assert benchmark.main(["conflict", *QUICK.split()]) == 0
     told = capsys.readouterr().out
     assert "3 tasks, hidden layers 8, 8, batch 4 per task" in told
-    assert "one input for all tasks: 2 tasks" in told
+    assert "one input for all tasks: 3 tasks" in told
     assert f"cpu, {torch.get_num_threads()} threads" in told
     assert torch.get_num_threads() == 1
     rows = rows_of(told)
@@ -61,6 +61,8 @@ def test_conflict(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
         "supernet": [3],
         "HPS, conv": [],
         "HPS, linear": [],
+        "mixed, conv": [4, 5],
+        "mixed, linear": [4, 5],
         "supernet, conv": [4, 5],
     }.items():
         plain, *ratios = rows[name]
@@ -192,3 +194,18 @@ def test_noticing_conflicts_conal_pro_recovers_groups(seed: int, threads: None) 
     tree = groups.search(groups.Family(seed), groups.METHODS["CoNAL-Pro"])
     truth = [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert groups.rand_index(tree.layers[-1], truth) > 0.6
+
+
+@pytest.mark.slow
+def test_smoothing_keeps_groups_together(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conflicts that single steps of sampled gates miss cost groups their tasks."""
+    torch.set_num_threads(1)
+    truth = [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+    def mean_index(smoothing: float) -> float:
+        monkeypatch.setattr(groups, "SMOOTHING", smoothing)
+        method = groups.METHODS["CoNAL-Pro"]
+        trees = [groups.search(groups.Family(seed), method) for seed in (401, 402, 403, 404)]
+        return sum(groups.rand_index(tree.layers[-1], truth) for tree in trees) / len(trees)
+
+    assert mean_index(groups.SMOOTHING) > mean_index(0.0) + 0.1

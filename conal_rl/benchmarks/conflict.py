@@ -141,7 +141,8 @@ def measure_one_input(tasks: int, rounds: int, seconds: float, device: str) -> T
     `noticing` is what `TaskGradients` does. The others go back through the trunk once per task
     (`passes`), in one call for all tasks (`batched`: vectorised by vmap), or to the trunk's output
     in one pass for all tasks and from there through the trunk alone, in either way (`cut`).
-    HPS's tree and the supernet are of four convolutions or three linear layers.
+    HPS's tree, a mixed one and the supernet are of four convolutions or three linear layers.
+    There are at least three tasks.
     """
     torch.manual_seed(0)
     table = Table(
@@ -158,20 +159,26 @@ def measure_one_input(tasks: int, rounds: int, seconds: float, device: str) -> T
         [partial(_convolution, *sizes) for sizes in zip(CHANNELS, CHANNELS[1:], strides)]
     )
     linears = module_chain([partial(_linear, *sizes) for sizes in pairwise(UNITS)])
-    tree = Tree.shared(names, len(convolutions))
-    hps = TreeNetwork(tree, convolutions)
-    supernet = Supernet(names, convolutions)
-    tree = Tree.shared(names, len(linears))
-    stacked = TreeNetwork(tree, linear_chain(UNITS[0], UNITS[1:]))
-    for title, ours, of_modules, x in (
-        ("HPS, conv", hps, hps, images),
+    networks: list[tuple[str, Encoder, Encoder, Tensor]] = []
+    for title, tree_of in (("HPS", Tree.shared), ("mixed", _mixed)):
+        of_images = TreeNetwork(tree_of(names, len(convolutions)), convolutions)
+        tree = tree_of(names, len(linears))
         # vmap does not go through stacked layers, so that the same of nn.Modules stands in.
-        ("HPS, linear", stacked, TreeNetwork(tree, linears), rows),
-        ("supernet, conv", supernet, supernet, images),
-    ):
+        stacked = TreeNetwork(tree, linear_chain(UNITS[0], UNITS[1:]))
+        networks += [
+            (f"{title}, conv", of_images, of_images, images),
+            (f"{title}, linear", stacked, TreeNetwork(tree, linears), rows),
+        ]
+    supernet = Supernet(names, convolutions)
+    for title, ours, of_modules, x in (*networks, ("supernet, conv", supernet, supernet, images)):
         steps = _ways(ours.to(device), of_modules.to(device), x)
         table.add_row(title, *_cells(take_turns(steps, rounds, seconds, device), columns[1:]))
     return table
+
+
+def _mixed(tasks: Sequence[str], depth: int) -> Tree:
+    """The first task leaves the trunk at the start, the second before the last layer."""
+    return Tree.from_branch_points([1, depth, *[depth + 1] * (len(tasks) - 2)], depth, tasks)
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -230,7 +237,7 @@ def _ways(ours: Encoder, of_modules: Encoder, x: Tensor) -> dict[str, Step]:
         "passes": passes,
         "batched": batched,
     }
-    if isinstance(ours, TreeNetwork):
+    if isinstance(ours, TreeNetwork) and all(layer.count == 1 for layer in trunk):
         steps |= {"cut": lambda: cut(_vjps), "cut+batch": lambda: cut(_batched_vjps)}
     return steps
 

@@ -32,10 +32,11 @@ class GradientRule(Protocol):
 class TaskGradients:
     """Per-row gradients of `layers`, out of one backward pass where the layers can give them.
 
-    They come out of the backward pass that training needs anyway for stacked linear layers, and
-    for one module of any kind whose rows share an input, which goes backwards once per row, alone
-    (`LinearStack`, `ModuleStack`); other modules take a pass per task. On a CPU these are cheaper
-    one after another than all at once by vmap: see `python -m conal_rl.benchmark conflict`.
+    They come out of the backward pass that training needs anyway for stacked linear layers
+    (`LinearStack`). Modules of any kind run once where all tasks share an input; the pass is cut
+    behind them, and from there they go backwards once per row, alone (`capture_one_input`). On a
+    CPU both are cheaper than vmap: see `python -m conal_rl.benchmark conflict`. What is left are
+    modules whose rows have inputs of their own: these take a pass per task.
     """
 
     def __init__(self, layers: Sequence[Layer]):
@@ -70,7 +71,7 @@ class TaskGradients:
         Raises:
             RuntimeError: the losses were computed outside of `capture()`.
         """
-        if any(isinstance(layer, LinearStack) and not layer.captured for layer in self.layers):
+        if any(isinstance(layer, LinearStack) and layer.captured is None for layer in self.layers):
             raise RuntimeError("the losses were computed outside of capture()")
         by_pass = self._by_pass(losses, total)
         if by_pass and inputs is not None:  # whose gradients are known: no pass for them again

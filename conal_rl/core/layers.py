@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+SECOND_PASS = "a second forward pass of this layer in one capture()"
+
 
 class Block(NamedTuple):
     """Rows from `start` on, `run` for each of `size` modules: `first`, `first + step`, ..."""
@@ -24,13 +26,12 @@ class Block(NamedTuple):
     step: int = 1
 
     def rows(self, x: Tensor) -> Tensor:
-        """The block's rows of `(row, batch, feature)` as `(size, run * batch, feature)`."""
-        part = x[self.start : self.start + self.size * self.run]
-        return part.view(self.size, self.run * x.shape[1], x.shape[2])
+        """The rows in contiguous `(row, batch, feature)`, a view `(size, run * batch, feature)`."""
+        return _part(x, self.start, (self.size, self.run * x.shape[1], x.shape[2]))
 
     def modules(self, weight: Tensor) -> Tensor:
-        """The block's modules of `(module, ...)`, as a view."""
-        return weight[self.first : self.first + self.size * self.step : self.step]
+        """The modules in contiguous `(module, in, out)`, a view `(size, in, out)`."""
+        return _part(weight, self.first, (self.size, *weight.shape[1:]), self.step)
 
     def extended(self, module: int, run: int) -> "Block | None":
         """This block and the next `run` rows, of `module`; None if that is not one block."""
@@ -38,6 +39,14 @@ class Block(NamedTuple):
         if run != self.run or step < 1 or module != self.first + self.size * step:
             return None
         return self._replace(size=self.size + 1, step=step)
+
+
+def _part(x: Tensor, start: int, shape: tuple[int, ...], step: int = 1) -> Tensor:
+    """A view of contiguous `x` from `x[start]` on, in one call: many slices take time to make."""
+    assert x.is_contiguous()
+    width = shape[2]
+    strides = step * shape[1] * width, width, 1
+    return x.as_strided(shape, strides, x.storage_offset() + start * x.stride(0))
 
 
 def row_blocks(index: Sequence[int]) -> list[Block]:
@@ -85,15 +94,20 @@ class _StackedLinear(torch.autograd.Function):
         bias: Tensor,  # (module, 1, out)
         blocks: list[Block],
         captured: "_RowGradients | None",
+        equal_rows: bool,  # of each module
     ) -> Tensor:
         x = x.contiguous()
         ctx.save_for_backward(x, weight)
         ctx.blocks, ctx.captured = blocks, captured
         y = x.new_empty(*x.shape[:2], weight.shape[2])
         for block in blocks:
-            torch.baddbmm(
-                block.modules(bias), block.rows(x), block.modules(weight), out=block.rows(y)
-            )
+            weights = block.modules(bias), block.modules(weight)
+            if equal_rows and block.run > 1:
+                part = block.rows(x)[:, : x.shape[1]]
+                once = torch.baddbmm(weights[0], part, weights[1])
+                block.rows(y).unflatten(1, (block.run, -1)).copy_(once.unsqueeze(1))
+            else:
+                torch.baddbmm(weights[0], block.rows(x), weights[1], out=block.rows(y))
         return y
 
     @staticmethod
@@ -115,7 +129,7 @@ class _StackedLinear(torch.autograd.Function):
                 # Also where nothing is there yet: for few rows, zeros first is faster than `bmm`.
                 block.modules(grad_weight).baddbmm_(block.rows(x).mT, rows)
                 block.modules(grad_bias).add_(rows.sum(dim=1, keepdim=True))
-        return grad_x, grad_weight, grad_bias, None, None
+        return grad_x, grad_weight, grad_bias, None, None, None
 
 
 def _stacked_linear(
@@ -124,8 +138,9 @@ def _stacked_linear(
     bias: Tensor,
     blocks: list[Block],
     captured: "_RowGradients | None",
+    equal_rows: bool,
 ) -> Tensor:
-    y: Tensor = _StackedLinear.apply(x, weight, bias, blocks, captured)  # type: ignore[no-untyped-call]
+    y: Tensor = _StackedLinear.apply(x, weight, bias, blocks, captured, equal_rows)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -186,29 +201,40 @@ class LinearStack(nn.Module):
         self.blocks_in_order = self.blocks
         self._row_weights = torch.empty(0)  # kept from step to step: new memory is slow memory
 
-    def forward(self, x: Tensor, by_module: bool = False, order: RowOrder | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        by_module: bool = False,
+        order: RowOrder | None = None,
+        equal_rows: bool = False,
+    ) -> Tensor:
         """Map `(row, batch, in)` to `(row, batch, out)`; with `by_module` a row is a module.
 
         A layer of a single module takes any number of rows. Rows are in the order of the index, or
         in an `order` that was given to `arrange`: then the output is, too, but not `row_gradients`.
+        With `equal_rows` all rows of a module have the same input, and their product is made once;
+        where the layer captures, a single row comes out as all rows.
 
         Raises:
             ValueError: another number of rows.
         """
         blocks, rows, captured = self.blocks, self.rows, None
+        if captures(self) and not by_module and is_one_input(x, len(rows)):
+            x, equal_rows = x.expand(len(rows), *x.shape[1:]), True
         if by_module:
             blocks, rows = [Block(0, 0, self.count, 1)], torch.arange(self.count, device=x.device)
         elif self.count == 1 and len(x) != len(rows):
             blocks, rows = [Block(0, 0, 1, len(x))], rows.new_zeros(len(x))
         else:
             if order is not None:
-                blocks, rows = self.blocks_in_order, order.sort(rows)
-            if self.capturing and torch.is_grad_enabled():
+                blocks = self.blocks_in_order
+            if captures(self):
                 captured = self._capture(x, order)
         if len(x) != len(rows):
             raise ValueError(f"expected {len(rows)} rows, got input {tuple(x.shape)}")
-        y = _stacked_linear(x, self.weight, self.bias, blocks, captured)
+        y = _stacked_linear(x, self.weight, self.bias, blocks, captured, equal_rows)
         if self.layer_norm:
+            rows = rows if order is None else order.sort(rows)
             gain, shift = self.gain.index_select(0, rows), self.shift.index_select(0, rows)
             if captured is not None:
                 captured.norm = gain, shift
@@ -224,7 +250,7 @@ class LinearStack(nn.Module):
 
     def _capture(self, x: Tensor, order: RowOrder | None) -> _RowGradients:
         if self.captured is not None:
-            raise RuntimeError("a second forward pass of this layer in one capture()")
+            raise RuntimeError(SECOND_PASS)
         shape = (len(self.index), *self.weight.shape[1:])
         buffer = self._row_weights
         if (buffer.shape, buffer.dtype, buffer.device) != (shape, x.dtype, x.device):
@@ -254,40 +280,96 @@ class LinearStack(nn.Module):
             mine[module] = theirs[source_module]
 
 
+class _Way(NamedTuple):
+    """The modules that a row runs one after another, and what comes out of the last of them."""
+
+    modules: list[nn.Module]
+    y: Tensor  # (batch, ...)
+
+    def vjp(self, grad_y: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The gradients of `inputs`, then of all parameters on the way."""
+        parameters = [p for module in self.modules for p in module.parameters()]
+        return torch.autograd.grad(
+            self.y,
+            [*inputs, *parameters],
+            grad_y,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+
 class _OneInput(torch.autograd.Function):
-    """One module, run once on an input that all rows share: its output, expanded to all rows.
+    """Leading layers of a tree on an input that all rows share: every module runs once.
 
     The backward pass is cut here. It brings every row's own gradient of the output, and each goes
-    through this module alone, so that nothing outside of shared modules runs once per row.
+    through the modules of its row alone, so that nothing outside of these layers runs once per
+    row.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,  # (row, batch, ...), the same in all rows
-        module: nn.Module,
-        captured: list[Tensor],
+        layers: "Sequence[ModuleStack]",
         *parameters: Tensor,
     ) -> Tensor:
         with torch.enable_grad():
             own = x[0].detach().requires_grad_(ctx.needs_input_grad[0])
-            y = module(own)
-        ctx.own, ctx.y, ctx.parameters, ctx.captured = own, y, parameters, captured
-        return y.detach().expand(len(x), *y.shape)
+            ways = _ways(layers, own)
+        ctx.own, ctx.ways = own, ways
+        ctx.captured = [layer.captured for layer in layers]
+        if all(way is ways[0] for way in ways):
+            return ways[0].y.detach().expand(len(x), *ways[0].y.shape)
+        return torch.stack([way.y.detach() for way in ways])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        leaves = [*ctx.parameters, *([ctx.own] if ctx.needs_input_grad[0] else [])]
-        rows = [
-            torch.autograd.grad(
-                ctx.y, leaves, row, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            for row in grads[0]
+        inputs = [ctx.own] if ctx.needs_input_grad[0] else []
+        rows = [way.vjp(grad_y, inputs) for way, grad_y in zip(ctx.ways, grads[0], strict=True)]
+        found = iter([torch.stack(gradients) for gradients in zip(*rows, strict=True)])
+        grad_x = next(found) if inputs else None
+        for captured, module in zip(ctx.captured, ctx.ways[0].modules, strict=True):
+            captured[:] = [next(found) for _ in module.parameters()]
+        return grad_x, *[None] * (len(ctx.needs_input_grad) - 1)
+
+
+def _ways(layers: "Sequence[ModuleStack]", x: Tensor) -> list[_Way]:
+    """Every row's way through layers of a tree, `(row,)`, from one input `(batch, ...)`."""
+    ways = [_Way([], x)] * len(layers[0].index)
+    for layer in layers:
+        first = [layer.index.index(number) for number in range(layer.count)]
+        longer = [
+            _Way([*ways[row].modules, module], module(ways[row].y))
+            for row, module in zip(first, layer.modules_, strict=True)
         ]
-        found = [torch.stack(gradients) for gradients in zip(*rows, strict=True)]
-        ctx.captured[:] = found[: len(ctx.parameters)]
-        grad_x = found[-1] if ctx.needs_input_grad[0] else None
-        return grad_x, None, None, *[None] * len(ctx.parameters)
+        ways = [longer[number] for number in layer.index]
+    return ways
+
+
+def capture_one_input(layers: "Sequence[ModuleStack]", x: Tensor) -> Tensor:
+    """Run every module of a tree's leading layers once, and leave `row_gradients` in each layer.
+
+    Args:
+        layers: the rows of a module share all modules before it.
+        x: one input for all rows, `(1, batch, ...)` or expanded to `(row, batch, ...)`.
+
+    Returns:
+        `(row, batch, ...)`.
+    """
+    for layer in layers:
+        if layer.captured is not None:
+            raise RuntimeError(SECOND_PASS)
+        layer.captured = []
+    x = x.expand(len(layers[0].index), *x.shape[1:])
+    parameters = [p for layer in layers for p in layer.parameters()]
+    y: Tensor = _OneInput.apply(x, layers, *parameters)  # type: ignore[no-untyped-call]
+    return y
+
+
+def is_one_input(x: Tensor, rows: int) -> bool:
+    """Whether `(row, batch, ...)` is one input for several rows, as it is or expanded."""
+    return len(x) == 1 < rows or (len(x) == rows > 1 and x.stride(0) == 0)
 
 
 class ModuleStack(nn.Module):
@@ -313,10 +395,8 @@ class ModuleStack(nn.Module):
         """
         if by_module:
             return torch.stack([m(part) for m, part in zip(self.modules_, x, strict=True)])
-        if self.capturing and self.count == 1 and torch.is_grad_enabled():
-            all_rows = len(self.index)
-            if len(x) == 1 < all_rows or (len(x) == all_rows and x.stride(0) == 0):
-                return self._capture(x.expand(all_rows, *x.shape[1:]))
+        if self.count == 1 and captures(self) and is_one_input(x, len(self.index)):
+            return capture_one_input([self], x)
         if self.count == 1:
             return self.modules_[0](x.flatten(0, 1)).unflatten(0, x.shape[:2])
         outputs: dict[int, Tensor] = {}
@@ -325,14 +405,6 @@ class ModuleStack(nn.Module):
             y = module(x[rows].flatten(0, 1)).unflatten(0, (len(rows), x.shape[1]))
             outputs |= dict(zip(rows, y, strict=True))
         return torch.stack([outputs[row] for row in range(len(self.index))])
-
-    def _capture(self, x: Tensor) -> Tensor:
-        if self.captured is not None:
-            raise RuntimeError("a second forward pass of this layer in one capture()")
-        self.captured = []
-        module = self.modules_[0]
-        y: Tensor = _OneInput.apply(x, module, self.captured, *module.parameters())  # type: ignore[no-untyped-call]
-        return y
 
     def row_gradients(self) -> list[Tensor]:
         """Every row's own gradient of each parameter, `(row, ...)`, after a captured backward."""
@@ -349,6 +421,12 @@ class ModuleStack(nn.Module):
 
 Layer = LinearStack | ModuleStack
 """One layer of a tree: `count` modules, and in `index` the module that every row runs."""
+
+
+def captures(layer: Layer) -> bool:
+    """Whether a forward pass of the layer is to leave every row's own gradients."""
+    return layer.capturing and torch.is_grad_enabled()
+
 
 LayerFactory = Callable[[tuple[int, ...]], Layer]
 """Makes a layer for a row-to-module index; a chain of modules is a sequence of these."""

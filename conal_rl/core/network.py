@@ -1,12 +1,22 @@
 """A network shaped by a tree: hard parameter sharing and one network per task are two trees."""
 
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from conal_rl.core.layers import Layer, LayerFactory, LinearStack, RowOrder
+from conal_rl.core.layers import (
+    Layer,
+    LayerFactory,
+    LinearStack,
+    ModuleStack,
+    RowOrder,
+    capture_one_input,
+    captures,
+    is_one_input,
+)
 from conal_rl.core.tree import Tree
 
 
@@ -66,37 +76,61 @@ class TreeNetwork(nn.Module):
             `(task, batch, ...)`.
         """
         rows = len(self.tree.tasks)
-        if len(x) == 1 < rows and not capturing(self.layers) and not self.tree.rejoining:
-            for depth, layer in enumerate(self.layers):
-                parents = self.tree.parents(depth)
-                x = layer(x[[0] * len(parents) if depth == 0 else list(parents)], by_module=True)
-            return x[list(self.tree.layers[-1])]
+        one_input = is_one_input(x, rows) and not self.tree.rejoining
+        if one_input and not any(captures(layer) for layer in self.shared_layers()):
+            return self._run_once(x[:1])
         if len(x) not in (1, rows):
             raise ValueError(f"expected {rows} rows (one per task), got input {tuple(x.shape)}")
         x = x.expand(rows, *x.shape[1:])
         if self.order is None or self.place is None:
-            for layer in self.layers:
-                x = layer(x)
-            return x
+            return self._run_rows(x, one_input)
         order = RowOrder(self.order, self.place)
         x = order.sort(x)
         for layer in self.layers:
-            x = layer(x, order=order)
+            x = layer(x, order=order, equal_rows=one_input)
         return order.unsort(x)
+
+    def _run_once(self, x: Tensor) -> Tensor:
+        """Every module once, on one input `(1, batch, ...)` for all tasks."""
+        for depth, layer in enumerate(self.layers):
+            parents = self.tree.parents(depth)
+            x = layer(_take(x, [0] * len(parents) if depth == 0 else parents), by_module=True)
+        return _take(x, self.tree.layers[-1])
+
+    def _run_rows(self, x: Tensor, one_input: bool) -> Tensor:
+        """All rows `(row, batch, ...)` layer by layer; of one input, the trunk of modules once."""
+        trunk = _leading_modules(self.shared_layers()) if one_input else []
+        if trunk:
+            x = capture_one_input(trunk, x)
+        for layer in typed(self.layers)[len(trunk) :]:
+            x = layer(x, equal_rows=one_input) if isinstance(layer, LinearStack) else layer(x)
+        return x
 
     def shared_layers(self) -> list[Layer]:
         """The layers with at least one module that several rows run, from input to output."""
         return [layer for layer in typed(self.layers) if layer.count < len(layer.index)]
 
 
+def _take(x: Tensor, rows: Sequence[int]) -> Tensor:
+    """These rows of `x`, without a copy where that is possible."""
+    if len(x) == 1:
+        return x.expand(len(rows), *x.shape[1:])
+    return x if list(rows) == list(range(len(x))) else x[list(rows)]
+
+
+def _leading_modules(layers: Sequence[Layer]) -> list[ModuleStack]:
+    """The layers before the first that does not capture modules on one input."""
+    return list(
+        cast(
+            Iterable[ModuleStack],
+            takewhile(lambda layer: isinstance(layer, ModuleStack) and captures(layer), layers),
+        )
+    )
+
+
 def typed(layers: Iterable[nn.Module]) -> list[Layer]:
     """The layers of an `nn.ModuleList`, as what they are."""
     return cast(list[Layer], list(layers))
-
-
-def capturing(layers: Iterable[nn.Module]) -> bool:
-    """Whether per-task gradients are being captured, which takes an input row for every task."""
-    return any(isinstance(layer, LinearStack) and layer.capturing for layer in layers)
 
 
 def parameter_count(module: nn.Module) -> int:

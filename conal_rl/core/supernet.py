@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from conal_rl.core.layers import Layer, LayerFactory
-from conal_rl.core.network import capturing, typed
+from conal_rl.core.network import typed
 from conal_rl.core.space import SearchSpace, strongest
 from conal_rl.core.tree import Tree
 
@@ -45,7 +45,7 @@ class Supernet(SearchSpace):
         the trunk included, in one product: `P (P - 1) / 2` module runs per task in all.
         """
         rows = self._rows(x)
-        if self.replicas > 1 or capturing(self.trunk):
+        if self.replicas > 1:
             x = x.expand(rows, *x.shape[1:])
         batch = x.shape[1]
         trunk, own = x, None

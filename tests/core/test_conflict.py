@@ -460,6 +460,16 @@ def test_smoothing_decides_on_the_running_mean_of_inner_products() -> None:
         assert given_.step(steps[1], CALM)[0][0] is expected_now
 
 
+def test_smoothing_remembers_tasks_that_skip_a_step() -> None:
+    """As under sampled gates: the third task opposes two, who do not run the module this time."""
+    together = [[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]
+    alone = [[0.0, 0.0], [0.0, 0.0], [-1.0, 0.0]]
+    for smoothing, remembers in ((0.0, False), (0.9, True)):
+        given_ = Given("consensus", tasks=3, smoothing=smoothing)
+        assert given_.step(together, together)[0] == [False, False, True]
+        assert given_.step(alone, alone)[0] == [False, False, remembers]
+
+
 def test_smoothing_recovers_from_a_conflict_that_is_over() -> None:
     given_ = Given(smoothing=0.5)
     assert given_.step([[1.0, 0.0], [-8.0, 0.0]], CALM)[0] == [True, True]

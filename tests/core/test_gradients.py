@@ -1,0 +1,152 @@
+"""Every task's own gradients where all tasks see one input, against a pass of autograd for each."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conal_rl.core import Tree, TreeNetwork, linear_chain, module_chain
+from conal_rl.core.gradients import TaskGradients
+from conal_rl.core.layers import LayerFactory, LinearStack
+from tests.core.reference import IN, make_chain, make_input, randomize, row_gradients
+
+BATCH = 4
+TREES = {
+    "shared": Tree.shared("abcd", 3),
+    "mixed": Tree.from_branch_points([3, 4, 4, 1, 3], 3),
+    "grouped": Tree.from_labels("abcde", ["aabba", "aabbc", "xybbc"]),
+    "alone": Tree.from_branch_points([1, 1, 2, 2], 3),
+    "rejoining": Tree.from_labels("abc", ["aab", "aab", "abb"], True),
+}
+KINDS = ["plain", "norm", "conv", "batch norm", "modules, then linear"]
+
+
+def batch_norm(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.Tanh())
+
+
+def chain_of(kind: str) -> list[LayerFactory]:
+    sizes = [(IN, 4), (4, 6), (6, 5)]
+    modules = module_chain([partial(batch_norm, *size) for size in sizes])
+    if kind == "batch norm":
+        return modules
+    if kind == "modules, then linear":
+        return [*modules[:2], *linear_chain(6, [5])]
+    return make_chain(kind, 3)
+
+
+def make(tree: Tree, kind: str) -> tuple[TreeNetwork, nn.Module, Tensor]:
+    """A network, heads, and one input for all."""
+    torch.manual_seed(0)
+    network = TreeNetwork(tree, chain_of(kind))
+    x = make_input(kind, 1, BATCH)
+    randomize(network)
+    with torch.no_grad():
+        width = network.eval()(x).shape[2]
+    network.train()
+    heads = LinearStack(range(tree.num_tasks), width, 2, activation=False)
+    randomize(heads)
+    return network, heads, x
+
+
+def losses_of(encoding: Tensor, heads: nn.Module, tasks: int) -> Tensor:
+    if encoding.ndim == 5:
+        encoding = encoding.mean(dim=(3, 4))
+    rows: Tensor = heads(encoding).square().mean(dim=(1, 2))
+    return rows.view(-1, tasks).sum(dim=0)
+
+
+@pytest.mark.parametrize("given", ["one row", "expanded"])
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", TREES)
+def test_gradients_are_those_of_a_pass_for_each_task(
+    name: str, kind: str, copies: int, given: str
+) -> None:
+    tasks = TREES[name].num_tasks
+    network, heads, x = make(TREES[name].replicate(copies), kind)
+    if given == "expanded":
+        x = x.expand(copies * tasks, *x.shape[1:])
+    shared = network.shared_layers()
+    plain = losses_of(network(x), heads, tasks)
+    everything = [*network.parameters(), *heads.parameters()]
+    whole = torch.autograd.grad(plain.sum(), everything, retain_graph=True)
+    expected = row_gradients(list(plain), shared)
+
+    own = TaskGradients(shared)
+    with own.capture():
+        losses = losses_of(network(x), heads, tasks)
+    torch.testing.assert_close(losses, plain)
+    found = own.backward(losses)
+    for layer_found, layer_expected in zip(found, expected, strict=True):
+        for row, named in enumerate(layer_expected):
+            for gradients, gradient in zip(layer_found, named.values(), strict=True):
+                torch.testing.assert_close(gradients[row], gradient)
+    watched = {id(p) for layer in shared for p in layer.parameters()}
+    for parameter, gradient in zip(everything, whole, strict=True):
+        if id(parameter) not in watched:
+            torch.testing.assert_close(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("kind", ["norm", "conv"])
+def test_a_weighted_total_weighs_the_gradients(kind: str) -> None:
+    network, heads, x = make(TREES["mixed"], kind)
+    own = TaskGradients(network.shared_layers())
+    weights = torch.rand(5, dtype=torch.float64)
+    with own.capture():
+        losses = losses_of(network(x), heads, 5)
+    equal = [[g.clone() for g in layer] for layer in own.backward(losses)]
+    with own.capture():
+        losses = losses_of(network(x), heads, 5)
+    weighted = own.backward(losses, total=losses @ weights)
+    for one, other in zip(equal, weighted, strict=True):
+        for before, after in zip(one, other, strict=True):
+            torch.testing.assert_close(after.flatten(1), before.flatten(1) * weights[:, None])
+
+
+def test_modules_run_once_and_go_backwards_once_for_each_of_their_tasks() -> None:
+    tree = TREES["mixed"]
+    network, heads, x = make(tree, "batch norm")
+    forward, backward = {}, {}
+    for depth, layer in enumerate(network.layers):
+        for number, module in enumerate(layer.modules_):  # type: ignore[arg-type]
+            place = depth, number
+            forward[place] = backward[place] = 0
+
+            def ran_back(_: Tensor, place: tuple[int, int] = place) -> None:
+                backward[place] += 1
+
+            def ran(
+                _: nn.Module, inputs: object, y: Tensor, place: tuple[int, int] = place
+            ) -> None:
+                forward[place] += 1
+                y.register_hook(partial(ran_back, place=place))
+
+            module.register_forward_hook(ran)
+    own = TaskGradients(network.shared_layers())
+    with own.capture():
+        losses = losses_of(network(x), heads, tree.num_tasks)
+    own.backward(losses)
+    assert set(forward.values()) == {1}
+    assert backward == {
+        (depth, number): layer.count(number)
+        for depth, layer in enumerate(tree.layers)
+        for number in set(layer)
+    }
+    batches = [v for name, v in network.named_buffers() if name.endswith("num_batches_tracked")]
+    assert batches == [1] * sum(tree.modules)
+
+
+def test_the_input_gets_its_gradient() -> None:
+    for kind in ("norm", "conv"):
+        network, heads, x = make(TREES["grouped"], kind)
+        x.requires_grad_()
+        (expected,) = torch.autograd.grad(losses_of(network(x), heads, 5).sum(), x)
+        own = TaskGradients(network.shared_layers())
+        with own.capture():
+            losses = losses_of(network(x), heads, 5)
+        own.backward(losses)
+        torch.testing.assert_close(x.grad, expected)
