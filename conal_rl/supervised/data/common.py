@@ -271,6 +271,53 @@ class Part(Generic[T]):
         return self.dataset[self.indices[index]]
 
 
+class Joined(Generic[T]):
+    """Data sets of one kind, one after the other."""
+
+    def __init__(self, datasets: Sequence[Indexed[T]]):
+        self.datasets = tuple(datasets)
+
+    @property
+    def tasks(self) -> Mapping[str, TargetSpec]:
+        """The first data set's, if its tasks share the input."""
+        tasks: Mapping[str, TargetSpec] = self.datasets[0].tasks  # type: ignore[attr-defined]
+        return tasks
+
+    def at_epoch(self, epoch: int) -> Joined[T]:
+        """The data sets as they are in that epoch."""
+        return Joined([at_epoch(dataset, epoch) for dataset in self.datasets])
+
+    def __len__(self) -> int:
+        return sum(len(dataset) for dataset in self.datasets)
+
+    def __getitem__(self, index: int) -> T:
+        for dataset in self.datasets[:-1]:
+            if index < len(dataset):
+                return dataset[index]
+            index -= len(dataset)
+        return self.datasets[-1][index]
+
+
+class Only:
+    """A data set's samples with some of its tasks, in a given order."""
+
+    def __init__(self, dataset: SharedDataset, tasks: Sequence[str]):
+        self.dataset = dataset
+        self.tasks = {task: dataset.tasks[task] for task in tasks}
+
+    def at_epoch(self, epoch: int) -> Only:
+        """The same tasks of the data set as it is in that epoch."""
+        return Only(at_epoch(self.dataset, epoch), tuple(self.tasks))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.dataset[index]
+        kept = {task: sample.targets[task] for task in self.tasks if task in sample.targets}
+        return sample._replace(targets=kept)
+
+
 def split(dataset: Indexed[T], share: float, seed: int) -> tuple[Part[T], Part[T]]:
     """Cut a data set in two at random, as the search does 80/20; no item is in both or neither.
 

@@ -1,0 +1,295 @@
+"""The data sets of images as problems: parts, heads, losses and metrics of each.
+
+Settings are those of LibMTL and of the authors' code for NYUv2 and CityScapes, of ASTMT for
+PASCAL-Context, of AdaShare for Taskonomy and of TAG for CelebA.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from conal_rl.config.checks import require
+from conal_rl.config.supervised import ModelConfig, SupervisedConfig
+from conal_rl.core.layers import LayerFactory
+from conal_rl.errors import ConfigError
+from conal_rl.supervised.data.celeba import NINE, CelebA
+from conal_rl.supervised.data.common import Joined, Only, SharedDataset, SharedLoader, split
+from conal_rl.supervised.data.nyuv2 import VOID, CityScapes, NYUv2
+from conal_rl.supervised.data.packaged import Digits, Terrain
+from conal_rl.supervised.data.pascal_context import PascalContext
+from conal_rl.supervised.data.taskonomy import CLASSES, DEPTH_VOID, SEGMENTATION_VOID, Taskonomy
+from conal_rl.supervised.decoders import aspp, pooled_linear
+from conal_rl.supervised.encoders import Depth as ResNetDepth
+from conal_rl.supervised.encoders import features, load_torchvision, resnet_chain, small_chain
+from conal_rl.supervised.losses import (
+    balanced_bce,
+    cross_entropy,
+    l1,
+    normals_cosine,
+    normals_l1,
+    squared_error,
+)
+from conal_rl.supervised.metrics import (
+    AbsoluteError,
+    Accuracy,
+    Cosine,
+    Depth,
+    Edges,
+    MeanAngle,
+    Metric,
+    NormalAngles,
+    Saliency,
+    Segmentation,
+    SquaredError,
+    TaskonomySegmentation,
+)
+from conal_rl.supervised.problem import (
+    Loss,
+    Part,
+    Problem,
+    Task,
+    chosen_tasks,
+    require_full_batch,
+    root_of,
+)
+
+_DEPTHS: dict[str, ResNetDepth] = {"resnet18": 18, "resnet34": 34, "resnet50": 50}
+
+
+class Target(NamedTuple):
+    """A task whose head is not yet fitted to an encoder."""
+
+    outputs: int  # classes, or channels to predict
+    loss: Loss
+    metric: Callable[[], Metric]
+    weight: float = 1.0
+
+
+class ImageSet(NamedTuple):
+    """What is particular to a data set."""
+
+    targets: Mapping[str, Target]  # of the tasks to learn, in order
+    open: Callable[[Part, bool], SharedDataset]  # a part, augmented or not, with all its tasks
+    size: tuple[int, int] | None  # height and width of predictions; None: one for the image
+    channels: int = 3
+
+
+def image_problem(config: SupervisedConfig) -> Problem:
+    """See `conal_rl.supervised.problem.make_problem`."""
+    agent, data = config.agent, config.data
+    if agent.encoder == "bert":
+        fitting = "small or a resnet, as bert takes no images"
+        raise ConfigError(f"agent.encoder: got 'bert', expected {fitting}: data.set is {data.set}")
+    require(agent.batch_size > 1, "agent.batch_size", agent.batch_size, "2 or more, for batch norm")
+    own = _SETS[data.set](config)
+    chain = _chain(agent, own.channels, data.set)
+    channels = features(chain, own.channels).channels
+    tasks = {
+        name: Task(_head(agent, channels, to.outputs, own.size), to.loss, to.metric, to.weight)
+        for name, to in own.targets.items()
+    }
+    test = Only(own.open("test", False), tuple(tasks))
+
+    def loader(part: Part, batch_size: int, training: bool) -> SharedLoader:
+        dataset = test
+        if part != "test":
+            dataset = Only(own.open(part, training and data.augment), tuple(tasks))
+        if training:
+            require_full_batch(len(dataset), batch_size, part)
+        return SharedLoader(
+            dataset,
+            batch_size,
+            seed=config.seed,
+            shuffle=training,
+            drop_last=training,
+            workers=data.workers,
+        )
+
+    return Problem(tasks, chain, loader, _prepare(agent))
+
+
+def _chain(agent: ModelConfig, channels: int, name: str) -> list[LayerFactory]:
+    if agent.encoder == "small":
+        return small_chain(agent.channels, agent.strides, channels)
+    if channels != 3:
+        fitting = f"small: images of {name} have one channel, not three"
+        raise ConfigError(f"agent.encoder: got {agent.encoder!r}, expected {fitting}")
+    return resnet_chain(_DEPTHS[agent.encoder], agent.stem, agent.dilated)
+
+
+def _prepare(agent: ModelConfig) -> Callable[[nn.Module], None]:
+    if agent.pretrained is None:
+        return lambda network: None
+    if agent.encoder not in _DEPTHS:
+        raise ConfigError(f"agent.pretrained: only a resnet can have it, not {agent.encoder}")
+    return partial(load_torchvision, weights=agent.pretrained)
+
+
+def _head(
+    agent: ModelConfig, channels: int, outputs: int, size: tuple[int, int] | None
+) -> Callable[[], nn.Module]:
+    if size is None:
+        return partial(pooled_linear, channels, outputs)
+    rates, width, dropout = agent.aspp_rates, agent.aspp_width, agent.dropout
+    return partial(aspp, channels, outputs, size, rates, width, dropout)
+
+
+def _nyuv2(config: SupervisedConfig, kind: type[NYUv2] = NYUv2) -> ImageSet:
+    root = root_of(config, "train and val")
+    size = config.data.size or kind.size
+    known = {
+        "segmentation": Target(
+            kind.classes, partial(cross_entropy, void=VOID), partial(Segmentation, kind.classes)
+        ),
+        "depth": Target(1, partial(l1, void=0), Depth),
+        "normals": Target(3, normals_cosine, NormalAngles),
+    }
+    known = {task: known[task] for task in kind.folders}
+
+    def open_split(name: Any, augmented: bool) -> SharedDataset:
+        return kind(root, name, augment=augmented, seed=config.seed, size=size)
+
+    return ImageSet(_chosen(config, known), _cut_training(config, open_split, "val"), size)
+
+
+def _pascal_context(config: SupervisedConfig) -> ImageSet:
+    root = root_of(config, "JPEGImages, ImageSets and the others")
+    size = config.data.size or (512, 512)
+    ignoring = partial(cross_entropy, void=255)
+    known = {
+        "semseg": Target(21, ignoring, partial(Segmentation, 21, 255)),
+        "human_parts": Target(7, ignoring, partial(Segmentation, 7, 255)),
+        "saliency": Target(1, balanced_bce, Saliency),
+        "normals": Target(3, normals_l1, MeanAngle),
+        "edges": Target(1, partial(balanced_bce, positive_weight=0.95), Edges),
+    }
+    targets = _chosen(config, known, tuple(known)[:4])
+    tasks: Any = tuple(targets)
+
+    def open_split(name: Any, augmented: bool) -> SharedDataset:
+        return PascalContext(root, name, tasks=tasks, size=size)
+
+    return ImageSet(targets, _cut_training(config, open_split, "val"), size)
+
+
+def _taskonomy(config: SupervisedConfig) -> ImageSet:
+    root = root_of(config, "taskonomy.json and semseg_prior_factor.npy")
+    crop = _side(config, 224)
+    size = 256 if 224 <= crop <= 256 else crop
+
+    def open_split(name: str, augmented: bool) -> Taskonomy:
+        return Taskonomy(root, name, augment=augmented, seed=config.seed, size=size, crop=crop)
+
+    weight, void = open_split("test", False).class_weight, SEGMENTATION_VOID
+    loss = partial(cross_entropy, void=void, class_weight=weight)
+    depth = Target(1, partial(l1, void=DEPTH_VOID), partial(AbsoluteError, int(DEPTH_VOID)), 2)
+    known = {
+        "segmentation": Target(CLASSES, loss, partial(TaskonomySegmentation, weight, void), 1),
+        "normals": Target(3, normals_cosine, Cosine, 3),
+        "depth": depth,
+        "keypoints": Target(1, l1, AbsoluteError, 7),
+        "edges": Target(1, l1, AbsoluteError, 7),
+    }
+    modes = json.loads((root / "taskonomy.json").read_text(encoding="utf-8"))
+    cut = _three_parts(open_split) if "val" in modes else _cut_training(config, open_split, "test")
+    return ImageSet(_chosen(config, known), cut, (crop, crop))
+
+
+def _celeba(config: SupervisedConfig) -> ImageSet:
+    root, size = root_of(config, "Anno, Eval and Img"), _side(config, 64)
+    attributes = tuple(CelebA(root, "test", attributes="all").tasks)
+    known = dict.fromkeys(attributes, Target(2, cross_entropy, Accuracy))
+    targets = known if config.data.tasks == ("all",) else _chosen(config, known, NINE)
+
+    def open_split(name: Any, augmented: bool) -> SharedDataset:
+        return CelebA(root, name, attributes=tuple(targets), size=size)
+
+    return ImageSet(targets, _three_parts(open_split), None)
+
+
+def _digits(config: SupervisedConfig) -> ImageSet:
+    _require_own_size(config, "8 x 8")
+    known = {
+        name: Target(1, squared_error, SquaredError)
+        if kind.kind == "regression"
+        else Target(kind.outputs, cross_entropy, Accuracy)
+        for name, kind in Digits.kinds.items()
+    }
+    return ImageSet(_chosen(config, known), _three_parts(lambda name, _: Digits(name)), None, 1)
+
+
+def _terrain(config: SupervisedConfig) -> ImageSet:
+    _require_own_size(config, f"{Terrain.tile} x {Terrain.tile}")
+    classes = Terrain.kinds["segmentation"].outputs
+    known = {
+        "depth": Target(1, l1, AbsoluteError),  # 0, the tile's mean, is a depth like any other
+        "normals": Target(3, normals_cosine, NormalAngles),
+        "segmentation": Target(classes, cross_entropy, partial(Segmentation, classes)),
+    }
+    parts = _three_parts(lambda name, _: Terrain(name))
+    return ImageSet(_chosen(config, known), parts, (Terrain.tile, Terrain.tile), 1)
+
+
+_SETS: dict[str, Callable[[SupervisedConfig], ImageSet]] = {
+    "nyuv2": _nyuv2,
+    "cityscapes": partial(_nyuv2, kind=CityScapes),
+    "pascal_context": _pascal_context,
+    "taskonomy": _taskonomy,
+    "celeba": _celeba,
+    "digits": _digits,
+    "terrain": _terrain,
+}
+
+
+def _chosen(
+    config: SupervisedConfig, known: Mapping[str, Target], usual: Sequence[str] | None = None
+) -> dict[str, Target]:
+    tasks = chosen_tasks(config, tuple(known), tuple(known) if usual is None else usual)
+    return {task: known[task] for task in tasks}
+
+
+def _cut_training(
+    config: SupervisedConfig, open_split: Callable[[Any, bool], SharedDataset], test: str
+) -> Callable[[Part, bool], SharedDataset]:
+    """Parts of a data set without validation: the search cuts some of its training part off."""
+
+    def open_part(part: Part, augmented: bool) -> SharedDataset:
+        if part == "test":
+            return open_split(test, False)
+        whole = open_split("train", augmented)
+        if part == "both":
+            return whole
+        train, validation = split(whole, 1 - config.search.validation_share, config.seed)
+        return train if part == "train" else validation
+
+    return open_part
+
+
+def _three_parts(
+    open_split: Callable[[Any, bool], SharedDataset],
+) -> Callable[[Part, bool], SharedDataset]:
+    """Parts of a data set that has train, val and test."""
+
+    def open_part(part: Part, augmented: bool) -> SharedDataset:
+        if part == "both":
+            return Joined([open_split("train", augmented), open_split("val", augmented)])
+        return open_split("val" if part == "validation" else part, augmented)
+
+    return open_part
+
+
+def _side(config: SupervisedConfig, published: int) -> int:
+    height, width = config.data.size or (published, published)
+    square = f"a square, as images of {config.data.set} are"
+    require(height == width, "data.size", config.data.size, square)
+    return height
+
+
+def _require_own_size(config: SupervisedConfig, own: str) -> None:
+    allowed = f"none: {config.data.set} has images of {own} and no others"
+    require(config.data.size is None, "data.size", config.data.size, allowed)

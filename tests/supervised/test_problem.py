@@ -1,0 +1,538 @@
+"""Every data set as a problem, on tiny files in its real layout; the presets; what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conal_rl.config import load_config
+from conal_rl.config.supervised import (
+    DataConfig,
+    ModelConfig,
+    SupervisedConfig,
+    SupervisedEvaluationConfig,
+)
+from conal_rl.core import Tree, TreeNetwork
+from conal_rl.errors import CheckpointError, ConfigError
+from conal_rl.supervised.data.celeba import NINE
+from conal_rl.supervised.data.common import Batch, Joined, Only, SharedLoader, TaskLoaders
+from conal_rl.supervised.data.files import DataError
+from conal_rl.supervised.data.text import IGNORED, LABELS
+from conal_rl.supervised.decoders import Heads
+from conal_rl.supervised.encoders import resnet_chain
+from conal_rl.supervised.problem import Part, Problem, make_problem
+from tests.supervised.fixtures import (
+    CELEBA_HEADER,
+    write_array_tree,
+    write_celeba,
+    write_pascal,
+    write_taskonomy,
+)
+
+PARTS: tuple[Part, ...] = ("train", "validation", "both", "test")
+SMALL = ["--agent.aspp-width", "4", "--agent.aspp-rates", "1", "2", "--agent.batch-size", "2"]
+ANGLES = ("mean_angle", "median_angle", "within_11.25", "within_22.5", "within_30")
+SEGMENTATION = ("mIoU", "pixel_accuracy")
+DEPTH = ("abs_error", "rel_error")
+TEXT = ("pawsx", "xnli", "panx", "udpos")
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "dog", "run", "##s", "the")
+LANGUAGES = {"udpos": ("en", "zh", "te", "vi")}
+COUNTS = {"train": (5, 3, 4, 6), "dev": (3, 2, 3, 1), "test": (2, 5, 3, 4)}
+"""Texts of the languages in order."""
+
+
+def write_nyuv2(root: Path) -> None:
+    write_array_tree(root, "train", 10)
+    write_array_tree(root, "val", 3)
+
+
+def write_cityscapes(root: Path) -> None:
+    write_array_tree(root, "train", 10, classes=7, normals=False)
+    write_array_tree(root, "val", 3, classes=7, normals=False)
+
+
+def write_both_pascals(root: Path) -> None:
+    write_pascal(root, "train")
+    write_pascal(root, "val")
+
+
+def write_text(root: Path) -> None:
+    """All four benchmarks, and a BERT of two layers to `root/bert`."""
+    for name in TEXT:
+        labels = LABELS[name]  # type: ignore[index]
+        for split, counts in COUNTS.items():
+            for language, count in zip(languages(name), counts, strict=True):
+                lines = []
+                for number in range(count):
+                    label = labels[number % len(labels)]
+                    pair = f"the dog\truns\t{label}\n"
+                    lines.append(pair if name in TEXT[:2] else f"dog\t{label}\nruns\t{label}\n\n")
+                (root / name).mkdir(exist_ok=True, parents=True)
+                (root / name / f"{split}-{language}.tsv").write_text("".join(lines))
+    write_bert(root / "bert")
+
+
+def write_bert(folder: Path, **changes: int) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    sizes = {
+        "vocab_size": len(WORDS),
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "max_position_embeddings": 16,
+        "pad_token_id": 0,
+    }
+    (folder / "config.json").write_text(json.dumps(sizes | changes))
+
+
+def languages(name: str) -> tuple[str, ...]:
+    return LANGUAGES.get(name, ("en", "zh", "de", "es"))
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "nyuv2": write_nyuv2,
+    "cityscapes": write_cityscapes,
+    "pascal_context": write_both_pascals,
+    "taskonomy": write_taskonomy,
+    "celeba9": lambda root: write_celeba(root, 12),
+    "celeba40": lambda root: write_celeba(root, 12),
+    **dict.fromkeys(TEXT, write_text),
+}
+SIZES = {"nyuv2": (6, 10), "cityscapes": (6, 10), "pascal_context": (8, 10), "taskonomy": (8, 8)}
+LENGTHS = {  # train, validation, both, test
+    "nyuv2": (8, 2, 10, 3),
+    "cityscapes": (8, 2, 10, 3),
+    "pascal_context": (3, 1, 4, 4),
+    "taskonomy": (4, 1, 5, 2),
+    "celeba9": (4, 4, 8, 4),
+    "celeba40": (4, 4, 8, 4),
+    "digits": (1074, 359, 1433, 364),
+    "terrain": (450, 24, 474, 24),
+}
+METRICS: dict[str, dict[str, tuple[str, ...]]] = {
+    "nyuv2": {"segmentation": SEGMENTATION, "depth": DEPTH, "normals": ANGLES},
+    "cityscapes": {"segmentation": SEGMENTATION, "depth": DEPTH},
+    "pascal_context": {
+        "semseg": SEGMENTATION,
+        "human_parts": SEGMENTATION,
+        "saliency": ("mIoU",),
+        "normals": ("mean_angle",),
+    },
+    "taskonomy": {
+        "segmentation": ("cross_entropy", "pixel_accuracy"),
+        "normals": ("cosine",),
+        **dict.fromkeys(("depth", "keypoints", "edges"), ("abs_error",)),
+    },
+    "celeba9": dict.fromkeys(NINE, ("accuracy",)),
+    "celeba40": dict.fromkeys(CELEBA_HEADER.split(), ("accuracy",)),
+    **{name: dict.fromkeys(languages(name), ("accuracy",)) for name in TEXT[:2]},
+    **{name: dict.fromkeys(languages(name), ("f1",)) for name in TEXT[2:]},
+    "digits": {
+        **dict.fromkeys(("digit", "parity", "at_least_five", "prime"), ("accuracy",)),
+        "ink": ("squared_error",),
+    },
+    "terrain": {"depth": ("abs_error",), "normals": ANGLES, "segmentation": SEGMENTATION},
+}
+FILES = (*SIZES, "celeba9", "celeba40")
+
+
+def preset(name: str, *options: str, tasks: tuple[str, ...] | None = None) -> SupervisedConfig:
+    config = load_config(name, options)
+    assert isinstance(config, SupervisedConfig)
+    if tasks is None:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, tasks=tasks))
+
+
+def options_of(name: str, root: Path) -> list[str]:
+    """Small settings for a preset's data set, whose tiny files are written to `root`."""
+    if name in WRITERS:
+        WRITERS[name](root)
+    if name in TEXT:
+        bert = ["--agent.bert", str(root / "bert"), "--agent.bert-from-config"]
+        sizes = ["--agent.modules", "2", "--data.tokens", "8", "--agent.batch-size", "2"]
+        return ["--data.root", str(root), *bert, *sizes]
+    options = [*SMALL, "--agent.encoder", "small"]
+    if name in SIZES:
+        options += ["--data.size", *map(str, SIZES[name])]
+    if name.startswith("celeba"):
+        options += ["--data.size", "8", "8"]
+    return options + (["--data.root", str(root)] if name in WRITERS else [])
+
+
+def tiny(name: str, root: Path, *more: str) -> Problem:
+    return make_problem(preset(name, *options_of(name, root), *more))
+
+
+def refusal(name: str, *options: str, tasks: tuple[str, ...] | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        make_problem(preset(name, *options, tasks=tasks))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def network_of(problem: Problem) -> tuple[TreeNetwork, Heads]:
+    tree = Tree.shared(problem.tasks, len(problem.chain))
+    heads = Heads({name: task.head() for name, task in problem.tasks.items()})
+    return TreeNetwork(tree, problem.chain), heads
+
+
+def losses(problem: Problem, predictions: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    return {
+        name: task.loss(predictions[name], batch.targets[name], mask=batch.masks[name])
+        for name, task in problem.tasks.items()
+    }
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_set_is_learnt_from_and_tested(name: str, tmp_path: Path) -> None:
+    if name in TEXT:
+        pytest.importorskip("transformers")
+    problem = tiny(name, tmp_path, "--search.validation-share", "0.2")
+    assert list(problem.tasks) == list(METRICS[name])
+    network, heads = network_of(problem)
+    problem.prepare(network)
+    batch = next(iter(problem.loader("both", 2, True)))
+    assert batch.inputs.shape[:2] == (len(problem.tasks) if name in TEXT else 1, 2)
+    found = losses(problem, heads(network(batch.inputs)), batch)
+    weights = [problem.tasks[task].weight for task in found]
+    sum(w * loss for w, loss in zip(weights, found.values(), strict=True)).backward()  # type: ignore[union-attr]
+    assert all(loss.isfinite() for loss in found.values())
+    for parameter in (*network.parameters(), *heads.parameters()):
+        assert parameter.grad is None or parameter.grad.isfinite().all()
+    assert sum(float(p.grad.norm()) for p in network.parameters() if p.grad is not None) > 0
+
+    metrics = {task: own.metric() for task, own in problem.tasks.items()}
+    network.eval()
+    heads.eval()
+    for batch in problem.loader("test", 3, False):
+        with torch.no_grad():
+            predictions = heads(network(batch.inputs))
+        for task, metric in metrics.items():
+            metric.update(predictions[task], batch.targets[task], batch.masks[task])
+    assert {task: metric.names for task, metric in metrics.items()} == METRICS[name]
+    values = [value for metric in metrics.values() for value in metric.compute().values()]
+    assert torch.tensor(values).isfinite().all()
+
+
+def items(loader: SharedLoader | TaskLoaders, task: str) -> list[bytes]:
+    """Inputs, of which no two of the files written are the same, as something to compare."""
+    rows = [x for batch in loader for x in batch.inputs[0]]
+    return [row.numpy().tobytes() for row in rows]
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_parts_are_disjoint_and_complete(name: str, tmp_path: Path) -> None:
+    share = "0.25" if name == "pascal_context" else "0.2"
+    problem = tiny(name, tmp_path, "--search.validation-share", share)
+    first = next(iter(problem.tasks))
+    for training in (False, True):
+        size = 1 if training else 3
+        parts = {part: items(problem.loader(part, size, training), first) for part in PARTS}
+        assert tuple(len(own) for own in parts.values()) == LENGTHS[name]
+        assert sorted(parts["train"] + parts["validation"]) == sorted(parts["both"])
+        if name != "pascal_context" and not training:  # its images are written the same twice
+            every = parts["both"] + parts["test"]
+            unique = {"taskonomy": 5, "nyuv2": 10, "cityscapes": 10}  # val repeats some of train
+            assert len(set(every)) == unique.get(name, len(every)) or name == "digits"
+
+
+def test_a_taskonomy_with_validation_uses_it(tmp_path: Path) -> None:
+    options = options_of("taskonomy", tmp_path)
+    listing = tmp_path / "taskonomy.json"
+    rows = json.loads(listing.read_text())["train"]
+    listing.write_text(json.dumps({"train": rows[:2], "val": rows[2:3], "test": rows[3:]}))
+    problem = make_problem(preset("taskonomy", *options))
+    assert [problem.loader(part, 1, False).items for part in PARTS] == [2, 1, 3, 2]
+
+
+def test_training_is_shuffled_full_and_by_seed(tmp_path: Path) -> None:
+    options = options_of("nyuv2", tmp_path)
+    loaders = [
+        make_problem(preset("nyuv2", *options, "--seed", seed)).loader("both", 4, True)
+        for seed in ("0", "0", "1")
+    ]
+    assert [len(batch.inputs[0]) for batch in loaders[0]] == [4, 4]
+    orders = [items(loader, "depth") for loader in loaders]
+    assert orders[0] == orders[1] != orders[2]
+    loaders[0].set_epoch(1)
+    assert items(loaders[0], "depth") != orders[0]
+
+
+def test_only_training_is_augmented(tmp_path: Path) -> None:
+    options = [*options_of("nyuv2", tmp_path), "--data.augment"]
+    problem = make_problem(preset("nyuv2", *options))
+    plain = set(items(problem.loader("both", 5, False), "depth"))
+    for part in PARTS[:3]:
+        assert set(items(problem.loader(part, 1, False), "depth")) <= plain
+        assert not set(items(problem.loader(part, 1, True), "depth")) <= plain
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_languages_of_unequal_length_are_each_read_once(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    problem = tiny(name, tmp_path)
+    for part, splits in (("validation", ("dev",)), ("both", ("train", "dev")), ("test", ("test",))):
+        lengths = [sum(own) for own in zip(*(COUNTS[split] for split in splits), strict=True)]
+        batches = list(problem.loader(part, 2, False))  # type: ignore[arg-type]
+        seen = [sum(int(b.masks[of].sum()) for b in batches) for of in languages(name)]
+        assert seen == lengths
+        training = problem.loader(part, 2, True)  # type: ignore[arg-type]
+        assert len(training) == max(lengths) // 2
+        assert all(mask.all() for batch in training for mask in batch.masks.values())
+    for batch in batches:
+        for of, target in batch.targets.items():
+            rows = target.view(len(target), -1)
+            assert not rows[~batch.masks[of]].any()
+            assert (rows[batch.masks[of]] != IGNORED).any(dim=1).all()
+
+
+def test_some_tasks_in_another_order(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    subsets = {
+        "nyuv2": ("normals", "segmentation"),
+        "cityscapes": ("depth",),
+        "pascal_context": ("edges", "semseg"),
+        "taskonomy": ("edges", "depth"),
+        "celeba9": ("Young", "Bald"),
+        "digits": ("ink", "digit"),
+        "terrain": ("segmentation",),
+        "pawsx": ("zh", "en"),
+    }
+    for name, tasks in subsets.items():
+        root = tmp_path / name
+        problem = make_problem(preset(name, *options_of(name, root), tasks=tasks))
+        batch = next(iter(problem.loader("test", 2, False)))
+        assert tuple(problem.tasks) == tuple(batch.targets) == tuple(batch.masks) == tasks
+        network, heads = network_of(problem)
+        heads.eval()
+        found = losses(problem, heads(network.eval()(batch.inputs)), batch)
+        assert all(loss.isfinite() for loss in found.values())
+
+
+def test_what_the_losses_leave_out(tmp_path: Path) -> None:
+    problem = tiny("taskonomy", tmp_path)
+    assert [task.weight for task in problem.tasks.values()] == [1, 3, 2, 7, 7]
+    logits = torch.randn(1, 17, 2, 2)
+    void = problem.tasks["segmentation"].loss(logits, torch.full((1, 2, 2), -1))
+    assert float(void) == 0
+    depths = torch.tensor([0.5, 255.0]).view(1, 1, 1, 2)
+    assert float(problem.tasks["depth"].loss(torch.zeros(1, 1, 1, 2), depths)) == 0.5
+    metric = problem.tasks["depth"].metric()
+    metric.update(torch.zeros(1, 1, 1, 2), depths)
+    assert metric.compute() == {"abs_error": 0.5}
+    terrain = tiny("terrain", tmp_path)
+    flat = torch.zeros(1, 1, 1, 2)
+    assert float(terrain.tasks["depth"].loss(flat + 1, flat)) == 1  # 0 is a depth there
+    nyuv2 = tiny("nyuv2", tmp_path / "nyuv2")
+    assert float(nyuv2.tasks["depth"].loss(flat + 1, flat)) == 0
+
+
+def test_taskonomy_is_cut_out_of_256(tmp_path: Path) -> None:
+    write_taskonomy(tmp_path)
+    for size, side in ((None, 224), ("240", 240), ("16", 16)):
+        given = [] if size is None else ["--data.size", size, size]
+        config = preset("taskonomy", *SMALL, "--data.root", str(tmp_path), *given)
+        dataset: Any = make_problem(config).loader("test", 1, False).dataset  # type: ignore[union-attr]
+        assert dataset[0].input.shape == (3, side, side)
+        assert dataset.dataset.size == (16 if side == 16 else 256)
+
+
+def test_a_resnet_starts_with_the_weights_that_are_named(tmp_path: Path) -> None:
+    options = options_of("celeba9", tmp_path)
+    source = TreeNetwork(Tree.shared(["a"], 5), resnet_chain(18))
+    names = ("", "layer1.", "layer2.", "layer3.", "layer4.")
+    state = {
+        names[int(number)] + rest: tensor
+        for key, tensor in source.state_dict().items()
+        for _, number, _, _, rest in [key.split(".", 4)]
+    }
+    torch.save(state, tmp_path / "resnet.pt")
+    chosen = ["--agent.encoder", "resnet18", "--agent.stem", "imagenet"]
+    weights = ["--agent.pretrained", str(tmp_path / "resnet.pt")]
+    problem = make_problem(preset("celeba9", *options, *chosen, *weights))
+    network, _ = network_of(problem)
+    assert not torch.equal(first_weight(network), first_weight(source))
+    problem.prepare(network)
+    assert torch.equal(first_weight(network), first_weight(source))
+
+
+def first_weight(network: nn.Module) -> Tensor:
+    return next(network.parameters())
+
+
+def test_bert_needs_its_weights_unless_told_otherwise(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    options = [o for o in options_of("xnli", tmp_path) if o != "--agent.bert-from-config"]
+    with pytest.raises(CheckpointError, match=r"holds neither model\.safetensors"):
+        make_problem(preset("xnli", *options))
+
+
+def test_fields_that_do_not_fit_the_set(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    for name in ("nyuv2", "celeba9", "taskonomy", "pascal_context"):
+        missing = refusal(name)
+        assert missing.startswith("data.root: missing; give --data.root DIR, the folder with ")
+    nyuv2 = options_of("nyuv2", tmp_path / "nyuv2")
+    text = options_of("xnli", tmp_path / "text")
+    celeba = options_of("celeba9", tmp_path / "celeba")
+    small = options_of("digits", tmp_path)
+    other = tmp_path / "other"
+    unknown = [
+        ("nyuv2", nyuv2, "edges", "se"),
+        ("celeba9", celeba, "Nice", "5"),
+        ("xnli", text, "fr", "de, en, es"),
+        ("digits", small, "all", "digit"),
+    ]
+    for name, options, task, known in unknown:
+        message = refusal(name, *options, tasks=(task,))
+        assert message.startswith(f"data.tasks: got {task!r}, expected some of {known}")
+    cases: list[tuple[str, Sequence[str], str]] = [
+        ("celeba9", [*celeba, "--data.size", "8", "9"], "data.size: got [8, 9], expected a square"),
+        (
+            "digits",
+            [*small, "--data.size", "9", "9"],
+            "data.size: got [9, 9], expected none: digits",
+        ),
+        ("nyuv2", [*nyuv2, "--agent.encoder", "bert"], "agent.encoder: got 'bert', expected small"),
+        ("nyuv2", [*nyuv2, "--agent.batch-size", "1"], "agent.batch_size: got 1, expected 2 or mo"),
+        (
+            "digits",
+            [*small, "--agent.encoder", "resnet18"],
+            "agent.encoder: got 'resnet18', expect",
+        ),
+        ("digits", [*small, "--agent.pretrained", "x"], "agent.pretrained: only a resnet can have"),
+        (
+            "xnli",
+            [*text, "--agent.encoder", "small"],
+            "agent.encoder: got 'small', expected bert: ",
+        ),
+        ("xnli", [*text, "--agent.pretrained", "x"], "agent.pretrained: only a resnet can have it"),
+        ("xnli", [*text, "--data.tokens", "17"], "data.tokens: got 17, expected 5 to 16, the posi"),
+        (
+            "xnli",
+            [*text, "--agent.modules", "3"],
+            "agent.modules: got 3, expected 1 to 2, the laye",
+        ),
+        ("xnli", [*text, "--data.size", "9", "9"], "data.size: got [9, 9], expected none: xnli is"),
+        ("xnli", ["--data.root", "x"], "agent.bert: missing; give --agent.bert DIR, a BERT's fold"),
+        ("xnli", text[2:], "data.root: missing; give --data.root DIR, the folder with xnli/train-"),
+    ]
+    for name, given, message in cases:
+        assert refusal(name, *given).startswith(message), message
+    write_bert(other, vocab_size=4)
+    assert "vocab.txt has 8 pieces" in refusal("xnli", *text, "--agent.bert", str(other))
+    write_bert(other, pad_token_id=3)
+    assert "vocab.txt is 0, but" in refusal("xnli", *text, "--agent.bert", str(other))
+
+
+def test_a_part_smaller_than_a_batch_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    for name, size, said in (
+        ("digits", 360, "there are 359 samples in the validation part"),
+        ("xnli", 4, "there are 3 samples in the validation part"),
+    ):
+        problem = tiny(name, tmp_path)
+        with pytest.raises(ConfigError, match=f"agent.batch_size: got {size}, but {said}"):
+            problem.loader("validation", size, True)
+        problem.loader("validation", size, False)
+    problem = tiny("nyuv2", tmp_path / "nyuv2")
+    for part, said in (
+        ("train", "the training part"),
+        ("both", "training and validation together"),
+    ):
+        with pytest.raises(ConfigError, match=f"samples in {said}"):
+            problem.loader(part, 20, True)  # type: ignore[arg-type]
+
+
+def test_a_missing_test_part_is_found_before_training(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    write_array_tree(tmp_path / "nyuv2", "train")
+    with pytest.raises(DataError, match="val"):
+        make_problem(preset("nyuv2", *SMALL, "--data.root", str(tmp_path / "nyuv2")))
+    options = options_of("panx", tmp_path)
+    (tmp_path / "panx" / "test-zh.tsv").unlink()
+    with pytest.raises(DataError, match=r"test-zh\.tsv: no such file"):
+        make_problem(preset("panx", *options))
+
+
+def test_joined_and_chosen_tasks_follow_the_epoch(tmp_path: Path) -> None:
+    write_array_tree(tmp_path, "train", 4)
+    from conal_rl.supervised.data.nyuv2 import NYUv2
+
+    data = NYUv2(tmp_path, "train", augment=True, size=(6, 10))
+    both = Only(Joined([data, data]), ["normals", "depth"])
+    assert len(both) == 8 and list(both.tasks) == list(both[5].targets) == ["normals", "depth"]
+    assert torch.equal(both[5].input, data[1].input)
+    for epoch in range(9):
+        later = both.at_epoch(epoch)[6]
+        assert torch.equal(later.input, data.at_epoch(epoch)[2].input)
+
+
+SETTINGS: dict[str, tuple[Any, ...]] = {
+    "nyuv2": ("resnet50", True, "adam", 1e-4, 1e-5, "halve", 8, 99 * 200, 99 * 100),
+    "cityscapes": ("resnet50", True, "adam", 1e-4, 1e-5, "halve", 64, 46 * 200, 46 * 100),
+    "pascal_context": ("resnet18", True, "adam", 1e-4, 1e-4, "poly", 12, 416 * 300, None),
+    "taskonomy": ("resnet34", False, "adam", 1e-4, 1e-5, "constant", 16, 50_000, None),
+    "celeba9": ("resnet18", False, "sgd", 5e-4, 0, "halve", 256, 635 * 100, 635 * 15),
+    "celeba40": ("resnet18", False, "sgd", 5e-4, 0, "halve", 256, 635 * 100, 635 * 15),
+    "pawsx": ("bert", False, "adamw", 2e-5, 0, "constant", 32, 49_401 // 32 * 5, None),
+    "xnli": ("bert", False, "adamw", 2e-5, 0, "constant", 32, 392_702 // 32 * 5, None),
+    "panx": ("bert", False, "adamw", 2e-5, 0, "constant", 32, 625 * 10, None),
+    "udpos": ("bert", False, "adamw", 2e-5, 0, "constant", 32, 21_253 // 32 * 10, None),
+}
+"""Encoder, dilated, optimiser, its rate and decay, schedule, batch, steps of each half, halving."""
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_presets_have_the_published_settings(name: str) -> None:
+    config = preset(name)
+    agent, search = config.agent, config.search
+    encoder, dilated, optimizer, rate, decay, schedule, batch, steps, halving = SETTINGS[name]
+    assert (agent.encoder, agent.dilated, agent.optimizer) == (encoder, dilated, optimizer)
+    assert (agent.learning_rate, agent.weight_decay, agent.schedule) == (rate, decay, schedule)
+    assert (agent.batch_size, search.steps, config.total_steps) == (batch, steps, 2 * steps)
+    assert halving is None or agent.halve_every == halving
+    assert (search.gate_learning_rate, agent.max_grad_norm) == (5e-5, 5)
+    if name in ("nyuv2", "cityscapes", "pascal_context"):
+        assert search.validation_share == 0.2 and not config.data.augment
+        assert agent.aspp_rates == (12, 24, 36)
+    if name.startswith("celeba"):
+        assert (agent.stem, agent.select, agent.patience) == ("3x3", True, 10)
+        assert config.evaluation.every == 635 and search.method == "conal_pro"
+    if name in TEXT:
+        assert (config.data.tokens, agent.dropout, agent.modules) == (128, 0.1, 4)
+
+
+def test_a_config_in_python_makes_the_same_problem() -> None:
+    config = SupervisedConfig(
+        name="mine",
+        total_steps=10,
+        data=DataConfig(set="digits"),
+        agent=ModelConfig(tree="shared"),
+        evaluation=SupervisedEvaluationConfig(every=5),
+    )
+    assert list(make_problem(config).tasks) == list(METRICS["digits"])
+
+
+def test_problems_import_no_optional_package() -> None:
+    heavy = ["transformers", "sklearn", "PIL", "scipy", "torchmetrics", "seqeval"]
+    code = (
+        f"import sys, conal_rl.supervised.images, conal_rl.supervised.text; "
+        f"print(*[m for m in {heavy} if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == []
