@@ -194,18 +194,3 @@ def test_noticing_conflicts_conal_pro_recovers_groups(seed: int, threads: None) 
     tree = groups.search(groups.Family(seed), groups.METHODS["CoNAL-Pro"])
     truth = [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert groups.rand_index(tree.layers[-1], truth) > 0.6
-
-
-@pytest.mark.slow
-def test_smoothing_keeps_groups_together(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Conflicts that single steps of sampled gates miss cost groups their tasks."""
-    torch.set_num_threads(1)
-    truth = [0, 0, 0, 1, 1, 1, 2, 2, 2]
-
-    def mean_index(smoothing: float) -> float:
-        monkeypatch.setattr(groups, "SMOOTHING", smoothing)
-        method = groups.METHODS["CoNAL-Pro"]
-        trees = [groups.search(groups.Family(seed), method) for seed in (401, 402, 403, 404)]
-        return sum(groups.rand_index(tree.layers[-1], truth) for tree in trees) / len(trees)
-
-    assert mean_index(groups.SMOOTHING) > mean_index(0.0) + 0.1

@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from safetensors.torch import load, save_file
 from torch import Tensor
 
 from conal_rl.core import Structure, Tree
 from conal_rl.core.saving import (
     optimizer_tensors,
+    read_model,
     restore_optimizer,
     structure_from_json,
     structure_to_json,
+    write_model,
 )
 from conal_rl.errors import CheckpointError, TreeError
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 FORMAT = "conal_rl.agent"
 VERSION = 1
 TREES_FORMAT = "conal_rl.trees"
-_JSON, _WEIGHTS = "model.json", "model.safetensors"
 
 Tensors = dict[str, dict[str, Tensor]]
 
@@ -155,24 +153,12 @@ def build(about: Any, weights: Mapping[str, Tensor], device: str, source: Path) 
 
 def save_weights(agent: ConalSAC, folder: Path) -> None:
     """Write `model.json` and `model.safetensors` into `folder`, replacing what was there."""
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
     weights = {
-        name: tensor.contiguous()
+        name: tensor
         for name, tensor in agent.policy.state_dict().items()
         if not name.startswith("critic_target.")
     }
-    save_file(weights, draft / _WEIGHTS)
-    digest = hashlib.sha256((draft / _WEIGHTS).read_bytes()).hexdigest()
-    about = describe(agent) | {"sha256": digest}
-    (draft / _JSON).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    draft.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    write_model(folder, describe(agent), weights)
 
 
 def load_weights(folder: Path, device: str = "auto") -> ConalSAC:
@@ -184,17 +170,8 @@ def load_weights(folder: Path, device: str = "auto") -> ConalSAC:
     Raises:
         CheckpointError: a file is missing, damaged, or of another kind or version.
     """
-    try:
-        about = json.loads((folder / _JSON).read_text(encoding="utf-8"))
-        data = (folder / _WEIGHTS).read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{folder / _JSON}: is not JSON: {error}") from error
-    digest = about.get("sha256") if isinstance(about, dict) else None
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise CheckpointError(f"{folder / _WEIGHTS}: damaged, or of another agent (SHA-256)")
-    return build(about, load(data), device, folder)
+    about, weights = read_model(folder)
+    return build(about, weights, device, folder)
 
 
 def training_state(agent: ConalSAC) -> tuple[Tensors, dict[str, Any]]:

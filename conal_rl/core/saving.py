@@ -1,17 +1,23 @@
-"""Parts of checkpoints: trees and search spaces as JSON types, optimisers as named tensors."""
+"""Networks on disk and parts of checkpoints: safetensors and JSON, so that loading runs no code."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from conal_rl.core import BranchingSpace, ConalSpace, ProStage, ReconSpace, Space, Structure, Tree
+from conal_rl.errors import CheckpointError
 
+_JSON, _WEIGHTS = "model.json", "model.safetensors"
 _SPACES: dict[str, Callable[..., Space]] = {
     space.method: space for space in (ConalSpace, ProStage, BranchingSpace, ReconSpace)
 }
@@ -60,3 +66,39 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         index, key = name.split(".")
         slots.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+
+
+def write_model(folder: Path, about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write `model.json` and `model.safetensors` into `folder`, replacing what was there."""
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    save_file({n: t.contiguous() for n, t in weights.items()}, draft / _WEIGHTS)
+    digest = hashlib.sha256((draft / _WEIGHTS).read_bytes()).hexdigest()
+    text = json.dumps({**about, "sha256": digest}, indent=2) + "\n"
+    (draft / _JSON).write_text(text, encoding="utf-8")
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    draft.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_model(folder: Path) -> tuple[Any, dict[str, Tensor]]:
+    """What `write_model` was given, on the CPU.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    try:
+        about = json.loads((folder / _JSON).read_text(encoding="utf-8"))
+        data = (folder / _WEIGHTS).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder / _JSON}: is not JSON: {error}") from error
+    digest = about.get("sha256") if isinstance(about, dict) else None
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise CheckpointError(f"{folder / _WEIGHTS}: damaged, or of another network (SHA-256)")
+    return about, load(data)

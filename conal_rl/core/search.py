@@ -13,13 +13,22 @@ from conal_rl.core.gradients import GradientRule
 
 
 def gate_step(
-    loss: Tensor, gates: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer
+    loss: Tensor,
+    gates: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """One step on the gates alone, down the gradient of a validation loss (a scalar)."""
+    """One step on the gates alone, down the gradient of a validation loss (a scalar).
+
+    Args:
+        scaler: of mixed precision; not that of the weights, as each counts its own overflows.
+    """
+    if scaler is not None:
+        loss = scaler.scale(loss)
     gradients = torch.autograd.grad(loss, list(gates))
     for gate, gradient in zip(gates, gradients, strict=True):
         gate.grad = gradient
-    apply_gradients(optimizer)
+    apply_gradients(optimizer, scaler=scaler)
 
 
 def weight_step(

@@ -148,14 +148,33 @@ class _Loader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
+        return self._from(0)
+
+    def endless(self, first: int = 0) -> Iterator[Batch]:
+        """Batches of epoch after epoch, beginning with the `first` of them all."""
+        while True:
+            epoch, number = divmod(first, len(self))
+            self.set_epoch(epoch)
+            for batch in self._from(number):
+                first += 1
+                yield batch
+
+    def _from(self, first: int) -> Iterator[Batch]:
+        """This epoch's batches from number `first` on."""
         batches = _Batches(self._maker(), len(self), self.batch_size)
+        numbers = range(first, len(batches))
         if not self.workers:
-            yield from (batches.make(number) for number in range(len(batches)))
+            yield from map(batches.make, numbers)
             return
         # With a generator of its own: the loader would draw from the global one.
         own = torch.Generator()
         for batch in DataLoader(
-            batches, batch_size=None, collate_fn=_same, num_workers=self.workers, generator=own
+            batches,
+            batch_size=None,
+            sampler=numbers,
+            collate_fn=_same,
+            num_workers=self.workers,
+            generator=own,
         ):
             if isinstance(batch, ConalError):
                 raise batch

@@ -1,0 +1,102 @@
+"""The network of all tasks: an encoder that a tree or a search shapes, and a head per task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from conal_rl.core import SearchSpace, Structure, Tree, TreeNetwork
+from conal_rl.core.progressive import StageNetwork
+from conal_rl.supervised.data.common import Batch
+from conal_rl.supervised.decoders import Heads
+from conal_rl.supervised.problem import Problem
+
+
+class MultiTaskNetwork(nn.Module):
+    """Predictions of every task from `(1 | task, batch, ...)`.
+
+    Args:
+        problem: whose tasks and chain of modules.
+        structure: the encoder's tree, or what it is searched in.
+    """
+
+    encoder: TreeNetwork | SearchSpace
+
+    def __init__(self, problem: Problem, structure: Structure):
+        super().__init__()
+        tasks = tuple(problem.tasks)
+        if isinstance(structure, Tree):
+            self.encoder = TreeNetwork(structure, problem.chain)
+        else:
+            self.encoder = structure.network(tasks, problem.chain)
+        self.heads = Heads({name: task.head() for name, task in problem.tasks.items()})
+        problem.prepare(self)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Each task's prediction `(batch, ...)`."""
+        return self.heads(self.encoder(inputs))
+
+    @property
+    def gates(self) -> nn.Parameter | None:
+        """The gates of a search."""
+        return self.encoder.gates if isinstance(self.encoder, SearchSpace) else None
+
+    def weights(self) -> list[nn.Parameter]:
+        """Every parameter but the gates."""
+        return [p for p in self.parameters() if p is not self.gates]
+
+    @torch.no_grad()
+    def go_on_from(self, before: MultiTaskNetwork) -> None:
+        """Take over what CoNAL-Pro's stage before has learnt and this one still needs."""
+        assert isinstance(self.encoder, StageNetwork) and isinstance(before.encoder, StageNetwork)
+        self.heads.load_state_dict(before.heads.state_dict())
+        self.encoder.go_on_from(before.encoder)
+
+
+def task_losses(problem: Problem, predictions: dict[str, Tensor], batch: Batch) -> Tensor:
+    """Weighted loss of each task, `(task,)`, in single precision."""
+    targets, masks = batch.targets, batch.masks
+    losses = [
+        task.weight * task.loss(predictions[name].float(), targets[name], mask=masks[name])
+        for name, task in problem.tasks.items()
+    ]
+    return torch.stack(losses)
+
+
+def autocast(device: torch.device, enabled: bool) -> torch.autocast:
+    """Half precision where it is safe: float16 on CUDA, whose gradients want scaling, or bfloat16.
+
+    May be entered again and again.
+    """
+    half = torch.float16 if device.type == "cuda" else torch.bfloat16
+    return torch.autocast(device.type, half, enabled=enabled)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The same batch on another device."""
+
+    def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+
+    inputs = batch.inputs.to(device, non_blocking=True)
+    return Batch(inputs, moved(batch.targets), moved(batch.masks))
+
+
+@contextmanager
+def statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Within, batch norm normalises by its batch as in training, but remembers nothing of it.
+
+    The gates' step sees validation batches, of which weights and their statistics must not learn.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -1,0 +1,122 @@
+"""Losses and metrics of a network over a whole part of the data, and the report of a test."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+from torch import nn
+
+from conal_rl.errors import CheckpointError, ConfigError
+from conal_rl.supervised.data.common import SharedLoader, TaskLoaders
+from conal_rl.supervised.metrics import LOWER_IS_BETTER, Scores, delta_p, total_error
+from conal_rl.supervised.network import task_losses, to_device
+from conal_rl.supervised.problem import Problem
+
+Loader = SharedLoader | TaskLoaders
+
+
+@torch.no_grad()
+def mean_loss(
+    network: nn.Module,
+    problem: Problem,
+    loader: Loader,
+    device: torch.device,
+    autocast: AbstractContextManager[Any],
+) -> float:
+    """Sum over tasks of each task's mean loss, over batches weighted by their labelled samples."""
+    network.eval()
+    total = torch.zeros(len(problem.tasks), dtype=torch.float64)
+    counted = torch.zeros_like(total)
+    for cpu_batch in loader:
+        batch = to_device(cpu_batch, device)
+        with autocast:
+            predictions = network(batch.inputs)
+        labelled = torch.tensor([float(cpu_batch.masks[task].sum()) for task in problem.tasks])
+        total += task_losses(problem, predictions, batch).cpu() * labelled
+        counted += labelled
+    return float((total / counted.clamp(min=1)).sum())
+
+
+@torch.no_grad()
+def scores(
+    network: nn.Module,
+    problem: Problem,
+    loader: Loader,
+    device: torch.device,
+    autocast: AbstractContextManager[Any],
+) -> dict[str, dict[str, float]]:
+    """Every metric of every task; NaN where nothing is labelled."""
+    network.eval()
+    metrics = {name: task.metric() for name, task in problem.tasks.items()}
+    for cpu_batch in loader:
+        batch = to_device(cpu_batch, device)
+        with autocast:
+            predictions = network(batch.inputs)
+        for name, metric in metrics.items():
+            metric.update(predictions[name].float(), batch.targets[name], batch.masks[name])
+    return {name: metric.compute() for name, metric in metrics.items()}
+
+
+def summary(found: Scores, reference: Scores | None) -> dict[str, float]:
+    """Figures over all tasks, in percent: total error of accuracies, and delta_p.
+
+    Raises:
+        ConalError: the reference is of other tasks or metrics.
+    """
+    figures: dict[str, float] = {}
+    if all(set(metrics) == {"accuracy"} for metrics in found.values()):
+        figures["total_error"] = total_error({t: m["accuracy"] for t, m in found.items()})
+    if reference is not None:
+        figures["delta_p"] = delta_p(found, reference)
+    return figures
+
+
+def read_reference(path: str) -> Scores:
+    """The scores in another run's evaluation.json.
+
+    Raises:
+        ConfigError: there is no such file.
+        CheckpointError: it is damaged, or not of a supervised run.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {
+            str(task): {str(name): float(value) for name, value in metrics.items()}
+            for task, metrics in content["scores"].items()
+        }
+    except OSError as error:
+        raise ConfigError(
+            f"evaluation.reference: {path}: cannot be read: {error.strerror}"
+        ) from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not the evaluation.json of a supervised run") from error
+
+
+def jsonable(found: Scores) -> dict[str, dict[str, float | None]]:
+    """Scores for JSON, which has no NaN."""
+    return {
+        task: {name: None if math.isnan(v) else v for name, v in metrics.items()}
+        for task, metrics in found.items()
+    }
+
+
+def table(found: Scores, figures: Mapping[str, float]) -> Table:
+    """Scores and figures to print."""
+    rows = Table(box=box.SIMPLE_HEAD)
+    for heading in ("task", "metric", "better"):
+        rows.add_column(heading)
+    rows.add_column("test", justify="right")
+    for task, metrics in found.items():
+        for name, value in metrics.items():
+            rows.add_row(task, name, "lower" if LOWER_IS_BETTER[name] else "higher", f"{value:.4f}")
+    for name, value in figures.items():
+        rows.add_row("all", name, "", f"{value:+.2f}%")
+    return rows

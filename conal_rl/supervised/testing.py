@@ -1,0 +1,83 @@
+"""The test of a trained network: its scores on the test part, and its report."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from stable_baselines3.common.utils import get_device
+
+from conal_rl.config import SupervisedConfig
+from conal_rl.core.saving import read_model, structure_from_json
+from conal_rl.errors import CheckpointError, TreeError
+from conal_rl.runs import load_checkpoint
+from conal_rl.supervised.network import MultiTaskNetwork, autocast
+from conal_rl.supervised.problem import Problem, make_problem
+from conal_rl.supervised.scoring import jsonable, read_reference, scores, summary, table
+
+UNFIT = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TreeError,
+    TypeError,
+    ValueError,
+)
+"""What tensors and descriptions raise that do not belong to a network."""
+
+
+def test(
+    network: MultiTaskNetwork, problem: Problem, config: SupervisedConfig, device: torch.device
+) -> dict[str, Any]:
+    """Scores on the test part, and the network's size, as JSON types."""
+    loader = problem.loader("test", config.evaluation.batch_size, False)
+    precision = autocast(device, config.agent.mixed_precision)
+    found = scores(network, problem, loader, device, precision)
+    path = config.evaluation.reference
+    figures = summary(found, None if path is None else read_reference(path))
+    return {
+        "set": config.data.set,
+        "scores": jsonable(found),
+        **figures,
+        "parameters": {
+            "encoder": sum(p.numel() for p in network.encoder.parameters()),
+            "heads": sum(p.numel() for p in network.heads.parameters()),
+        },
+    }
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print the scores of `test`."""
+    found = {
+        task: {name: math.nan if value is None else value for name, value in metrics.items()}
+        for task, metrics in report["scores"].items()
+    }
+    figures = {str(name): report[name] for name in ("total_error", "delta_p") if name in report}
+    Console().print(table(found, figures))
+
+
+def load_network(
+    path: Path, config: SupervisedConfig, device: str = "auto"
+) -> tuple[MultiTaskNetwork, Problem]:
+    """The network of a run's folder or of one of its checkpoints, and its problem.
+
+    Raises:
+        CheckpointError: the files are missing, damaged or of something else.
+    """
+    if (path / "model").is_dir():
+        about, weights = read_model(path / "model")
+    else:
+        tensors, about = load_checkpoint(path, groups=["network"])
+        weights = tensors["network"]
+    problem = make_problem(config)
+    try:
+        network = MultiTaskNetwork(problem, structure_from_json(about["structure"]))
+        network.load_state_dict(weights)
+    except UNFIT as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path}: does not fit its config: {reason}") from error
+    return network.to(get_device(device)), problem

@@ -1,0 +1,431 @@
+"""A supervised run: search on training and validation parts, derive, retrain on both, test."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.utils import get_device
+from torch import Tensor
+
+from conal_rl.config import SupervisedConfig
+from conal_rl.core import SearchSpace, Structure, Tree
+from conal_rl.core.learner import ConflictSettings, Learner
+from conal_rl.core.saving import (
+    optimizer_tensors,
+    restore_optimizer,
+    structure_from_json,
+    structure_to_json,
+    write_model,
+)
+from conal_rl.core.search import gate_step
+from conal_rl.errors import CheckpointError, ConalError, TreeError
+from conal_rl.phases import (
+    Phase,
+    PhasedRun,
+    conflict_rule,
+    gumbel_temperature,
+    require_same_search,
+    search_space,
+)
+from conal_rl.progress import PhaseDisplay, make_logger
+from conal_rl.runs import Run, atomic_write, load_checkpoint, save_checkpoint
+from conal_rl.supervised.data.common import Batch
+from conal_rl.supervised.network import (
+    MultiTaskNetwork,
+    statistics_kept,
+    task_losses,
+    to_device,
+)
+from conal_rl.supervised.problem import Part, Problem, make_problem
+from conal_rl.supervised.scoring import mean_loss, read_reference
+from conal_rl.supervised.testing import UNFIT, print_report, test
+
+FORMAT, VERSION = "conal_rl.network", 1
+
+
+class Best(NamedTuple):
+    """The lowest validation loss so far, and how many looks there were since."""
+
+    loss: float = math.inf
+    step: int = 0
+    looks_since: int = 0
+
+
+class SupervisedTraining(PhasedRun[SupervisedConfig]):
+    """A run on a data set whose tasks are learnt together."""
+
+    def __init__(
+        self,
+        config: SupervisedConfig,
+        run: Run,
+        phase: Phase,
+        problem: Problem,
+        structure: Structure,
+    ):
+        super().__init__(config, run, phase)
+        self.problem = problem
+        self.tasks = tuple(problem.tasks)
+        self.device = get_device(config.device)
+        half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        self._autocast = torch.autocast(
+            self.device.type, half, enabled=config.agent.mixed_precision
+        )
+        self._step = 0
+        self._first_step = 0  # of the phase
+        self._best, self._best_weights = Best(), dict[str, Tensor]()
+        self._sums = torch.zeros(len(self.tasks))
+        self._summed = 0
+        self._logger: Logger
+        self._build(structure)
+
+    @classmethod
+    def start(cls, config: SupervisedConfig, out: Path | None) -> SupervisedTraining:
+        """Begin a run in a new folder. Everything that can be refused is, before it exists."""
+        if config.evaluation.reference is not None:
+            read_reference(config.evaluation.reference)
+        problem = make_problem(config)
+        tree = _fixed_tree(config, tuple(problem.tasks))
+        structure = tree or search_space(config, tuple(problem.tasks))
+        draft = cls(config, Run(Path()), "train" if tree else "search", problem, structure)
+        draft._losses(next(draft._batches()))  # files of the first batch are looked at
+        if tree is None:
+            next(draft._validation_batches())
+        draft._build(structure)
+        draft.run = Run.create(config, out)
+        if tree is not None:
+            draft._write_trees((tree,))
+        return draft
+
+    @classmethod
+    def resume(cls, run: Run, config: SupervisedConfig) -> SupervisedTraining:
+        """Go on from the newest checkpoint of `run`.
+
+        What `config` changes is kept in the run's config.yaml, for later resumes.
+        """
+        tensors, state = load_checkpoint(run.folder)
+        require_same_search(config, run.config(), run)
+        problem = make_problem(config)
+        try:
+            if state["tasks"] != list(problem.tasks):
+                names = ", ".join(state["tasks"])
+                raise CheckpointError(f"{run.folder}: the checkpoint is of tasks {names}")
+            structure = structure_from_json(state["structure"])
+            training = cls(config, run, state["phase"], problem, structure)
+            training._restore(tensors, state)
+        except UNFIT as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(
+                f"{run.folder}: the checkpoint does not fit this config: {reason}"
+            ) from error
+        if training.phase == "done" and training.steps < config.total_steps:
+            training.phase = "train"
+        atomic_write(run.config_path, config.to_yaml())
+        return training
+
+    # What PhasedRun asks for.
+
+    @property
+    def steps(self) -> int:
+        """Updates of the whole run so far."""
+        return self._step
+
+    @property
+    def learners(self) -> dict[str, Learner]:
+        """The encoder's."""
+        return {"encoder": self.learner}
+
+    def _begin(self) -> None:
+        self._logger = make_logger(self.run.folder, self._step)
+
+    def _learn(self, until: int) -> bool:
+        settings = self.config
+        display = PhaseDisplay(self.phase, self._step, until)
+        batches = self._batches(self._step - self._first_step)
+        validation = self._validation_batches(self._step - self._first_step)
+        saved = time.monotonic()
+        try:
+            while self._step < until and not self._out_of_patience():
+                if self.stop.signal is not None:
+                    return False
+                self._update(batches, validation)
+                self._step += 1
+                if self._step % settings.log_interval == 0 or self._step == until:
+                    self._log(display)
+                if self._selects and self._step % settings.evaluation.every == 0:
+                    self._look_at_validation()
+                if time.monotonic() - saved > 60 * settings.checkpoint_minutes:
+                    self._checkpoint()
+                    saved = time.monotonic()
+                if display.due():
+                    display.show(self._step, self._outcome())
+        finally:
+            display.close()
+        if self.stop.signal is not None:
+            return False
+        if self._selects:
+            if self._best.step != self._step:  # the last weights get a look as well
+                self._look_at_validation()
+            self.network.load_state_dict(self._best_weights)
+        return True
+
+    def _next_stage(self) -> bool:
+        following = self._asked_learner(self.learner.next_stage)
+        if following is not None:
+            before = self.network
+            self._build(following)
+            self.network.go_on_from(before)
+        return following is not None
+
+    def _derive_trees(self) -> tuple[Tree, ...]:
+        return (self._asked_learner(self.learner.tree),)
+
+    def _train_trees(self, trees: tuple[Tree, ...]) -> None:
+        self._first_step = self._step
+        self._build(trees[0])
+
+    def _trees_json(self, trees: tuple[Tree, ...]) -> str:
+        return trees[0].to_json()
+
+    def _checkpoint(self) -> None:
+        optimizers = self._optimizers()
+        groups = {
+            "network": dict(self.network.state_dict()),
+            "random": {"torch": torch.get_rng_state()},
+            "loss_weights": self.learner.loss_weights.state_dict(),
+            **{f"optimizer_{n}": optimizer_tensors(o) for n, o in optimizers.items()},
+        }
+        if self.device.type == "cuda":
+            groups["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
+        if self._best_weights:
+            groups["best"] = self._best_weights
+        state: dict[str, Any] = {
+            "phase": self.phase,
+            "seconds": self._elapsed(),
+            "search_steps": self.search_steps,
+            "search_seconds": self.search_seconds,
+            "tasks": list(self.tasks),
+            "structure": structure_to_json(self.structure),
+            "step": self._step,
+            "first_step": self._first_step,
+            "best": self._best._asdict() if self._best_weights else None,
+            "scalers": {name: scaler.state_dict() for name, scaler in self._scalers().items()},
+        }
+        if self.learner.noticing is not None:
+            groups["conflict"], state["noticing"] = self.learner.noticing.state()
+        save_checkpoint(self.run.folder, self._step, groups, state)
+        about = {
+            "format": FORMAT,
+            "version": VERSION,
+            "tasks": list(self.tasks),
+            "structure": structure_to_json(self.structure),
+            "steps": self._step,
+        }
+        write_model(self.run.folder / "model", about, self.network.state_dict())
+
+    def _evaluate_finally(self) -> None:
+        report = test(self.network, self.problem, self.config, self.device)
+        report |= {
+            "steps": self._step,
+            "search_steps": self.search_steps,
+            "seconds": round(self._elapsed(), 1),
+            "search_seconds": round(self.search_seconds, 1),
+            "selected_step": self._best.step if self._best_weights else None,
+        }
+        atomic_write(self.run.evaluation_path, json.dumps(report, indent=2) + "\n")
+        print_report(report)
+
+    # The network and its steps.
+
+    def _build(self, structure: Structure) -> None:
+        """A new network, with optimisers that remember nothing."""
+        agent, search = self.config.agent, self.config.search
+        stream = np.random.SeedSequence([self.config.seed, self._step])
+        torch.manual_seed(int(stream.generate_state(1)[0]))
+        self.structure = structure
+        self.network = MultiTaskNetwork(self.problem, structure).to(self.device)
+        self._forward = torch.compile(self.network) if agent.compile else self.network
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+        momentum = {"momentum": 0.9} if agent.optimizer == "sgd" else {}
+        self.optimizer: torch.optim.Optimizer = kinds[agent.optimizer](
+            self.network.weights(),
+            lr=agent.learning_rate,
+            weight_decay=agent.weight_decay,
+            **momentum,
+        )
+        gates = self.network.gates
+        self.gate_optimizer = (
+            None if gates is None else torch.optim.Adam([gates], lr=search.gate_learning_rate)
+        )
+        scales = agent.mixed_precision and self.device.type == "cuda"
+        self._gate_scaler = torch.amp.GradScaler("cuda") if scales else None
+        searching = not isinstance(structure, Tree)
+        rule = conflict_rule(self.config, searching)
+        self.learner = Learner(
+            self.network.encoder,
+            self.optimizer,
+            structure,
+            self.tasks,
+            ConflictSettings(rule, search.margin, search.smoothing),
+            hold=agent.conflict_rule != "ignore",
+            weighting=agent.weighting,
+            scaler=torch.amp.GradScaler("cuda") if scales else None,
+        )
+
+    def _update(self, batches: Iterator[Batch], validation: Iterator[Batch]) -> None:
+        """One step of the weights, then, in a search, one of the gates."""
+        self.network.train()
+        self._set_rates()
+        with self.learner.capture():
+            losses = self._losses(next(batches))
+        self.learner.step(losses, self.config.agent.max_grad_norm)
+        self._sums += losses.detach().cpu()
+        self._summed += 1
+        gates, every = self.network.gates, self.config.search.gate_every
+        if gates is not None and (self._step - self._first_step) % every == 0:
+            assert self.gate_optimizer is not None
+            with statistics_kept(self.network):
+                loss = self._losses(next(validation)).sum()
+            gate_step(loss, [gates], self.gate_optimizer, self._gate_scaler)
+
+    def _losses(self, cpu_batch: Batch) -> Tensor:
+        """Of each task, `(task,)`."""
+        batch = to_device(cpu_batch, self.device)
+        with self._autocast:
+            predictions = self._forward(batch.inputs)
+        return task_losses(self.problem, predictions, batch)
+
+    def _set_rates(self) -> None:
+        """The weights' step size, and the temperature of sampled gates."""
+        config, done = self.config, self._step - self._first_step
+        last = config.search.steps if self.phase == "search" else config.total_steps
+        left = 1 - done / max(last - self._first_step, 1)
+        rate = config.agent.learning_rate
+        if config.agent.schedule == "halve":
+            rate *= 0.5 ** (done // config.agent.halve_every)
+        elif config.agent.schedule == "poly":
+            rate *= max(left, 0.0) ** 0.9
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        temperature = gumbel_temperature(config)
+        if temperature is not None and isinstance(self.network.encoder, SearchSpace):
+            start, end = temperature
+            self.network.encoder.gumbel_temperature = end + (start - end) * max(left, 0.0)
+
+    def _batches(self, first: int = 0) -> Iterator[Batch]:
+        part: Part = "both"
+        if self.phase == "search" or self.config.agent.select:
+            part = "train"
+        return self.problem.loader(part, self.config.agent.batch_size, True).endless(first)
+
+    def _validation_batches(self, first: int = 0) -> Iterator[Batch]:
+        """Those that the gates learn from, after `first` steps of the search."""
+        if self.network.gates is None:
+            return iter(())
+        taken = -(-first // self.config.search.gate_every)
+        return self.problem.loader("validation", self.config.agent.batch_size, True).endless(taken)
+
+    # Selection, logging, state.
+
+    @property
+    def _selects(self) -> bool:
+        return self.phase == "train" and self.config.agent.select
+
+    def _look_at_validation(self) -> None:
+        loader = self.problem.loader("validation", self.config.evaluation.batch_size, False)
+        loss = mean_loss(self.network, self.problem, loader, self.device, self._autocast)
+        if loss < self._best.loss:
+            self._best = Best(loss, self._step)
+            kept = self.network.state_dict().items()
+            self._best_weights = {name: tensor.detach().cpu().clone() for name, tensor in kept}
+        else:
+            self._best = self._best._replace(looks_since=self._best.looks_since + 1)
+        self._logger.record("validation/loss", loss)
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.agent.patience
+        return self._selects and patience is not None and self._best.looks_since >= patience
+
+    def _log(self, display: PhaseDisplay) -> None:
+        """One log line.
+
+        Raises:
+            ConalError: a loss is not finite; the run cannot be saved by going on.
+        """
+        means = (self._sums / max(self._summed, 1)).tolist()
+        for task, mean in zip(self.tasks, means, strict=True):
+            if not math.isfinite(mean):
+                raise ConalError(
+                    f"the loss of {task} is {mean} after {self._step} updates: training diverged; "
+                    "resume from the last checkpoint with a lower agent.learning_rate"
+                )
+            self._logger.record(f"loss/{task}", mean)
+        display.line(self._step, self._outcome())
+        self._sums, self._summed = torch.zeros(len(self.tasks)), 0
+        self._logger.record("train/learning_rate", self.optimizer.param_groups[0]["lr"])
+        self._logger.record("time/total_timesteps", self._step)
+        self._logger.record("time/phase_steps_per_s", display.rate(self._step))
+        for tag, value in self.learner.scalars("encoder").items():
+            self._logger.record(tag, value, exclude="csv")
+        self._logger.dump(self._step)
+
+    def _outcome(self) -> str:
+        loss = float(self._sums.sum()) / max(self._summed, 1)
+        best = f", best validation loss {self._best.loss:.4f}" if self._best_weights else ""
+        return f"loss {loss:.4f}{best}"
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        named = {"weights": self.optimizer, "gates": self.gate_optimizer}
+        return {name: optimizer for name, optimizer in named.items() if optimizer is not None}
+
+    def _scalers(self) -> dict[str, torch.amp.GradScaler]:
+        named = {"weights": self.learner.scaler, "gates": self._gate_scaler}
+        return {name: scaler for name, scaler in named.items() if scaler is not None}
+
+    def _restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        for name in ("seconds", "search_steps", "search_seconds"):
+            setattr(self, name, state[name])
+        self._step, self._first_step = state["step"], state["first_step"]
+        self.network.load_state_dict(tensors["network"])
+        self.learner.loss_weights.load_state_dict(tensors["loss_weights"])
+        for name, optimizer in self._optimizers().items():
+            restore_optimizer(optimizer, tensors[f"optimizer_{name}"])
+        for name, scaler in self._scalers().items():
+            if name in state["scalers"]:
+                scaler.load_state_dict(state["scalers"][name])
+        if self.learner.noticing is not None:
+            self.learner.noticing.restore(tensors["conflict"], state["noticing"])
+        if state["best"] is not None:
+            self._best, self._best_weights = Best(**state["best"]), tensors["best"]
+        torch.set_rng_state(tensors["random"]["torch"])
+        if self.device.type == "cuda" and "cuda" in tensors["random"]:
+            torch.cuda.set_rng_state(tensors["random"]["cuda"], self.device)
+
+    def _asked_learner(self, question: Any) -> Any:
+        try:
+            return question()
+        except ValueError as error:
+            raise ConalError(f"no tree can be derived: {error}") from error
+
+
+def _fixed_tree(config: SupervisedConfig, tasks: tuple[str, ...]) -> Tree | None:
+    """The tree that `agent.tree` names, or None where it is to be searched."""
+    depth = config.agent.depth
+    if config.agent.tree == "search":
+        return None
+    if config.agent.tree == "shared":
+        return Tree.shared(tasks, depth)
+    if config.agent.tree == "independent":
+        return Tree.independent(tasks, depth)
+    path = Path(config.agent.tree)
+    try:
+        return Tree.load(path).check(tasks, depth)
+    except TreeError as error:
+        raise TreeError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
