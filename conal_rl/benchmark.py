@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
@@ -59,6 +60,18 @@ def _parser() -> argparse.ArgumentParser:
     groups.set_defaults(measure=_groups)
     groups.add_argument("--seeds", type=int, default=10, help="0 to N - 1 (default: %(default)s)")
     groups.add_argument("--steps", type=int, default=1800, help="of each search")
+    supervised = what.add_parser(
+        "supervised", help="the methods beside each other on digits or terrain"
+    )
+    supervised.set_defaults(measure=_supervised)
+    supervised.add_argument("set", choices=("digits", "terrain"), help="which data set")
+    supervised.add_argument(
+        "--seeds", type=int, default=5, help="0 to N - 1 (default: %(default)s)"
+    )
+    supervised.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each")
+    supervised.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the runs (default: runs/study-SET)"
+    )
     for command in (engine, conflict, update):
         command.add_argument("--rounds", type=int, default=3, help="of which the median is shown")
         command.add_argument(
@@ -93,7 +106,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """
     options = _parser().parse_args(arguments)
     _require(options, "more than 0", lambda value: value > 0, "rounds", "seconds", "threads")
-    counts = ("envs_per_task", "widths", "batch", "seeds", "steps")
+    counts = ("envs_per_task", "widths", "batch", "seeds", "steps", "jobs")
     _require(options, "at least 1", lambda value: value >= 1, *counts)
     _require(options, "at least 2", lambda value: value >= 2, "tasks")
     _require(options, "at least 0", lambda value: value >= 0, "episodes")
@@ -158,6 +171,14 @@ def _groups(options: argparse.Namespace, console: Console) -> None:
 
     torch.set_num_threads(1)  # the networks are tiny
     console.print(groups.measure(range(options.seeds), options.steps))
+
+
+def _supervised(options: argparse.Namespace, console: Console) -> None:
+    from conal_rl.benchmarks import supervised
+
+    out = options.out or Path("runs") / f"study-{options.set}"
+    for table in supervised.measure(options.set, range(options.seeds), options.jobs, out):
+        console.print(table)
 
 
 def _prepare_torch(options: argparse.Namespace, console: Console) -> None:

@@ -1,0 +1,207 @@
+"""Methods beside each other on one of the two small data sets that ship inside packages.
+
+Every run is a `python -m conal_rl.train` of its own, in a folder that a later call finds again.
+Fixed trees train as long as derived ones do. RLW and aggregations retrain the trees that CoNAL's
+search of the same seed has derived: in the search the losses are summed in any case.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from conal_rl.config import SupervisedConfig, load_config
+from conal_rl.core import Tree
+from conal_rl.errors import ConalError
+from conal_rl.supervised.metrics import delta_p
+
+Sets = ("digits", "terrain")
+COUNTED = ["--agent.conflict-rule", "none"]  # conflicts are counted, nothing is dropped
+METHODS: Mapping[str, Sequence[str]] = {
+    "STL": ["--agent.tree", "independent"],
+    "HPS": ["--agent.tree", "shared", *COUNTED],
+    "LTB": ["--search.method", "ltb", *COUNTED],
+    "Recon": ["--search.method", "recon", *COUNTED],
+    "CoNAL": COUNTED,
+    "CoNAL-Pro": ["--search.method", "conal_pro", *COUNTED],
+    "CoNAL, no noticing": ["--search.rule", "none", *COUNTED],
+    "CoNAL + RLW": ["--agent.tree", "CoNAL", "--agent.weighting", "random"],
+    "CoNAL + UPGrad": ["--agent.tree", "CoNAL", "--agent.weighting", "upgrad"],
+    "CoNAL + CAGrad": ["--agent.tree", "CoNAL", "--agent.weighting", "cagrad"],
+}
+
+
+class Result(NamedTuple):
+    """One run.
+
+    Attributes:
+        scores: per task and metric, on the test part.
+        parameters: of the encoder.
+        conflicts: share of negative cosines between tasks while the final tree trained; NaN where
+            nothing is shared, or they were not counted.
+    """
+
+    scores: dict[str, dict[str, float]]
+    parameters: int
+    conflicts: float
+    seconds: float
+    tree: Tree
+
+
+def measure(
+    name: str, seeds: Sequence[int], jobs: int, folder: Path, options: Sequence[str] = ()
+) -> list[Table]:
+    """Run what has not been run yet, and return the tables.
+
+    Args:
+        name: of the data set and its preset.
+        jobs: runs side by side.
+        folder: where the runs are.
+        options: of `python -m conal_rl.train`, for all of them.
+
+    Raises:
+        ConalError: a run failed.
+    """
+    config = load_config(name, options)
+    assert isinstance(config, SupervisedConfig)
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda seed: _run_seed(config, seed, folder, options), seeds))
+    results = {method: [read(folder / _slug(method, seed)) for seed in seeds] for method in METHODS}
+    return [comparison(name, results), scores_table(results), trees_table(results, seeds)]
+
+
+def _run_seed(config: SupervisedConfig, seed: int, folder: Path, options: Sequence[str]) -> None:
+    training = str(config.total_steps - config.search.steps)
+    for method, own in METHODS.items():
+        run = folder / _slug(method, seed)
+        if (run / "evaluation.json").is_file():
+            continue
+        searched = str(folder / _slug("CoNAL", seed) / "tree.json")
+        words = [searched if word == "CoNAL" else word for word in own]
+        if "--agent.tree" in words:
+            words += ["--total-steps", training]
+        command = [config.name, "--out", str(run), "--seed", str(seed), *options, *words]
+        if any(run.glob("checkpoints/step-*")):
+            command = ["--resume", str(run)]
+        elif run.exists():
+            shutil.rmtree(run)
+        _train(command, f"{method}, seed {seed}")
+
+
+def _train(arguments: Sequence[str], what: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "conal_rl.train", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if ran.returncode:
+        last = ran.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise ConalError(f"{what}: {last[0].removeprefix('error: ')}")
+
+
+def read(run: Path) -> Result:
+    """What a finished run has left."""
+    report: dict[str, Any] = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    path, shares = run / "training.json", []
+    if path.is_file():
+        encoder = json.loads(path.read_text(encoding="utf-8"))["encoder"]
+        cosine, negative = (
+            np.array(encoder.get(key, []), dtype=float) for key in ("mean_cosine", "negative_share")
+        )
+        # Two tasks that share no module have no cosine; both are written as 0.
+        shares = negative[cosine != 0].tolist()
+    return Result(
+        report["scores"],
+        report["parameters"]["encoder"],
+        fmean(shares) if shares else float("nan"),
+        report["seconds"],
+        Tree.load(run / "tree.json"),
+    )
+
+
+def comparison(name: str, results: Mapping[str, Sequence[Result]]) -> Table:
+    """delta_p against the mean of STL, with 95% intervals (Student's t) over the seeds."""
+    reference = mean_scores(results["STL"])
+    count = len(results["STL"])
+    rows = Table(
+        title=f"{name}, {count} seeds",
+        caption="delta_p: against the mean of STL; negative: cosines while the final tree trained",
+        box=box.SIMPLE_HEAD,
+    )
+    headings = ("method", "delta_p (%)", "95% interval", "encoder", "negative", "seconds")
+    for heading in headings:
+        rows.add_column(heading, justify="left" if heading == "method" else "right")
+    for method, own in results.items():
+        values = [delta_p(result.scores, reference) for result in own]
+        low, high = interval(values)
+        conflicts = [r.conflicts for r in own if np.isfinite(r.conflicts)]
+        rows.add_row(
+            method,
+            f"{fmean(values):+.2f}",
+            f"{low:+.2f} .. {high:+.2f}",
+            f"{fmean(result.parameters for result in own):,.0f}",
+            f"{fmean(conflicts):.2f}" if conflicts else "-",
+            f"{fmean(result.seconds for result in own):.0f}",
+        )
+    return rows
+
+
+def scores_table(results: Mapping[str, Sequence[Result]]) -> Table:
+    """Every metric of every task, mean over the seeds."""
+    rows = Table(box=box.SIMPLE_HEAD)
+    rows.add_column("method")
+    for task, metrics in results["STL"][0].scores.items():
+        for metric in metrics:
+            rows.add_column(f"{task}\n{metric}".replace("_", " "), justify="right")
+    for method, own in results.items():
+        means = mean_scores(own)
+        rows.add_row(method, *(f"{v:.3f}" for metrics in means.values() for v in metrics.values()))
+    return rows
+
+
+def trees_table(results: Mapping[str, Sequence[Result]], seeds: Sequence[int]) -> Table:
+    """The learnt trees: per layer, the module that each task runs, in the tasks' order."""
+    rows = Table(box=box.SIMPLE_HEAD)
+    rows.add_column("method")
+    for seed in seeds:
+        rows.add_column(f"seed {seed}")
+    for method, own in results.items():
+        if method not in ("STL", "HPS") and "+" not in method:
+            trees = [result.tree for result in own]
+            rows.add_row(method, *(" ".join("".join(map(str, x)) for x in t.layers) for t in trees))
+    return rows
+
+
+def mean_scores(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    """Means over runs."""
+    return {
+        task: {metric: fmean(r.scores[task][metric] for r in results) for metric in metrics}
+        for task, metrics in results[0].scores.items()
+    }
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95% interval of a mean by Student's t; not finite for a single value."""
+    from scipy import stats
+
+    spread = float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else np.inf
+    half = float(stats.t.ppf(0.975, max(len(values) - 1, 1))) * spread
+    return fmean(values) - half, fmean(values) + half
+
+
+def _slug(method: str, seed: int) -> str:
+    return f"{method.lower().replace(', ', '-').replace(' + ', '-').replace(' ', '-')}-{seed}"
