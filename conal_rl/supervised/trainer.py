@@ -97,7 +97,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         draft = cls(config, Run(Path()), "train" if tree else "search", problem, structure)
         draft._losses(next(draft._batches()))  # files of the first batch are looked at
         if tree is None:
-            next(draft._validation_batches())
+            next(draft._validation_batches(), None)  # Recon has no gates
         draft._build(structure)
         draft.run = Run.create(config, out)
         if tree is not None:
