@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conal_rl.commands import Parser, exit_status
+from conal_rl.config import SupervisedConfig
 from conal_rl.errors import ConfigError
 from conal_rl.reports.records import NETWORKS, ConflictRecord, mean_over_pairs, read_record
 from conal_rl.runs import atomic_write
@@ -44,6 +45,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the figures go (default: %(default)s/)",
     )
+    conflicts.set_defaults(make=_conflicts)
+    predictions = what.add_parser(
+        "predictions", help="input, prediction and truth of a supervised run that predicts pixels"
+    )
+    predictions.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    predictions.add_argument("--out", type=Path, default=Path("report"), metavar="DIR")
+    predictions.add_argument("--images", type=int, default=4, help="rows (default: %(default)s)")
+    predictions.add_argument("--device", default="cpu", help="default: %(default)s")
+    predictions.set_defaults(make=_predictions)
     return parser
 
 
@@ -57,6 +67,25 @@ def run(arguments: Sequence[str] | None = None) -> None:
     for path in (options.out, *options.out.parents):
         if path.exists() and not path.is_dir():
             raise ConfigError(f"cannot write to {options.out}: {path} is a file")
+    options.make(options)
+
+
+def _predictions(options: argparse.Namespace) -> None:
+    from conal_rl.evaluate import config_of
+    from conal_rl.reports.predictions import draw_predictions
+
+    config = config_of(options.run)
+    if not isinstance(config, SupervisedConfig):
+        raise ConfigError(f"{options.run}: not a supervised run")
+    if options.images < 1:
+        raise ConfigError(f"--images must be at least 1, not {options.images}")
+    figure = draw_predictions(options.run, config, options.images, options.device)
+    name = f"predictions-{options.run.resolve().name}.png"
+    for path in write({name: _png(figure)}, options.out):
+        print(path)
+
+
+def _conflicts(options: argparse.Namespace) -> None:
     folders = list({folder.resolve(): folder for folder in options.runs}.values())
     names = unique_names([folder.resolve().name for folder in folders])
     records = [read_record(folder, name) for folder, name in zip(folders, names, strict=True)]

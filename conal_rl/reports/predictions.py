@@ -1,0 +1,87 @@
+"""Input, prediction and truth of every task that predicts pixels, for some of the test's images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from conal_rl.config import SupervisedConfig
+from conal_rl.errors import ConfigError
+from conal_rl.reports.style import INK
+from conal_rl.supervised.metrics import Edges, Saliency
+from conal_rl.supervised.problem import Problem
+from conal_rl.supervised.testing import load_network
+
+Image = NDArray[np.float64]
+
+
+def draw_predictions(folder: Path, config: SupervisedConfig, count: int, device: str) -> Figure:
+    """A row for each of `count` test images, evenly spread over the test part.
+
+    Raises:
+        CheckpointError: the run's files are missing or damaged.
+        ConfigError: no task of the run predicts pixels.
+    """
+    network, problem = load_network(folder, config, device)
+    network.eval()
+    place = next(network.parameters()).device
+    loader = problem.loader("test", 1, False)
+    rows = []
+    for number in np.linspace(0, len(loader) - 1, min(count, len(loader))).astype(int):
+        batch = next(loader.endless(int(number)))
+        tasks = [task for task in problem.tasks if batch.targets[task].ndim >= 3]
+        if not tasks:
+            raise ConfigError(f"{folder}: no task of {config.data.set} predicts pixels")
+        with torch.no_grad():
+            predictions = network(batch.inputs.to(place))
+        row = [_stretched(batch.inputs[0, 0])]
+        for task in tasks:
+            row += _pair(problem, task, predictions[task].cpu(), batch.targets[task])
+        rows.append(row)
+    return _grid(rows, tasks)
+
+
+def _pair(problem: Problem, task: str, prediction: Tensor, target: Tensor) -> list[Image]:
+    """Prediction and truth of one image in the same colours; NaN where there is no label."""
+    metric = problem.tasks[task].metric()
+    if target.dtype == torch.int64:  # classes
+        classes, truth = prediction.shape[1], target[0].double()
+        truth[(truth < 0) | (truth >= classes)] = torch.nan
+        return [(x / max(classes - 1, 1)).numpy() for x in (prediction[0].argmax(dim=0), truth)]
+    if target.shape[1] == 3:  # normals
+        return [(x[0].movedim(0, -1) / 2 + 0.5).numpy() for x in (F.normalize(prediction), target)]
+    truth = target[0, 0].double()
+    if metric.void is not None:
+        truth[truth == metric.void] = torch.nan
+    if isinstance(metric, Edges | Saliency):
+        return [prediction[0, 0].sigmoid().numpy(), truth.numpy()]
+    low, high = np.nanmin(truth), np.nanmax(truth)
+    scaled = [(x - low) / max(high - low, 1e-9) for x in (prediction[0, 0].double(), truth)]
+    return [x.clamp(0, 1).numpy() for x in scaled]
+
+
+def _stretched(image: Tensor) -> Image:
+    """`(channel, height, width)` of any range as a picture."""
+    image = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-9)
+    return image.movedim(0, -1).squeeze(-1).numpy()
+
+
+def _grid(rows: Sequence[Sequence[Image]], tasks: Sequence[str]) -> Figure:
+    columns = len(rows[0])
+    figure = Figure(figsize=(1.5 * columns, 1.5 * len(rows) + 0.4), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    titles = ["input", *(f"{task}\n{what}" for task in tasks for what in ("predicted", "true"))]
+    for panel, title in zip(axes[0], titles, strict=True):
+        panel.set_title(title, fontsize=8, color=INK)
+    for panels, row in zip(axes, rows, strict=True):
+        for number, (panel, image) in enumerate(zip(panels, row, strict=True)):
+            panel.imshow(image, cmap="viridis" if number else "gray", vmin=0, vmax=1)
+            panel.set_axis_off()
+    return figure
