@@ -1,0 +1,98 @@
+"""The comparison of methods on digits and terrain, and the picture of predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conal_rl import benchmark, report, train
+from conal_rl.benchmarks import supervised
+from conal_rl.benchmarks.supervised import Result, comparison, interval, mean_scores, trees_table
+from conal_rl.core import Tree
+
+TASKS = ("a", "b", "c")
+
+
+def result(accuracy: float, error: float, tree: Tree, conflicts: float = float("nan")) -> Result:
+    scores = {"a": {"accuracy": accuracy}, "b": {"abs_error": error}}
+    return Result(scores, 100, conflicts, 3.0, tree)
+
+
+def cells(table: object) -> list[list[str]]:
+    columns = table.columns  # type: ignore[attr-defined]
+    return [list(map(str, row)) for row in zip(*(column.cells for column in columns))]
+
+
+def test_delta_p_is_against_the_mean_of_stl() -> None:
+    own, shared = Tree.independent(TASKS, 2), Tree.shared(TASKS, 2)
+    results = {
+        "STL": [result(0.8, 2.0, own), result(0.8, 2.0, own)],
+        "HPS": [result(0.88, 2.0, shared, 0.25), result(0.80, 1.6, shared, 0.35)],
+    }
+    rows = cells(comparison("digits", results))
+    assert rows[0][:3] == ["STL", "+0.00", "+0.00 .. +0.00"]
+    # 5% and 10%: mean of a's +10% and b's 0, and of a's 0 and b's +20%.
+    assert rows[1][0:2] == ["HPS", "+7.50"]
+    assert rows[1][4] == "0.30"
+    assert rows[0][4] == "-"
+    assert mean_scores(results["HPS"])["a"]["accuracy"] == pytest.approx(0.84)
+
+
+def test_intervals_are_students() -> None:
+    low, high = interval([1.0, 2.0, 3.0])  # t of 2 degrees is 4.3027, the error 1 / sqrt(3)
+    assert (low, high) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-4)
+    assert np.isinf(interval([1.0])).all()
+
+
+def test_trees_are_shown_layer_by_layer() -> None:
+    tree = Tree.from_branch_points([1, 2, 3], 2, TASKS)
+    own = [result(0.5, 1.0, tree)]
+    rows = cells(trees_table({"STL": own, "CoNAL": own, "CoNAL + RLW": own}, [7]))
+    assert rows == [["CoNAL", "011 012"]]
+
+
+def test_runs_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {name: supervised.METHODS[name] for name in ("STL", "CoNAL", "CoNAL + RLW")}
+    monkeypatch.setattr(supervised, "METHODS", kept)
+    options = ["--total-steps", "8", "--search.steps", "4"]
+    tables = supervised.measure("digits", [0], 1, tmp_path, options)
+    assert [table.row_count for table in tables] == [3, 3, 1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["conal-0", "conal-rlw-0", "stl-0"]
+    searched, retrained = (tmp_path / f"{n}-0" / "tree.json" for n in ("conal", "conal-rlw"))
+    assert Tree.load(searched) == Tree.load(retrained)
+    monkeypatch.setattr(supervised, "_train", lambda *_: pytest.fail("everything is there"))
+    supervised.measure("digits", [0], 1, tmp_path, options)
+
+
+def test_a_failed_run_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised, "METHODS", {"STL": ["--agent.learning-rate", "-1"]})
+    assert benchmark.main(["supervised", "digits", "--seeds", "1", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: STL, seed 0: ") and "learning_rate" in error
+    assert "\n" not in error
+
+
+def test_a_picture_of_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    few = ["--agent.tree", "shared", "--total-steps", "2", "--agent.aspp-width", "4"]
+    assert train.main(["terrain", "--out", str(run), *few]) == 0
+    capsys.readouterr()
+    command = ["predictions", str(run), "--out", str(tmp_path / "report"), "--images", "2"]
+    assert report.main(command) == 0
+    picture = Path(capsys.readouterr().out.strip())
+    assert picture.name == "predictions-run.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_digits_have_no_pixels_to_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    few = ["--agent.tree", "shared", "--total-steps", "2"]
+    assert train.main(["digits", "--out", str(run), *few]) == 0
+    capsys.readouterr()
+    assert report.main(["predictions", str(run), "--out", str(tmp_path / "report")]) == 2
+    assert "no task of digits predicts pixels" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
