@@ -1,4 +1,4 @@
-"""`python -m conal_rl.evaluate RUN_OR_CHECKPOINT`: success per task of a trained agent."""
+"""`python -m conal_rl.evaluate RUN_OR_CHECKPOINT`: success, or test scores, of what was trained."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress
 
 from conal_rl.commands import Parser, exit_status
-from conal_rl.config import AnyConfig, Config, load_config
+from conal_rl.config import AnyConfig, Config, SupervisedConfig, load_config
+from conal_rl.config.checks import require_device
 from conal_rl.errors import CheckpointError, ConalError, ConfigError
 from conal_rl.runs import atomic_write, load_checkpoint
 
 if TYPE_CHECKING:
     from conal_rl.agents import ConalSAC
-    from conal_rl.evaluation import Evaluation
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,10 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--engine",
         choices=("official", "native"),
-        default="official",
-        help="for Meta-World: the benchmark's own envs or the fast ones (default: %(default)s)",
+        help="for Meta-World: the benchmark's own envs or the fast ones (default: official)",
     )
-    parser.add_argument("--device", default="auto", help="of the agent (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="of the network (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
     parser.add_argument(
         "--video", type=Path, metavar="DIR", help="film one episode of each Meta-World task"
@@ -84,14 +83,14 @@ def config_of(path: Path) -> AnyConfig:
     return load_config(path.parents[1] / "config.yaml")
 
 
-def write_json(evaluation: Evaluation, file: Path) -> None:
+def write_json(report: Mapping[str, Any], file: Path) -> None:
     """Write atomically: readers see the old file or the whole new one.
 
     Raises:
         ConfigError: `file` cannot be written.
     """
     try:
-        atomic_write(file, json.dumps(evaluation.to_json(), indent=2) + "\n")
+        atomic_write(file, json.dumps(report, indent=2) + "\n")
     except OSError as error:
         raise ConfigError(f"cannot write {file}: {error.strerror}") from error
 
@@ -103,10 +102,32 @@ def run(arguments: Sequence[str] | None = None) -> None:
         ConalError: whatever is wrong with the command line, the run or the machine.
     """
     options = _parser().parse_args(arguments)
+    require_device("--device", options.device)
     if options.json is not None and options.json.is_dir():
         raise ConfigError(f"cannot write {options.json}: it is a folder")
     if options.json is not None and not options.json.parent.is_dir():
         raise ConfigError(f"cannot write {options.json}: its folder does not exist")
+    config = config_of(options.path)
+    if isinstance(config, SupervisedConfig):
+        _test(config, options)
+    else:
+        _play(options)
+
+
+def _test(config: SupervisedConfig, options: argparse.Namespace) -> None:
+    for name in ("episodes", "seed", "engine", "video"):
+        if getattr(options, name) is not None:
+            raise ConfigError(f"--{name}: {options.path} is a supervised run, without episodes")
+    from conal_rl.supervised.testing import load_network, print_report, test
+
+    network, problem = load_network(options.path, config, options.device)
+    report = test(network, problem, config, next(network.parameters()).device)
+    print_report(report)
+    if options.json is not None:
+        write_json(report, options.json)
+
+
+def _play(options: argparse.Namespace) -> None:
     try:
         from conal_rl import evaluation  # here, so that --help and wrong options answer at once
     except Exception as error:
@@ -126,12 +147,12 @@ def run(arguments: Sequence[str] | None = None) -> None:
             suite,
             episodes,
             seed,
-            options.engine,
+            options.engine or "official",
             lambda done, wanted: bar.update(task, completed=done, total=wanted),
         )
     Console().print(result.table())
     if options.json is not None:
-        write_json(result, options.json)
+        write_json(result.to_json(), options.json)
     if options.video is not None:
         for video in evaluation.record_videos(policy, suite, seed, options.video):
             print(video)

@@ -54,17 +54,29 @@ def _take(left: list[str], kind: Any) -> list[str]:
     if kind is bool:
         explicit = bool(left) and left[0].lower() in ("true", "false")
         return [left.pop(0)] if explicit else ["true"]
-    is_list = any(get_origin(arm) is tuple for arm in (kind, *get_args(kind)))
     taken: list[str] = []
-    while left and not left[0].startswith("--") and (is_list or not taken):
+    while left and not left[0].startswith("--") and (_lists(kind) or not taken):
         taken.append(left.pop(0))
     return taken
 
 
 def _from_words(words: list[str], kind: Any) -> Any:
-    values = words if _holds_text(kind) else [_from_word(word) for word in words]
-    is_list = get_origin(kind) is tuple or len(values) > 1
+    arms = _arms(kind)
+    if type(None) in arms and len(words) == 1 and words[0].lower() == "none":
+        return None
+    values = words if any(_holds_text(arm) for arm in arms) else [_from_word(w) for w in words]
+    # A single word is a list only where the field takes no other single value.
+    is_list = len(values) > 1 or not set(arms) - {*_lists(kind), type(None)}
     return list(values) if is_list else values[0]
+
+
+def _arms(kind: Any) -> tuple[Any, ...]:
+    """The types of a union; of any other type, itself."""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def _lists(kind: Any) -> list[Any]:
+    return [arm for arm in _arms(kind) if get_origin(arm) is tuple]
 
 
 def _holds_text(kind: Any) -> bool:

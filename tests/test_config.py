@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from conal_rl.config import (
     AgentConfig,
     Config,
+    DataConfig,
     EnvConfig,
     EvaluationConfig,
     SearchConfig,
+    SupervisedConfig,
     load_config,
     parse_command_line,
     presets,
@@ -191,6 +193,25 @@ def test_overrides() -> None:
     assert (config.search.only, config.search.gumbel) == (True, False)
     assert (config.seed, config.env.suite) == (3, ("a", "b"))
     assert load_rl("mt10", ["--agent.target-entropy", "-3"]).agent.target_entropy == -3
+
+
+def test_one_word_may_be_a_list() -> None:
+    def data(*words: str) -> DataConfig:
+        config = load_config("celeba9", words)
+        assert isinstance(config, SupervisedConfig)
+        return config.data
+
+    assert data("--data.tasks", "Smiling").tasks == ("Smiling",)
+    assert data("--data.tasks=all").tasks == ("all",)
+    assert data("--data.tasks", "Bald", "Smiling").tasks == ("Bald", "Smiling")
+    assert data("--data.tasks", "7", "8").tasks == ("7", "8")
+    assert data("--data.tasks", "None").tasks is None
+    assert data("--data.root", "none").root is None
+    assert data("--data.size", "8", "9").size == (8, 9)
+    assert load_rl("mt10", ["--agent.widths", "8"]).agent.widths == (8,)
+    assert load_rl("mt10", ["--env.suite", "mt50"]).env.suite == "mt50"
+    with pytest.raises(ConfigError, match=r"data\.size: got \[8\], expected 2 integers or None"):
+        data("--data.size", "8")
 
 
 def test_the_search_keeps_its_share_of_other_total_steps() -> None:

@@ -24,6 +24,7 @@ from conal_rl.core import (
     Rule,
     SearchSpace,
     Space,
+    Supernet,
     Tree,
     linear_chain,
 )
@@ -35,6 +36,7 @@ FEATURES, WIDTH, DEPTH = 6, 12, 3
 SAMPLES, NOISE, BATCH = 256, 0.5, 64  # samples of each task for training, as many for the gates
 STEPS = 1800  # of weights and of gates, over all stages
 WEIGHT_RATE, GATE_RATE = 0.02, 0.05
+SPECIFIC_DECAY = 1.0  # AdamW's weight decay of purely-specific modules; nothing else decays
 TEMPERATURE = (2.0, 0.3)  # of the Gumbel-softmax, at the start and the end of a stage
 
 Batch = tuple[Tensor, Tensor]
@@ -152,7 +154,7 @@ def _search_in(network: SearchSpace, family: Family, rule: Rule, steps: int) -> 
         x, y = batch
         return nn.functional.mse_loss(network(x) @ head, y, reduction="none").mean(dim=(1, 2))
 
-    weights = torch.optim.Adam(network.weights(), lr=WEIGHT_RATE, fused=True)
+    weights = weight_optimizer(network)
     gates = torch.optim.Adam([network.gates], lr=GATE_RATE)
     noticing = ConflictNoticing(network.shared_layers(), rule)
     start, end = TEMPERATURE
@@ -162,6 +164,25 @@ def _search_in(network: SearchSpace, family: Family, rule: Rule, steps: int) -> 
         with noticing.capture():
             captured = losses(family.training())
         weight_step(captured, weights, noticing)
+
+
+def weight_optimizer(network: SearchSpace) -> torch.optim.AdamW:
+    """AdamW on all but the gates, which lets purely-specific modules decay, where there are any.
+
+    Without it a task's own modules fit its samples before a joint branch has settled on a group.
+    """
+    has_specific = isinstance(network, (StageNetwork, Supernet))
+    specific = list(network.specific.parameters()) if has_specific else []
+    own = {id(p) for p in specific}
+    others = [p for p in network.weights() if id(p) not in own]
+    return torch.optim.AdamW(
+        [
+            {"params": specific, "weight_decay": SPECIFIC_DECAY},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=WEIGHT_RATE,
+        fused=True,
+    )
 
 
 def rand_index(found: Sequence[int], truth: Sequence[int]) -> float:

@@ -1,5 +1,6 @@
 """Ranges of fields: what is out of one is a ConfigError that names it, in one line."""
 
+import re
 from typing import Any
 
 from conal_rl.errors import ConfigError
@@ -15,6 +16,12 @@ def require(holds: bool, field: str, value: Any, allowed: str) -> None:
 def require_seed(field: str, seed: int) -> None:
     """Raise ConfigError unless numpy takes the seed."""
     require(0 <= seed < 2**32, field, seed, "0 or more and below 2**32, as numpy's seeds are")
+
+
+def require_device(field: str, device: str) -> None:
+    """Raise ConfigError unless it names a place where networks can run."""
+    placed = re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", device) is not None
+    require(placed, field, device, "auto, cpu, cuda, cuda:N or mps")
 
 
 def positive(section: Any, prefix: str, *fields: str) -> None:

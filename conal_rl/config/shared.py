@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import yaml
 
-from conal_rl.config.checks import positive, require, require_seed
+from conal_rl.config.checks import positive, require, require_device, require_seed
 from conal_rl.errors import ConfigError
 from conal_rl.names import AggregationName, LossWeights, Rule
 from conal_rl.options import lists_for_tuples
@@ -148,8 +148,7 @@ class RunConfig:
         require(named, "name", self.name, "letters, digits, '_', '-' and '.' only")
         positive(self, "", "total_steps", "checkpoint_minutes", "log_interval", "threads")
         require_seed("seed", self.seed)
-        placed = re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", self.device) is not None
-        require(placed, "device", self.device, "auto, cpu, cuda, cuda:N or mps")
+        require_device("device", self.device)
         if self.agent.tree == "search":
             layers, specific = self.agent.depth, self.search.specific_layers
             allowed = f"at most {layers}, {self.agent.depth_field}"

@@ -37,7 +37,7 @@ class _Line:
 
 
 def draw_conflicts(records: Sequence[ConflictRecord]) -> Figure:
-    """The share of negative cosines over env steps, a panel per network and shared layer.
+    """The share of negative cosines over training, a panel per network and shared layer.
 
     Runs that differ only in their seeds are drawn as their mean, in a band from lowest to highest,
     at each step over the runs that have come so far. The grey line is where noise alone would be.
@@ -70,7 +70,7 @@ def draw_conflicts(records: Sequence[ConflictRecord]) -> Figure:
     low, high = (20 * edge(0.5, *map(edge, found)) for edge in (min, max))
     low, high = math.floor(low - 0.2) / 20, math.ceil(high + 0.2) / 20
     panels[0, 0].set_ylim(max(low, -0.02), min(high, 1.02))
-    figure.supxlabel("env steps", size=8, color=INK)
+    figure.supxlabel(" or ".join(sorted({record.steps for record in records})), size=8, color=INK)
     figure.supylabel("share of negative cosines", size=8, color=INK)
     handles = [
         panels[0, 0].plot([], [], **style, label=line.label)[0]
@@ -220,7 +220,7 @@ def draw_cosines(record: ConflictRecord, phase: Phase) -> Figure:
     bar.set_label("mean cosine of two tasks' gradients", size=8, color=INK)
     bar.ax.tick_params(labelsize=7, labelcolor=INK, color=FAINT)
     bar.outline.set_visible(False)
-    title = f"{record.name}: {record.method}, {phase.name}, {phase.steps:,} env steps"
+    title = f"{record.name}: {record.method}, {phase.name}, {phase.steps:,} {record.steps}"
     if tasks <= _SMALL:
         title += "\nin the cells: share of negative cosines, in percent"
     if np.isnan(everything).sum() > tasks * sum(len(phase.networks[n].cosine) for n in networks):

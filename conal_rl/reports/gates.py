@@ -57,7 +57,7 @@ def draw_gates(record: ConflictRecord) -> Figure:
     for column in panels.T:
         shown = [axes for axes in column if axes.get_visible()]
         shown[-1].tick_params(labelbottom=True)
-    figure.supxlabel("env steps", size=8, color=INK)
+    figure.supxlabel(record.steps, size=8, color=INK)
     figure.supylabel("weight of the gate", size=8, color=INK)
     handles = [
         panels[0, 0].plot([], [], color=colours[o], lw=1.8, label=_option(record, o, options))[0]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conal_rl.config import AnyConfig
+from conal_rl.config import AnyConfig, Config
 from conal_rl.errors import CheckpointError, ConfigError
 from conal_rl.runs import Run
 
@@ -28,7 +28,7 @@ _SCALAR = re.compile(r"(conflicts|gates)_(actor|critic|encoder)/(.+)/(\d+)")
 
 @dataclass(frozen=True)
 class Curve:
-    """A scalar over training: env steps, increasing, and values, both `(point,)`."""
+    """A scalar over training: steps, increasing, and values, both `(point,)`."""
 
     steps: Array
     values: Array
@@ -79,6 +79,11 @@ class ConflictRecord:
     phases: tuple[Phase, ...]
     negative: dict[str, dict[int, Curve]]
     gates: dict[str, dict[str, dict[int, Curve]]]
+
+    @property
+    def steps(self) -> str:
+        """What the run's steps are."""
+        return "env steps" if isinstance(self.config, Config) else "updates"
 
 
 def read_record(folder: Path, name: str) -> ConflictRecord:

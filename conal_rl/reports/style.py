@@ -21,7 +21,7 @@ INK, FAINT = "#333333", "#999999"
 
 
 def dress(axes: Axes, ticks: int) -> None:
-    """Quiet axes with env steps on x, at most `ticks` + 1 of them marked."""
+    """Quiet axes with steps on x, at most `ticks` + 1 of them marked."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

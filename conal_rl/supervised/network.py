@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from conal_rl.core import SearchSpace, Structure, Tree, TreeNetwork
 from conal_rl.core.progressive import StageNetwork
+from conal_rl.errors import ConfigError
 from conal_rl.supervised.data.common import Batch
 from conal_rl.supervised.decoders import Heads
 from conal_rl.supervised.problem import Problem
@@ -75,6 +76,17 @@ def autocast(device: torch.device, enabled: bool) -> torch.autocast:
     return torch.autocast(device.type, half, enabled=enabled)
 
 
+def require_compiler(device: torch.device) -> None:
+    """Raise ConfigError where torch.compile does not work."""
+    from torch._dynamo.exc import TorchDynamoException  # not above: it takes a second
+
+    try:
+        torch.compile(torch.neg)(torch.ones(1, device=device))
+    except TorchDynamoException as error:
+        reason = " ".join(str(error).split("\n\n")[0].split())
+        raise ConfigError(f"agent.compile: torch.compile does not work here: {reason}") from error
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The same batch on another device."""
 
@@ -92,11 +104,11 @@ def statistics_kept(network: nn.Module) -> Iterator[None]:
     The gates' step sees validation batches, of which weights and their statistics must not learn.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+    tracking = [norm.track_running_stats for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.track_running_stats = False
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm, tracked in zip(norms, tracking, strict=True):
+            norm.track_running_stats = tracked

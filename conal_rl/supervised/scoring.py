@@ -14,11 +14,11 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
-from conal_rl.errors import CheckpointError, ConfigError
+from conal_rl.errors import CheckpointError, ConalError, ConfigError
 from conal_rl.supervised.data.common import SharedLoader, TaskLoaders
 from conal_rl.supervised.metrics import LOWER_IS_BETTER, Scores, delta_p, total_error
 from conal_rl.supervised.network import task_losses, to_device
-from conal_rl.supervised.problem import Problem
+from conal_rl.supervised.problem import Problem, Task
 
 Loader = SharedLoader | TaskLoaders
 
@@ -79,33 +79,38 @@ def summary(found: Scores, reference: Scores | None) -> dict[str, float]:
     return figures
 
 
-def read_reference(path: str) -> Scores:
-    """The scores in another run's evaluation.json.
+def read_reference(path: str, tasks: Mapping[str, Task]) -> Scores:
+    """The scores in another run's evaluation.json, which must be of these tasks.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: there is no such file, or the scores are of other tasks or not above 0.
         CheckpointError: it is damaged, or not of a supervised run.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {
-            str(task): {str(name): float(value) for name, value in metrics.items()}
-            for task, metrics in content["scores"].items()
-        }
+        found = {str(task): from_json(metrics) for task, metrics in content["scores"].items()}
     except OSError as error:
         raise ConfigError(
             f"evaluation.reference: {path}: cannot be read: {error.strerror}"
         ) from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not the evaluation.json of a supervised run") from error
+    ours = {name: dict.fromkeys(task.metric().names, 0.0) for name, task in tasks.items()}
+    try:
+        delta_p(ours, found)  # only whether there is one
+    except ConalError as error:
+        raise ConfigError(f"evaluation.reference: {path}: {error}") from error
+    return found
 
 
-def jsonable(found: Scores) -> dict[str, dict[str, float | None]]:
-    """Scores for JSON, which has no NaN."""
-    return {
-        task: {name: None if math.isnan(v) else v for name, v in metrics.items()}
-        for task, metrics in found.items()
-    }
+def to_json(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Named values for JSON, which has neither NaN nor infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def from_json(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Inverse of `to_json`, with NaN for null."""
+    return {str(n): math.nan if value is None else float(value) for n, value in values.items()}
 
 
 def table(found: Scores, figures: Mapping[str, float]) -> Table:
@@ -118,5 +123,5 @@ def table(found: Scores, figures: Mapping[str, float]) -> Table:
         for name, value in metrics.items():
             rows.add_row(task, name, "lower" if LOWER_IS_BETTER[name] else "higher", f"{value:.4f}")
     for name, value in figures.items():
-        rows.add_row("all", name, "", f"{value:+.2f}%")
+        rows.add_row("all", name, "", format(value, "+.2f" if name == "delta_p" else ".2f") + "%")
     return rows

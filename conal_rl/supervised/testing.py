@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from conal_rl.errors import CheckpointError, TreeError
 from conal_rl.runs import load_checkpoint
 from conal_rl.supervised.network import MultiTaskNetwork, autocast
 from conal_rl.supervised.problem import Problem, make_problem
-from conal_rl.supervised.scoring import jsonable, read_reference, scores, summary, table
+from conal_rl.supervised.scoring import from_json, read_reference, scores, summary, table, to_json
 
 UNFIT = (
     ArithmeticError,
@@ -34,15 +34,15 @@ def test(
     network: MultiTaskNetwork, problem: Problem, config: SupervisedConfig, device: torch.device
 ) -> dict[str, Any]:
     """Scores on the test part, and the network's size, as JSON types."""
+    path = config.evaluation.reference
+    reference = None if path is None else read_reference(path, problem.tasks)
     loader = problem.loader("test", config.evaluation.batch_size, False)
     precision = autocast(device, config.agent.mixed_precision)
     found = scores(network, problem, loader, device, precision)
-    path = config.evaluation.reference
-    figures = summary(found, None if path is None else read_reference(path))
     return {
         "set": config.data.set,
-        "scores": jsonable(found),
-        **figures,
+        "scores": {task: to_json(metrics) for task, metrics in found.items()},
+        **to_json(summary(found, reference)),
         "parameters": {
             "encoder": sum(p.numel() for p in network.encoder.parameters()),
             "heads": sum(p.numel() for p in network.heads.parameters()),
@@ -52,12 +52,9 @@ def test(
 
 def print_report(report: dict[str, Any]) -> None:
     """Print the scores of `test`."""
-    found = {
-        task: {name: math.nan if value is None else value for name, value in metrics.items()}
-        for task, metrics in report["scores"].items()
-    }
+    found = {task: from_json(metrics) for task, metrics in report["scores"].items()}
     figures = {str(name): report[name] for name in ("total_error", "delta_p") if name in report}
-    Console().print(table(found, figures))
+    Console().print(table(found, from_json(figures)))
 
 
 def load_network(
@@ -73,7 +70,8 @@ def load_network(
     else:
         tensors, about = load_checkpoint(path, groups=["network"])
         weights = tensors["network"]
-    problem = make_problem(config)
+    agent = replace(config.agent, pretrained=None, bert_from_config=True)  # they come from the run
+    problem = make_problem(replace(config, agent=agent))
     try:
         network = MultiTaskNetwork(problem, structure_from_json(about["structure"]))
         network.load_state_dict(weights)

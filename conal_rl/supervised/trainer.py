@@ -26,7 +26,7 @@ from conal_rl.core.saving import (
     write_model,
 )
 from conal_rl.core.search import gate_step
-from conal_rl.errors import CheckpointError, ConalError, TreeError
+from conal_rl.errors import CheckpointError, ConalError, ConfigError, TreeError
 from conal_rl.phases import (
     Phase,
     PhasedRun,
@@ -40,12 +40,14 @@ from conal_rl.runs import Run, atomic_write, load_checkpoint, save_checkpoint
 from conal_rl.supervised.data.common import Batch
 from conal_rl.supervised.network import (
     MultiTaskNetwork,
+    autocast,
+    require_compiler,
     statistics_kept,
     task_losses,
     to_device,
 )
 from conal_rl.supervised.problem import Part, Problem, make_problem
-from conal_rl.supervised.scoring import mean_loss, read_reference
+from conal_rl.supervised.scoring import Loader, mean_loss, read_reference
 from conal_rl.supervised.testing import UNFIT, print_report, test
 
 FORMAT, VERSION = "conal_rl.network", 1
@@ -74,30 +76,24 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         self.problem = problem
         self.tasks = tuple(problem.tasks)
         self.device = get_device(config.device)
-        half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
-        self._autocast = torch.autocast(
-            self.device.type, half, enabled=config.agent.mixed_precision
-        )
+        self._autocast = autocast(self.device, config.agent.mixed_precision)
         self._step = 0
         self._first_step = 0  # of the phase
         self._best, self._best_weights = Best(), dict[str, Tensor]()
-        self._sums = torch.zeros(len(self.tasks))
-        self._summed = 0
+        self._forget_losses()
         self._logger: Logger
         self._build(structure)
 
     @classmethod
     def start(cls, config: SupervisedConfig, out: Path | None) -> SupervisedTraining:
         """Begin a run in a new folder. Everything that can be refused is, before it exists."""
-        if config.evaluation.reference is not None:
-            read_reference(config.evaluation.reference)
         problem = make_problem(config)
+        if config.evaluation.reference is not None:
+            read_reference(config.evaluation.reference, problem.tasks)
         tree = _fixed_tree(config, tuple(problem.tasks))
         structure = tree or search_space(config, tuple(problem.tasks))
         draft = cls(config, Run(Path()), "train" if tree else "search", problem, structure)
-        draft._losses(next(draft._batches()))  # files of the first batch are looked at
-        if tree is None:
-            next(draft._validation_batches(), None)  # Recon has no gates
+        draft._try_out()
         draft._build(structure)
         draft.run = Run.create(config, out)
         if tree is not None:
@@ -111,8 +107,17 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         What `config` changes is kept in the run's config.yaml, for later resumes.
         """
         tensors, state = load_checkpoint(run.folder)
-        require_same_search(config, run.config(), run)
+        began = run.config()
+        assert isinstance(began, SupervisedConfig)
+        require_same_search(config, began, run)
+        if config.agent.optimizer != began.agent.optimizer:
+            raise ConfigError(
+                f"agent.optimizer: got {config.agent.optimizer!r}, but {run.folder} has the state "
+                f"of {began.agent.optimizer!r}; go on with that"
+            )
         problem = make_problem(config)
+        if config.evaluation.reference is not None:
+            read_reference(config.evaluation.reference, problem.tasks)
         try:
             if state["tasks"] != list(problem.tasks):
                 names = ", ".join(state["tasks"])
@@ -157,10 +162,11 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
                     return False
                 self._update(batches, validation)
                 self._step += 1
-                if self._step % settings.log_interval == 0 or self._step == until:
-                    self._log(display)
-                if self._selects and self._step % settings.evaluation.every == 0:
+                last = self._step == until
+                if self._selects and (last or self._step % settings.evaluation.every == 0):
                     self._look_at_validation()
+                if last or self._out_of_patience() or self._step % settings.log_interval == 0:
+                    self._log(display)
                 if time.monotonic() - saved > 60 * settings.checkpoint_minutes:
                     self._checkpoint()
                     saved = time.monotonic()
@@ -171,8 +177,10 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         if self.stop.signal is not None:
             return False
         if self._selects:
-            if self._best.step != self._step:  # the last weights get a look as well
+            if not self._best_weights:  # training went to its end before it was to select
                 self._look_at_validation()
+            if not self._best_weights:
+                raise self._diverged("no validation loss has been finite")
             self.network.load_state_dict(self._best_weights)
         return True
 
@@ -195,6 +203,10 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         return trees[0].to_json()
 
     def _checkpoint(self) -> None:
+        # A training that has diverged must not replace the last checkpoint.
+        self._mean_losses()
+        if not all(weight.isfinite().all() for weight in self.network.parameters()):
+            raise self._diverged("the weights are not finite")
         optimizers = self._optimizers()
         groups = {
             "network": dict(self.network.state_dict()),
@@ -215,6 +227,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
             "structure": structure_to_json(self.structure),
             "step": self._step,
             "first_step": self._first_step,
+            "losses": {"sums": self._sums.tolist(), "summed": self._summed},
             "best": self._best._asdict() if self._best_weights else None,
             "scalers": {name: scaler.state_dict() for name, scaler in self._scalers().items()},
         }
@@ -251,7 +264,6 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         torch.manual_seed(int(stream.generate_state(1)[0]))
         self.structure = structure
         self.network = MultiTaskNetwork(self.problem, structure).to(self.device)
-        self._forward = torch.compile(self.network) if agent.compile else self.network
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
         momentum = {"momentum": 0.9} if agent.optimizer == "sgd" else {}
         self.optimizer: torch.optim.Optimizer = kinds[agent.optimizer](
@@ -278,6 +290,23 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
             weighting=agent.weighting,
             scaler=torch.amp.GradScaler("cuda") if scales else None,
         )
+        # Dynamo breaks the graph at every module whose tasks' gradients are captured.
+        compiles = agent.compile and self.learner.rule is None
+        self._forward = torch.compile(self.network) if compiles else self.network
+
+    def _try_out(self) -> None:
+        """Read first batches and open what is needed later: what fails, fails before the run."""
+        for task in self.problem.tasks.values():
+            task.metric()  # may lack a package
+        if self.config.agent.compile:
+            require_compiler(self.device)
+        self._losses(next(self._batches()))
+        if self.network.gates is not None:
+            next(self._validation_batches())
+        if self.config.agent.select:
+            next(iter(self._looks()))
+        elif self.phase == "search":
+            self.problem.loader("both", self.config.agent.batch_size, True)
 
     def _update(self, batches: Iterator[Batch], validation: Iterator[Batch]) -> None:
         """One step of the weights, then, in a search, one of the gates."""
@@ -286,7 +315,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         with self.learner.capture():
             losses = self._losses(next(batches))
         self.learner.step(losses, self.config.agent.max_grad_norm)
-        self._sums += losses.detach().cpu()
+        self._sums += losses.detach()
         self._summed += 1
         gates, every = self.network.gates, self.config.search.gate_every
         if gates is not None and (self._step - self._first_step) % every == 0:
@@ -338,9 +367,11 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
     def _selects(self) -> bool:
         return self.phase == "train" and self.config.agent.select
 
+    def _looks(self) -> Loader:
+        return self.problem.loader("validation", self.config.evaluation.batch_size, False)
+
     def _look_at_validation(self) -> None:
-        loader = self.problem.loader("validation", self.config.evaluation.batch_size, False)
-        loss = mean_loss(self.network, self.problem, loader, self.device, self._autocast)
+        loss = mean_loss(self.network, self.problem, self._looks(), self.device, self._autocast)
         if loss < self._best.loss:
             self._best = Best(loss, self._step)
             kept = self.network.state_dict().items()
@@ -353,22 +384,28 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         patience = self.config.agent.patience
         return self._selects and patience is not None and self._best.looks_since >= patience
 
-    def _log(self, display: PhaseDisplay) -> None:
-        """One log line.
-
-        Raises:
-            ConalError: a loss is not finite; the run cannot be saved by going on.
-        """
-        means = (self._sums / max(self._summed, 1)).tolist()
-        for task, mean in zip(self.tasks, means, strict=True):
+    def _mean_losses(self) -> dict[str, float]:
+        """Since the last line of the log. Raises ConalError if one is not finite."""
+        means = dict(zip(self.tasks, (self._sums / max(self._summed, 1)).tolist(), strict=True))
+        for task, mean in means.items():
             if not math.isfinite(mean):
-                raise ConalError(
-                    f"the loss of {task} is {mean} after {self._step} updates: training diverged; "
-                    "resume from the last checkpoint with a lower agent.learning_rate"
-                )
+                raise self._diverged(f"the loss of {task} is {mean}")
+        return means
+
+    def _diverged(self, what: str) -> ConalError:
+        return ConalError(
+            f"{what} after {self._step} updates: training diverged; resume from the last "
+            "checkpoint with a lower agent.learning_rate"
+        )
+
+    def _forget_losses(self) -> None:
+        self._sums, self._summed = torch.zeros(len(self.tasks), device=self.device), 0
+
+    def _log(self, display: PhaseDisplay) -> None:
+        for task, mean in self._mean_losses().items():
             self._logger.record(f"loss/{task}", mean)
         display.line(self._step, self._outcome())
-        self._sums, self._summed = torch.zeros(len(self.tasks)), 0
+        self._forget_losses()
         self._logger.record("train/learning_rate", self.optimizer.param_groups[0]["lr"])
         self._logger.record("time/total_timesteps", self._step)
         self._logger.record("time/phase_steps_per_s", display.rate(self._step))
@@ -393,6 +430,8 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         for name in ("seconds", "search_steps", "search_seconds"):
             setattr(self, name, state[name])
         self._step, self._first_step = state["step"], state["first_step"]
+        self._sums += torch.tensor(state["losses"]["sums"], device=self.device)
+        self._summed = state["losses"]["summed"]
         self.network.load_state_dict(tensors["network"])
         self.learner.loss_weights.load_state_dict(tensors["loss_weights"])
         for name, optimizer in self._optimizers().items():

@@ -6,6 +6,7 @@ processes, and a resumed run may start at any epoch.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -174,6 +175,7 @@ class _Loader:
             sampler=numbers,
             collate_fn=_same,
             num_workers=self.workers,
+            worker_init_fn=_leave_signals,
             generator=own,
         ):
             if isinstance(batch, ConalError):
@@ -389,6 +391,12 @@ def _task_batch(
     return make(
         {task: [own[int(i)] for i in orders[task][stretch]] for task, own in datasets.items()}
     )
+
+
+def _leave_signals(worker: int) -> None:
+    """What stops a run reaches all of its processes; the main one decides when the others end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _same(batch: Any) -> Any:

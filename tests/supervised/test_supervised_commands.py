@@ -1,0 +1,416 @@
+"""Supervised runs by their commands: folders, searches, stopping and resuming, tests, reports."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from conal_rl import evaluate, report, train
+from conal_rl.config import load_config
+from conal_rl.core import Tree
+from conal_rl.runs import load_checkpoint
+from conal_rl.supervised.data.packaged import Digits
+from conal_rl.supervised.trainer import SupervisedTraining
+from tests.supervised.test_problem import METRICS, TEXT, options_of
+
+ROOT = Path(__file__).parents[2]
+TASKS = tuple(Digits.kinds)
+TINY = ["--total-steps", "12", "--search.steps", "6", "--log-interval", "2"]
+DIGITS = [
+    *("digits", *TINY, "--agent.channels", "4", "4", "--agent.strides", "1", "2"),
+    *("--agent.batch-size", "8", "--evaluation.batch-size", "400"),
+]
+ALIKE = ("selected_step", "scores", "steps", "search_steps", "parameters")
+
+
+def run(out: Path, *words: str) -> Path:
+    assert train.main([*words, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Searched, derived, trained, tested; tests copy it before they change it."""
+    return run(tmp_path_factory.mktemp("runs") / "finished", *DIGITS)
+
+
+def stop_at(step: int, patch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
+    """Send this process a signal once the run has made `step` updates."""
+    update = SupervisedTraining._update
+    sent: list[int] = []
+
+    def spied(self: SupervisedTraining, *batches: Any) -> None:
+        update(self, *batches)
+        if self.steps + 1 >= step and not sent:
+            sent.append(step)
+            signal.raise_signal(number)
+
+    patch.setattr(SupervisedTraining, "_update", spied)
+
+
+def run_in_parts(out: Path, words: Sequence[str], steps: Sequence[int]) -> Path:
+    command = [*words, "--out", str(out)]
+    for step in steps:
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at(step, patch)
+            assert train.main(command) == 130
+        assert load_checkpoint(out, groups=[])[1]["step"] == step
+        command = ["--resume", str(out)]
+    assert train.main(command) == 0
+    return out
+
+
+def read(folder: Path, name: str = "evaluation") -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+    return content
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """Of progress.csv, less what the clock says; columns come in any order."""
+    with (folder / "progress.csv").open(newline="") as file:
+        found = [dict(sorted(row.items())) for row in csv.DictReader(file)]
+    for row in found:
+        del row["time/phase_steps_per_s"]
+    return found
+
+
+def steps(folder: Path) -> list[int]:
+    return [int(row["time/total_timesteps"]) for row in rows(folder)]
+
+
+def require_equal(one: Path, other: Path) -> None:
+    """Two runs must have come to the same, to the last bit."""
+    (tensors, state), (again, state_again) = load_checkpoint(one), load_checkpoint(other)
+    for name in ("seconds", "search_seconds"):
+        del state[name], state_again[name]
+    assert state == state_again
+    assert tensors.keys() == again.keys()
+    for group, named in tensors.items():
+        assert named.keys() == again[group].keys()
+        for name, tensor in named.items():
+            assert torch.equal(tensor, again[group][name]), f"{group}: {name}"
+    assert [read(one)[key] for key in ALIKE] == [read(other)[key] for key in ALIKE]
+    assert rows(one) == rows(other)
+    assert (one / "tree.json").read_bytes() == (other / "tree.json").read_bytes()
+
+
+# What a run leaves behind
+
+
+def test_folder_of_a_run(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir() if "tfevents" not in path.name}
+    files = ("config.yaml", "versions.json", "tree.json", "tree.png", "search.json")
+    assert names == {*files, "progress.csv", "evaluation.json", "checkpoints", "model"}
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert (config["name"], config["data"]["set"], config["total_steps"]) == (
+        "digits",
+        "digits",
+        12,
+    )
+    assert [path.name for path in (finished / "checkpoints").iterdir()] == ["step-000000012"]
+    assert steps(finished) == [2, 4, 6, 8, 10, 12]
+    assert all(
+        math.isfinite(float(row[f"loss/{task}"])) for row in rows(finished) for task in TASKS
+    )
+    gates = read(finished, "search")["encoder"]["gates"]
+    points = [gates[task].index(max(gates[task])) + 1 for task in TASKS]
+    assert Tree.load(finished / "tree.json") == Tree.from_branch_points(points, 2, TASKS)
+    about = read(finished)
+    assert (about["steps"], about["search_steps"], about["selected_step"]) == (12, 6, None)
+    assert 0 <= about["search_seconds"] <= about["seconds"]
+
+
+@pytest.mark.parametrize("name", [name for name in METRICS if name != "digits"])
+def test_every_set_from_search_to_test(name: str, tmp_path: Path) -> None:
+    if name in TEXT:
+        pytest.importorskip("transformers")
+    if name == "panx":
+        pytest.importorskip("seqeval")
+    share = {"pascal_context": "0.5", "taskonomy": "0.4"}.get(name, "0.2")
+    few = ["--total-steps", "5", "--search.steps", "3", "--log-interval", "2"]
+    few += ["--search.validation-share", share, "--evaluation.every", "1"]
+    folder = run(tmp_path / "run", name, *options_of(name, tmp_path / "data"), *few)
+    assert {task: tuple(found) for task, found in read(folder)["scores"].items()} == METRICS[name]
+    for metrics in read(folder)["scores"].values():
+        assert all(value is None or math.isfinite(value) for value in metrics.values())
+    config = load_config(folder / "config.yaml")
+    assert Tree.load(folder / "tree.json").check(tuple(METRICS[name]), config.agent.depth)
+    assert read(folder, "search")["tasks"] == list(METRICS[name])
+    assert {2, 3, 4, 5} <= set(steps(folder))  # CoNAL-Pro logs every stage's end
+    for left in ("versions.json", "tree.png", "model/model.json", "model/model.safetensors"):
+        assert (folder / left).is_file()
+    if name.startswith("celeba"):
+        total = sum(100 - 100 * own["accuracy"] for own in read(folder)["scores"].values())
+        assert read(folder)["total_error"] == pytest.approx(total)
+        assert 3 < read(folder)["selected_step"] <= 5
+    require_same_scores(folder, tmp_path)
+
+
+def require_same_scores(folder: Path, tmp_path: Path) -> None:
+    """The evaluate command, of the run and of its checkpoint, says what the run has said."""
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    for path in (folder, checkpoint):
+        file = tmp_path / f"{path.name}.json"
+        assert evaluate.main([str(path), "--json", str(file), "--device", "cpu"]) == 0
+        found = json.loads(file.read_text())
+        assert found == {key: read(folder)[key] for key in found}
+        assert {"scores", "parameters", "set"} <= found.keys()
+
+
+# Searches, trees, weightings
+
+METHODS: dict[str, list[str]] = {
+    "conal": [],
+    "and_deeper": ["--search.rule", "and_deeper", "--search.gate-every", "2"],
+    "gumbel": ["--search.gumbel"],
+    "copies": ["--search.purely-specific", "false", "--search.copies", "2"],
+    "ltb": ["--search.method", "ltb", "--search.copies", "2"],
+    "recon": ["--search.method", "recon", "--search.specific-layers", "1"],
+    "conal_pro": ["--search.method", "conal_pro"],
+    "conal_pro, gumbel": ["--search.method", "conal_pro", "--search.gumbel"],
+    "random": ["--agent.weighting", "random"],
+    "uncertainty": ["--agent.weighting", "uncertainty"],
+    "pcgrad": ["--agent.weighting", "pcgrad"],
+    "counted": ["--agent.conflict-rule", "consensus"],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_searches_resume_as_if_never_stopped(method: str, tmp_path: Path) -> None:
+    """Stopped in the search, as it (or a stage of CoNAL-Pro) ends, and in training."""
+    words = [*DIGITS, *METHODS[method]]
+    whole = run(tmp_path / "whole", *words)
+    tree = Tree.load(whole / "tree.json").check(TASKS, 2)
+    searched = read(whole, "search")["steps"]
+    assert searched == 6 or (method.startswith("conal_pro") and searched == 3)  # all settled
+    if method == "recon":
+        assert sorted(tree.modules) == [1, 5]
+    if method == "counted":
+        assert read(whole, "training")["encoder"].get("rule", "consensus") == "consensus"
+    require_equal(whole, run_in_parts(tmp_path / "parts", words, (3, 5, 6, 9)))
+
+
+FIXED: dict[str, list[str]] = {
+    "shared": [],
+    "independent": ["--agent.conflict-rule", "any_pair"],
+    "tree.json": ["--agent.conflict-rule", "none", "--agent.weighting", "uncertainty"],
+    "again.json": ["--agent.weighting", "mgda"],
+    "last.json": ["--agent.weighting", "aligned_mtl", "--agent.max-grad-norm", "0.1"],
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_fixed_trees_resume_as_if_never_stopped(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tree = Tree.from_branch_points([1, 3, 3, 2, 2], 2, TASKS)
+    if name.endswith(".json"):
+        Tree.from_branch_points([2, 2, 3, 3, 1], 2, TASKS[::-1]).save(Path(name))
+    else:
+        tree = getattr(Tree, name)(TASKS, 2)
+    words = [*DIGITS, "--agent.tree", name, *FIXED[name]]
+    whole = run(tmp_path / "whole", *words)
+    assert Tree.load(whole / "tree.json") == tree
+    assert not (whole / "search.json").exists()
+    assert read(whole)["search_steps"] == 0
+    if name == "tree.json":
+        encoder = read(whole, "training")["encoder"]
+        assert encoder["rule"] == "none" and encoder["gates"] == {}
+        assert len(encoder["mean_cosine"]) == len(tree.layers)
+    require_equal(whole, run_in_parts(tmp_path / "parts", words, (5, 12)))
+
+
+def test_dropout_and_random_weights_resume_as_if_never_stopped(tmp_path: Path) -> None:
+    words = ["terrain", *TINY, "--agent.channels", "4", "4", "--agent.strides", "2", "2"]
+    words += ["--agent.aspp-width", "4", "--agent.aspp-rates", "1", "--agent.dropout", "0.5"]
+    words += ["--agent.weighting", "random", "--agent.batch-size", "4"]
+    words += ["--agent.optimizer", "sgd", "--agent.schedule", "halve", "--agent.halve-every", "2"]
+    whole = run(tmp_path / "whole", *words)
+    require_equal(whole, run_in_parts(tmp_path / "parts", words, (2, 9)))
+
+
+def test_workers_change_nothing_resumed_or_not(finished: Path, tmp_path: Path) -> None:
+    parts = run_in_parts(tmp_path / "parts", [*DIGITS, "--data.workers", "1"], (4, 9))
+    require_equal(finished, parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_that_reach_workers_as_well(number: signal.Signals, tmp_path: Path) -> None:
+    """As Ctrl-C in a terminal does, and most schedulers of clusters."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "conal_rl.train", *DIGITS, "--data.workers", "2"]
+    command += ["--out", str(folder), "--total-steps", "100000", "--search.steps", "50000"]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 100
+        log = folder / "progress.csv"
+        while not log.is_file() or log.stat().st_size == 0:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=100)
+    assert process.returncode == 128 + number
+    assert errors.count("stopping after this step") == 1
+    assert errors.splitlines()[-1].endswith(f"--resume {folder}")
+    assert load_checkpoint(folder, groups=[])[1]["phase"] == "search"
+
+
+def test_selection_resumes_as_if_never_stopped(tmp_path: Path) -> None:
+    words = [*DIGITS, "--agent.select", "--evaluation.every", "2", "--agent.learning-rate", "0.1"]
+    whole = run(tmp_path / "whole", *words, "--agent.patience", "3")
+    found = read(whole)["selected_step"]
+    assert found in (8, 10, 12)
+    looked = [float(row["validation/loss"]) for row in rows(whole)[3:]]
+    assert looked.index(min(looked)) == (found - 8) // 2
+    words += ["--agent.patience", "3"]
+    require_equal(whole, run_in_parts(tmp_path / "parts", words, (7, 8, 11)))
+
+
+def test_stopped_between_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the next stage begun and nothing trained in it."""
+    words = [*DIGITS, *METHODS["conal_pro"]]
+    whole, parts = run(tmp_path / "whole", *words), tmp_path / "parts"
+    next_stage = SupervisedTraining._next_stage
+
+    def signalled(self: SupervisedTraining) -> bool:
+        follows = next_stage(self)
+        signal.raise_signal(signal.SIGTERM)
+        return follows
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SupervisedTraining, "_next_stage", signalled)
+        assert train.main([*words, "--out", str(parts)]) == 128 + signal.SIGTERM
+    state = load_checkpoint(parts, groups=[])[1]
+    assert (state["step"], state["structure"]["number"]) == (3, 2)
+    assert train.main(["--resume", str(parts)]) == 0
+    require_equal(whole, parts)
+
+
+def test_stages_go_on_with_what_they_have_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt: list[dict[str, torch.Tensor]] = []
+    next_stage = SupervisedTraining._next_stage
+
+    def spied(self: SupervisedTraining) -> bool:
+        before = {name: t.clone() for name, t in self.network.state_dict().items()}
+        follows = next_stage(self)
+        learnt.extend([before, {n: t.clone() for n, t in self.network.state_dict().items()}])
+        return follows
+
+    monkeypatch.setattr(SupervisedTraining, "_next_stage", spied)
+    run(tmp_path / "run", *DIGITS, *METHODS["conal_pro"])
+    before, after = learnt[:2]
+    kept = [name for name in after if name.startswith(("heads.", "encoder.joint.layers.0."))]
+    assert kept and all(torch.equal(before[name], after[name]) for name in kept)
+    assert (before["encoder.gates"] != 1).any() and (after["encoder.gates"] == 1).all()
+
+
+def test_search_alone_then_the_rest(finished: Path, tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", *DIGITS, "--search.only")
+    assert not (folder / "evaluation.json").exists()
+    assert train.main(["--resume", str(folder), "--search.no-only"]) == 0
+    require_equal(finished, folder)
+
+
+def test_a_finished_run_goes_on(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    (folder / "evaluation.json").unlink()
+    assert train.main(["--resume", str(folder)]) == 0
+    require_equal(finished, folder)
+    assert train.main(["--resume", str(folder), "--total-steps", "15"]) == 0
+    assert steps(folder) == [2, 4, 6, 8, 10, 12, 14, 15]
+    assert (read(folder)["steps"], read(folder)["search_steps"]) == (15, 6)
+    assert train.main(["--resume", str(folder), "--agent.select"]) == 0  # too late to train for it
+    assert read(folder)["selected_step"] is None
+    assert train.main(["--resume", str(folder), "--total-steps", "16"]) == 0
+    assert read(folder)["selected_step"] == 16
+
+
+# Against another run
+
+
+def test_against_a_reference(finished: Path, tmp_path: Path) -> None:
+    reference = read(finished)
+    for metrics in reference["scores"].values():
+        for name in metrics:
+            metrics[name] /= 2
+    (tmp_path / "half.json").write_text(json.dumps(reference))
+    folder = run(tmp_path / "run", *DIGITS, "--evaluation.reference", str(tmp_path / "half.json"))
+    # Four tasks are twice as good, ink's error is twice as high.
+    assert read(folder)["delta_p"] == pytest.approx(100 * (4 - 1) / 5)
+
+
+# Other commands
+
+
+def test_evaluate_refuses_what_is_for_agents(
+    finished: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for option in ("--video", "--episodes", "--seed", "--engine"):
+        value = {"--video": str(tmp_path / "film"), "--engine": "native"}.get(option, "3")
+        assert evaluate.main([str(finished), option, value]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {option}: {finished} is a supervised run")
+    assert not (tmp_path / "film").exists()
+    assert evaluate.main([str(finished), "--device", "gpu"]) == 2
+    assert capsys.readouterr().err.startswith("error: --device: got 'gpu', expected auto, cpu")
+
+
+def test_evaluate_on_the_device_asked_for(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def spied(device: str) -> torch.device:
+        asked.append(device)
+        return torch.device("cpu")
+
+    monkeypatch.setattr("conal_rl.supervised.testing.get_device", spied)
+    assert evaluate.main([str(finished), "--device", "cuda:3"]) == 0
+    assert asked == ["cuda:3"]
+
+
+def test_evaluate_of_a_damaged_run(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    weights = folder / "model" / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1)
+    assert evaluate.main([str(folder)]) == 2
+    about = read(folder / "model", "model") | {"structure": {"space": "conal"}}
+    shutil.copy(finished / "model" / "model.safetensors", weights)
+    (folder / "model" / "model.json").write_text(json.dumps(about))
+    assert evaluate.main([str(folder)]) == 2
+    damaged, unfit = capsys.readouterr().err.splitlines()
+    assert "damaged" in damaged and "does not fit its config" in unfit
+
+
+def test_report_of_conflicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counted = ["--agent.conflict-rule", "none", "--search.rule", "any_pair"]
+    folder = run(tmp_path / "run", *DIGITS, *counted, "--search.gate-learning-rate", "1")
+    capsys.readouterr()
+    out = tmp_path / "figures"
+    assert report.main(["conflicts", str(folder), "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "CoNAL" in told and "encoder 1" in told
+    written = {path.name for path in out.iterdir()}
+    assert {"conflicts.png", "cosines-run.png", "gates-run.png"} <= written
+    assert report.main(["conflicts", str(folder / "model"), "--out", str(out)]) == 2

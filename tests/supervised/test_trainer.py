@@ -1,0 +1,375 @@
+"""Steps of supervised training: who learns from what, precision, compilation, selection."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from conal_rl import train
+from conal_rl.config import SupervisedConfig, load_config
+from conal_rl.core import Tree
+from conal_rl.phases import search_space
+from conal_rl.runs import Run
+from conal_rl.supervised import trainer
+from conal_rl.supervised.data.common import Batch, SharedLoader, TaskLoaders
+from conal_rl.supervised.network import task_losses
+from conal_rl.supervised.problem import Part, Problem, make_problem
+from conal_rl.supervised.testing import load_network
+from conal_rl.supervised.testing import test as score
+from conal_rl.supervised.trainer import SupervisedTraining
+from tests.supervised.test_problem import options_of
+from tests.supervised.test_supervised_commands import DIGITS, METHODS, read, rows, run
+
+State = dict[str, Tensor]
+NORM = (".running_mean", ".running_var", ".num_batches_tracked")
+
+
+def started(*words: str) -> SupervisedTraining:
+    """A training that has made no step; it has no folder."""
+    config = load_config(DIGITS[0], [*DIGITS[1:], *words])
+    assert isinstance(config, SupervisedConfig)
+    problem = make_problem(config)
+    tasks = tuple(problem.tasks)
+    tree = trainer._fixed_tree(config, tasks)
+    phase: Any = "train" if tree else "search"
+    structure = tree or search_space(config, tasks)
+    return SupervisedTraining(config, Run(Path()), phase, problem, structure)
+
+
+def update(training: SupervisedTraining, count: int = 1) -> None:
+    batches, validation = training._batches(), training._validation_batches()
+    for _ in range(count):
+        training._update(batches, validation)
+        training._step += 1
+
+
+def state(training: SupervisedTraining) -> State:
+    return {name: t.clone() for name, t in training.network.state_dict().items()}
+
+
+def changed(before: State, after: State) -> set[str]:
+    return {name for name in after if not torch.equal(before[name], after[name])}
+
+
+# Who learns from what
+
+
+@pytest.mark.parametrize("method", ["conal", "copies", "ltb", "conal_pro"])
+def test_each_step_changes_its_own_alone(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do the gates' batches leave a trace in batch norm's statistics."""
+    training = started(*METHODS[method])
+    between: list[State] = []
+    step = training.learner.step
+
+    def spied(*arguments: Any) -> None:
+        step(*arguments)
+        between.append(state(training))
+
+    monkeypatch.setattr(training.learner, "step", spied)
+    for _ in range(2):
+        before = state(training)
+        update(training)
+        weights = changed(before, between[-1])
+        assert "encoder.gates" not in weights
+        assert any(name.endswith(NORM) for name in weights)
+        assert any(name.startswith("heads") for name in weights)
+        assert changed(between[-1], state(training)) == {"encoder.gates"}
+    assert all(parameter.grad is None for parameter in training.network.parameters())
+
+
+def test_gates_step_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    stepped: list[int] = []
+    training = started("--search.gate-every", "3")
+    monkeypatch.setattr(trainer, "gate_step", lambda *_: stepped.append(training.steps))
+    update(training, 7)
+    assert stepped == [0, 3, 6]
+
+
+class Watched:
+    """A loader that tells what has been read."""
+
+    def __init__(self, loader: SharedLoader | TaskLoaders, note: Callable[[Batch], None]):
+        self.loader, self.note = loader, note
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self._noted, self.loader)
+
+    def endless(self, first: int = 0) -> Iterator[Batch]:
+        return map(self._noted, self.loader.endless(first))
+
+    def _noted(self, batch: Batch) -> Batch:
+        self.note(batch)
+        return batch
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, Part, bool], set[bytes]]:
+    """Images read, by phase (with "test" for the end), part and whether for training."""
+    found: dict[tuple[str, Part, bool], set[bytes]] = {}
+    phase = ["search"]
+
+    def watched(config: SupervisedConfig) -> Problem:
+        problem = make_problem(config)
+
+        def loader(part: Part, size: int, training: bool) -> Any:
+            def note(batch: Batch) -> None:
+                images = {image.numpy().tobytes() for image in batch.inputs[0]}
+                found.setdefault((phase[0], part, training), set()).update(images)
+
+            return Watched(problem.loader(part, size, training), note)
+
+        return dataclasses.replace(problem, loader=loader)
+
+    def entering(name: str, method: str) -> None:
+        original = getattr(SupervisedTraining, method)
+
+        def entered(self: SupervisedTraining, *arguments: Any) -> None:
+            phase[0] = name
+            original(self, *arguments)
+
+        monkeypatch.setattr(SupervisedTraining, method, entered)
+
+    entering("train", "_train_trees")
+    entering("test", "_evaluate_finally")
+    monkeypatch.setattr(trainer, "make_problem", watched)
+    return found
+
+
+NYUV2 = ["--search.validation-share", "0.4", "--total-steps", "30", "--search.steps", "15"]
+
+
+@pytest.mark.parametrize("select", [False, True])
+def test_parts_are_for_what_they_are_for(
+    select: bool, seen: dict[tuple[str, Part, bool], set[bytes]], tmp_path: Path
+) -> None:
+    """Ten images, four of them cut off; and three for the test, which are repeated from the ten."""
+    words = ["nyuv2", *options_of("nyuv2", tmp_path / "data"), *NYUV2]
+    run(tmp_path / "run", *words, *["--agent.select", "--evaluation.every", "5"] * select)
+    weights, gates = seen[("search", "train", True)], seen[("search", "validation", True)]
+    assert (len(weights), len(gates), len(weights & gates)) == (6, 4, 0)
+    after: dict[tuple[str, Part, bool], set[bytes]] = {("train", "both", True): weights | gates}
+    if select:
+        after = {("train", "train", True): weights, ("train", "validation", False): gates}
+        # Looked at once before the run begins.
+        assert seen.pop(("search", "validation", False)) <= gates
+    for key, images in after.items():
+        assert seen[key] == images
+    assert len(seen[("test", "test", False)]) == 3
+    assert set(seen) == {
+        ("search", "train", True),
+        ("search", "validation", True),
+        *after,
+        ("test", "test", False),
+    }
+
+
+def test_retraining_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and optimiser of the search are not gone on with."""
+    states: list[Any] = []
+    train_trees = SupervisedTraining._train_trees
+
+    def spied(self: SupervisedTraining, trees: tuple[Tree, ...]) -> None:
+        searched = {p.data_ptr() for p in self.network.parameters()}
+        heads = deepcopy(self.network.heads.state_dict())
+        train_trees(self, trees)
+        states.extend([heads, deepcopy(self.network.heads.state_dict()), self.optimizer.state])
+        assert not searched & {p.data_ptr() for p in self.network.parameters()}
+
+    monkeypatch.setattr(SupervisedTraining, "_train_trees", spied)
+    run(tmp_path / "run", *DIGITS)
+    searched, anew, optimizer = states
+    assert changed(searched, anew) and isinstance(optimizer, dict)
+
+
+# Selection
+
+
+@pytest.mark.parametrize(
+    "losses, kept, stopped",
+    [
+        ([3.0, 1.0, 2.0, 1.0, 0.5], 6, 12),  # the fourth look is no lower: patience is up
+        ([3.0, 1.0, 2.0, 0.5, 0.7], 12, 14),  # looks are every three steps and after the last
+        ([1.0, 3.0, 0.9, 0.8, 0.7], 14, 14),
+        ([float("nan"), 3.0, 4.0, 2.0, 1.0], 14, 14),
+    ],
+)
+def test_selection(
+    losses: list[float],
+    kept: int,
+    stopped: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: dict[int, State] = {}
+    left = iter(losses)
+    training: list[SupervisedTraining] = []
+    learn = SupervisedTraining._learn
+
+    def scripted(network: torch.nn.Module, *_: Any) -> float:
+        looks[training[0].steps] = {n: t.clone() for n, t in network.state_dict().items()}
+        return next(left)
+
+    def watched(self: SupervisedTraining, until: int) -> bool:
+        training[:] = [self]
+        return learn(self, until)
+
+    monkeypatch.setattr(trainer, "mean_loss", scripted)
+    monkeypatch.setattr(SupervisedTraining, "_learn", watched)
+    words = [*DIGITS, "--agent.tree", "shared", "--agent.select", "--evaluation.every", "3"]
+    words += ["--agent.patience", "2", "--total-steps", "14", "--log-interval", "4"]
+    folder = run(tmp_path / "run", *words)
+    assert (read(folder)["selected_step"], read(folder)["steps"]) == (kept, stopped)
+    network, _ = load_network(folder, training[0].config, "cpu")
+    assert not changed(looks[kept], network.state_dict())
+    assert rows(folder)[-1]["validation/loss"] == str(losses[len(looks) - 1])
+    assert rows(folder)[-1]["time/total_timesteps"] == str(stopped)
+    assert train.main(["--resume", str(folder)]) == 0  # has nothing left to look at
+    assert read(folder)["selected_step"] == kept
+
+
+def test_no_finite_validation_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trainer, "mean_loss", lambda *_: float("nan"))
+    words = [*DIGITS, "--agent.tree", "shared", "--agent.select", "--out", str(tmp_path / "run")]
+    assert train.main(words) == 2
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith("error: no validation loss has been finite after 12 updates: training diverged")
+    )
+
+
+# Precision
+
+SGD = ("--agent.optimizer", "sgd", "--agent.learning-rate", "0.1", "--agent.max-grad-norm", "0.5")
+WAYS = {
+    "conal": [],
+    "shared": ["--agent.tree", "shared"],
+    "held": ["--agent.tree", "shared", "--agent.conflict-rule", "consensus"],
+    "uncertainty": ["--agent.tree", "shared", "--agent.weighting", "uncertainty"],
+    "mgda": ["--agent.tree", "shared", "--agent.weighting", "mgda"],
+}
+
+
+@pytest.mark.parametrize("way", ["conal", "held"])
+def test_bfloat16_on_a_cpu_learns_alike(way: str, tmp_path: Path) -> None:
+    longer = ["--total-steps", "60", "--search.steps", "30", "--log-interval", "15"]
+    words = [*DIGITS, *WAYS[way], *longer, "--agent.learning-rate", "0.01"]
+    folder = run(tmp_path / "half", *words, "--agent.mixed-precision")
+    full = run(tmp_path / "full", *words)
+    totals = [
+        [sum(float(value) for key, value in row.items() if key[:5] == "loss/") for row in rows(r)]
+        for r in (folder, full)
+    ]
+    assert totals[0][-1] < totals[0][-2]
+    assert totals[0] == pytest.approx(totals[1], rel=0.05) and totals[0] != totals[1]
+    config = load_config(folder / "config.yaml")
+    assert isinstance(config, SupervisedConfig)
+    again = score(*load_network(folder, config, "cpu"), config, torch.device("cpu"))
+    assert again["scores"] == read(folder)["scores"]
+
+
+def test_half_precision_is_used_and_losses_are_not_in_it() -> None:
+    training = started("--agent.mixed-precision")
+    found: list[torch.dtype] = []
+    for module in training.network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_hook(lambda *a: found.append(a[2].dtype))
+    assert training._losses(next(training._batches())).dtype == torch.float32
+    assert set(found) == {torch.bfloat16}
+
+
+def with_scalers(training: SupervisedTraining, scale: float) -> torch.amp.GradScaler:
+    training.learner.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    training._gate_scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return training.learner.scaler
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_scaled_steps_are_the_unscaled(way: str) -> None:
+    plain, scaled = started(*SGD, *WAYS[way]), started(*SGD, *WAYS[way])
+    with_scalers(scaled, 2.0**10)
+    for _ in range(3):
+        for training in (plain, scaled):
+            update(training)
+        assert_close(state(scaled), state(plain), rtol=1e-4, atol=1e-6)
+
+
+def test_clipping_comes_after_unscaling() -> None:
+    training = started(*SGD, "--agent.tree", "shared")
+    with_scalers(training, 2.0**10)
+    reference = deepcopy(training.network)
+    batch = next(training._batches())
+    losses = task_losses(training.problem, reference(batch.inputs), batch)
+    losses.sum().backward()
+    gradients = [p.grad for p in reference.parameters() if p.grad is not None]
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    assert norm > 0.5
+    update(training)
+    for mine, its in zip(training.network.parameters(), reference.parameters(), strict=True):
+        assert its.grad is not None
+        assert_close(mine, its - 0.1 * its.grad * 0.5 / norm, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_overflow_changes_no_weight(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = started(*WAYS[way])
+    scaler = with_scalers(training, 2.0**10)
+    update(training)
+    before, losses = state(training), training._losses
+    if training.learner.noticing is not None:
+        training.learner.noticing.study_every = 1
+    with monkeypatch.context() as patch:
+        # Beyond single precision's 2^128.
+        patch.setattr(training, "_losses", lambda batch: losses(batch) * 2.0**122)
+        update(training, 2)
+    assert {name for name in changed(before, state(training)) if not name.endswith(NORM)} == set()
+    assert scaler.get_scale() == 2.0**8
+    if training.learner.noticing is not None:
+        json.dumps(training.learner.report(), allow_nan=False)
+        tensors, _ = training.learner.noticing.state()
+        assert all(tensor.isfinite().all() for tensor in tensors.values())
+    update(training)
+    assert {name for name in changed(before, state(training)) if name.startswith("heads")}
+    assert all(parameter.isfinite().all() for parameter in training.network.parameters())
+
+
+# Compilation
+
+
+@pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler"
+)
+@pytest.mark.slow
+def test_compiled_is_eager() -> None:
+    eager, compiled = (started(*SGD, *WAYS["shared"], *more) for more in ((), ["--agent.compile"]))
+    assert compiled._forward is not compiled.network
+    batch = next(eager._batches())
+    assert_close(
+        compiled._forward(batch.inputs), eager._forward(batch.inputs), rtol=1e-4, atol=1e-5
+    )
+    for training in (eager, compiled):
+        update(training, 2)
+    assert_close(state(compiled), state(eager), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["conal", "held", "mgda"])
+def test_steps_that_capture_gradients_are_eager(way: str) -> None:
+    training = started(*WAYS[way], "--agent.compile")
+    assert training._forward is training.network
+    update(training)
