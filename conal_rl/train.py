@@ -308,6 +308,7 @@ def make_agent(
         weighting=agent.weighting,
         conflict_margin=search.margin,
         conflict_smoothing=search.smoothing,
+        specific_decay=search.specific_decay,
         gate_learning_rate=search.gate_learning_rate,
         gate_every=search.gate_every,
         validation_share=search.validation_share,

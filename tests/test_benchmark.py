@@ -9,7 +9,6 @@ import torch
 
 from conal_rl import benchmark
 from conal_rl.benchmarks import groups, update
-from conal_rl.core import SearchSpace, linear_chain
 
 
 def rows_of(table: str) -> dict[str, list[str]]:
@@ -177,25 +176,6 @@ def test_groups(capsys: pytest.CaptureFixture[str], threads: None) -> None:
         assert recovered == "0 of 2"
         assert float(lowest) <= float(mean) < 1
         assert len(labels.split()) == 9
-
-
-@pytest.mark.parametrize("name", ["CoNAL-Pro", "CoNAL", "LTB"])
-def test_purely_specific_modules_alone_decay(name: str) -> None:
-    """With zero gradients AdamW's step is the decay: a factor of 1 - rate * decay."""
-    chain = linear_chain(groups.FEATURES, [groups.WIDTH] * groups.DEPTH, layer_norm=True)
-    network = groups.METHODS[name].space(9).network([f"t{i}" for i in range(9)], chain)
-    assert isinstance(network, SearchSpace)
-    before = {key: p.detach().clone() for key, p in network.named_parameters()}
-    optimizer = groups.weight_optimizer(network)
-    for weight in network.weights():
-        weight.grad = torch.zeros_like(weight)
-    optimizer.step()
-    factor = 1 - groups.WEIGHT_RATE * groups.SPECIFIC_DECAY
-    decayed = [key for key in before if key.startswith("specific.")]
-    assert bool(decayed) == (name != "LTB")
-    for key, weight in network.named_parameters():
-        expected = before[key] * (factor if key in decayed else 1)
-        torch.testing.assert_close(weight.detach(), expected)
 
 
 def test_rand_index_by_hand() -> None:

@@ -22,7 +22,7 @@ from conal_rl.agents.policies import CONAL, ConalPolicy, TaskActor, TaskCritics
 from conal_rl.agents.replay import TaskBatch, TaskReplayBuffer
 from conal_rl.core import ConflictNoticing, ReconSpace, Rule, SearchSpace, Structure, Tree
 from conal_rl.core.learner import ConflictSettings, Learner
-from conal_rl.core.search import apply_gradients, gate_step
+from conal_rl.core.search import apply_gradients, decay_specific, gate_step
 from conal_rl.errors import ConalError
 
 
@@ -49,6 +49,7 @@ class ConalSAC(SAC):
         weighting: `equal`, `random` or `uncertainty` weights of the tasks' losses, or one of
             `conal_rl.core.weighting.AGGREGATIONS` for the gradients of what a fixed tree shares.
             Uncertainty weights take losses for likelihoods, so that the actor's stay equal.
+        specific_decay: weight decay of purely-specific modules in a search.
         gate_learning_rate, gate_every: Adam on the gates; weight steps per gate step.
         validation_share: share of episodes kept for the gates.
         gumbel_temperature: `(start, end)` of straight-through Gumbel gates over `learn`, or None
@@ -78,6 +79,7 @@ class ConalSAC(SAC):
         conflict_smoothing: float = 0.0,
         hold_after_search: bool = False,
         weighting: str = "equal",
+        specific_decay: float = 0.0,
         gate_learning_rate: float = 3e-4,
         gate_every: int = 1,
         validation_share: float = 0.1,
@@ -107,6 +109,7 @@ class ConalSAC(SAC):
         self.conflict_smoothing = conflict_smoothing
         self.hold_after_search = hold_after_search
         self.weighting = weighting
+        self.specific_decay = specific_decay
         self.gate_learning_rate = gate_learning_rate
         self.gate_every = gate_every
         self.gumbel_temperature = gumbel_temperature
@@ -160,6 +163,10 @@ class ConalSAC(SAC):
             self.log_ent_coef = self.log_ent_coef.detach().repeat(len(self.tasks))
             self.log_ent_coef.requires_grad_(True)
             self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
+        for network in (self.actor, self.critic):
+            if self.specific_decay and isinstance(network.encoder, SearchSpace):
+                specific = network.encoder.specific_weights()
+                decay_specific(network.optimizer, specific, self.specific_decay)
         self.gates = {
             name: network.gates
             for name, network in (("actor", self.actor), ("critic", self.critic))

@@ -24,19 +24,18 @@ from conal_rl.core import (
     Rule,
     SearchSpace,
     Space,
-    Supernet,
     Tree,
     linear_chain,
 )
 from conal_rl.core.progressive import StageNetwork
-from conal_rl.core.search import gate_step, weight_step
+from conal_rl.core.search import decay_specific, gate_step, weight_step
 
 GROUPS = (3, 3, 3)  # tasks in each
 FEATURES, WIDTH, DEPTH = 6, 12, 3
 SAMPLES, NOISE, BATCH = 256, 0.5, 64  # samples of each task for training, as many for the gates
 STEPS = 1800  # of weights and of gates, over all stages
 WEIGHT_RATE, GATE_RATE = 0.02, 0.05
-SPECIFIC_DECAY = 1.0  # AdamW's weight decay of purely-specific modules; nothing else decays
+SPECIFIC_DECAY = 1.0  # of purely-specific modules, for every method that has them
 TEMPERATURE = (2.0, 0.3)  # of the Gumbel-softmax, at the start and the end of a stage
 
 Batch = tuple[Tensor, Tensor]
@@ -154,7 +153,8 @@ def _search_in(network: SearchSpace, family: Family, rule: Rule, steps: int) -> 
         x, y = batch
         return nn.functional.mse_loss(network(x) @ head, y, reduction="none").mean(dim=(1, 2))
 
-    weights = weight_optimizer(network)
+    weights = torch.optim.Adam(network.weights(), lr=WEIGHT_RATE, fused=True)
+    decay_specific(weights, network.specific_weights(), SPECIFIC_DECAY)
     gates = torch.optim.Adam([network.gates], lr=GATE_RATE)
     noticing = ConflictNoticing(network.shared_layers(), rule)
     start, end = TEMPERATURE
@@ -164,25 +164,6 @@ def _search_in(network: SearchSpace, family: Family, rule: Rule, steps: int) -> 
         with noticing.capture():
             captured = losses(family.training())
         weight_step(captured, weights, noticing)
-
-
-def weight_optimizer(network: SearchSpace) -> torch.optim.AdamW:
-    """AdamW on all but the gates, which lets purely-specific modules decay, where there are any.
-
-    Without it a task's own modules fit its samples before a joint branch has settled on a group.
-    """
-    has_specific = isinstance(network, (StageNetwork, Supernet))
-    specific = list(network.specific.parameters()) if has_specific else []
-    own = {id(p) for p in specific}
-    others = [p for p in network.weights() if id(p) not in own]
-    return torch.optim.AdamW(
-        [
-            {"params": specific, "weight_decay": SPECIFIC_DECAY},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=WEIGHT_RATE,
-        fused=True,
-    )
 
 
 def rand_index(found: Sequence[int], truth: Sequence[int]) -> float:

@@ -37,6 +37,8 @@ METHODS: Mapping[str, Sequence[str]] = {
     "CoNAL": COUNTED,
     "CoNAL-Pro": ["--search.method", "conal_pro", *COUNTED],
     "CoNAL, no noticing": ["--search.rule", "none", *COUNTED],
+    "CoNAL, decay": ["--search.specific-decay", "1", *COUNTED],
+    "CoNAL-Pro, decay": ["--search.method", "conal_pro", "--search.specific-decay", "1", *COUNTED],
     "CoNAL + RLW": ["--agent.tree", "CoNAL", "--agent.weighting", "random"],
     "CoNAL + UPGrad": ["--agent.tree", "CoNAL", "--agent.weighting", "upgrad"],
     "CoNAL + CAGrad": ["--agent.tree", "CoNAL", "--agent.weighting", "cagrad"],

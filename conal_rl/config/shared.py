@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import yaml
 
-from conal_rl.config.checks import positive, require, require_device, require_seed
+from conal_rl.config.checks import not_negative, positive, require, require_device, require_seed
 from conal_rl.errors import ConfigError
 from conal_rl.names import AggregationName, LossWeights, Rule
 from conal_rl.options import lists_for_tuples
@@ -89,6 +89,9 @@ class SearchConfig:
     """A conflict is a cosine below -margin (recon's S)."""
     smoothing: float = 0.0
     """Weight of the past in the running mean of gradient products; 0: this step alone."""
+    specific_decay: float = 0.0
+    """Weight decay of purely-specific modules (AdamW's): above 0, tasks share unless modules of
+    their own are well worth it. 0: none, as in the paper."""
     gate_learning_rate: float = 1e-3
     """Adam's step size for the gates."""
     validation_share: float = 0.1
@@ -107,6 +110,7 @@ class SearchConfig:
     """Stop once the tree is derived."""
 
     def __post_init__(self) -> None:
+        not_negative(self, "search", "specific_decay")
         positive(self, "search", "steps", "gate_learning_rate", "gate_every", "specific_layers")
         require(self.copies >= 2, "search.copies", self.copies, "2 or more")
         if self.method != "conal" and not self.purely_specific:

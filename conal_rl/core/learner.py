@@ -98,7 +98,7 @@ class Learner:
             device = optimizer.param_groups[0]["params"][0].device
             self.loss_weights = ways.loss_weights(weighting, len(tasks)).to(device)
             if learnt := list(self.loss_weights.parameters()):
-                optimizer.add_param_group({"params": learnt})
+                optimizer.add_param_group({"params": learnt, "weight_decay": 0.0})
 
     def capture(self) -> AbstractContextManager[None]:
         """The forward pass of the losses belongs into this context."""

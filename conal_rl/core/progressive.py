@@ -113,6 +113,10 @@ class StageNetwork(SearchSpace):
         mixed = gates[:, JOIN] * x[self.open_rows] + gates[:, LEAVE] * own
         return x.index_copy(0, self.open_rows, mixed)
 
+    def specific_weights(self) -> list[nn.Parameter]:
+        """The parameters of the tasks' own modules."""
+        return list(self.specific.parameters())
+
     def shared_layers(self) -> list[Layer]:
         """The layers with modules that several tasks run, from input to output."""
         return self.joint.shared_layers() if len(self.tasks) > 1 else []

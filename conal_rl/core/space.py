@@ -56,6 +56,10 @@ class SearchSpace(nn.Module):
         """Every parameter but the gates."""
         return [p for p in self.parameters() if p is not self.gates]
 
+    def specific_weights(self) -> list[nn.Parameter]:
+        """The parameters of purely-specific modules; empty where there are none."""
+        return []
+
     def shared_layers(self) -> list[Layer]:
         """The layers with modules that several tasks run, from input to output."""
         raise NotImplementedError

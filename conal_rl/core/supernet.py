@@ -57,6 +57,10 @@ class Supernet(SearchSpace):
         assert own is not None
         return torch.cat([own, trunk.expand(rows, *trunk.shape[1:]).unsqueeze(1)], dim=1)
 
+    def specific_weights(self) -> list[nn.Parameter]:
+        """The parameters of the tasks' own modules."""
+        return list(self.specific.parameters())
+
     def shared_layers(self) -> list[Layer]:
         """The trunk, from input to output; its modules are the ones tasks can conflict on."""
         return typed(self.trunk) if len(self.tasks) > 1 else []

@@ -25,7 +25,7 @@ from conal_rl.core.saving import (
     structure_to_json,
     write_model,
 )
-from conal_rl.core.search import gate_step
+from conal_rl.core.search import decay_specific, gate_step
 from conal_rl.errors import CheckpointError, ConalError, ConfigError, TreeError
 from conal_rl.phases import (
     Phase,
@@ -272,6 +272,9 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
             weight_decay=agent.weight_decay,
             **momentum,
         )
+        encoder = self.network.encoder
+        if search.specific_decay and isinstance(encoder, SearchSpace):
+            decay_specific(self.optimizer, encoder.specific_weights(), search.specific_decay)
         gates = self.network.gates
         self.gate_optimizer = (
             None if gates is None else torch.optim.Adam([gates], lr=search.gate_learning_rate)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from conal_rl.agents import ConalSAC, TaskBatch
 from conal_rl.agents import sac as sac_module
-from conal_rl.core import Tree
+from conal_rl.core import SearchSpace, Tree
 from conal_rl.core import learner as learner_module
 from conal_rl.core.layers import LinearStack
 from conal_rl.core.search import gate_step
@@ -478,3 +478,18 @@ def test_features_come_before_the_one_hot() -> None:
     batch = agent.replay_buffer.sample(4)
     assert batch.observations.shape == (3, 4, FEATURES)
     assert list(islice(batch.observations[..., 0].unique(), 5)) == [0, 1, 2, 3, 4]
+
+
+def test_the_search_alone_decays_specific_modules() -> None:
+    tree = Tree.shared(tasks_named(3), 2)
+    for given, groups in ((None, 2), (tree, 1)):
+        agent = make_agent(given, TARGETS, specific_decay=0.5)
+        for network in (agent.actor, agent.critic):
+            found = network.optimizer.param_groups
+            assert len(found) == groups
+            if isinstance(network.encoder, SearchSpace):
+                own = {id(p) for p in network.encoder.specific_weights()}
+                assert {id(p) for p in found[1]["params"]} == own
+                assert [group["weight_decay"] for group in found] == [0, 0.5]
+            assert sum(len(group["params"]) for group in found) == len(list(network.weights()))
+        agent._update(random_batch(3, 8))

@@ -96,6 +96,20 @@ def test_gates_step_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stepped == [0, 3, 6]
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_purely_specific_modules_decay_at_a_rate_of_their_own(optimizer: str) -> None:
+    training = started("--search.specific-decay", "0.5", "--agent.optimizer", optimizer)
+    others, own = training.optimizer.param_groups
+    specific = {id(p) for n, p in training.network.encoder.named_parameters() if "specific" in n}
+    assert {id(p) for p in own["params"]} == specific
+    assert specific.isdisjoint(id(p) for p in others["params"])
+    assert (own["weight_decay"], others["weight_decay"]) == (0.5, 0.0)
+    update(training)
+    assert own["lr"] == others["lr"]
+    fixed = started("--search.specific-decay", "0.5", "--agent.tree", "shared")
+    assert len(fixed.optimizer.param_groups) == 1
+
+
 class Watched:
     """A loader that tells what has been read."""
 
