@@ -117,6 +117,11 @@ class ModelConfig(LearnerConfig):
         positive(self, "agent", "modules", "aspp_width", "halve_every", "patience")
         not_negative(self, "agent", "weight_decay")
         require(0 <= self.dropout < 1, "agent.dropout", self.dropout, "0 or more and below 1")
+        if self.mixed_precision and self.weighting == "nash_mtl":
+            raise ConfigError(
+                "agent.weighting: nash_mtl depends on the scale of gradients, which "
+                "agent.mixed_precision changes; leave out one of them"
+            )
         if self.patience is not None and not self.select:
             raise ConfigError("agent.patience: it needs agent.select, which looks at validation")
 

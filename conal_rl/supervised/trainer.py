@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,17 +48,10 @@ from conal_rl.supervised.network import (
 )
 from conal_rl.supervised.problem import Part, Problem, make_problem
 from conal_rl.supervised.scoring import Loader, mean_loss, read_reference
+from conal_rl.supervised.selection import Selection
 from conal_rl.supervised.testing import UNFIT, print_report, test
 
 FORMAT, VERSION = "conal_rl.network", 1
-
-
-class Best(NamedTuple):
-    """The lowest validation loss so far, and how many looks there were since."""
-
-    loss: float = math.inf
-    step: int = 0
-    looks_since: int = 0
 
 
 class SupervisedTraining(PhasedRun[SupervisedConfig]):
@@ -79,7 +72,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         self._autocast = autocast(self.device, config.agent.mixed_precision)
         self._step = 0
         self._first_step = 0  # of the phase
-        self._best, self._best_weights = Best(), dict[str, Tensor]()
+        self._selection = Selection()
         self._forget_losses()
         self._logger: Logger
         self._build(structure)
@@ -177,11 +170,11 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         if self.stop.signal is not None:
             return False
         if self._selects:
-            if not self._best_weights:  # training went to its end before it was to select
+            if not self._selection.weights:  # training went to its end before it was to select
                 self._look_at_validation()
-            if not self._best_weights:
+            if not self._selection.weights:
                 raise self._diverged("no validation loss has been finite")
-            self.network.load_state_dict(self._best_weights)
+            self.network.load_state_dict(self._selection.weights)
         return True
 
     def _next_stage(self) -> bool:
@@ -216,8 +209,8 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         }
         if self.device.type == "cuda":
             groups["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
-        if self._best_weights:
-            groups["best"] = self._best_weights
+        if self._selection.weights:
+            groups["best"] = self._selection.weights
         state: dict[str, Any] = {
             "phase": self.phase,
             "seconds": self._elapsed(),
@@ -228,7 +221,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
             "step": self._step,
             "first_step": self._first_step,
             "losses": {"sums": self._sums.tolist(), "summed": self._summed},
-            "best": self._best._asdict() if self._best_weights else None,
+            "best": self._selection.state(),
             "scalers": {name: scaler.state_dict() for name, scaler in self._scalers().items()},
         }
         if self.learner.noticing is not None:
@@ -250,7 +243,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
             "search_steps": self.search_steps,
             "seconds": round(self._elapsed(), 1),
             "search_seconds": round(self.search_seconds, 1),
-            "selected_step": self._best.step if self._best_weights else None,
+            "selected_step": self._selection.step if self._selection.weights else None,
         }
         atomic_write(self.run.evaluation_path, json.dumps(report, indent=2) + "\n")
         print_report(report)
@@ -375,17 +368,12 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
 
     def _look_at_validation(self) -> None:
         loss = mean_loss(self.network, self.problem, self._looks(), self.device, self._autocast)
-        if loss < self._best.loss:
-            self._best = Best(loss, self._step)
-            kept = self.network.state_dict().items()
-            self._best_weights = {name: tensor.detach().cpu().clone() for name, tensor in kept}
-        else:
-            self._best = self._best._replace(looks_since=self._best.looks_since + 1)
+        self._selection.look(loss, self._step, self.network)
         self._logger.record("validation/loss", loss)
 
     def _out_of_patience(self) -> bool:
         patience = self.config.agent.patience
-        return self._selects and patience is not None and self._best.looks_since >= patience
+        return self._selects and patience is not None and self._selection.looks_since >= patience
 
     def _mean_losses(self) -> dict[str, float]:
         """Since the last line of the log. Raises ConalError if one is not finite."""
@@ -418,7 +406,9 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
 
     def _outcome(self) -> str:
         loss = float(self._sums.sum()) / max(self._summed, 1)
-        best = f", best validation loss {self._best.loss:.4f}" if self._best_weights else ""
+        best = (
+            f", best validation loss {self._selection.loss:.4f}" if self._selection.weights else ""
+        )
         return f"loss {loss:.4f}{best}"
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -445,7 +435,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         if self.learner.noticing is not None:
             self.learner.noticing.restore(tensors["conflict"], state["noticing"])
         if state["best"] is not None:
-            self._best, self._best_weights = Best(**state["best"]), tensors["best"]
+            self._selection.restore(state["best"], tensors["best"])
         torch.set_rng_state(tensors["random"]["torch"])
         if self.device.type == "cuda" and "cuda" in tensors["random"]:
             torch.cuda.set_rng_state(tensors["random"]["cuda"], self.device)

@@ -57,6 +57,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (["--data.tasks", "digit", "ink", "colour"], "data.tasks: got 'colour', expected some of"),
         (["--data.tasks", "ink"], "agent.tree: got 'search', but ink is the only task"),
         (["--agent.patience", "3"], "agent.patience: it needs agent.select"),
+        (["--agent.mixed-precision", "--agent.weighting", "nash_mtl"], "agent.weighting: nash_mtl"),
         (["--agent.encoder", "resnet18"], "agent.encoder: got 'resnet18', expected small"),
         (["--agent.tree", "none.json"], "none.json: No such file"),
         (["--agent.tree", "broken.json"], "broken.json: not JSON"),
