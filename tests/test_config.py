@@ -279,3 +279,28 @@ def test_help_shows_every_field_with_its_default(
             assert f"--{prefix}.{field.name.replace('_', '-')}" in shown
     width = "400 400 400" if "mt10_paper" in argv else "256 256 256"
     assert f"(default: {width})" in shown
+
+
+@pytest.mark.parametrize(
+    "name, option, kind",
+    [
+        ("mt10", "--data.root", "supervised learning"),
+        ("mt10", "--agent.encoder", "supervised learning"),
+        ("digits", "--env.suite", "reinforcement learning"),
+        ("digits", "--agent.tau", "reinforcement learning"),
+    ],
+)
+def test_fields_of_the_other_kind_are_refused(name: str, option: str, kind: str) -> None:
+    value = {"--agent.encoder": "small", "--agent.tau": "0.1"}.get(option, "x")
+    error = command_line_error(name, option, value)
+    assert error == f"command line: {option[2:]}: no such field here; it is one of {kind}"
+
+
+def test_sections_say_what_is_learnt(tmp_path: Path) -> None:
+    supervised = load_config(write(tmp_path, "total_steps: 10\ndata:\n  set: digits\n"))
+    assert isinstance(supervised, SupervisedConfig)
+    assert (supervised.search.steps, supervised.agent.depth) == (2, 3)
+    both = "total_steps: 10\ndata: {set: digits}\nenv: {suite: mt10}\n"
+    assert error_of(tmp_path, both).startswith("env.suite: no such field here")
+    assert error_of(tmp_path, "total_steps: 10\n").startswith("env.suite: missing")
+    assert error_of(tmp_path, "data: {set: digits}\n").startswith("total_steps: missing")

@@ -78,15 +78,17 @@ def _load(name: str, overrides: Mapping[str, Any]) -> AnyConfig:
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(presets())}"
             raise ConfigError(f"{name}: no such config; {hint}")
     flat = {"name": Path(source).stem, **_read_flat(path, source)}
+    kind = _SUPERVISED if any(path.startswith("data.") for path in flat) else _RL
     # The file is checked alone first, so that an error says which of the two is at fault.
-    config = _build(flat, source)
+    config = _build(kind, flat, source)
     if not overrides:
         return config
     if "total_steps" in overrides and "search.steps" not in overrides:
         # A smaller budget shrinks a search that the file sized for its own.
-        fifth = _build({**flat, **overrides, "search.steps": 1}, "command line").total_steps // 5
+        whole = _build(kind, {**flat, **overrides, "search.steps": 1}, "command line").total_steps
+        fifth = whole // 5
         flat["search.steps"] = max(1, min(config.search.steps, fifth))
-    return _build({**flat, **overrides}, "command line")
+    return _build(kind, {**flat, **overrides}, "command line")
 
 
 def _read_flat(path: Any, source: str) -> dict[str, Any]:
@@ -122,9 +124,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _build(flat: Mapping[str, Any], source: str) -> AnyConfig:
+def _build(kind: _Kind, flat: Mapping[str, Any], source: str) -> AnyConfig:
     """Check names and types, then construct the config, whose classes check the ranges."""
-    kind = _SUPERVISED if any(path.startswith("data.") for path in flat) else _RL
     values: dict[str, dict[str, Any]] = {section: {} for section in ("", *kind.sections)}
     for path, value in flat.items():
         if path not in kind.fields:
