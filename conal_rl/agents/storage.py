@@ -17,15 +17,17 @@ from gymnasium import spaces
 from torch import Tensor
 
 from conal_rl.core import Structure, Tree
-from conal_rl.core.saving import (
+from conal_rl.errors import CheckpointError, TreeError
+from conal_rl.saving import (
+    UNFIT,
     optimizer_tensors,
     read_model,
+    reason,
     restore_optimizer,
     structure_from_json,
     structure_to_json,
     write_model,
 )
-from conal_rl.errors import CheckpointError, TreeError
 
 if TYPE_CHECKING:
     from conal_rl.agents.sac import ConalSAC
@@ -138,16 +140,8 @@ def build(about: Any, weights: Mapping[str, Tensor], device: str, source: Path) 
             if name.startswith("critic.")
         }
         agent.policy.load_state_dict(targets | dict(weights))
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TreeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise CheckpointError(f"{source}: does not describe an agent: {_reason(error)}") from error
+    except UNFIT as error:
+        raise CheckpointError(f"{source}: does not describe an agent: {reason(error)}") from error
     return agent
 
 
@@ -236,13 +230,8 @@ def restore(
         agent.action_space.np_random.bit_generator.state = state["actions_random"]
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"the checkpoint does not fit this config: {_reason(error)}"
+            f"the checkpoint does not fit this config: {reason(error)}"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    """One line; torch's errors name the first parameter at fault in their second."""
-    return " ".join(line.strip() for line in str(error).splitlines()[:2])
 
 
 def _optimizers(agent: ConalSAC) -> dict[str, torch.optim.Optimizer]:

@@ -11,23 +11,12 @@ from rich.console import Console
 from stable_baselines3.common.utils import get_device
 
 from conal_rl.config import SupervisedConfig
-from conal_rl.core.saving import read_model, structure_from_json
-from conal_rl.errors import CheckpointError, TreeError
+from conal_rl.errors import CheckpointError
 from conal_rl.runs import load_checkpoint
+from conal_rl.saving import UNFIT, read_model, reason, structure_from_json
 from conal_rl.supervised.network import MultiTaskNetwork, autocast
 from conal_rl.supervised.problem import Problem, make_problem
 from conal_rl.supervised.scoring import from_json, read_reference, scores, summary, table, to_json
-
-UNFIT = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TreeError,
-    TypeError,
-    ValueError,
-)
-"""What tensors and descriptions raise that do not belong to a network."""
 
 
 def test(
@@ -76,6 +65,5 @@ def load_network(
         network = MultiTaskNetwork(problem, structure_from_json(about["structure"]))
         network.load_state_dict(weights)
     except UNFIT as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path}: does not fit its config: {reason}") from error
+        raise CheckpointError(f"{path}: does not fit its config: {reason(error)}") from error
     return network.to(get_device(device)), problem

@@ -18,13 +18,6 @@ from torch import Tensor
 from conal_rl.config import SupervisedConfig
 from conal_rl.core import SearchSpace, Structure, Tree
 from conal_rl.core.learner import ConflictSettings, Learner
-from conal_rl.core.saving import (
-    optimizer_tensors,
-    restore_optimizer,
-    structure_from_json,
-    structure_to_json,
-    write_model,
-)
 from conal_rl.core.search import decay_specific, gate_step
 from conal_rl.errors import CheckpointError, ConalError, ConfigError, TreeError
 from conal_rl.phases import (
@@ -37,6 +30,15 @@ from conal_rl.phases import (
 )
 from conal_rl.progress import PhaseDisplay, make_logger
 from conal_rl.runs import Run, atomic_write, load_checkpoint, save_checkpoint
+from conal_rl.saving import (
+    UNFIT,
+    optimizer_tensors,
+    reason,
+    restore_optimizer,
+    structure_from_json,
+    structure_to_json,
+    write_model,
+)
 from conal_rl.supervised.data.common import Batch
 from conal_rl.supervised.network import (
     MultiTaskNetwork,
@@ -49,7 +51,7 @@ from conal_rl.supervised.network import (
 from conal_rl.supervised.problem import Part, Problem, make_problem
 from conal_rl.supervised.scoring import Loader, mean_loss, read_reference
 from conal_rl.supervised.selection import Selection
-from conal_rl.supervised.testing import UNFIT, print_report, test
+from conal_rl.supervised.testing import print_report, test
 
 FORMAT, VERSION = "conal_rl.network", 1
 
@@ -119,9 +121,8 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
             training = cls(config, run, state["phase"], problem, structure)
             training._restore(tensors, state)
         except UNFIT as error:
-            reason = " ".join(str(error).split())[:300]
             raise CheckpointError(
-                f"{run.folder}: the checkpoint does not fit this config: {reason}"
+                f"{run.folder}: the checkpoint does not fit this config: {reason(error)}"
             ) from error
         if training.phase == "done" and training.steps < config.total_steps:
             training.phase = "train"

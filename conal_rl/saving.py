@@ -15,12 +15,28 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from conal_rl.core import BranchingSpace, ConalSpace, ProStage, ReconSpace, Space, Structure, Tree
-from conal_rl.errors import CheckpointError
+from conal_rl.errors import CheckpointError, TreeError
 
 _JSON, _WEIGHTS = "model.json", "model.safetensors"
 _SPACES: dict[str, Callable[..., Space]] = {
     space.method: space for space in (ConalSpace, ProStage, BranchingSpace, ReconSpace)
 }
+
+UNFIT = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TreeError,
+    TypeError,
+    ValueError,
+)
+"""What tensors and descriptions raise that do not belong to a network."""
+
+
+def reason(error: Exception) -> str:
+    """One line; torch's errors name the first parameter at fault in their second."""
+    return " ".join(line.strip() for line in str(error).splitlines()[:2])
 
 
 def structure_to_json(structure: Structure) -> dict[str, Any]:
