@@ -9,7 +9,6 @@ import time
 from abc import ABC, abstractmethod
 from typing import Generic, Literal, TypeVar
 
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from conal_rl.config import RunConfig
@@ -142,6 +141,8 @@ class PhasedRun(ABC, Generic[C]):
             atomic_write(self.run.folder / name, json.dumps(report) + "\n")
 
     def _write_trees(self, trees: tuple[Tree, ...]) -> None:
+        from matplotlib.figure import Figure  # not above: it would slow every start
+
         atomic_write(self.run.tree_path, self._trees_json(trees))
         figure = Figure(figsize=(7 * len(trees), 6), layout="constrained")
         axes = figure.subplots(1, len(trees), squeeze=False)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from rich import box
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from conal_rl.errors import CheckpointError, ConalError, ConfigError
-from conal_rl.supervised.data.common import SharedLoader, TaskLoaders
+from conal_rl.supervised.data.common import Batch, SharedLoader, TaskLoaders
 from conal_rl.supervised.metrics import LOWER_IS_BETTER, Scores, delta_p, total_error
 from conal_rl.supervised.network import task_losses, to_device
 from conal_rl.supervised.problem import Problem, Task
@@ -32,14 +32,10 @@ def mean_loss(
     autocast: AbstractContextManager[Any],
 ) -> float:
     """Sum over tasks of each task's mean loss, over batches weighted by their labelled samples."""
-    network.eval()
     total = torch.zeros(len(problem.tasks), dtype=torch.float64)
     counted = torch.zeros_like(total)
-    for cpu_batch in loader:
-        batch = to_device(cpu_batch, device)
-        with autocast:
-            predictions = network(batch.inputs)
-        labelled = torch.tensor([float(cpu_batch.masks[task].sum()) for task in problem.tasks])
+    for batch, predictions in _predicted(network, loader, device, autocast):
+        labelled = torch.tensor([float(batch.masks[task].sum()) for task in problem.tasks])
         total += task_losses(problem, predictions, batch).cpu() * labelled
         counted += labelled
     return float((total / counted.clamp(min=1)).sum())
@@ -54,15 +50,26 @@ def scores(
     autocast: AbstractContextManager[Any],
 ) -> dict[str, dict[str, float]]:
     """Every metric of every task; NaN where nothing is labelled."""
-    network.eval()
     metrics = {name: task.metric() for name, task in problem.tasks.items()}
+    for batch, predictions in _predicted(network, loader, device, autocast):
+        for name, metric in metrics.items():
+            metric.update(predictions[name].float(), batch.targets[name], batch.masks[name])
+    return {name: metric.compute() for name, metric in metrics.items()}
+
+
+def _predicted(
+    network: nn.Module,
+    loader: Loader,
+    device: torch.device,
+    autocast: AbstractContextManager[Any],
+) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+    """Every batch, on the device, and the network's predictions for it, in evaluation mode."""
+    network.eval()
     for cpu_batch in loader:
         batch = to_device(cpu_batch, device)
         with autocast:
             predictions = network(batch.inputs)
-        for name, metric in metrics.items():
-            metric.update(predictions[name].float(), batch.targets[name], batch.masks[name])
-    return {name: metric.compute() for name, metric in metrics.items()}
+        yield batch, predictions
 
 
 def summary(found: Scores, reference: Scores | None) -> dict[str, float]:
