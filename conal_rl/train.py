@@ -23,7 +23,7 @@ from conal_rl.agents.storage import (
     training_state,
     trees_to_json,
 )
-from conal_rl.commands import exit_status
+from conal_rl.commands import exit_status, keep_memory
 from conal_rl.config import AnyConfig, Config, parse_command_line
 from conal_rl.core import Structure, Tree
 from conal_rl.core.learner import Learner
@@ -54,6 +54,7 @@ def run(arguments: Sequence[str]) -> int:
         ConalError: whatever is wrong with the command line, the run or the machine.
     """
     command = parse_command_line(arguments, __doc__ or "")
+    keep_memory()
     if command.config.threads is not None:
         torch.set_num_threads(command.config.threads)
     kind = _kind(command.config)
@@ -302,6 +303,9 @@ def make_agent(
         target_entropy="auto" if agent.target_entropy is None else agent.target_entropy,
         reward_scale=agent.reward_scale,
         critic_reduce=agent.critic_reduce,
+        n_steps=agent.n_steps,
+        normalize_actor_loss=agent.normalize_actor_loss,
+        actor_every=agent.actor_every,
         max_grad_norm=agent.max_grad_norm,
         conflict_rule=conflict_rule(config, searching),
         hold_after_search=agent.conflict_rule != "ignore",
@@ -319,6 +323,9 @@ def make_agent(
             "critic": agent.critic,
             "critic_bins": agent.critic_bins,
             "critic_range": agent.critic_range,
+            "critic_linear_to": agent.critic_linear_to,
+            "critics": agent.critics,
+            "mixed_precision": agent.mixed_precision,
             "actor_averaging": agent.actor_averaging,
         },
         seed=config.seed,

@@ -52,6 +52,7 @@ class TaskNetwork(nn.Module):
         widths: hidden widths, one layer of the tree each.
         outputs: outputs of a head.
         replicas: members of an ensemble, each with all weights of its own.
+        mixed_precision: compute matrix products in bfloat16.
     """
 
     encoder: SearchSpace | TreeNetwork
@@ -66,9 +67,11 @@ class TaskNetwork(nn.Module):
         outputs: int,
         layer_norm: bool = True,
         replicas: int = 1,
+        mixed_precision: bool = False,
     ):
         super().__init__()
         self.tasks, self.replicas = tuple(tasks), replicas
+        self.mixed_precision = mixed_precision
         chain = linear_chain(in_features + len(tasks), widths, layer_norm)
         if isinstance(tree, Tree):
             self.encoder = TreeNetwork(tree.replicate(replicas), chain)
@@ -82,7 +85,10 @@ class TaskNetwork(nn.Module):
         """Map `(task, batch, feature)` to `(replica * task, batch, output)`."""
         task_id = self.task_id.expand(-1, features.shape[1], -1)
         x = torch.cat([features, task_id], dim=-1).repeat(self.replicas, 1, 1)
-        return self.head(self.encoder(x))
+        half = self.mixed_precision
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            outputs: Tensor = self.head(self.encoder(x))
+        return outputs
 
     @property
     def gates(self) -> nn.Parameter | None:
@@ -123,7 +129,7 @@ class TaskActor(TaskNetwork):
 
 
 class TaskCritics(TaskNetwork):
-    """Twin critics run as one ensemble, whose members share the gates of a search."""
+    """Critics run as one ensemble, whose members share the gates of a search."""
 
     optimizer: torch.optim.Optimizer
 
@@ -134,17 +140,21 @@ class TaskCritics(TaskNetwork):
         features: int,
         actions: int,
         value_loss: SquaredError | HLGauss,
+        critics: int = CRITICS,
         **net: Any,
     ):
         super().__init__(
-            tasks, tree, features + actions, outputs=value_loss.outputs, replicas=CRITICS, **net
+            tasks, tree, features + actions, outputs=value_loss.outputs, replicas=critics, **net
         )
         self.value_loss = value_loss
+        if isinstance(value_loss, HLGauss):
+            with torch.no_grad():
+                self.head.bias[:] = value_loss.bias_of_zero()
 
     def outputs(self, features: Tensor, actions: Tensor) -> Tensor:
         """What `value_loss` trains: `(critic, task, batch, output)`."""
         rows = self(torch.cat([features, actions], dim=-1))
-        return rows.unflatten(0, (CRITICS, -1))
+        return rows.unflatten(0, (self.replicas, -1))
 
     def values(self, features: Tensor, actions: Tensor) -> Tensor:
         """Q of each critic, `(critic, task, batch)`, in units of the scaled reward."""
@@ -158,7 +168,10 @@ class ConalPolicy(BasePolicy):
         tasks: task names, in the order of the one-hot.
         actor_tree, critic_tree: trees of the encoders, or what to search them in.
         widths, layer_norm: hidden layers.
-        critic: `mse` or `hl_gauss`; the latter with `critic_bins` over `critic_range`.
+        critic: `mse` or `hl_gauss`; the latter with `critic_bins` over `critic_range`, in
+            equal steps, or as `critic_linear_to` says (see `HLGauss`).
+        critics: members of the critics' ensemble.
+        mixed_precision: matrix products of encoders and heads in bfloat16.
         actor_averaging: `eta` of a polynomial-decay average of the actor's weights (Shamir &
             Zhang, ICML 2013), in which update `t` counts as `t ** eta`; it is what acts where
             actions are deterministic. None: the newest weights act.
@@ -179,6 +192,9 @@ class ConalPolicy(BasePolicy):
         critic: str = "hl_gauss",
         critic_bins: int = 101,
         critic_range: tuple[float, float] = (-1.0, 11.0),
+        critic_linear_to: float | None = None,
+        critics: int = CRITICS,
+        mixed_precision: bool = False,
         actor_averaging: float | None = None,
         use_sde: bool = False,
     ):
@@ -195,15 +211,23 @@ class ConalPolicy(BasePolicy):
             "critic": critic,
             "critic_bins": critic_bins,
             "critic_range": tuple(critic_range),
+            "critic_linear_to": critic_linear_to,
+            "critics": critics,
+            "mixed_precision": mixed_precision,
             "actor_averaging": actor_averaging,
         }
         features = observation_space.shape[0] - len(self.tasks)
         actions = action_space.shape[0]
-        net: dict[str, Any] = {"widths": tuple(widths), "layer_norm": layer_norm}
+        net: dict[str, Any] = {
+            "widths": tuple(widths),
+            "layer_norm": layer_norm,
+            "mixed_precision": mixed_precision,
+        }
 
         def make_critics() -> TaskCritics:
-            loss = HLGauss(critic_bins, *critic_range) if critic == "hl_gauss" else SquaredError()
-            return TaskCritics(self.tasks, critic_tree, features, actions, loss, **net)
+            bins = (critic_bins, *critic_range, critic_linear_to)
+            loss = HLGauss(*bins) if critic == "hl_gauss" else SquaredError()
+            return TaskCritics(self.tasks, critic_tree, features, actions, loss, critics, **net)
 
         self.actor = TaskActor(self.tasks, actor_tree, features, actions, **net)
         self.actor_averaging = actor_averaging

@@ -17,6 +17,7 @@ class TaskBatch(NamedTuple):
     next_observations: Tensor  # (task, batch, feature)
     rewards: Tensor  # (task, batch)
     dones: Tensor  # (task, batch), 1 where the episode terminated; truncation is not termination
+    discounts: Tensor | None = None  # (task, batch), of the next value; None: the agent's gamma
 
 
 class Ring:
@@ -56,6 +57,51 @@ class Ring:
         return flat.view(tasks, batch, -1)
 
 
+class NStepReturns:
+    """Joins consecutive transitions of every environment into ones of `n` steps.
+
+    As SB3's `NStepReplayBuffer`: rewards are discounted sums, the next observation is that after
+    the last step, and the end of an episode makes what is open shorter.
+    """
+
+    def __init__(self, n: int, gamma: float):
+        self.n, self.gamma = n, gamma
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what is open: the environments begin anew."""
+        self.open = np.zeros((self.n - 1, 0, 0), dtype=np.float32)  # (n - 1, env, column)
+        self.used = np.zeros((self.n - 1, 0), dtype=bool)  # (n - 1, env), whether there is one
+
+    def extend(
+        self, rows: np.ndarray, start: int, done: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Take a transition of every environment, `(env, column)`.
+
+        Args:
+            rows: columns from `start` on: next observation, reward, terminated.
+            done: `(env,)`, whether the episode ended.
+
+        Returns:
+            What is complete, `(row, column + 1)` with its discount in the last column, and the
+            environments it comes from, `(row,)`.
+        """
+        rows = np.column_stack([rows, np.full(len(rows), self.gamma, dtype=np.float32)])
+        if not self.open.size:
+            self.open = np.zeros((self.n - 1, *rows.shape), dtype=np.float32)
+            self.used = np.zeros((self.n - 1, len(rows)), dtype=bool)
+        reward, discount = self.open[..., -3].copy(), self.open[..., -1].copy()
+        self.open[..., start:] = rows[:, start:]
+        self.open[..., -3] = reward + discount * rows[:, -3]
+        self.open[..., -1] = discount * self.gamma
+        found = np.concatenate([self.open, rows[None]])
+        there = np.concatenate([self.used, np.ones((1, len(rows)), dtype=bool)])
+        complete = there & done
+        complete[0] = there[0]
+        self.open, self.used = found[1:], (there & ~complete)[1:]
+        return found[complete], np.nonzero(complete)[1]
+
+
 class TaskReplayBuffer(ReplayBuffer):
     """SB3's replay interface over one ring per task.
 
@@ -67,6 +113,7 @@ class TaskReplayBuffer(ReplayBuffer):
         buffer_size: transitions per task.
         num_tasks: length of the one-hot tail.
         validation_share: share of each task's episodes that go to the validation ring.
+        n_steps, gamma: env steps that a stored transition joins, and their discount.
     """
 
     def __init__(
@@ -79,13 +126,16 @@ class TaskReplayBuffer(ReplayBuffer):
         optimize_memory_usage: bool = False,
         num_tasks: int = 1,
         validation_share: float = 0.0,
+        n_steps: int = 1,
+        gamma: float = 0.99,
     ):
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
         assert isinstance(observation_space, spaces.Box)
         self.num_tasks = num_tasks
         self.validation_share = validation_share
+        self.returns = NStepReturns(n_steps, gamma) if n_steps > 1 else None
         self.features = observation_space.shape[0] - num_tasks
-        width = 2 * self.features + self.action_dim + 2
+        width = 2 * self.features + self.action_dim + 2 + (n_steps > 1)
         kept = round(buffer_size * validation_share)
         self.training = Ring(num_tasks, buffer_size - kept, width, self.device)
         self.validation = Ring(num_tasks, max(1, kept), width, self.device)
@@ -108,6 +158,8 @@ class TaskReplayBuffer(ReplayBuffer):
         task = obs[:, -self.num_tasks :].argmax(axis=1)
         if self._validating is None:
             self._validating = np.array([self._begin_episode(t) for t in task])
+            if self.returns is not None:
+                self.returns.clear()
         truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos])
         row = np.concatenate(
             [
@@ -120,13 +172,13 @@ class TaskReplayBuffer(ReplayBuffer):
             axis=1,
             dtype=np.float32,
         )
-        rows = torch.from_numpy(row)
-        for ring, chosen in (
-            (self.training, ~self._validating),
-            (self.validation, self._validating),
-        ):
+        env = np.arange(len(row))
+        if self.returns is not None:
+            row, env = self.returns.extend(row, self.features + self.action_dim, done)
+        validating = self._validating[env]
+        for ring, chosen in ((self.training, ~validating), (self.validation, validating)):
             if chosen.any():
-                ring.add(task[chosen], rows[torch.from_numpy(chosen)])
+                ring.add(task[env[chosen]], torch.from_numpy(row[chosen]))
         for env in np.flatnonzero(done):
             self._validating[env] = self._begin_episode(task[env])
 
@@ -163,10 +215,9 @@ class TaskReplayBuffer(ReplayBuffer):
         return self._split(self.validation.sample(batch_size))
 
     def _split(self, rows: Tensor) -> TaskBatch:
-        obs, action, next_obs, reward, done = rows.split(
-            [self.features, self.action_dim, self.features, 1, 1], dim=-1
-        )
-        return TaskBatch(obs, action, next_obs, reward.squeeze(-1), done.squeeze(-1))
+        sizes = [self.features, self.action_dim, self.features]
+        obs, action, next_obs, scalars = rows.split([*sizes, rows.shape[-1] - sum(sizes)], dim=-1)
+        return TaskBatch(obs, action, next_obs, *scalars.unbind(dim=-1))
 
     def take_over(self, other: "TaskReplayBuffer") -> None:
         """Start with another buffer's transitions.
@@ -193,6 +244,9 @@ class TaskReplayBuffer(ReplayBuffer):
             for task, size in enumerate(ring.sizes)
             if size
         }
+        if self.returns is not None and self.returns.open.size:
+            tensors["returns.open"] = torch.from_numpy(self.returns.open)
+            tensors["returns.used"] = torch.from_numpy(self.returns.used)
         counters = {
             "training_added": self.training.added.tolist(),
             "validation_added": self.validation.added.tolist(),
@@ -217,6 +271,9 @@ class TaskReplayBuffer(ReplayBuffer):
                         f"{ring.capacity} are for {name}"
                     )
                 ring.data[task, :size] = rows
+        if self.returns is not None and "returns.open" in tensors:
+            self.returns.open = tensors["returns.open"].numpy()
+            self.returns.used = tensors["returns.used"].numpy()
         self._episodes[:] = counters["episodes"]
         self._validation_episodes[:] = counters["validation_episodes"]
         self.cut_episodes()

@@ -4,6 +4,7 @@ Haarnoja et al., "Soft Actor-Critic Algorithms and Applications" (2018), on Stab
 loop; the networks, the conflict noticing and the gates are conal_rl.core's.
 """
 
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,10 @@ class ConalSAC(SAC):
             `(actor's, critics')`.
         tasks: task names in the order of the one-hot.
         reward_scale: factor on rewards before they enter the critics.
-        critic_reduce: `min` of the twin critics (SAC), or their `mean`.
+        critic_reduce: `min` of the critics (SAC), or their `mean`.
+        normalize_actor_loss: divide each task's actor loss by its mean absolute value in the batch
+            (Fujimoto and Gu, "A Minimalist Approach to Offline RL", NeurIPS 2021, equation 5).
+        actor_every: updates of the critics for each update of the actor and its temperatures.
         max_grad_norm: clip for actor and critics, None for none.
         conflict_rule, conflict_margin, conflict_smoothing: see `conal_rl.core.ConflictNoticing`.
         hold_after_search: notice conflicts also while training a fixed tree.
@@ -73,6 +77,8 @@ class ConalSAC(SAC):
         tasks: Sequence[str] | None = None,
         reward_scale: float = 1.0,
         critic_reduce: str = "min",
+        normalize_actor_loss: bool = False,
+        actor_every: int = 1,
         max_grad_norm: float | None = None,
         conflict_rule: Rule = "any_pair",
         conflict_margin: float = 0.0,
@@ -103,6 +109,8 @@ class ConalSAC(SAC):
             raise ValueError(f"critic_reduce is min or mean, not {critic_reduce!r}")
         self.reward_scale = reward_scale
         self.critic_reduce = critic_reduce
+        self.normalize_actor_loss = normalize_actor_loss
+        self.actor_every = actor_every
         self.max_grad_norm = max_grad_norm
         self.conflict_rule = conflict_rule
         self.conflict_margin = conflict_margin
@@ -148,6 +156,8 @@ class ConalSAC(SAC):
         self.replay_buffer_kwargs = {
             **self.replay_buffer_kwargs,
             "num_tasks": len(tasks),
+            "n_steps": self.n_steps,
+            "gamma": self.gamma,
             "validation_share": self.validation_share * any(map(_has_gates, trees.values())),
         }
         self._setup_model()
@@ -158,7 +168,10 @@ class ConalSAC(SAC):
             raise ValueError("VecNormalize is not supported: it would change the one-hot task ID")
         if self.target_entropy == "auto":
             self.target_entropy = -float(np.prod(self.action_space.shape or ()))
-        super()._setup_model()
+        with warnings.catch_warnings():
+            # SB3 warns that a replay buffer which is not its own may ignore this.
+            warnings.filterwarnings("ignore", "`n_steps=")
+            super()._setup_model()
         if self.log_ent_coef is not None:  # one temperature per task
             self.log_ent_coef = self.log_ent_coef.detach().repeat(len(self.tasks))
             self.log_ent_coef.requires_grad_(True)
@@ -275,24 +288,27 @@ class ConalSAC(SAC):
             self._summed += 1
 
     def _update(self, batch: TaskBatch) -> dict[str, Tensor]:
-        actions, log_prob = self._sample_actions(batch)
-        temperature = self._update_temperatures(log_prob)
+        temperature = self._temperatures()
+        acting = self._n_updates % self.actor_every == 0
+        if acting:
+            actions, log_prob = self._sample_actions(batch)
+            self._update_temperatures(log_prob)
 
         target = self._target(batch, temperature)
         with self.learners["critic"].capture():
             outputs = self.critic.outputs(batch.observations, batch.actions)
             critic_losses = self._critic_losses(outputs, target)
         self.learners["critic"].step(critic_losses, self.max_grad_norm)
-
-        actor_losses = self._actor_losses(batch, actions, log_prob, temperature)
-        self.learners["actor"].step(actor_losses, self.max_grad_norm)
-        return {
-            "actor_loss": actor_losses.detach().mean(),
-            "critic_loss": critic_losses.detach().mean(),
-            "ent_coef": temperature.mean(),
-            "entropy": -log_prob.detach().mean(),
-            "target_q": target.mean(),
-        }
+        metrics = {"critic_loss": critic_losses.detach().mean(), "target_q": target.mean()}
+        if acting:
+            actor_losses = self._actor_losses(batch, actions, log_prob, temperature)
+            self.learners["actor"].step(actor_losses, self.max_grad_norm)
+            metrics |= {
+                "actor_loss": actor_losses.detach().mean(),
+                "ent_coef": temperature.mean(),
+                "entropy": -log_prob.detach().mean(),
+            }
+        return metrics
 
     def _sample_actions(self, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         with self.learners["actor"].capture():
@@ -314,7 +330,8 @@ class ConalSAC(SAC):
         actions, log_prob = self.actor.sample(batch.next_observations)
         value = self._reduce(self.critic_target.values(batch.next_observations, actions))
         value = value - temperature.unsqueeze(1) * log_prob
-        return self.reward_scale * batch.rewards + (1 - batch.dones) * self.gamma * value
+        discount = self.gamma if batch.discounts is None else batch.discounts
+        return self.reward_scale * batch.rewards + (1 - batch.dones) * discount * value
 
     def _critic_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Per task, summed over critics: `(task,)`."""
@@ -327,7 +344,10 @@ class ConalSAC(SAC):
         self.critic.requires_grad_(False)
         value = self._reduce(self.critic.values(batch.observations, actions))
         self.critic.requires_grad_(True)
-        return (temperature.unsqueeze(1) * log_prob - value).mean(dim=1)
+        losses = (temperature.unsqueeze(1) * log_prob - value).mean(dim=1)
+        if self.normalize_actor_loss:
+            losses = losses / value.detach().abs().mean(dim=1).clamp(min=1e-4)
+        return losses
 
     def _reduce(self, values: Tensor) -> Tensor:
         return values.amin(dim=0) if self.critic_reduce == "min" else values.mean(dim=0)

@@ -28,26 +28,52 @@ class HLGauss(nn.Module):
     of the support; the value is the expectation over the bins' centres. Targets outside the
     support are clamped to it.
 
+    With `linear_to` the bins are equally wide in `u = asinh(value / linear_to)` (ours): of one
+    width below it, and from there on as wide as a fixed share of the value, so that tasks whose
+    returns differ a hundredfold are all resolved. As `E[sinh(u + noise)]` of a Gaussian is
+    `exp(sigma^2 / 2) sinh(u)`, dividing by that factor makes the histogram's expectation the
+    target again; without, bootstrapping would add up the difference.
+
     Args:
         bins: number of bins.
         low, high: the support, in units of the scaled return.
+        linear_to: see above; None for bins of one width.
     """
 
-    edges: Tensor
-    centres: Tensor
+    edges: Tensor  # (bins + 1,), equally spaced; of asinh(value / linear_to), or of values
+    centres: Tensor  # (bins,), in units of the value
 
-    def __init__(self, bins: int, low: float, high: float, sigma_in_bins: float = 0.75):
+    def __init__(
+        self,
+        bins: int,
+        low: float,
+        high: float,
+        linear_to: float | None = None,
+        sigma_in_bins: float = 0.75,
+    ):
         super().__init__()
-        self.outputs = bins
+        self.outputs, self.linear_to = bins, linear_to
+        if linear_to is not None:
+            low, high = math.asinh(low / linear_to), math.asinh(high / linear_to)
         width = (high - low) / bins
-        self.scale = math.sqrt(2) * sigma_in_bins * width
+        sigma = sigma_in_bins * width
+        self.scale = math.sqrt(2) * sigma
         edges = torch.linspace(low, high, bins + 1)
+        centres = (edges[:-1] + edges[1:]) / 2
+        self.bounds = float(centres[0]), float(centres[-1])
+        if linear_to is not None:  # the second factor is that of the box which a bin is
+            smear = math.exp(sigma**2 / 2) * math.sinh(width / 2) / (width / 2)
+            centres = linear_to * centres.sinh() / smear
         self.register_buffer("edges", edges, persistent=False)
-        self.register_buffer("centres", (edges[:-1] + edges[1:]) / 2, persistent=False)
+        self.register_buffer("centres", centres, persistent=False)
 
     def value(self, outputs: Tensor) -> Tensor:
         """Logits `(..., bins)` to values `(...)`."""
         return outputs.softmax(-1) @ self.centres
+
+    def bias_of_zero(self) -> Tensor:
+        """Logits `(bins,)` of about the value 0, from which every bin can still be reached."""
+        return self.histogram(self.edges.new_zeros(())).log().clamp(min=-8)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of every entry; logits `(..., bins)`, targets broadcastable to `(...)`."""
@@ -55,7 +81,9 @@ class HLGauss(nn.Module):
 
     def histogram(self, target: Tensor) -> Tensor:
         """The target's probability in every bin, `(..., bins)`."""
-        centre = target.clamp(self.centres[0], self.centres[-1]).unsqueeze(-1)
+        if self.linear_to is not None:
+            target = (target / self.linear_to).asinh()
+        centre = target.clamp(*self.bounds).unsqueeze(-1)
         cdf = torch.erf((self.edges - centre) / self.scale)
         mass = cdf[..., 1:] - cdf[..., :-1]
         return mass / (cdf[..., -1:] - cdf[..., :1])

@@ -45,24 +45,39 @@ class AgentConfig(LearnerConfig):
     """Vector env steps (one step of every env) between training rounds."""
     updates: int = 1
     """Updates in one training round."""
+    actor_every: int = 1
+    """Updates of the critics for each update of the actor and its temperatures."""
     gamma: float = 0.99
     """Discount per env step."""
+    n_steps: int = 1
+    """Env steps of reward in a TD target before it bootstraps."""
     tau: float = 0.005
     """Share of the critics that moves into their targets at each update."""
     target_entropy: float | None = None
     """Policy entropy that each task's temperature aims at, in nats; None: -(action dimensions)."""
     initial_temperature: float = 1.0
     """Entropy temperature of every task at the start."""
+    critics: int = 2
+    """Critics, each a network of its own."""
     critic: Literal["hl_gauss", "mse"] = "hl_gauss"
     """Critic's loss: classification over bins of return (HL-Gauss), or squared error."""
     critic_bins: int = 101
     """Bins of the hl_gauss critic."""
     critic_range: tuple[float, float] = (-1.0, 11.0)
     """Lowest and highest return, after reward_scale, that the hl_gauss critic can express."""
+    critic_linear_to: float | None = None
+    """Return, after reward_scale, above which the hl_gauss bins grow with the return, so that small
+    returns are resolved as finely, relatively, as large ones; None: all bins are equally wide."""
     reward_scale: float = 0.01
     """Factor on the critics' rewards; 0.01 brings Meta-World's returns into critic_range."""
     critic_reduce: Literal["min", "mean"] = "mean"
-    """How the two target critics are combined."""
+    """How several target critics are combined."""
+    normalize_actor_loss: bool = False
+    """Divide each task's actor loss by its mean absolute value, so that tasks of small returns move
+    a shared actor as much as those of large ones."""
+    mixed_precision: bool = False
+    """Matrix products in bfloat16, weights in single precision: two to three times faster products
+    on CPUs and GPUs that have them."""
     actor_averaging: float | None = None
     """Evaluate an average of the actor's weights in which update t counts as t**this (0: all alike;
     4: mostly the last third of training); None: evaluate the newest weights."""
@@ -72,7 +87,8 @@ class AgentConfig(LearnerConfig):
         widths_fit = len(self.widths) > 0 and min(self.widths) > 0
         require(widths_fit, "agent.widths", self.widths, "one or more integers above 0")
         positive(self, "agent", "learning_rate_end", "buffer_size", "update_every", "updates")
-        positive(self, "agent", "initial_temperature", "reward_scale")
+        positive(self, "agent", "initial_temperature", "reward_scale", "critic_linear_to")
+        positive(self, "agent", "actor_every", "n_steps", "critics")
         not_negative(self, "agent", "learning_starts", "actor_averaging")
         require(0 <= self.gamma < 1, "agent.gamma", self.gamma, "0 or more and below 1")
         require(0 < self.tau <= 1, "agent.tau", self.tau, "above 0 and at most 1")

@@ -96,7 +96,8 @@ class _StackedLinear(torch.autograd.Function):
         captured: "_RowGradients | None",
         equal_rows: bool,  # of each module
     ) -> Tensor:
-        x = x.contiguous()
+        product, given = _product_type(x), weight.dtype
+        x, weight, bias = x.to(product).contiguous(), weight.to(product), bias.to(product)
         ctx.save_for_backward(x, weight)
         ctx.blocks, ctx.captured = blocks, captured
         y = x.new_empty(*x.shape[:2], weight.shape[2])
@@ -108,12 +109,12 @@ class _StackedLinear(torch.autograd.Function):
                 block.rows(y).unflatten(1, (block.run, -1)).copy_(once.unsqueeze(1))
             else:
                 torch.baddbmm(weights[0], block.rows(x), weights[1], out=block.rows(y))
-        return y
+        return y.to(given)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad_y = grads[0].contiguous()
+        grad_y = grads[0].to(x.dtype).contiguous()
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = torch.empty_like(x)
@@ -129,7 +130,14 @@ class _StackedLinear(torch.autograd.Function):
                 # Also where nothing is there yet: for few rows, zeros first is faster than `bmm`.
                 block.modules(grad_weight).baddbmm_(block.rows(x).mT, rows)
                 block.modules(grad_bias).add_(rows.sum(dim=1, keepdim=True))
+        # In the products' precision: autograd turns them into that of the inputs.
         return grad_x, grad_weight, grad_bias, None, None, None
+
+
+def _product_type(x: Tensor) -> torch.dtype:
+    """What matrix products compute in: half precision under `torch.autocast`."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _stacked_linear(
@@ -156,8 +164,11 @@ class _RowGradients:
     def fill(self, x: Tensor, grad_y: Tensor) -> None:
         if self.order is not None:
             x, grad_y = self.order.unsort(x), self.order.unsort(grad_y)
-        torch.bmm(x.mT, grad_y, out=self.weight)
-        self.bias = grad_y.sum(dim=1, keepdim=True)
+        if x.dtype == self.weight.dtype:
+            torch.bmm(x.mT, grad_y, out=self.weight)
+        else:
+            self.weight.copy_(torch.bmm(x.mT, grad_y))
+        self.bias = grad_y.sum(dim=1, keepdim=True, dtype=self.weight.dtype)
 
 
 class LinearStack(nn.Module):

@@ -29,10 +29,16 @@ def spaces_of(tasks: int) -> tuple[Any, Any]:
 
 
 def make_buffer(
-    size: int, tasks: int, envs: int, validation_share: float = 0.0
+    size: int, tasks: int, envs: int, validation_share: float = 0.0, n_steps: int = 1
 ) -> TaskReplayBuffer:
     return TaskReplayBuffer(
-        size, *spaces_of(tasks), "cpu", envs, num_tasks=tasks, validation_share=validation_share
+        size,
+        *spaces_of(tasks),
+        "cpu",
+        envs,
+        num_tasks=tasks,
+        validation_share=validation_share,
+        n_steps=n_steps,
     )
 
 
@@ -239,15 +245,20 @@ def through_a_checkpoint(
     return {name: t.clone() for name, t in tensors.items()}, json.loads(json.dumps(counters))
 
 
-@pytest.mark.parametrize("steps", [3, 50])
-def test_state_and_restore(steps: int) -> None:
+@pytest.mark.parametrize("same_episodes", [False, True])
+@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize("steps", [4, 50])
+def test_state_and_restore(steps: int, n_steps: int, same_episodes: bool) -> None:
     """The restored buffer samples the same, and goes on storing the same."""
-    one, two = make_buffer(40, 2, 3, 0.3), make_buffer(40, 2, 3, 0.3)
+    one, two = (make_buffer(40, 2, 3, 0.3, n_steps) for _ in range(2))
     feeder = Feeder([0, 1, 0], 2)
     for step in range(steps):
         feeder.add([step % 3 == 2] * 3, one)
     two.restore(*through_a_checkpoint(*one.state()))
-    one.cut_episodes()
+    if same_episodes:
+        two.continue_episodes(one.begun_episodes())
+    else:
+        one.cut_episodes()
     for step in range(20):
         assert torch.equal(two.training.data, one.training.data)
         assert torch.equal(two.validation.data, one.validation.data)
@@ -258,7 +269,8 @@ def test_state_and_restore(steps: int) -> None:
         theirs = [two.sample(5), two.sample_validation(5)] if two.ready() else []
         assert len(mine) == len(theirs)
         for a, b in zip(mine, theirs, strict=True):
-            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+            for x, y in zip(a, b, strict=True):
+                assert (x is None and y is None) or torch.equal(x, y)
         feeder.add([step % 4 == 3] * 3, one, two)
 
 
@@ -300,3 +312,42 @@ def test_actions_and_observations_keep_their_places() -> None:
     np.testing.assert_array_equal(batch.observations[0], obs)
     np.testing.assert_array_equal(batch.next_observations[0], after)
     np.testing.assert_array_equal(batch.actions[0], action)
+
+
+@given(st.data(), st.integers(2, 4), st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_n_step_returns_by_hand(data: st.DataObject, n: int, envs: int) -> None:
+    """Discounted sums over `n` steps of one environment, shorter only where its episode ends."""
+    buffer = TaskReplayBuffer(
+        400, *spaces_of(2), "cpu", envs, num_tasks=2, n_steps=n, gamma=0.5, validation_share=0.5
+    )
+    feeder = Feeder([env % 2 for env in range(envs)], 2)
+    steps = data.draw(st.lists(st.lists(st.integers(0, 3), min_size=envs, max_size=envs)))
+    episodes: list[list[list[tuple[int, bool]]]] = [[[]] for _ in range(envs)]
+    for step in steps:  # 0 ends an episode, 1 cuts it off, and the others go on
+        for env, what in enumerate(step):
+            episodes[env][-1].append((feeder.count + env, what == 0))
+            if what <= 1:
+                episodes[env].append([])
+        feeder.add([what <= 1 for what in step], buffer, truncated=[what == 1 for what in step])
+    expected = {}
+    for of_env in episodes:
+        for number, episode in enumerate(of_env):
+            for start, (first, _) in enumerate(episode):
+                part = episode[start : start + n]
+                if len(part) < n and number == len(of_env) - 1:
+                    continue  # still open
+                reward = sum(2 * at * 0.5**k for k, (at, _) in enumerate(part))
+                last, over = part[-1]
+                expected[first] = (last + 0.5, reward, float(over), 0.5 ** len(part))
+    found = {}
+    for ring in (buffer.training, buffer.validation):
+        for task, size in enumerate(ring.sizes):
+            split = buffer._split(ring.data[task : task + 1, :size])
+            assert split.discounts is not None
+            columns = (split.next_observations[..., 0], split.rewards, split.dones, split.discounts)
+            for row in range(size):
+                first = int(split.observations[0, row, 0])
+                assert feeder.task_of[first] == task
+                found[first] = tuple(float(column[0, row]) for column in columns)
+    assert found == expected

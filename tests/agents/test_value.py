@@ -40,6 +40,42 @@ def test_value_of_the_histogram_is_the_target() -> None:
     torch.testing.assert_close(loss.value(loss.histogram(target).log()), target, atol=1e-3, rtol=0)
 
 
+@given(
+    bins=st.integers(20, 200),
+    low=st.floats(-20, -0.1),
+    high=st.floats(0.1, 2000),
+    linear_to=st.floats(0.01, 10),
+)
+def test_value_of_asinh_bins_is_the_target(
+    bins: int, low: float, high: float, linear_to: float
+) -> None:
+    """To a share of the target, not of the support."""
+    loss = HLGauss(bins, low, high, linear_to)
+    width = float(loss.edges[1] - loss.edges[0])
+    if width > 0.5:  # as coarse as half its own scale: the histogram's tails leave the support
+        return
+    inner = torch.linspace(float(loss.edges[0]) + 4 * width, float(loss.edges[-1]) - 4 * width, 50)
+    target = linear_to * inner.sinh()
+    found = loss.value(loss.histogram(target).log())
+    torch.testing.assert_close(found, target, rtol=2e-3, atol=2e-3 * linear_to)
+
+
+def test_asinh_bins_do_not_inflate_a_bootstrapped_value() -> None:
+    """A reward of 1 for ever, bootstrapped through the bins, is worth 1 / (1 - gamma)."""
+    loss = HLGauss(101, -0.3, 300.0, 0.05)
+    value = torch.zeros(())
+    for _ in range(2_000):
+        value = loss.value(loss.histogram(1 + 0.99 * value).log())
+    assert float(value) == pytest.approx(100, rel=0.02)
+
+
+@pytest.mark.parametrize("linear_to", [None, 0.1])
+def test_bias_of_zero(linear_to: float | None) -> None:
+    loss = HLGauss(101, -1.0, 11.0, linear_to)
+    assert abs(float(loss.value(loss.bias_of_zero()))) < 0.2
+    assert float(loss.bias_of_zero().softmax(0).min()) > 1e-4
+
+
 def test_targets_outside_the_support_are_those_at_its_ends() -> None:
     loss = HLGauss(21, 0.0, 10.0)
     inside = loss.histogram(torch.tensor([0.0, 10.0]))

@@ -106,7 +106,16 @@ def make_agent(
     """A small agent on `make_env(targets)`; `settings` are `ConalSAC`'s or its policy's."""
     policy: dict[str, Any] = {
         key: settings.pop(key)
-        for key in ("layer_norm", "critic", "critic_bins", "critic_range", "actor_averaging")
+        for key in (
+            "layer_norm",
+            "critic",
+            "critics",
+            "critic_bins",
+            "critic_range",
+            "critic_linear_to",
+            "mixed_precision",
+            "actor_averaging",
+        )
         if key in settings
     }
     defaults: dict[str, Any] = {

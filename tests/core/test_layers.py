@@ -155,3 +155,26 @@ def test_modules_capture_neither_own_inputs_nor_without_gradients_nor_twice() ->
     assert not any(g.any() for g in layer.row_gradients())
     with pytest.raises(RuntimeError, match="a second forward pass"):
         layer(x[:1])
+
+
+@pytest.mark.parametrize("capturing", [False, True])
+def test_half_precision_computes_the_products_and_nothing_else(capturing: bool) -> None:
+    """Under autocast, outputs and gradients are those of single precision to bfloat16's 8 bits."""
+    torch.manual_seed(0)
+    index = [0, 0, 1, 2, 2]
+    layer = LinearStack(index, 16, 12, layer_norm=True)
+    x = torch.randn(5, 8, 16, requires_grad=True)
+    cotangent = torch.randn(5, 8, 12)
+    found = {}
+    for half in (False, True):
+        layer.zero_grad()
+        x.grad, layer.capturing, layer.captured = None, capturing, None
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            y = layer(x)
+        y.backward(cotangent)
+        own = layer.row_gradients() if capturing else [p.grad for p in layer.parameters()]
+        found[half] = [y.detach(), x.grad, *[g.clone() for g in own]]
+        assert all(tensor.dtype == torch.float32 for tensor in found[half])
+    assert not torch.equal(found[False][0], found[True][0])
+    for single, half_ in zip(found[False], found[True], strict=True):
+        assert (single - half_).norm() < 0.02 * single.norm()
