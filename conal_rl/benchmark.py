@@ -72,6 +72,26 @@ def _parser() -> argparse.ArgumentParser:
     supervised.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the runs (default: runs/study-SET)"
     )
+    mt10 = what.add_parser("mt10", help="methods, or choices of the recipe, on Meta-World's MT10")
+    mt10.set_defaults(measure=_mt10)
+    mt10.add_argument("table", choices=("methods", "recipe"), help="what is compared")
+    mt10.add_argument("--seeds", type=int, default=2, help="0 to N - 1 (default: %(default)s)")
+    mt10.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each")
+    mt10.add_argument(
+        "--steps", type=int, help="methods: env steps of each run (default: the preset's)"
+    )
+    mt10.add_argument(
+        "--minutes", type=float, default=20.0, help="recipe: of each run (default: %(default)s)"
+    )
+    mt10.add_argument(
+        "--rows",
+        nargs="*",
+        metavar="NAME",
+        help="rows to run (default: all); none: show what there is",
+    )
+    mt10.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the runs (default: runs/mt10-TABLE)"
+    )
     for command in (engine, conflict, update):
         command.add_argument("--rounds", type=int, default=3, help="of which the median is shown")
         command.add_argument(
@@ -105,7 +125,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
         ConalError: whatever is wrong with the command line or the machine.
     """
     options = _parser().parse_args(arguments)
-    _require(options, "more than 0", lambda value: value > 0, "rounds", "seconds", "threads")
+    times = ("rounds", "seconds", "threads", "minutes")
+    _require(options, "more than 0", lambda value: value > 0, *times)
     counts = ("envs_per_task", "widths", "batch", "seeds", "steps", "jobs")
     _require(options, "at least 1", lambda value: value >= 1, *counts)
     _require(options, "at least 2", lambda value: value >= 2, "tasks")
@@ -178,6 +199,26 @@ def _supervised(options: argparse.Namespace, console: Console) -> None:
 
     out = options.out or Path("runs") / f"study-{options.set}"
     for table in supervised.measure(options.set, range(options.seeds), options.jobs, out):
+        console.print(table)
+
+
+def _mt10(options: argparse.Namespace, console: Console) -> None:
+    from conal_rl.benchmarks import mt10
+    from conal_rl.config import load_config
+
+    known = mt10.METHODS if options.table == "methods" else mt10.RECIPE
+    rows = list(known) if options.rows is None else options.rows
+    for row in rows:
+        if row not in known:
+            raise ConfigError(f"--rows: unknown {row!r}; there are {', '.join(known)}")
+    out = options.out or Path("runs") / f"mt10-{options.table}"
+    seeds = range(options.seeds)
+    if options.table == "methods":
+        steps = options.steps or load_config("mt10").total_steps
+        tables = mt10.compare_methods(seeds, options.jobs, out, steps, rows)
+    else:
+        tables = mt10.compare_choices(seeds, options.jobs, out, options.minutes, rows)
+    for table in tables:
         console.print(table)
 
 

@@ -17,7 +17,7 @@ from conal_rl.commands import Parser, exit_status
 from conal_rl.config import AnyConfig, Config, SupervisedConfig, load_config
 from conal_rl.config.checks import require_device
 from conal_rl.errors import CheckpointError, ConalError, ConfigError
-from conal_rl.runs import atomic_write, load_checkpoint
+from conal_rl.runs import atomic_write, find_run, load_checkpoint
 
 if TYPE_CHECKING:
     from conal_rl.agents import ConalSAC
@@ -27,9 +27,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m conal_rl.evaluate", description=__doc__)
     parser.add_argument(
         "path",
-        type=Path,
+        type=find_run,
         metavar="RUN_OR_CHECKPOINT",
-        help="a run's folder, or one of the folders under its checkpoints/",
+        help="a run's folder, one of the folders under its checkpoints/, or pretrained:NAME",
     )
     parser.add_argument("--episodes", type=int, help="per task (default: as the run's config)")
     parser.add_argument("--seed", type=int, help="of goals and envs (default: as the config)")

@@ -153,6 +153,11 @@ class PhasedRun(ABC, Generic[C]):
     def _elapsed(self) -> float:
         return self.seconds + time.monotonic() - self._clock
 
+    def _time_is_up(self) -> bool:
+        """Whether training has to end now, whatever total_steps says."""
+        minutes = self.config.minutes
+        return minutes is not None and self.phase == "train" and self._elapsed() >= 60 * minutes
+
     def _interrupted(self) -> int:
         self._checkpoint()
         self._say_how_to_go_on()

@@ -106,6 +106,23 @@ class Run:
         return self.folder / "evaluation.json"
 
 
+def find_run(text: str) -> Path:
+    """The folder that a command line means: a path, or `pretrained:NAME`, what ships with us.
+
+    Raises:
+        CheckpointError: nothing of that name ships.
+    """
+    kind, _, name = text.partition(":")
+    if kind != "pretrained":
+        return Path(text)
+    shipped = Path(__file__).with_name("pretrained")
+    names = sorted(path.name for path in shipped.glob("*") if (path / "model").is_dir())
+    if name not in names:
+        known = ", ".join(names) or "none"
+        raise CheckpointError(f"{text}: no such weights ship with conal_rl; there are {known}")
+    return shipped / name
+
+
 def versions() -> dict[str, str | int | None]:
     """Return what ran: Python, the packages that matter, the machine, the git commit if any."""
     found: dict[str, str | int | None] = {

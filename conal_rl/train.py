@@ -157,7 +157,13 @@ class Training(PhasedRun[Config]):
     def _learn(self, until: int) -> bool:
         """Train until `until` env steps of the whole run; False if stopped before."""
         callback = RunCallback(
-            self.config, self.phase, until, self.stop, self._checkpoint, self._evaluate_briefly
+            self.config,
+            self.phase,
+            until,
+            self.stop,
+            self._time_is_up,
+            self._checkpoint,
+            self._evaluate_briefly,
         )
         left = until - self.agent.num_timesteps
         try:
@@ -173,9 +179,11 @@ class Training(PhasedRun[Config]):
         return self.agent.derive()
 
     def _train_trees(self, trees: tuple[Tree, ...]) -> None:
-        """The search's data may be kept."""
+        """The search's data may be kept, and what it has learnt."""
         actor, critic = trees
-        self._next_agent((actor, critic), self.config.search.keep_replay)
+        searched = self._next_agent((actor, critic), self.config.search.keep_replay)
+        if self.config.search.keep_weights:
+            self.agent.go_on_from(searched)
 
     def _trees_json(self, trees: tuple[Tree, ...]) -> str:
         return trees_to_json(*trees)

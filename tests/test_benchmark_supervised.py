@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conal_rl import benchmark, report, train
-from conal_rl.benchmarks import supervised
+from conal_rl.benchmarks import study, supervised
 from conal_rl.benchmarks.supervised import Result, comparison, interval, mean_scores, trees_table
 from conal_rl.core import Tree
 
@@ -62,7 +62,7 @@ def test_runs_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["conal-0", "conal-rlw-0", "stl-0"]
     searched, retrained = (tmp_path / f"{n}-0" / "tree.json" for n in ("conal", "conal-rlw"))
     assert Tree.load(searched) == Tree.load(retrained)
-    monkeypatch.setattr(supervised, "_train", lambda *_: pytest.fail("everything is there"))
+    monkeypatch.setattr(study, "start", lambda *_: pytest.fail("everything is there"))
     supervised.measure("digits", [0], 1, tmp_path, options)
 
 

@@ -66,6 +66,13 @@ class Balance:
         return np.sign(angle + 0.5 * angle_dot + 0.05 * x + 0.1 * x_dot)[:, None], None
 
 
+@pytest.mark.parametrize("name", ["pretrained:chess", "pretrained:"])
+def test_weights_that_do_not_ship(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([name]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"error: {name}: no such weights") and "\n" not in error
+
+
 # Intervals
 
 

@@ -23,7 +23,7 @@ from conal_rl import train
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.callback import RunCallback
 from conal_rl.agents.storage import load_trees
-from conal_rl.core import ProStage, Tree, weighting
+from conal_rl.core import ProStage, SearchSpace, Tree, weighting
 from conal_rl.progress import ContinuedCSV
 from conal_rl.runs import load_checkpoint, save_checkpoint
 
@@ -271,6 +271,28 @@ def test_without_the_searchs_replay(toy: str, tmp_path: Path) -> None:
     assert evaluation(run)["replay_of_search_reused"] is False
 
 
+def test_training_ends_when_its_minutes_are_over(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two steps of the training, and never in the search; more minutes go on."""
+    run = tmp_path / "run"
+    elapsed = train.Training._elapsed
+
+    def clock(self: train.Training) -> float:
+        return 60.0 if self.steps >= 200 else min(elapsed(self), 59)
+
+    monkeypatch.setattr(train.Training, "_elapsed", clock)
+    assert train.main([toy, "--out", str(run), "--minutes", "1"]) == 0
+    report = evaluation(run)
+    assert (report["steps"], report["search_steps"]) == (200, 160)
+    assert train.main(["--resume", str(run), "--minutes", "2"]) == 0
+    assert evaluation(run)["steps"] == 320
+    late = tmp_path / "late"
+    monkeypatch.setattr(train.Training, "_elapsed", lambda _: 120.0)
+    assert train.main([toy, "--out", str(late), "--minutes", "1"]) == 0
+    assert evaluation(late)["steps"] in range(160, 170)
+
+
 # Other searches
 
 
@@ -309,6 +331,33 @@ def test_other_searches(method: str, toy: str, tmp_path: Path) -> None:
         command = ["--resume", str(parts)]
     assert train.main(command) == 0
     assert evaluation(parts)["steps"] == evaluation(whole)["steps"]
+
+
+@pytest.mark.parametrize("method", ["conal", "conal_pro", "ltb", "recon"])
+def test_the_searchs_weights_are_kept(
+    method: str, toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The derived agent begins with what the search has learnt, where it is asked to."""
+    same: list[bool] = []
+    train_trees = train.Training._train_trees
+
+    def spied(self: train.Training, trees: tuple[Tree, ...]) -> None:
+        before = self.agent
+        train_trees(self, trees)
+        for name in ("actor", "critic", "critic_target"):
+            old, new = getattr(before, name), getattr(self.agent, name)
+            pairs = list(zip(old.head.parameters(), new.head.parameters()))
+            if isinstance(old.encoder, SearchSpace):
+                derived = old.encoder.derive()
+                pairs += zip(derived.parameters(), new.encoder.parameters())
+            same.append(all(torch.equal(*pair) for pair in pairs))
+
+    monkeypatch.setattr(train.Training, "_train_trees", spied)
+    options = [*DEEPER, "--search.method", method, "--total-steps", "170", "--search.steps", "160"]
+    for keeps, flag in ((True, "--search.keep-weights"), (False, "--search.no-keep-weights")):
+        same.clear()
+        assert train.main([toy, *options, flag, "--out", str(tmp_path / str(keeps))]) == 0
+        assert same == [keeps] * 3
 
 
 def test_conal_pro_goes_on_from_stage_to_stage(
@@ -396,6 +445,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     config = CONFIG | {"total_steps": 1_600, "env": {"suite": ["reach-v3", "push-v3"]}}
     config["search"] = {"steps": 1_200, "validation_share": 0.3}
     config["evaluation"] = {"episodes": 1}
+    config["agent"] = CONFIG["agent"] | {"n_steps": 3, "mixed_precision": True, "actor_every": 2}
     path = tmp_path / "metaworld.yaml"
     path.write_text(yaml.safe_dump(config))
     whole, parts = tmp_path / "whole", tmp_path / "parts"

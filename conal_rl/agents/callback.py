@@ -19,6 +19,7 @@ class RunCallback(BaseCallback):
     Args:
         phase: name of the phase.
         until: env steps at which the phase ends.
+        time_is_up: whether `learn` is to end before its last step.
         checkpoint: writes a checkpoint; called between updates, when nothing is half done.
         evaluate: returns mean success, or None; called every `config.evaluation.every` steps.
     """
@@ -29,12 +30,13 @@ class RunCallback(BaseCallback):
         phase: str,
         until: int,
         stop: StopRequest,
+        time_is_up: Callable[[], bool],
         checkpoint: Callable[[], None],
         evaluate: Callable[[], float | None],
     ):
         super().__init__()
         self.config, self.phase, self.until, self.stop = config, phase, until, stop
-        self.checkpoint, self.evaluate = checkpoint, evaluate
+        self.time_is_up, self.checkpoint, self.evaluate = time_is_up, checkpoint, evaluate
         self.evaluated: float | None = None
         self.display: PhaseDisplay | None = None
 
@@ -64,7 +66,7 @@ class RunCallback(BaseCallback):
             self.display.show(self.num_timesteps, self._outcome())
 
     def _on_step(self) -> bool:
-        return True
+        return not self.time_is_up()
 
     def close(self) -> None:
         """Take the progress bar down, also after an error."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from conal_rl.agents.value import HLGauss, SquaredError
 from conal_rl.core import ConalSpace, SearchSpace, Structure, Tree, TreeNetwork, linear_chain
 from conal_rl.core.layers import LinearStack
+from conal_rl.core.network import copy_network
 from conal_rl.core.progressive import StageNetwork
 
 CRITICS = 2
@@ -72,7 +73,8 @@ class TaskNetwork(nn.Module):
         super().__init__()
         self.tasks, self.replicas = tuple(tasks), replicas
         self.mixed_precision = mixed_precision
-        chain = linear_chain(in_features + len(tasks), widths, layer_norm)
+        self.in_features = in_features + len(tasks)
+        chain = linear_chain(self.in_features, widths, layer_norm)
         if isinstance(tree, Tree):
             self.encoder = TreeNetwork(tree.replicate(replicas), chain)
         else:
@@ -205,7 +207,7 @@ class ConalPolicy(BasePolicy):
             raise ValueError(f"unknown critic {critic!r}; there are mse, hl_gauss")
         self.tasks = tuple(tasks)
         self.actor_tree, self.critic_tree = actor_tree, critic_tree
-        self.architecture = {
+        self.architecture: dict[str, Any] = {
             "widths": tuple(widths),
             "layer_norm": layer_norm,
             "critic": critic,
@@ -272,15 +274,15 @@ class ConalPolicy(BasePolicy):
 
     @torch.no_grad()
     def go_on_from(self, before: "ConalPolicy") -> None:
-        """Take over what a stage of CoNAL-Pro's search has learnt and this one still needs."""
+        """Take over what a search, or a stage of it, has learnt and this policy still needs."""
         for mine, theirs in zip(self._networks(), before._networks(), strict=True):
             mine.head.load_state_dict(theirs.head.state_dict())
             old, new = theirs.encoder, mine.encoder
             if isinstance(old, StageNetwork) and isinstance(new, StageNetwork):
                 new.go_on_from(old)
-            else:  # the tree was settled, in this stage or in an earlier one
-                derived = old.derive() if isinstance(old, SearchSpace) else old
-                new.load_state_dict(derived.state_dict())
+            else:  # the tree is decided, now or in an earlier stage
+                assert isinstance(new, TreeNetwork)
+                copy_network(new, old.derive() if isinstance(old, SearchSpace) else old)
 
     def _networks(self) -> list[TaskNetwork]:
         named = (self.actor, self.critic, self.critic_target, self.actor_average)

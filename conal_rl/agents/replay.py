@@ -172,13 +172,13 @@ class TaskReplayBuffer(ReplayBuffer):
             axis=1,
             dtype=np.float32,
         )
-        env = np.arange(len(row))
+        source = np.arange(len(row))
         if self.returns is not None:
-            row, env = self.returns.extend(row, self.features + self.action_dim, done)
-        validating = self._validating[env]
+            row, source = self.returns.extend(row, self.features + self.action_dim, done)
+        validating = self._validating[source]
         for ring, chosen in ((self.training, ~validating), (self.validation, validating)):
             if chosen.any():
-                ring.add(task[env[chosen]], torch.from_numpy(row[chosen]))
+                ring.add(task[source[chosen]], torch.from_numpy(row[chosen]))
         for env in np.flatnonzero(done):
             self._validating[env] = self._begin_episode(task[env])
 

@@ -259,7 +259,7 @@ class ConalSAC(SAC):
 
     @torch.no_grad()
     def go_on_from(self, before: "ConalSAC") -> None:
-        """Take over weights and temperatures from the agent of CoNAL-Pro's stage before."""
+        """Take over weights and temperatures from the agent of the search, or of a stage of it."""
         self.policy.go_on_from(before.policy)
         if self.log_ent_coef is not None and before.log_ent_coef is not None:
             self.log_ent_coef.copy_(before.log_ent_coef)

@@ -8,10 +8,6 @@ search of the same seed has derived: in the search the losses are summed in any 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,9 +18,9 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from conal_rl.benchmarks.study import finish, slug
 from conal_rl.config import SupervisedConfig, load_config
 from conal_rl.core import Tree
-from conal_rl.errors import ConalError
 from conal_rl.supervised.metrics import delta_p
 
 Sets = ("digits", "terrain")
@@ -80,39 +76,19 @@ def measure(
     assert isinstance(config, SupervisedConfig)
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(lambda seed: _run_seed(config, seed, folder, options), seeds))
-    results = {method: [read(folder / _slug(method, seed)) for seed in seeds] for method in METHODS}
+    results = {method: [read(folder / slug(method, seed)) for seed in seeds] for method in METHODS}
     return [comparison(name, results), scores_table(results), trees_table(results, seeds)]
 
 
 def _run_seed(config: SupervisedConfig, seed: int, folder: Path, options: Sequence[str]) -> None:
     training = str(config.total_steps - config.search.steps)
     for method, own in METHODS.items():
-        run = folder / _slug(method, seed)
-        if (run / "evaluation.json").is_file():
-            continue
-        searched = str(folder / _slug("CoNAL", seed) / "tree.json")
+        searched = str(folder / slug("CoNAL", seed) / "tree.json")
         words = [searched if word == "CoNAL" else word for word in own]
         if "--agent.tree" in words:
             words += ["--total-steps", training]
-        command = [config.name, "--out", str(run), "--seed", str(seed), *options, *words]
-        if any(run.glob("checkpoints/step-*")):
-            command = ["--resume", str(run)]
-        elif run.exists():
-            shutil.rmtree(run)
-        _train(command, f"{method}, seed {seed}")
-
-
-def _train(arguments: Sequence[str], what: str) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "conal_rl.train", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    if ran.returncode:
-        last = ran.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise ConalError(f"{what}: {last[0].removeprefix('error: ')}")
+        command = [config.name, "--seed", str(seed), *options, *words]
+        finish(folder / slug(method, seed), command, f"{method}, seed {seed}")
 
 
 def read(run: Path) -> Result:
@@ -203,7 +179,3 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     spread = float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else np.inf
     half = float(stats.t.ppf(0.975, max(len(values) - 1, 1))) * spread
     return fmean(values) - half, fmean(values) + half
-
-
-def _slug(method: str, seed: int) -> str:
-    return f"{method.lower().replace(', ', '-').replace(' + ', '-').replace(' ', '-')}-{seed}"

@@ -108,6 +108,9 @@ class SearchConfig:
     """In RL, the derived agent starts with the search's replay data."""
     only: bool = False
     """Stop once the tree is derived."""
+    keep_weights: bool = False
+    """The derived tree starts with what its modules and heads have learnt in the search, not from
+    scratch as in the paper."""
 
     def __post_init__(self) -> None:
         not_negative(self, "search", "specific_decay")
@@ -142,6 +145,9 @@ class RunConfig:
     """Where the networks run: auto, cpu, cuda, cuda:N or mps."""
     threads: int | None = None
     """CPU threads of torch; None: as torch decides. Small networks learn fastest on one."""
+    minutes: float | None = None
+    """Wall-clock minutes of the whole run after which its training ends, even before total_steps;
+    a search is finished in any case, and evaluation comes on top. None: total_steps alone says."""
     checkpoint_minutes: float = 10.0
     """Wall-clock minutes between checkpoints."""
     log_interval: int = 100
@@ -151,6 +157,7 @@ class RunConfig:
         named = re.fullmatch(r"\w[\w.-]*", self.name) is not None
         require(named, "name", self.name, "letters, digits, '_', '-' and '.' only")
         positive(self, "", "total_steps", "checkpoint_minutes", "log_interval", "threads")
+        positive(self, "", "minutes")
         require_seed("seed", self.seed)
         require_device("device", self.device)
         if self.agent.tree == "search":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from conal_rl.core import SearchSpace, Structure, Tree, TreeNetwork
+from conal_rl.core.network import copy_network
 from conal_rl.core.progressive import StageNetwork
 from conal_rl.errors import ConfigError
 from conal_rl.supervised.data.common import Batch
@@ -51,10 +52,14 @@ class MultiTaskNetwork(nn.Module):
 
     @torch.no_grad()
     def go_on_from(self, before: MultiTaskNetwork) -> None:
-        """Take over what CoNAL-Pro's stage before has learnt and this one still needs."""
-        assert isinstance(self.encoder, StageNetwork) and isinstance(before.encoder, StageNetwork)
+        """Take over what a search, or a stage of it, has learnt and this network still needs."""
         self.heads.load_state_dict(before.heads.state_dict())
-        self.encoder.go_on_from(before.encoder)
+        old, new = before.encoder, self.encoder
+        if isinstance(old, StageNetwork) and isinstance(new, StageNetwork):
+            new.go_on_from(old)
+        else:
+            assert isinstance(new, TreeNetwork)
+            copy_network(new, old.derive() if isinstance(old, SearchSpace) else old)
 
 
 def task_losses(problem: Problem, predictions: dict[str, Tensor], batch: Batch) -> Tensor:

@@ -151,7 +151,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         validation = self._validation_batches(self._step - self._first_step)
         saved = time.monotonic()
         try:
-            while self._step < until and not self._out_of_patience():
+            while self._step < until and not self._out_of_patience() and not self._time_is_up():
                 if self.stop.signal is not None:
                     return False
                 self._update(batches, validation)
@@ -191,7 +191,10 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
 
     def _train_trees(self, trees: tuple[Tree, ...]) -> None:
         self._first_step = self._step
+        before = self.network
         self._build(trees[0])
+        if self.config.search.keep_weights:
+            self.network.go_on_from(before)
 
     def _trees_json(self, trees: tuple[Tree, ...]) -> str:
         return trees[0].to_json()

@@ -270,7 +270,7 @@ def test_state_and_restore(steps: int, n_steps: int, same_episodes: bool) -> Non
         assert len(mine) == len(theirs)
         for a, b in zip(mine, theirs, strict=True):
             for x, y in zip(a, b, strict=True):
-                assert (x is None and y is None) or torch.equal(x, y)
+                assert x is y is None or (x is not None and y is not None and torch.equal(x, y))
         feeder.add([step % 4 == 3] * 3, one, two)
 
 

@@ -143,7 +143,8 @@ def test_independent_tasks_learn_as_if_alone(
     for task in range(3):
         single = make_agent(Tree.independent(TASKS[:1], 2), TARGETS[:1], seed=task, **settings)
         copy_task(single, agent, task)
-        alone = [TaskBatch(*(part[task : task + 1] for part in batch)) for batch in batches]
+        # Without discounts, the last field.
+        alone = [TaskBatch(*(x[task : task + 1] for x in batch[:5])) for batch in batches]
         feed(single, monkeypatch, iter(alone))
         singles.append(single)
     agent.train(gradient_steps=4, batch_size=16)
@@ -341,6 +342,58 @@ def test_validation_data_reaches_the_gates_alone(monkeypatch: pytest.MonkeyPatch
         states.append(agent.policy.state_dict())
     for name, value in states[0].items():
         assert torch.equal(states[1][name], value) == ("gates" not in name)
+
+
+def test_actor_every(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make_agent(None, TARGETS, actor_every=3)
+    feed(agent, monkeypatch, cycle(batches_of(3)))
+    moved = [changed_by(agent, lambda: agent.train(1, 16)) for _ in range(7)]
+    for name in ("actor weights", "temperatures"):
+        assert [name in names for names in moved] == [True, False, False, True, False, False, True]
+    assert all("critic weights" in names for names in moved)
+
+
+def test_normalised_actor_losses_ignore_the_scale_of_a_tasks_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Values and temperature a hundred times as large leave the actor's loss as it is."""
+    agent = make_agent(Tree.independent(TASKS, 2), TARGETS, normalize_actor_loss=True)
+    batch = random_batch(3, 16)
+    actions, log_prob = agent.actor.sample(batch.observations)
+    values = agent.critic.values
+    losses = []
+    for scale in (1.0, 100.0):
+        scales = torch.tensor([scale, 1.0, 1.0])
+        monkeypatch.setattr(
+            agent.critic, "values", lambda *x, by=scales: values(*x) * by.view(3, 1)
+        )
+        losses.append(agent._actor_losses(batch, actions, log_prob, 0.1 * scales))
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("critics", [1, 3])
+def test_any_number_of_critics(critics: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make_agent(Tree.shared(TASKS, 2), TARGETS, critics=critics, critic="hl_gauss")
+    batch = random_batch(3, 16)
+    assert agent.critic.values(batch.observations, batch.actions).shape == (critics, 3, 16)
+    feed(agent, monkeypatch, cycle(batches_of(3)))
+    before = agent.critic.values(batch.observations, batch.actions).detach()
+    assert before.abs().max() < 1  # they begin at about 0
+    agent.train(1, 16)
+    after = agent.critic.values(batch.observations, batch.actions)
+    assert ((after - before).abs().amax(dim=(1, 2)) > 0).all()
+
+
+def test_n_step_targets_by_hand() -> None:
+    """The discount of what is bootstrapped comes with each transition."""
+    agent = make_agent(Tree.shared(TASKS, 2), TARGETS, gamma=0.9, critic_reduce="min")
+    one = random_batch(3, 16)
+    several = one._replace(discounts=torch.full((3, 16), 0.9**3))
+    temperature = torch.ones(3)
+    torch.manual_seed(0)
+    first = agent._target(one, temperature) - one.rewards
+    torch.manual_seed(0)
+    torch.testing.assert_close(agent._target(several, temperature) - one.rewards, first * 0.81)
 
 
 def test_gate_every(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,6 +207,9 @@ def test_retraining_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     run(tmp_path / "run", *DIGITS)
     searched, anew, optimizer = states
     assert changed(searched, anew) and isinstance(optimizer, dict)
+    run(tmp_path / "kept", *DIGITS, "--search.keep-weights")
+    searched, kept, _ = states[3:]
+    assert not changed(searched, kept)
 
 
 # Selection

@@ -1,0 +1,235 @@
+"""Methods, and choices of the recipe, beside each other on MT10.
+
+Every run is a `python -m conal_rl.train mt10` of its own, on one thread, in a folder that a later
+call finds again. Methods get the same env steps, those of a search included; choices of the recipe
+get the same wall-clock, since what a choice costs is part of what it brings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich import box
+from rich.table import Table
+
+from conal_rl.agents import ConalSAC
+from conal_rl.benchmarks.study import finish, slug, start
+from conal_rl.core import Tree, TreeNetwork, linear_chain
+from conal_rl.core.network import parameter_count
+
+HPS = ["--agent.tree", "shared"]
+SB3, WIDENED = "SB3's SAC, one per task", "HPS, as large as CoNAL"
+METHODS: Mapping[str, Sequence[str]] = {
+    "HPS": HPS,
+    "CoNAL": [],
+    "STL": ["--agent.tree", "independent"],
+    "CoNAL, no noticing": ["--search.rule", "none"],
+    "CoNAL, no purely-specific": ["--search.no-purely-specific"],
+    SB3: [],
+    "HPS + PCGrad": [*HPS, "--agent.weighting", "pcgrad"],
+    "CoNAL-Pro": ["--search.method", "conal_pro"],
+    WIDENED: HPS,
+    "HPS + CAGrad": [*HPS, "--agent.weighting", "cagrad"],
+}
+"""In the order of their importance. The trees of `WIDENED` are those of its seed's CoNAL run."""
+
+RECIPE: Mapping[str, Sequence[str]] = {
+    "HPS, the recipe": [],
+    "2 envs per task": ["--env.envs-per-task", "2"],
+    "single precision": ["--agent.no-mixed-precision"],
+    "batch of 32": ["--agent.batch-size", "32"],
+    "batch of 128": ["--agent.batch-size", "128"],
+    "no layer norm": ["--agent.no-layer-norm"],
+    "squared error": ["--agent.critic", "mse"],
+    "equal bins": ["--agent.critic-linear-to", "none"],
+    "actor losses as they are": ["--agent.no-normalize-actor-loss"],
+    "two critics, mean": ["--agent.critics", "2"],
+    "two critics, minimum": ["--agent.critics", "2", "--agent.critic-reduce", "min"],
+    "1-step returns": ["--agent.n-steps", "1"],
+    "5-step returns": ["--agent.n-steps", "5"],
+    "width of 400": ["--agent.widths", "400", "400", "400"],
+    "entropy target of -4": ["--agent.target-entropy", "-4"],
+    "entropy target of -1": ["--agent.target-entropy", "-1"],
+    "step size of 1e-3": ["--agent.learning-rate", "1e-3"],
+    "CoNAL": ["--agent.tree", "search"],
+    "CoNAL, weights kept": ["--agent.tree", "search", "--search.keep-weights"],
+}
+"""Each with one choice changed, on hard parameter sharing unless it says otherwise."""
+
+
+class Result(NamedTuple):
+    """One run, by the official protocol."""
+
+    success: dict[str, float]
+    steps: int
+    seconds: float
+
+
+Results = dict[str, list[Result]]
+"""By the row of a table; a run for each seed that there is."""
+
+
+def compare_methods(
+    seeds: Sequence[int], jobs: int, folder: Path, steps: int, rows: Sequence[str]
+) -> list[Table]:
+    """Run what has not been run of these rows, and return the tables of all.
+
+    Args:
+        seeds: of training.
+        jobs: runs side by side.
+        folder: where the runs are.
+        steps: env steps of a run over all tasks.
+        rows: the methods to run; the tables show the others as far as they were run.
+
+    Raises:
+        ConalError: a run failed.
+    """
+
+    def run(method: str, seed: int) -> None:
+        out = folder / slug(method, seed)
+        arguments = ["mt10", "--seed", str(seed), "--total-steps", str(steps)]
+        what = f"{method}, seed {seed}"
+        if method == SB3:
+            if not (out / "evaluation.json").is_file():
+                start("conal_rl.benchmarks.sb3_sac", [*arguments, "--out", str(out)], what)
+            return
+        arguments += METHODS[method]
+        if method == WIDENED:
+            run("CoNAL", seed)
+            widths = widened(folder / slug("CoNAL", seed))
+            arguments += ["--agent.widths", *map(str, widths)]
+        finish(out, arguments, what)
+
+    results = _run_and_read(run, METHODS, rows, seeds, jobs, folder)
+    return tables(results, f"MT10, {steps:,} env steps")
+
+
+def compare_choices(
+    seeds: Sequence[int], jobs: int, folder: Path, minutes: float, rows: Sequence[str]
+) -> list[Table]:
+    """The same for choices of the recipe, in `minutes` of wall-clock each."""
+
+    def run(choice: str, seed: int) -> None:
+        arguments = ["mt10", "--seed", str(seed), "--minutes", str(minutes), *HPS]
+        finish(folder / slug(choice, seed), [*arguments, *RECIPE[choice]], f"{choice}, seed {seed}")
+
+    results = _run_and_read(run, RECIPE, rows, seeds, jobs, folder)
+    return tables(results, f"MT10, {minutes:g} minutes")
+
+
+def _run_and_read(
+    run: Callable[[str, int], None],
+    known: Mapping[str, Any],
+    rows: Sequence[str],
+    seeds: Sequence[int],
+    jobs: int,
+    folder: Path,
+) -> Results:
+    with ThreadPoolExecutor(jobs) as pool:
+        # By rows, not by seeds: the rows come in the order of their importance.
+        list(pool.map(lambda pair: run(*pair), [(row, seed) for row in rows for seed in seeds]))
+    results: Results = {}
+    for row in known:
+        there = [folder / slug(row, seed) / "evaluation.json" for seed in seeds]
+        results[row] = [read(path) for path in there if path.is_file()]
+    return results
+
+
+def read(evaluation: Path) -> Result:
+    """What a finished run has left."""
+    report = json.loads(evaluation.read_text(encoding="utf-8"))
+    return Result(report["success"], report["steps"], report["seconds"])
+
+
+def widened(run: Path) -> list[int]:
+    """Hidden widths with which HPS has at least the parameters of a run's encoders."""
+    agent = ConalSAC.load_weights(run / "model", "cpu")
+    networks = (agent.actor, agent.critic)
+    architecture = agent.policy.architecture
+    widths = list(architecture["widths"])
+    shared = Tree.shared(agent.tasks, len(widths))
+
+    def size(widths: Sequence[int]) -> int:
+        total = 0
+        for network in networks:
+            chain = linear_chain(network.in_features, widths, architecture["layer_norm"])
+            total += network.replicas * parameter_count(TreeNetwork(shared, chain))
+        return total
+
+    wanted = sum(parameter_count(network.encoder) for network in networks)
+    while size(widths) < wanted:
+        widths = [width + 8 for width in widths]
+    return widths
+
+
+def tables(results: Results, title: str) -> list[Table]:
+    """Of all rows, and of the tasks in those that there are."""
+    there = {name: own for name, own in results.items() if own}
+    return [summary(results, title), *([successes(there)] if there else [])]
+
+
+def summary(results: Results, title: str) -> Table:
+    """Mean success and its interquartile mean, with 95% intervals, and time."""
+    rows = Table(
+        title=title,
+        caption="success: official protocol, final weights; intervals: bootstrap over seeds",
+        box=box.SIMPLE_HEAD,
+    )
+    headings = ("run", "seeds", "mean success", "95%", "IQM", "95%", "env steps", "minutes")
+    for heading in headings:
+        rows.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
+    for name, own in results.items():
+        if not own:
+            rows.add_row(name, "not run", *[""] * (len(headings) - 2))
+            continue
+        scores = np.array([list(result.success.values()) for result in own])
+        cells = []
+        for statistic in (np.mean, interquartile_mean):
+            low, high = bootstrap(scores, statistic)
+            cells += [f"{statistic(scores):.3f}", f"{low:.3f} .. {high:.3f}"]
+        steps = f"{np.mean([result.steps for result in own]):,.0f}"
+        minutes = f"{np.mean([result.seconds for result in own]) / 60:.0f}"
+        rows.add_row(name, str(len(own)), *cells, steps, minutes)
+    return rows
+
+
+def successes(results: Results) -> Table:
+    """Success per task, mean over the seeds."""
+    rows = Table(box=box.SIMPLE_HEAD)
+    rows.add_column("run", no_wrap=True)
+    for task in next(iter(results.values()))[0].success:
+        rows.add_column(task.removesuffix("-v3").replace("-", "\n"), justify="right")
+    for name, own in results.items():
+        means = np.mean([list(result.success.values()) for result in own], axis=0)
+        rows.add_row(name, *(f"{mean:.2f}" for mean in means))
+    return rows
+
+
+def interquartile_mean(scores: NDArray[np.float64]) -> float:
+    """Mean of the middle half of all scores (Agarwal et al., NeurIPS 2021)."""
+    from scipy import stats
+
+    return float(stats.trim_mean(scores, 0.25, axis=None))
+
+
+def bootstrap(
+    scores: NDArray[np.float64],
+    statistic: Callable[[NDArray[np.float64]], float | np.floating[Any]],
+    draws: int = 2_000,
+) -> tuple[float, float]:
+    """95% percentile interval of a statistic of `(seed, task)`, drawing seeds anew for each task.
+
+    Agarwal et al., "Deep RL at the Edge of the Statistical Precipice" (NeurIPS 2021), section 4.1.
+    """
+    random = np.random.default_rng(0)
+    seeds, tasks = scores.shape
+    drawn = random.integers(seeds, size=(draws, seeds, tasks))
+    values = [float(statistic(np.take_along_axis(scores, seed, axis=0))) for seed in drawn]
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)

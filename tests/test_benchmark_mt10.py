@@ -1,0 +1,139 @@
+"""The comparisons on MT10: which runs are made, what is found again, and the statistics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from rich.table import Table
+
+from conal_rl import benchmark, train
+from conal_rl.agents import ConalSAC
+from conal_rl.agents.policies import ConalPolicy
+from conal_rl.benchmarks import mt10, sb3_sac, study
+from conal_rl.benchmarks.mt10 import Result, bootstrap, interquartile_mean, successes, summary
+from conal_rl.config import load_config
+from conal_rl.core import Tree
+from conal_rl.core.network import parameter_count
+
+
+def cells(table: Table) -> list[list[str]]:
+    return [list(map(str, row)) for row in zip(*(column.cells for column in table.columns))]
+
+
+def test_the_interquartile_mean_leaves_out_the_quarters_at_both_ends() -> None:
+    scores = np.array([[0.0, 1.0, 0.5, 0.7], [0.1, 0.9, 0.4, 0.6]])
+    assert interquartile_mean(scores) == pytest.approx((0.4 + 0.5 + 0.6 + 0.7) / 4)
+
+
+def test_the_bootstrap_draws_seeds_within_tasks() -> None:
+    """Tasks that do not differ between seeds leave no interval; one seed leaves none either."""
+
+    def mean(scores: NDArray[np.float64]) -> float:
+        return float(scores.mean())
+
+    same = np.array([[0.0, 1.0, 0.5]] * 4)
+    assert bootstrap(same, mean) == (0.5, 0.5)
+    assert bootstrap(same[:1], mean) == (0.5, 0.5)
+    # One task, seeds at 0 and 1: the mean of n draws is binomial.
+    low, high = bootstrap(np.array([[0.0], [1.0]] * 8), mean, draws=20_000)
+    stats = pytest.importorskip("scipy.stats")
+    assert (low, high) == tuple(stats.binom(16, 0.5).ppf([0.025, 0.975]) / 16)
+
+
+def test_rows_that_were_not_run_say_so() -> None:
+    own = [
+        Result({"a-v3": 0.5, "b-v3": 1.0}, 1000, 60),
+        Result({"a-v3": 0.7, "b-v3": 1.0}, 1000, 180),
+    ]
+    rows = cells(summary({"HPS": own, "STL": []}, "title"))
+    assert rows[0][:3] == ["HPS", "2", "0.800"]
+    assert rows[0][-2:] == ["1,000", "2"]
+    assert rows[1] == ["STL", "not run", *[""] * 6]
+    assert cells(successes({"HPS": own})) == [["HPS", "0.60", "1.00"]]
+
+
+@pytest.mark.parametrize("table", [mt10.METHODS, mt10.RECIPE])
+def test_every_row_is_a_config_of_its_own(table: dict[str, list[str]]) -> None:
+    common = mt10.HPS if table is mt10.RECIPE else []
+    configs = [load_config("mt10", [*common, *options]) for options in table.values()]
+    same = {mt10.SB3: "CoNAL", mt10.WIDENED: "HPS"}  # rows that no option makes
+    distinct = [c for name, c in zip(table, configs, strict=True) if name not in same]
+    assert len({config.to_yaml() for config in distinct}) == len(distinct)
+    slugs = {study.slug(name, 0) for name in table}
+    assert len(slugs) == len(table)
+
+
+def test_runs_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    def start(module: str, arguments: list[str], what: str) -> None:
+        started.append([module.rpartition(".")[2], *arguments])
+        out = Path(arguments[arguments.index("--out") + 1])
+        out.mkdir(parents=True)
+        report = {"success": {"reach-v3": 0.5}, "steps": 10, "seconds": 60}
+        (out / "evaluation.json").write_text(json.dumps(report), encoding="utf-8")
+
+    monkeypatch.setattr(study, "start", start)
+    monkeypatch.setattr(mt10, "start", start)
+    arguments = ["mt10", "methods", "--out", str(tmp_path), "--steps", "10", "--jobs", "1"]
+    rows = ["--rows", "STL", mt10.SB3]
+    assert benchmark.main([*arguments, "--seeds", "2", *rows]) == 0
+    out = [str(tmp_path / name) for name in ("stl-0", "stl-1", "sb3-s-sac-one-per-task-0")]
+    common = ["--total-steps", "10"]
+    own = ["--agent.tree", "independent"]
+    assert started[:3] == [
+        ["train", "mt10", "--seed", "0", *common, *own, "--out", out[0]],
+        ["train", "mt10", "--seed", "1", *common, *own, "--out", out[1]],
+        ["sb3_sac", "mt10", "--seed", "0", *common, "--out", out[2]],
+    ]
+    assert benchmark.main([*arguments, "--seeds", "2", *rows]) == 0
+    assert len(started) == 4
+    assert benchmark.main([*arguments, "--rows"]) == 0
+    assert len(started) == 4
+
+
+def test_an_unknown_row_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.main(["mt10", "recipe", "--rows", "magic"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: --rows: unknown 'magic'; there are HPS") and "\n" not in error
+
+
+def test_hps_is_widened_to_the_parameters_of_a_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    few = ["--total-steps", "30", "--agent.learning-starts", "1", "--evaluation.episodes", "1"]
+    tree = ["--agent.tree", "independent", "--agent.widths", "16", "16"]
+    assert train.main(["cartpole", "--out", str(run), *few, *tree]) == 0
+    agent = ConalSAC.load_weights(run / "model")
+    wanted = sum(parameter_count(n.encoder) for n in (agent.actor, agent.critic))
+    widths = mt10.widened(run)
+    assert widths[0] == widths[1]
+    shared = Tree.shared(agent.tasks, 2)
+    found = {}
+    for width in (widths[0], widths[0] - 8):
+        settings = agent.policy._get_constructor_parameters()
+        settings |= {"actor_tree": shared, "critic_tree": shared, "widths": (width, width)}
+        policy = ConalPolicy(**settings)
+        found[width] = sum(parameter_count(n.encoder) for n in (policy.actor, policy.critic))
+    assert found[widths[0] - 8] < wanted <= found[widths[0]]
+
+
+@pytest.mark.slow
+def test_sb3s_own_sac_trains_on_every_task(tmp_path: Path) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text(
+        "total_steps: 40\nenv: {suite: [reach-v3, push-v3], envs_per_task: 2}\n"
+        "agent: {widths: [8], learning_starts: 4}\nevaluation: {episodes: 1}\n",
+        encoding="utf-8",
+    )
+    out = tmp_path / "out"
+    command = [str(config), "--total-steps", "40", "--out", str(out)]
+    assert sb3_sac.main(command) == 0
+    result = mt10.read(out / "evaluation.json")
+    assert list(result.success) == ["reach-v3", "push-v3"] and result.steps == 40
+    trained = (out / "reach-v3.json").stat().st_mtime_ns
+    assert sb3_sac.main(command) == 0
+    assert (out / "reach-v3.json").stat().st_mtime_ns == trained
