@@ -23,7 +23,7 @@ class Size(NamedTuple):
     batch: int
 
 
-MT10 = Size([256] * 3, 32)
+MT10 = Size([256] * 3, 64)
 MT10_PAPER = Size([400] * 3, 128)
 """Of the presets `mt10` and `mt10_paper`."""
 

@@ -47,6 +47,10 @@ def _parser() -> argparse.ArgumentParser:
         help="where the figures go (default: %(default)s/)",
     )
     conflicts.set_defaults(make=_conflicts)
+    success = what.add_parser("success", help="success while training, over steps and time")
+    success.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of RL runs")
+    success.add_argument("--out", type=Path, default=Path("report"), metavar="DIR")
+    success.set_defaults(make=_success)
     predictions = what.add_parser(
         "predictions", help="input, prediction and truth of a supervised run that predicts pixels"
     )
@@ -87,10 +91,25 @@ def _predictions(options: argparse.Namespace) -> None:
         print(path)
 
 
-def _conflicts(options: argparse.Namespace) -> None:
-    folders = list({folder.resolve(): folder for folder in options.runs}.values())
+def _success(options: argparse.Namespace) -> None:
+    from conal_rl.reports.success import draw_success, draw_tasks, read_success
+
+    logs = [read_success(folder, name) for name, folder in _named(options.runs).items()]
+    figures = {"success.png": draw_success(logs)}
+    figures |= {f"success-{log.name}.png": draw_tasks(log) for log in logs}
+    for path in write({name: _png(figure) for name, figure in figures.items()}, options.out):
+        print(path)
+
+
+def _named(runs: Sequence[Path]) -> dict[str, Path]:
+    """Every folder once, by a name of its own."""
+    folders = list({folder.resolve(): folder for folder in runs}.values())
     names = unique_names([folder.resolve().name for folder in folders])
-    records = [read_record(folder, name) for folder, name in zip(folders, names, strict=True)]
+    return dict(zip(names, folders, strict=True))
+
+
+def _conflicts(options: argparse.Namespace) -> None:
+    records = [read_record(folder, name) for name, folder in _named(options.runs).items()]
     # All is drawn before anything is written, so that an error leaves nothing half done.
     images = {name: _png(figure) for name, figure in draw(records).items()}
     console = Console()

@@ -161,6 +161,7 @@ class Training(PhasedRun[Config]):
             self.phase,
             until,
             self.stop,
+            self._elapsed,
             self._time_is_up,
             self._checkpoint,
             self._evaluate_briefly,

@@ -80,7 +80,8 @@ def test_update(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     assert told.count("3 tasks, hidden layers 8, 8, batch 4 per task") == 1
     rows = rows_of(told)
-    assert list(rows) == ["SB3's SAC", "HPS", "derived", "supernet"]
+    half = ["HPS, bf16", "derived, bfloat16", "supernet, bfloat16"]
+    assert list(rows) == ["SB3's SAC", "HPS", "derived", "supernet", *half]
     for taken, ratio, flops, more, rate, _ in rows.values():
         assert float(taken.removesuffix(" ms")) > 0
         assert float(ratio.removesuffix(" x")) > 0
@@ -101,9 +102,9 @@ def test_presets_sizes_are_measured_unless_given(
         assert benchmark.main(["update", *options.split()]) == 0
     large, small = [400] * 3, [256] * 3
     assert measured == [
-        *((10, small, 32), (10, large, 128)),
+        *((10, small, 64), (10, large, 128)),
         *((2, small, 7), (2, large, 7), (4, small, 7), (4, large, 7)),
-        *((10, [8, 8], 32), (10, [8, 8], 128)),
+        *((10, [8, 8], 64), (10, [8, 8], 128)),
     ]
 
 

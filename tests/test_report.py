@@ -30,6 +30,7 @@ from conal_rl.reports.records import (
     read_record,
     read_scalars,
 )
+from conal_rl.reports.success import draw_success, draw_tasks, read_success
 
 TASKS = ("reach-v3", "button-press-topdown-v3", "peg_insert$side-v3")
 TAG = "conflicts_actor/negative/1"
@@ -537,3 +538,57 @@ def test_the_command_is_light_until_it_draws() -> None:
     code = f"import sys, conal_rl.report; print(*[m for m in {heavy} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == []
+
+
+# Success
+
+
+def progress(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "progress.csv").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_success_over_steps_and_minutes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = ["success/b", "success/mean", "time/total_timesteps", "success/a", "time/minutes"]
+    lines = [",,10,,0.5,", "0.5,0.5,20,,1,", "1,0.6,30,0.2,1.5,0.4"]
+    table = "\n".join([",".join([*header, "evaluation/mean_success"]), *lines])
+    run = progress(tmp_path / "run", f"{table}\n")
+    found = read_success(run, "run")
+    assert found.steps.tolist() == [10, 20, 30]
+    assert found.minutes.tolist() == [0.5, 1, 1.5]
+    assert list(found.tasks) == ["a", "b"]
+    assert_allclose(found.mean, [np.nan, np.nan, 0.6])
+    curves, dots = draw_success([found]).axes[1].lines
+    assert_allclose(np.asarray(curves.get_xydata()), [[0.5, np.nan], [1, np.nan], [1.5, 0.6]])
+    assert_allclose(np.asarray(dots.get_ydata()), [np.nan, np.nan, 0.4])
+    drawn = draw_tasks(found).axes
+    assert [axes.get_title() for axes in drawn] == ["a", "b"]
+    curve = np.asarray(drawn[1].lines[0].get_xydata())
+    assert_allclose(curve, [[10, np.nan], [20, 0.5], [30, 1]])
+    out = tmp_path / "out"
+    assert report.main(["success", str(run), "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["success-run.png", "success.png"]
+    names = ("success.png", "success-run.png")
+    assert capsys.readouterr().out.split() == [str(out / name) for name in names]
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        (None, "cannot be read"),
+        ("", "no line says how often tasks succeed"),
+        ("time/total_timesteps\n10\n", "no line says how often tasks succeed"),
+        ("time/total_timesteps,success/a\n10,often\n", "damaged"),
+    ],
+)
+def test_no_success_to_draw(
+    text: str | None, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    if text is not None:
+        progress(run, text)
+    assert report.main(["success", str(run), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert problem in error and "\n" not in error
+    assert not (tmp_path / "out").exists()

@@ -19,6 +19,7 @@ class RunCallback(BaseCallback):
     Args:
         phase: name of the phase.
         until: env steps at which the phase ends.
+        elapsed: seconds of the whole run.
         time_is_up: whether `learn` is to end before its last step.
         checkpoint: writes a checkpoint; called between updates, when nothing is half done.
         evaluate: returns mean success, or None; called every `config.evaluation.every` steps.
@@ -30,14 +31,17 @@ class RunCallback(BaseCallback):
         phase: str,
         until: int,
         stop: StopRequest,
+        elapsed: Callable[[], float],
         time_is_up: Callable[[], bool],
         checkpoint: Callable[[], None],
         evaluate: Callable[[], float | None],
     ):
         super().__init__()
         self.config, self.phase, self.until, self.stop = config, phase, until, stop
-        self.time_is_up, self.checkpoint, self.evaluate = time_is_up, checkpoint, evaluate
+        self.elapsed, self.time_is_up = elapsed, time_is_up
+        self.checkpoint, self.evaluate = checkpoint, evaluate
         self.evaluated: float | None = None
+        self.evaluated_now = False
         self.display: PhaseDisplay | None = None
 
     def _on_training_start(self) -> None:
@@ -58,7 +62,7 @@ class RunCallback(BaseCallback):
         every = self.config.evaluation.every
         if every and self.num_timesteps >= self.next_evaluation:
             self.next_evaluation += every
-            self.evaluated = self.evaluate()
+            self.evaluated, self.evaluated_now = self.evaluate(), True
         if time.monotonic() - self.saved > 60 * self.config.checkpoint_minutes:
             self.checkpoint()
             self.saved = time.monotonic()
@@ -80,8 +84,10 @@ class RunCallback(BaseCallback):
 
     def _log(self, display: PhaseDisplay) -> None:
         assert isinstance(self.model, ConalSAC)
-        if self.evaluated is not None:
+        if self.evaluated is not None and self.evaluated_now:
             self.logger.record("evaluation/mean_success", self.evaluated)
+            self.evaluated_now = False
+        self.logger.record("time/minutes", self.elapsed() / 60)
         self.logger.record("time/phase_steps_per_s", display.rate(self.num_timesteps))
         self.model.dump_logs()
         display.line(self.num_timesteps, self._outcome())

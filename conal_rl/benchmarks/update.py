@@ -4,7 +4,8 @@ All have the same hidden widths, critics of one squared error, no layer norm, an
 transitions per update: SB3's SAC draws `tasks * batch` of them, and its observations end in the
 task's one-hot, as ours do. An update is a whole call of `train(1)`: it draws from the replay, steps
 temperatures, critics and actor, and moves the targets; a search also steps the gates and notices
-conflicts. The operations are those of matrix products, counted while one update runs.
+conflicts. Products are of single precision but in the rows of `agent.mixed_precision`. The
+operations are those of matrix products, counted while one update runs.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def measure(
     )
     columns = ("update", "time", "time/SB3", "GFLOP", "GFLOP/SB3", "GFLOP/s", "of limit")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
+        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
     theirs = peers[SB3].flops
     for name, taken in times.items():
         flops = peers[name].flops
@@ -93,18 +94,27 @@ def make_peers(tasks: int, widths: Sequence[int], batch: int, device: str) -> di
         device=device,
     )
     peers = {SB3: _peer(sb3, tasks * batch)}
-    trees = {
-        "HPS": Tree.shared(env.tasks, len(widths)),
-        "derived": derived_tree(env.tasks, len(widths)),
-        "supernet": None,
+    shared, derived = Tree.shared(env.tasks, len(widths)), derived_tree(env.tasks, len(widths))
+    kinds = {
+        "HPS": (shared, False),
+        "derived": (derived, False),
+        "supernet": (None, False),
+        "HPS, bf16": (shared, True),
+        "derived, bf16": (derived, True),
+        "supernet, bf16": (None, True),
     }
-    for name, tree in trees.items():
+    for name, (tree, half) in kinds.items():
         agent = ConalSAC(
             env=env,
             tree=tree,
             critic_reduce="min",
             buffer_size=STORED,
-            policy_kwargs={"widths": tuple(widths), "layer_norm": False, "critic": "mse"},
+            policy_kwargs={
+                "widths": tuple(widths),
+                "layer_norm": False,
+                "critic": "mse",
+                "mixed_precision": half,
+            },
             seed=0,
             device=device,
         )

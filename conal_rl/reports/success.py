@@ -1,0 +1,125 @@
+"""Success while training, over env steps and over wall-clock."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from conal_rl.errors import CheckpointError
+from conal_rl.reports.records import Array
+from conal_rl.reports.style import COLOURS, FAINT, INK, dress, legend
+from conal_rl.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_AXES = {"steps": "env steps", "minutes": "minutes"}
+
+
+@dataclass(frozen=True)
+class SuccessLog:
+    """What progress.csv says about success; every array is `(line,)`, NaN where a line is silent.
+
+    Attributes:
+        name: of the run.
+        steps: env steps over all tasks.
+        minutes: wall-clock of the whole run, search included.
+        tasks: share of successful episodes among each task's last ones of training, which acts
+            with noise.
+        evaluated: mean success of deterministic actions, where the run looked at it on the way.
+    """
+
+    name: str
+    steps: Array
+    minutes: Array
+    tasks: dict[str, Array]
+    evaluated: Array
+
+    @property
+    def mean(self) -> Array:
+        """Over the tasks; NaN before every task has finished an episode."""
+        return np.mean(list(self.tasks.values()), axis=0)
+
+
+def read_success(folder: Path, name: str) -> SuccessLog:
+    """Read a run's progress.csv.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or its tasks have no success.
+    """
+    path = Run(folder).progress_path
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from error
+
+    def column(key: str) -> Array:
+        return np.array([float(row.get(key) or math.nan) for row in rows])
+
+    columns = sorted({key for row in rows for key in row if key and key.startswith("success/")})
+    names = [key for key in columns if key != "success/mean"]
+    if not names:
+        raise CheckpointError(f"{path}: no line says how often tasks succeed")
+    try:
+        return SuccessLog(
+            name,
+            column("time/total_timesteps"),
+            column("time/minutes"),
+            {key.removeprefix("success/"): column(key) for key in names},
+            column("evaluation/mean_success"),
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from error
+
+
+def draw_success(logs: Sequence[SuccessLog]) -> Figure:
+    """Mean success of every run over env steps and over wall-clock; dots are evaluations."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 2.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    palette = list(COLOURS.values())
+    handles = []
+    for number, log in enumerate(logs):
+        colour = palette[number % len(palette)]
+        for axes, x in zip(panels, (log.steps, log.minutes), strict=True):
+            (line,) = axes.plot(x, log.mean, color=colour, lw=1.4, label=log.name)
+            axes.plot(x, log.evaluated, "o", color=colour, ms=3.5)
+        handles.append(line)
+    for axes, label in zip(panels, _AXES.values(), strict=True):
+        dress(axes, ticks=5)
+        axes.set_xlabel(label, size=8, color=INK)
+        axes.set_ylim(-0.02, 1.02)
+    panels[0].set_ylabel("mean success while training", size=8, color=INK)
+    legend(figure, handles)
+    return figure
+
+
+def draw_tasks(log: SuccessLog) -> Figure:
+    """Success on each task over env steps."""
+    from matplotlib.figure import Figure
+
+    columns = min(len(log.tasks), 5)
+    rows = math.ceil(len(log.tasks) / columns)
+    figure = Figure(figsize=(1.5 * columns + 0.5, 1.1 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axes, (task, values) in zip(panels.flat, log.tasks.items(), strict=False):
+        axes.plot(log.steps, values, color=COLOURS["CoNAL"], lw=1.2)
+        axes.axhline(1, color=FAINT, lw=0.5, zorder=0)
+        axes.set_title(task, size=6.5, color=INK, pad=2, parse_math=False)
+        axes.set_ylim(-0.05, 1.05)
+        dress(axes, ticks=2)
+    for axes in list(panels.flat)[len(log.tasks) :]:
+        axes.set_visible(False)
+    figure.supxlabel("env steps", size=8, color=INK)
+    figure.supylabel("success while training", size=8, color=INK)
+    return figure
