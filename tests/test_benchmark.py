@@ -80,7 +80,7 @@ def test_update(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().out
     assert told.count("3 tasks, hidden layers 8, 8, batch 4 per task") == 1
     rows = rows_of(told)
-    half = ["HPS, bf16", "derived, bfloat16", "supernet, bfloat16"]
+    half = ["HPS, bf16", "derived, bf16", "supernet, bf16"]
     assert list(rows) == ["SB3's SAC", "HPS", "derived", "supernet", *half]
     for taken, ratio, flops, more, rate, _ in rows.values():
         assert float(taken.removesuffix(" ms")) > 0

@@ -561,11 +561,12 @@ def test_success_over_steps_and_minutes(tmp_path: Path, capsys: pytest.CaptureFi
     assert_allclose(found.mean, [np.nan, np.nan, 0.6])
     curves, dots = draw_success([found]).axes[1].lines
     assert_allclose(np.asarray(curves.get_xydata()), [[0.5, np.nan], [1, np.nan], [1.5, 0.6]])
-    assert_allclose(np.asarray(dots.get_ydata()), [np.nan, np.nan, 0.4])
+    heights = np.asarray(dots.get_ydata(), dtype=float)
+    assert_allclose(heights, [np.nan, np.nan, 0.4])
     drawn = draw_tasks(found).axes
     assert [axes.get_title() for axes in drawn] == ["a", "b"]
     curve = np.asarray(drawn[1].lines[0].get_xydata())
-    assert_allclose(curve, [[10, np.nan], [20, 0.5], [30, 1]])
+    assert_allclose(curve, [[10.0, np.nan], [20.0, 0.5], [30.0, 1.0]])
     out = tmp_path / "out"
     assert report.main(["success", str(run), "--out", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["success-run.png", "success.png"]
