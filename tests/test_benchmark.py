@@ -75,7 +75,8 @@ def test_conflict(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("threads")
-def test_update(capsys: pytest.CaptureFixture[str]) -> None:
+def test_update(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # operations of tiny networks are long numbers
     assert benchmark.main(["update", *QUICK.split()]) == 0
     told = capsys.readouterr().out
     assert told.count("3 tasks, hidden layers 8, 8, batch 4 per task") == 1
