@@ -468,9 +468,13 @@ class ConalSAC(SAC):
                 self.logger.record(tag, value, exclude="csv")
         super().dump_logs()
 
-    def save_weights(self, folder: Path | str) -> None:
-        """Write the networks as safetensors and JSON, to share or to ship."""
-        storage.save_weights(self, Path(folder))
+    def save_weights(self, folder: Path | str, half: bool = False) -> None:
+        """Write the networks as safetensors and JSON, to share or to ship.
+
+        With `half`, products' weights are in bfloat16, which changes nothing where
+        `mixed_precision` computes in that.
+        """
+        storage.save_weights(self, Path(folder), half)
 
     @classmethod
     def load_weights(cls, folder: Path | str, device: str = "auto") -> "ConalSAC":

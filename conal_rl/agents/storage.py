@@ -145,10 +145,15 @@ def build(about: Any, weights: Mapping[str, Tensor], device: str, source: Path) 
     return agent
 
 
-def save_weights(agent: ConalSAC, folder: Path) -> None:
-    """Write `model.json` and `model.safetensors` into `folder`, replacing what was there."""
+def save_weights(agent: ConalSAC, folder: Path, half: bool = False) -> None:
+    """Write `model.json` and `model.safetensors` into `folder`, replacing what was there.
+
+    Args:
+        half: store weights and biases of products in bfloat16. An agent of mixed precision rounds
+            them to that in any case: half of the file, and every output is the same.
+    """
     weights = {
-        name: tensor
+        name: tensor.bfloat16() if half and name.endswith((".weight", ".bias")) else tensor
         for name, tensor in agent.policy.state_dict().items()
         if not name.startswith("critic_target.")
     }

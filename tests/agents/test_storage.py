@@ -89,6 +89,23 @@ def test_weights_there_and_back(tree: str, critic: str, tmp_path: Path, no_pickl
     assert same_tensors(mine, targets)
 
 
+@pytest.mark.parametrize("tree", TREES)
+def test_half_the_weights_do_the_same_in_mixed_precision(tree: str, tmp_path: Path) -> None:
+    """And in single precision nearly the same."""
+    for mixed in (True, False):
+        agent = make_agent(TREES[tree], widths=(64, 64), mixed_precision=mixed, critic="hl_gauss")
+        sizes = []
+        for half in (False, True):
+            agent.save_weights(tmp_path / str(half), half=half)
+            sizes.append((tmp_path / str(half) / "model.safetensors").stat().st_size)
+        assert sizes[1] < 0.6 * sizes[0]
+        loaded = ConalSAC.load_weights(tmp_path / "True")
+        rows = random_rows([row % 2 for row in range(40)], tasks=2)
+        found, expected = (a.predict(rows, deterministic=True)[0] for a in (loaded, agent))
+        np.testing.assert_allclose(found, expected, atol=0 if mixed else 0.05)
+        assert mixed or not np.array_equal(found, expected)
+
+
 def test_loaded_weights_can_be_trained_further(tmp_path: Path) -> None:
     make_agent(TREES["pair"]).save_weights(tmp_path / "model")
     loaded = ConalSAC.load_weights(tmp_path / "model", device="cpu")
