@@ -259,7 +259,8 @@ class TaskReplayBuffer(ReplayBuffer):
         """Inverse of `state`; open episodes are cut.
 
         Raises:
-            ValueError: a ring had wrapped around at another size than this buffer's.
+            ValueError: a ring had wrapped around at another size than this buffer's, or returns
+                were of another number of steps.
         """
         for name, ring in (("training", self.training), ("validation", self.validation)):
             ring.added[:] = counters[f"{name}_added"]
@@ -272,6 +273,9 @@ class TaskReplayBuffer(ReplayBuffer):
                     )
                 ring.data[task, :size] = rows
         if self.returns is not None and "returns.open" in tensors:
+            if len(tensors["returns.open"]) != self.returns.n - 1:
+                steps = len(tensors["returns.open"]) + 1
+                raise ValueError(f"open returns of {steps} steps, not of {self.returns.n}")
             self.returns.open = tensors["returns.open"].numpy()
             self.returns.used = tensors["returns.used"].numpy()
         self._episodes[:] = counters["episodes"]

@@ -314,6 +314,13 @@ def test_actions_and_observations_keep_their_places() -> None:
     np.testing.assert_array_equal(batch.actions[0], action)
 
 
+def test_returns_of_another_number_of_steps_are_refused() -> None:
+    one, other = make_buffer(40, 2, 3, n_steps=3), make_buffer(40, 2, 3, n_steps=5)
+    Feeder([0, 1, 0], 2).add([False] * 3, one)
+    with pytest.raises(ValueError, match="open returns of 3 steps, not of 5"):
+        other.restore(*through_a_checkpoint(*one.state()))
+
+
 @given(st.data(), st.integers(2, 4), st.integers(1, 4))
 @settings(max_examples=40, deadline=None)
 def test_n_step_returns_by_hand(data: st.DataObject, n: int, envs: int) -> None:
