@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="of the network (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
     parser.add_argument(
-        "--video", type=Path, metavar="DIR", help="film one episode of each Meta-World task"
+        "--video", type=Path, metavar="DIR", help="film a solved episode of each Meta-World task"
     )
     return parser
 

@@ -270,6 +270,23 @@ def test_video_of_a_whole_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (frames[0] != frames[-1]).any()
 
 
+@pytest.mark.parametrize("solved_at", [1, 4, None])
+def test_the_first_solved_episode_of_ten_is_filmed(
+    solved_at: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    episodes = 0
+
+    def film(*_: Any) -> tuple[list[NDArray[np.uint8]], bool]:
+        nonlocal episodes
+        episodes += 1
+        return [np.full((8, 8, 3), episodes, dtype=np.uint8)], episodes == solved_at
+
+    monkeypatch.setattr(evaluation, "_film", film)
+    monkeypatch.setattr(evaluation, "require_display", lambda: None)
+    (path,) = record_videos(Still(), "mt1:reach-v3", 0, tmp_path)
+    assert path.is_file() and episodes == (solved_at or 10)
+
+
 def test_video_without_opengl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.delenv("DISPLAY", raising=False)
