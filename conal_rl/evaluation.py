@@ -363,7 +363,7 @@ def record_videos(
     """Film an evaluation episode of every task of a Meta-World suite, up to its success.
 
     It is the first of ten that succeeds, or the tenth where none does. Writes `TASK.mp4` where
-    imageio-ffmpeg is installed and `TASK.gif` elsewhere, and returns the paths in the suite's order.
+    imageio-ffmpeg is installed and `TASK.gif` elsewhere, and returns the paths in suite order.
 
     Raises:
         SuiteError: not a Meta-World suite.
