@@ -220,9 +220,9 @@ def test_the_search_keeps_its_share_of_other_total_steps() -> None:
 
 
 def test_a_smaller_budget_shrinks_the_search() -> None:
-    assert load_config("mt10").search.steps == 200_000
+    assert load_config("mt10").search.steps == 400_000
     assert load_config("mt10", ["--total-steps", "20000"]).search.steps == 4_000
-    assert load_config("mt10", ["--total-steps", "9000000"]).search.steps == 200_000
+    assert load_config("mt10", ["--total-steps", "9000000"]).search.steps == 400_000
     both = ["--total-steps", "20000", "--search.steps", "7000"]
     assert load_config("mt10", both).search.steps == 7_000
 
