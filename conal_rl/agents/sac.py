@@ -5,7 +5,7 @@ loop; the networks, the conflict noticing and the gates are conal_rl.core's.
 """
 
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -210,7 +210,7 @@ class ConalSAC(SAC):
             )
         }
         self._sums: dict[str, Tensor] = {}
-        self._summed = 0
+        self._summed: Counter[str] = Counter()
         self._recent: dict[str, deque[tuple[float, float]]] = {
             task: deque(maxlen=20) for task in self.tasks
         }
@@ -285,7 +285,7 @@ class ConalSAC(SAC):
             self.policy.average_actor(self._n_updates)
             for name, value in metrics.items():
                 self._sums[name] = self._sums.get(name, 0) + value
-            self._summed += 1
+            self._summed.update(metrics.keys())  # not all are there at every update
 
     def _update(self, batch: TaskBatch) -> dict[str, Tensor]:
         temperature = self._temperatures()
@@ -447,14 +447,14 @@ class ConalSAC(SAC):
         """
         if self._summed:
             for name, total in self._sums.items():
-                mean = float(total) / self._summed
+                mean = float(total) / self._summed[name]
                 if not np.isfinite(mean):
                     raise ConalError(
                         f"{name} is {mean} after {self._n_updates} updates: training diverged; "
                         "resume from the last checkpoint with a lower agent.learning_rate"
                     )
                 self.logger.record(f"train/{name}", mean)
-            self._sums, self._summed = {}, 0
+            self._sums, self._summed = {}, Counter()
         self.logger.record("train/n_updates", self._n_updates)
         success = self.recent_success()
         for task in self.tasks:
