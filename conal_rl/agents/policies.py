@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from conal_rl.agents.value import HLGauss, SquaredError
 from conal_rl.core import ConalSpace, SearchSpace, Structure, Tree, TreeNetwork, linear_chain
 from conal_rl.core.layers import LinearStack
-from conal_rl.core.network import copy_network
-from conal_rl.core.progressive import StageNetwork
+from conal_rl.core.progressive import take_over
 
 CRITICS = 2
 CONAL = ConalSpace()
@@ -87,10 +86,8 @@ class TaskNetwork(nn.Module):
         """Map `(task, batch, feature)` to `(replica * task, batch, output)`."""
         task_id = self.task_id.expand(-1, features.shape[1], -1)
         x = torch.cat([features, task_id], dim=-1).repeat(self.replicas, 1, 1)
-        half = self.mixed_precision
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            outputs: Tensor = self.head(self.encoder(x))
-        return outputs
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed_precision):
+            return self.head(self.encoder(x))
 
     @property
     def gates(self) -> nn.Parameter | None:
@@ -277,12 +274,7 @@ class ConalPolicy(BasePolicy):
         """Take over what a search, or a stage of it, has learnt and this policy still needs."""
         for mine, theirs in zip(self._networks(), before._networks(), strict=True):
             mine.head.load_state_dict(theirs.head.state_dict())
-            old, new = theirs.encoder, mine.encoder
-            if isinstance(old, StageNetwork) and isinstance(new, StageNetwork):
-                new.go_on_from(old)
-            else:  # the tree is decided, now or in an earlier stage
-                assert isinstance(new, TreeNetwork)
-                copy_network(new, old.derive() if isinstance(old, SearchSpace) else old)
+            take_over(mine.encoder, theirs.encoder)
 
     def _networks(self) -> list[TaskNetwork]:
         named = (self.actor, self.critic, self.critic_target, self.actor_average)

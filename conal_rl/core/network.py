@@ -144,10 +144,3 @@ def copy_layers(target: TreeNetwork, sources: Sequence[Sequence[tuple[Layer, int
     for layer, rows in zip(typed(target.layers), sources, strict=True):
         for row, module in enumerate(layer.index):
             layer.copy_module(module, *rows[row])  # type: ignore[arg-type]  # of one kind
-
-
-def copy_network(target: TreeNetwork, source: TreeNetwork) -> None:
-    """Give every module of `target` the weights that its (last) row runs in `source`."""
-    copy_layers(
-        target, [[(layer, module) for module in layer.index] for layer in typed(source.layers)]
-    )

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from conal_rl.core.layers import Layer, LayerFactory
-from conal_rl.core.network import TreeNetwork, typed
+from conal_rl.core.network import TreeNetwork, copy_layers, typed
 from conal_rl.core.space import SearchSpace
 from conal_rl.core.tree import Tree
 
@@ -185,3 +185,18 @@ class StageNetwork(SearchSpace):
                 for layer in range(1, len(self._chain) + 1)
             ),
         )
+
+
+def take_over(after: TreeNetwork | SearchSpace, before: TreeNetwork | SearchSpace) -> None:
+    """Give an encoder what the one before it in a run has learnt and it still needs.
+
+    From stage to stage of CoNAL-Pro; or from a search, or from a tree that was settled in an earlier
+    stage, to a tree in which the rows of a module ran one module before.
+    """
+    if isinstance(before, StageNetwork) and isinstance(after, StageNetwork):
+        after.go_on_from(before)
+        return
+    assert isinstance(after, TreeNetwork)
+    learnt = before.derive() if isinstance(before, SearchSpace) else before
+    layers = typed(learnt.layers)
+    copy_layers(after, [[(layer, module) for module in layer.index] for layer in layers])

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from conal_rl.core import SearchSpace, Structure, Tree, TreeNetwork
-from conal_rl.core.network import copy_network
-from conal_rl.core.progressive import StageNetwork
+from conal_rl.core.progressive import take_over
 from conal_rl.errors import ConfigError
 from conal_rl.supervised.data.common import Batch
 from conal_rl.supervised.decoders import Heads
@@ -54,12 +53,7 @@ class MultiTaskNetwork(nn.Module):
     def go_on_from(self, before: MultiTaskNetwork) -> None:
         """Take over what a search, or a stage of it, has learnt and this network still needs."""
         self.heads.load_state_dict(before.heads.state_dict())
-        old, new = before.encoder, self.encoder
-        if isinstance(old, StageNetwork) and isinstance(new, StageNetwork):
-            new.go_on_from(old)
-        else:
-            assert isinstance(new, TreeNetwork)
-            copy_network(new, old.derive() if isinstance(old, SearchSpace) else old)
+        take_over(self.encoder, before.encoder)
 
 
 def task_losses(problem: Problem, predictions: dict[str, Tensor], batch: Batch) -> Tensor:
