@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,26 @@ def test_runs_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(started) == 4
     assert benchmark.main([*arguments, "--rows"]) == 0
     assert len(started) == 4
+
+
+def test_rows_that_want_the_same_run_at_once_share_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second process would take the folder of the first for an abandoned one."""
+    started: list[str] = []
+
+    def start(module: str, arguments: list[str], what: str) -> None:
+        started.append(what)
+        out = Path(arguments[arguments.index("--out") + 1])
+        out.mkdir(parents=True)
+        time.sleep(0.2)
+        report = {"success": {"reach-v3": 0.5}, "steps": 10, "seconds": 60}
+        (out / "evaluation.json").write_text(json.dumps(report), encoding="utf-8")
+
+    monkeypatch.setattr(study, "start", start)
+    monkeypatch.setattr(mt10, "widened", lambda _: [8])
+    mt10.compare_methods([0], 2, tmp_path, 10, ["CoNAL", mt10.WIDENED])
+    assert started == ["CoNAL, seed 0", f"{mt10.WIDENED}, seed 0"]
 
 
 def test_an_unknown_row_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,6 +93,9 @@ def compare_methods(
         ConalError: a run failed.
     """
 
+    # Two rows may want the same CoNAL run at the same time.
+    turns = {seed: Lock() for seed in seeds}
+
     def run(method: str, seed: int) -> None:
         out = folder / slug(method, seed)
         arguments = ["mt10", "--seed", str(seed), "--total-steps", str(steps)]
@@ -104,7 +109,8 @@ def compare_methods(
             run("CoNAL", seed)
             widths = widened(folder / slug("CoNAL", seed))
             arguments += ["--agent.widths", *map(str, widths)]
-        finish(out, arguments, what)
+        with turns[seed] if method == "CoNAL" else nullcontext():
+            finish(out, arguments, what)
 
     results = _run_and_read(run, METHODS, rows, seeds, jobs, folder)
     return tables(results, f"MT10, {steps:,} env steps")
