@@ -41,7 +41,6 @@ class RunCallback(BaseCallback):
         self.elapsed, self.time_is_up = elapsed, time_is_up
         self.checkpoint, self.evaluate = checkpoint, evaluate
         self.evaluated: float | None = None
-        self.evaluated_now = False
         self.display: PhaseDisplay | None = None
 
     def _on_training_start(self) -> None:
@@ -62,7 +61,9 @@ class RunCallback(BaseCallback):
         every = self.config.evaluation.every
         if every and self.num_timesteps >= self.next_evaluation:
             self.next_evaluation += every
-            self.evaluated, self.evaluated_now = self.evaluate(), True
+            self.evaluated = self.evaluate()
+            if self.evaluated is not None:  # it is in the next line of the log
+                self.logger.record("evaluation/mean_success", self.evaluated)
         if time.monotonic() - self.saved > 60 * self.config.checkpoint_minutes:
             self.checkpoint()
             self.saved = time.monotonic()
@@ -84,9 +85,6 @@ class RunCallback(BaseCallback):
 
     def _log(self, display: PhaseDisplay) -> None:
         assert isinstance(self.model, ConalSAC)
-        if self.evaluated is not None and self.evaluated_now:
-            self.logger.record("evaluation/mean_success", self.evaluated)
-            self.evaluated_now = False
         self.logger.record("time/minutes", self.elapsed() / 60)
         self.logger.record("time/phase_steps_per_s", display.rate(self.num_timesteps))
         self.model.dump_logs()

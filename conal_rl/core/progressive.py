@@ -190,8 +190,8 @@ class StageNetwork(SearchSpace):
 def take_over(after: TreeNetwork | SearchSpace, before: TreeNetwork | SearchSpace) -> None:
     """Give an encoder what the one before it in a run has learnt and it still needs.
 
-    From stage to stage of CoNAL-Pro; or from a search, or from a tree that was settled in an earlier
-    stage, to a tree in which the rows of a module ran one module before.
+    From stage to stage of CoNAL-Pro; or from a search, or from a tree that an earlier stage has
+    settled, to a tree in which the rows of a module ran one module before.
     """
     if isinstance(before, StageNetwork) and isinstance(after, StageNetwork):
         after.go_on_from(before)

@@ -19,8 +19,6 @@ from conal_rl.runs import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_AXES = {"steps": "env steps", "minutes": "minutes"}
-
 
 @dataclass(frozen=True)
 class SuccessLog:
@@ -95,7 +93,7 @@ def draw_success(logs: Sequence[SuccessLog]) -> Figure:
             (line,) = axes.plot(x, log.mean, color=colour, lw=1.4, label=log.name)
             axes.plot(x, log.evaluated, "o", color=colour, ms=3.5)
         handles.append(line)
-    for axes, label in zip(panels, _AXES.values(), strict=True):
+    for axes, label in zip(panels, ("env steps", "minutes"), strict=True):
         dress(axes, ticks=5)
         axes.set_xlabel(label, size=8, color=INK)
         axes.set_ylim(-0.02, 1.02)
