@@ -311,6 +311,8 @@ def make_agent(
         ent_coef=f"auto_{agent.initial_temperature}",
         target_entropy="auto" if agent.target_entropy is None else agent.target_entropy,
         reward_scale=agent.reward_scale,
+        normalize_returns=agent.normalize_returns,
+        reset_at=() if searching else agent.reset_at,
         critic_reduce=agent.critic_reduce,
         n_steps=agent.n_steps,
         normalize_actor_loss=agent.normalize_actor_loss,

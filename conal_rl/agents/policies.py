@@ -259,6 +259,19 @@ class ConalPolicy(BasePolicy):
             if self.actor.gates is not None:
                 self.actor_average.gates.copy_(self.actor.gates)  # type: ignore[union-attr]
 
+    @torch.no_grad()
+    def reset_weights(self) -> None:
+        """All weights but the gates begin anew, and what the optimisers know of them is forgotten.
+
+        Draws from torch's random state, as building the policy does.
+        """
+        fresh = type(self)(**self._get_constructor_parameters())
+        for mine, new in zip(self._networks(), fresh._networks(), strict=True):
+            for weight, value in zip(mine.weights(), new.weights(), strict=True):
+                weight.copy_(value)
+        for network in (self.actor, self.critic):
+            network.optimizer.state.clear()
+
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         """Actions `(row, action)` in [-1, 1] for observations `(row, feature + task)`."""
         return self._predict(observation, deterministic)

@@ -8,6 +8,9 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from torch import Tensor
 
+SMALLEST_RETURN = 1e-3
+"""Tasks whose returns have been smaller are not scaled up further: there is nothing in them yet."""
+
 
 class TaskBatch(NamedTuple):
     """Transitions, task-major; observations without the one-hot task ID."""
@@ -102,6 +105,25 @@ class NStepReturns:
         return found[complete], np.nonzero(complete)[1]
 
 
+class LargestReturns:
+    """The largest magnitude that the discounted sum of each task's rewards has had."""
+
+    def __init__(self, tasks: int, gamma: float):
+        self.gamma = gamma
+        self.largest = np.zeros(tasks, dtype=np.float32)  # (task,)
+        self.clear()
+
+    def clear(self) -> None:
+        """The environments begin anew."""
+        self.running = np.zeros(1)  # (env,), since the episodes' beginnings
+
+    def add(self, task: np.ndarray, reward: np.ndarray, done: np.ndarray) -> None:
+        """Take a step of every environment, `(env,)` each."""
+        running = self.gamma * self.running + np.asarray(reward, dtype=np.float64)
+        np.maximum.at(self.largest, task, np.abs(running))
+        self.running = np.where(done, 0.0, running)
+
+
 class TaskReplayBuffer(ReplayBuffer):
     """SB3's replay interface over one ring per task.
 
@@ -114,6 +136,7 @@ class TaskReplayBuffer(ReplayBuffer):
         num_tasks: length of the one-hot tail.
         validation_share: share of each task's episodes that go to the validation ring.
         n_steps, gamma: env steps that a stored transition joins, and their discount.
+        normalize_returns: divide each task's sampled rewards by its `LargestReturns`.
     """
 
     def __init__(
@@ -128,12 +151,14 @@ class TaskReplayBuffer(ReplayBuffer):
         validation_share: float = 0.0,
         n_steps: int = 1,
         gamma: float = 0.99,
+        normalize_returns: bool = False,
     ):
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
         assert isinstance(observation_space, spaces.Box)
         self.num_tasks = num_tasks
         self.validation_share = validation_share
         self.returns = NStepReturns(n_steps, gamma) if n_steps > 1 else None
+        self.largest_returns = LargestReturns(num_tasks, gamma) if normalize_returns else None
         self.features = observation_space.shape[0] - num_tasks
         width = 2 * self.features + self.action_dim + 2 + (n_steps > 1)
         kept = round(buffer_size * validation_share)
@@ -158,8 +183,11 @@ class TaskReplayBuffer(ReplayBuffer):
         task = obs[:, -self.num_tasks :].argmax(axis=1)
         if self._validating is None:
             self._validating = np.array([self._begin_episode(t) for t in task])
-            if self.returns is not None:
-                self.returns.clear()
+            for sums in (self.returns, self.largest_returns):
+                if sums is not None:
+                    sums.clear()
+        if self.largest_returns is not None:
+            self.largest_returns.add(task, reward, done)
         truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos])
         row = np.concatenate(
             [
@@ -217,7 +245,11 @@ class TaskReplayBuffer(ReplayBuffer):
     def _split(self, rows: Tensor) -> TaskBatch:
         sizes = [self.features, self.action_dim, self.features]
         obs, action, next_obs, scalars = rows.split([*sizes, rows.shape[-1] - sum(sizes)], dim=-1)
-        return TaskBatch(obs, action, next_obs, *scalars.unbind(dim=-1))
+        batch = TaskBatch(obs, action, next_obs, *scalars.unbind(dim=-1))
+        if self.largest_returns is None:
+            return batch
+        largest = torch.from_numpy(self.largest_returns.largest).to(rows.device).unsqueeze(1)
+        return batch._replace(rewards=batch.rewards / largest.clamp(min=SMALLEST_RETURN))
 
     def take_over(self, other: "TaskReplayBuffer") -> None:
         """Start with another buffer's transitions.
@@ -229,6 +261,8 @@ class TaskReplayBuffer(ReplayBuffer):
         if self.validation_share:
             self._episodes[:] = other._episodes
             self._validation_episodes[:] = other._validation_episodes
+        if self.largest_returns is not None and other.largest_returns is not None:
+            self.largest_returns.largest[:] = other.largest_returns.largest
         for ring, target in ((other.training, self.training), (other.validation, apart)):
             for task, size in enumerate(ring.sizes):
                 order = (np.arange(size) + ring.added[task] - size) % ring.capacity
@@ -247,12 +281,15 @@ class TaskReplayBuffer(ReplayBuffer):
         if self.returns is not None and self.returns.open.size:
             tensors["returns.open"] = torch.from_numpy(self.returns.open)
             tensors["returns.used"] = torch.from_numpy(self.returns.used)
-        counters = {
+        counters: dict[str, Any] = {
             "training_added": self.training.added.tolist(),
             "validation_added": self.validation.added.tolist(),
             "episodes": self._episodes.tolist(),
             "validation_episodes": self._validation_episodes.tolist(),
         }
+        if self.largest_returns is not None:
+            counters["largest_returns"] = self.largest_returns.largest.tolist()
+            counters["running_returns"] = self.largest_returns.running.tolist()
         return tensors, counters
 
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
@@ -278,6 +315,9 @@ class TaskReplayBuffer(ReplayBuffer):
                 raise ValueError(f"open returns of {steps} steps, not of {self.returns.n}")
             self.returns.open = tensors["returns.open"].numpy()
             self.returns.used = tensors["returns.used"].numpy()
+        if self.largest_returns is not None:
+            self.largest_returns.largest[:] = counters["largest_returns"]
+            self.largest_returns.running = np.array(counters["running_returns"])
         self._episodes[:] = counters["episodes"]
         self._validation_episodes[:] = counters["validation_episodes"]
         self.cut_episodes()

@@ -43,6 +43,12 @@ class ConalSAC(SAC):
             `(actor's, critics')`.
         tasks: task names in the order of the one-hot.
         reward_scale: factor on rewards before they enter the critics.
+        normalize_returns: divide each task's rewards by the largest magnitude that their discounted
+            sum has had, before `reward_scale` (after Nauman et al., "Bigger, Regularized,
+            Categorical", 2025, who divide by the largest return).
+        reset_at: numbers of updates after which all weights but the gates begin anew, with new
+            optimisers; replay and temperatures stay (Nikishin et al., "The Primacy Bias in Deep
+            Reinforcement Learning", ICML 2022).
         critic_reduce: `min` of the critics (SAC), or their `mean`.
         normalize_actor_loss: divide each task's actor loss by its mean absolute value in the batch
             (Fujimoto and Gu, "A Minimalist Approach to Offline RL", NeurIPS 2021, equation 5).
@@ -76,6 +82,8 @@ class ConalSAC(SAC):
         tree: Structure | tuple[Structure | None, Structure | None] | None = None,
         tasks: Sequence[str] | None = None,
         reward_scale: float = 1.0,
+        normalize_returns: bool = False,
+        reset_at: Sequence[int] = (),
         critic_reduce: str = "min",
         normalize_actor_loss: bool = False,
         actor_every: int = 1,
@@ -108,6 +116,8 @@ class ConalSAC(SAC):
         if critic_reduce not in ("min", "mean"):
             raise ValueError(f"critic_reduce is min or mean, not {critic_reduce!r}")
         self.reward_scale = reward_scale
+        self.normalize_returns = normalize_returns
+        self.reset_at = tuple(reset_at)
         self.critic_reduce = critic_reduce
         self.normalize_actor_loss = normalize_actor_loss
         self.actor_every = actor_every
@@ -158,6 +168,7 @@ class ConalSAC(SAC):
             "num_tasks": len(tasks),
             "n_steps": self.n_steps,
             "gamma": self.gamma,
+            "normalize_returns": self.normalize_returns,
             "validation_share": self.validation_share * any(map(_has_gates, trees.values())),
         }
         self._setup_model()
@@ -282,7 +293,10 @@ class ConalSAC(SAC):
                 metrics |= self._update_gates(self.replay_buffer.sample_validation(batch_size))
             self._update_targets()
             self._n_updates += 1
-            self.policy.average_actor(self._n_updates)
+            if self._n_updates in self.reset_at:
+                self.policy.reset_weights()
+            reset = max(at for at in (0, *self.reset_at) if at <= self._n_updates)
+            self.policy.average_actor(max(1, self._n_updates - reset))
             for name, value in metrics.items():
                 self._sums[name] = self._sums.get(name, 0) + value
             self._summed.update(metrics.keys())  # not all are there at every update

@@ -70,6 +70,9 @@ class AgentConfig(LearnerConfig):
     returns are resolved as finely, relatively, as large ones; None: all bins are equally wide."""
     reward_scale: float = 0.01
     """Factor on the critics' rewards; 0.01 brings Meta-World's returns into critic_range."""
+    normalize_returns: bool = False
+    """Divide each task's rewards by the largest discounted sum of them so far, before reward_scale,
+    which is then about the largest return."""
     critic_reduce: Literal["min", "mean"] = "mean"
     """How several target critics are combined."""
     normalize_actor_loss: bool = False
@@ -81,6 +84,8 @@ class AgentConfig(LearnerConfig):
     actor_averaging: float | None = None
     """Evaluate an average of the actor's weights in which update t counts as t**this (0: all alike;
     4: mostly the last third of training); None: evaluate the newest weights."""
+    reset_at: tuple[int, ...] = ()
+    """Updates of the derived agent after which its weights begin anew, with the replay as it is."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,6 +94,8 @@ class AgentConfig(LearnerConfig):
         positive(self, "agent", "learning_rate_end", "buffer_size", "update_every", "updates")
         positive(self, "agent", "initial_temperature", "reward_scale", "critic_linear_to")
         positive(self, "agent", "actor_every", "n_steps", "critics")
+        resets_fit = min(self.reset_at, default=1) > 0
+        require(resets_fit, "agent.reset_at", self.reset_at, "integers above 0")
         not_negative(self, "agent", "learning_starts", "actor_averaging")
         require(0 <= self.gamma < 1, "agent.gamma", self.gamma, "0 or more and below 1")
         require(0 < self.tau <= 1, "agent.tau", self.tau, "above 0 and at most 1")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from conal_rl.agents.replay import Ring, TaskReplayBuffer
+from conal_rl.agents.replay import SMALLEST_RETURN, Ring, TaskReplayBuffer
 from conal_rl.core import Tree
 from conal_rl.envs import TaskVecEnv
 from conal_rl.envs.vec_env import Task
@@ -29,7 +29,12 @@ def spaces_of(tasks: int) -> tuple[Any, Any]:
 
 
 def make_buffer(
-    size: int, tasks: int, envs: int, validation_share: float = 0.0, n_steps: int = 1
+    size: int,
+    tasks: int,
+    envs: int,
+    validation_share: float = 0.0,
+    n_steps: int = 1,
+    **settings: Any,
 ) -> TaskReplayBuffer:
     return TaskReplayBuffer(
         size,
@@ -39,6 +44,7 @@ def make_buffer(
         num_tasks=tasks,
         validation_share=validation_share,
         n_steps=n_steps,
+        **settings,
     )
 
 
@@ -250,7 +256,7 @@ def through_a_checkpoint(
 @pytest.mark.parametrize("steps", [4, 50])
 def test_state_and_restore(steps: int, n_steps: int, same_episodes: bool) -> None:
     """The restored buffer samples the same, and goes on storing the same."""
-    one, two = (make_buffer(40, 2, 3, 0.3, n_steps) for _ in range(2))
+    one, two = (make_buffer(40, 2, 3, 0.3, n_steps, normalize_returns=True) for _ in range(2))
     feeder = Feeder([0, 1, 0], 2)
     for step in range(steps):
         feeder.add([step % 3 == 2] * 3, one)
@@ -272,6 +278,38 @@ def test_state_and_restore(steps: int, n_steps: int, same_episodes: bool) -> Non
             for x, y in zip(a, b, strict=True):
                 assert x is y is None or (x is not None and y is not None and torch.equal(x, y))
         feeder.add([step % 4 == 3] * 3, one, two)
+
+
+@given(st.data(), st.integers(1, 5), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_normalised_returns_by_hand(data: st.DataObject, envs: int, tasks: int) -> None:
+    """Rewards by the largest discounted sum of the task's, whatever env and episode it is of."""
+    plain, buffer = (
+        make_buffer(300, tasks, envs, gamma=0.5, normalize_returns=on) for on in (False, True)
+    )
+    feeder = Feeder([env % tasks for env in range(envs)], tasks)
+    step = st.lists(st.booleans(), min_size=envs, max_size=envs)
+    largest = [0.0] * tasks
+    episodes: list[list[float]] = [[] for _ in range(envs)]
+    for ends in data.draw(st.lists(step, min_size=1, max_size=30)):
+        for env, end in enumerate(ends):
+            episodes[env].append(2.0 * (feeder.count + env))
+            total = sum(r * 0.5**age for age, r in enumerate(reversed(episodes[env])))
+            largest[env % tasks] = max(largest[env % tasks], total)
+            episodes[env] = [] if end else episodes[env]
+        feeder.add(ends, plain, buffer)
+    if not plain.ready():
+        return
+    rewards = []
+    for one in (plain, buffer):
+        torch.manual_seed(0)
+        rewards.append(one.sample(20).rewards)
+    by_hand = rewards[0] / torch.tensor(largest).clamp(min=SMALLEST_RETURN).unsqueeze(1)
+    torch.testing.assert_close(rewards[1], by_hand)
+    after = make_buffer(300, tasks, envs, gamma=0.5, normalize_returns=True)
+    after.take_over(buffer)
+    torch.manual_seed(0)
+    assert torch.equal(after.sample(20).rewards, rewards[1])
 
 
 @pytest.mark.parametrize("size", [30, 50])

@@ -353,6 +353,33 @@ def test_actor_every(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all("critic weights" in names for names in moved)
 
 
+@pytest.mark.parametrize("tree", [Tree.shared(TASKS, 2), None])
+def test_reset_at(tree: Tree | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All weights begin anew, as far from where they were as another agent's, and not the gates."""
+    one, other = (make_agent(tree, TARGETS, actor_averaging=1.0, reset_at=at) for at in ((), (2,)))
+    for agent in (one, other):
+        feed(agent, monkeypatch, iter(batches_of(3)))
+        torch.manual_seed(0)
+        agent.train(2, 16)
+    assert other.log_ent_coef is not None and one.log_ent_coef is not None
+    assert torch.equal(other.log_ent_coef, one.log_ent_coef)
+    before, after = dict(one.policy.named_parameters()), dict(other.policy.named_parameters())
+    for name, value in before.items():
+        drawn = name.endswith(".weight")
+        assert not drawn or (after[name] - value).norm() > value.norm(), name
+        assert "gates" not in name or torch.equal(after[name], value)
+    pairs = ((other.critic_target, other.critic), (other.policy.actor_average, other.actor))
+    for copied, network in pairs:
+        assert copied is not None and same_tensors(copied.state_dict(), network.state_dict())
+    assert not other.actor.optimizer.state and not other.critic.optimizer.state
+    other.train(1, 16)
+    for network in (other.actor, other.critic):
+        assert {int(state["step"]) for state in network.optimizer.state.values()} == {1}
+    assert other.policy.actor_average is not None  # which begins with the first update after
+    averaged = other.policy.actor_average.weights()
+    assert all(map(torch.equal, averaged, other.actor.weights()))
+
+
 def test_normalised_actor_losses_ignore_the_scale_of_a_tasks_values(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
