@@ -71,7 +71,7 @@ def test_every_row_is_a_config_of_its_own(table: dict[str, list[str]]) -> None:
 def test_runs_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
 
-    def start(module: str, arguments: list[str], what: str) -> None:
+    def start(module: str, arguments: list[str], what: str, threads: int) -> None:
         started.append([module.rpartition(".")[2], *arguments])
         out = Path(arguments[arguments.index("--out") + 1])
         out.mkdir(parents=True)
@@ -97,13 +97,21 @@ def test_runs_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(started) == 4
 
 
+@pytest.mark.parametrize("cores, jobs, threads", [(2, 1, 2), (2, 2, 1), (16, 3, 5), (2, 8, 1)])
+def test_runs_side_by_side_share_the_cores(
+    cores: int, jobs: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "usable_cores", lambda: cores)
+    assert study.threads_each(jobs) == threads
+
+
 def test_rows_that_want_the_same_run_at_once_share_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second process would take the folder of the first for an abandoned one."""
     started: list[str] = []
 
-    def start(module: str, arguments: list[str], what: str) -> None:
+    def start(module: str, arguments: list[str], what: str, threads: int) -> None:
         started.append(what)
         out = Path(arguments[arguments.index("--out") + 1])
         out.mkdir(parents=True)

@@ -1,7 +1,7 @@
 """Methods, and choices of the recipe, beside each other on MT10.
 
-Every run is a `python -m conal_rl.train mt10` of its own, on one thread, in a folder that a later
-call finds again. Methods get the same env steps, those of a search included; choices of the recipe
+Every run is a `python -m conal_rl.train mt10` of its own, in a folder that a later call finds again.
+Methods get the same env steps, those of a search included; choices of the recipe
 get the same wall-clock, since what a choice costs is part of what it brings.
 """
 
@@ -21,7 +21,7 @@ from rich import box
 from rich.table import Table
 
 from conal_rl.agents import ConalSAC
-from conal_rl.benchmarks.study import finish, slug, start
+from conal_rl.benchmarks.study import finish, slug, start, threads_each
 from conal_rl.core import Tree, TreeNetwork, linear_chain
 from conal_rl.core.network import parameter_count
 
@@ -97,6 +97,7 @@ def compare_methods(
 
     # Two rows may want the same CoNAL run at the same time.
     turns = {seed: Lock() for seed in seeds}
+    threads = threads_each(jobs)
 
     def run(method: str, seed: int) -> None:
         out = folder / slug(method, seed)
@@ -104,7 +105,7 @@ def compare_methods(
         what = f"{method}, seed {seed}"
         if method == SB3:
             if not (out / "evaluation.json").is_file():
-                start("conal_rl.benchmarks.sb3_sac", [*arguments, "--out", str(out)], what)
+                start("conal_rl.benchmarks.sb3_sac", [*arguments, "--out", str(out)], what, threads)
             return
         arguments += METHODS[method]
         if method == WIDENED:
@@ -112,7 +113,7 @@ def compare_methods(
             widths = widened(folder / slug("CoNAL", seed))
             arguments += ["--agent.widths", *map(str, widths)]
         with turns[seed] if method == "CoNAL" else nullcontext():
-            finish(out, arguments, what)
+            finish(out, arguments, what, threads)
 
     results = _run_and_read(run, METHODS, rows, seeds, jobs, folder)
     return tables(results, f"MT10, {steps:,} env steps")
@@ -122,10 +123,12 @@ def compare_choices(
     seeds: Sequence[int], jobs: int, folder: Path, minutes: float, rows: Sequence[str]
 ) -> list[Table]:
     """The same for choices of the recipe, in `minutes` of wall-clock each."""
+    threads = threads_each(jobs)
 
     def run(choice: str, seed: int) -> None:
         arguments = ["mt10", "--seed", str(seed), "--minutes", str(minutes), *HPS]
-        finish(folder / slug(choice, seed), [*arguments, *RECIPE[choice]], f"{choice}, seed {seed}")
+        what = f"{choice}, seed {seed}"
+        finish(folder / slug(choice, seed), [*arguments, *RECIPE[choice]], what, threads)
 
     results = _run_and_read(run, RECIPE, rows, seeds, jobs, folder)
     return tables(results, f"MT10, {minutes:g} minutes")
