@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     mt10.set_defaults(measure=_mt10)
     mt10.add_argument("table", choices=("methods", "recipe"), help="what is compared")
     mt10.add_argument("--seeds", type=int, default=2, help="0 to N - 1 (default: %(default)s)")
-    mt10.add_argument("--jobs", type=int, default=2, help="runs side by side, on all cores")
+    mt10.add_argument("--jobs", type=int, default=1, help="runs side by side, on all cores")
     mt10.add_argument(
         "--steps", type=int, help="methods: env steps of each run (default: the preset's)"
     )

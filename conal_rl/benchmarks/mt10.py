@@ -1,8 +1,8 @@
 """Methods, and choices of the recipe, beside each other on MT10.
 
-Every run is a `python -m conal_rl.train mt10` of its own, in a folder that a later call finds again.
-Methods get the same env steps, those of a search included; choices of the recipe
-get the same wall-clock, since what a choice costs is part of what it brings.
+Every run is a `python -m conal_rl.train mt10` of its own, in a folder that a later call finds
+again. Methods get the same env steps, those of a search included; choices of the recipe get the
+same wall-clock, since what a choice costs is part of what it brings.
 """
 
 from __future__ import annotations
