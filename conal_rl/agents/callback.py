@@ -93,11 +93,11 @@ class RunCallback(BaseCallback):
     def _outcome(self) -> str:
         """Success while training (stochastic actions) where tasks define it, otherwise return."""
         assert isinstance(self.model, ConalSAC)
-        success = np.array(list(self.model.recent_success().values()))
+        success = np.array(list(self.model.recent.success().values()))
         parts = []
         if np.isfinite(success).any():
             parts.append(f"success {np.nanmean(success):.2f}")
-        returns = np.array(list(self.model.recent_return().values()))
+        returns = np.array(list(self.model.recent.returns().values()))
         if np.isfinite(returns).any():
             parts.append(f"return {np.nanmean(returns):.1f}")
         if self.evaluated is not None:

@@ -5,7 +5,6 @@ loop; the networks, the conflict noticing and the gates are conal_rl.core's.
 """
 
 import warnings
-from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from conal_rl.agents import storage
 from conal_rl.agents.policies import CONAL, ConalPolicy, TaskActor, TaskCritics
+from conal_rl.agents.records import Means, RecentEpisodes
 from conal_rl.agents.replay import TaskBatch, TaskReplayBuffer
 from conal_rl.core import ConflictNoticing, ReconSpace, Rule, SearchSpace, Structure, Tree
 from conal_rl.core.learner import ConflictSettings, Learner
@@ -220,11 +220,8 @@ class ConalSAC(SAC):
                 ("critic", self.critic, self.policy.critic_tree),
             )
         }
-        self._sums: dict[str, Tensor] = {}
-        self._summed: Counter[str] = Counter()
-        self._recent: dict[str, deque[tuple[float, float]]] = {
-            task: deque(maxlen=20) for task in self.tasks
-        }
+        self._means = Means()
+        self.recent = RecentEpisodes(self.tasks)
 
     @property
     def noticing(self) -> dict[str, ConflictNoticing]:
@@ -297,9 +294,7 @@ class ConalSAC(SAC):
                 self.policy.reset_weights()
             reset = max(at for at in (0, *self.reset_at) if at <= self._n_updates)
             self.policy.average_actor(max(1, self._n_updates - reset))
-            for name, value in metrics.items():
-                self._sums[name] = self._sums.get(name, 0) + value
-            self._summed.update(metrics.keys())  # not all are there at every update
+            self._means.add(metrics)
 
     def _update(self, batch: TaskBatch) -> dict[str, Tensor]:
         temperature = self._temperatures()
@@ -431,27 +426,11 @@ class ConalSAC(SAC):
         self, infos: list[dict[str, Any]], dones: np.ndarray | None = None
     ) -> None:
         super()._update_info_buffer(infos, dones)
-        tasks = None
         for env, info in enumerate(infos):
             if "episode" in info:
-                if tasks is None:
-                    tasks = self._last_obs[:, -len(self.tasks) :].argmax(axis=1)  # type: ignore[index]
+                task = int(self._last_obs[env, -len(self.tasks) :].argmax())  # type: ignore[index]
                 outcome = float(info.get("is_success", np.nan))
-                self._recent[self.tasks[tasks[env]]].append((info["episode"]["r"], outcome))
-
-    def recent_success(self) -> dict[str, float]:
-        """Share of successful episodes among each task's last 20 of training (NaN: none known)."""
-        return {
-            task: float(np.mean([success for _, success in episodes])) if episodes else np.nan
-            for task, episodes in self._recent.items()
-        }
-
-    def recent_return(self) -> dict[str, float]:
-        """Mean return of each task's last 20 training episodes (NaN: none yet)."""
-        return {
-            task: float(np.mean([reward for reward, _ in episodes])) if episodes else np.nan
-            for task, episodes in self._recent.items()
-        }
+                self.recent.add(self.tasks[task], info["episode"]["r"], outcome)
 
     def dump_logs(self) -> None:
         """Write one log line: SB3's, training means, success per task, gates and conflicts.
@@ -459,20 +438,17 @@ class ConalSAC(SAC):
         Raises:
             ConalError: a loss is not finite; the run cannot be saved by going on.
         """
-        if self._summed:
-            for name, total in self._sums.items():
-                mean = float(total) / self._summed[name]
-                if not np.isfinite(mean):
-                    raise ConalError(
-                        f"{name} is {mean} after {self._n_updates} updates: training diverged; "
-                        "resume from the last checkpoint with a lower agent.learning_rate"
-                    )
-                self.logger.record(f"train/{name}", mean)
-            self._sums, self._summed = {}, Counter()
+        for name, mean in self._means.take().items():
+            if not np.isfinite(mean):
+                raise ConalError(
+                    f"{name} is {mean} after {self._n_updates} updates: training diverged; "
+                    "resume from the last checkpoint with a lower agent.learning_rate"
+                )
+            self.logger.record(f"train/{name}", mean)
         self.logger.record("train/n_updates", self._n_updates)
-        success = self.recent_success()
+        success, returns = self.recent.success(), self.recent.returns()
         for task in self.tasks:
-            self.logger.record(f"return/{task}", self.recent_return()[task])
+            self.logger.record(f"return/{task}", returns[task])
             if np.isfinite(success[task]):
                 self.logger.record(f"success/{task}", success[task])
         if np.isfinite(list(success.values())).any():
@@ -496,7 +472,7 @@ class ConalSAC(SAC):
         return storage.load_weights(Path(folder), device)
 
     def _excluded_save_params(self) -> list[str]:
-        live = ["gates", "learners", "gate_optimizer", "_sums"]
+        live = ["gates", "learners", "gate_optimizer", "_means"]
         return [*super()._excluded_save_params(), *live]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

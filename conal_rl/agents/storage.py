@@ -190,7 +190,7 @@ def training_state(agent: ConalSAC) -> tuple[Tensors, dict[str, Any]]:
         "replay": counters,
         "numpy_random": np.random.get_state(legacy=False),  # noqa: NPY002 - the stream SB3 uses
         "actions_random": agent.action_space.np_random.bit_generator.state,
-        "recent": {task: list(episodes) for task, episodes in agent._recent.items()},
+        "recent": agent.recent.state(),
         "noticing": {},
     }
     state["numpy_random"]["state"]["key"] = state["numpy_random"]["state"]["key"].tolist()
@@ -223,8 +223,7 @@ def restore(
             noticing.restore(groups[f"conflict_{name}"], state["noticing"][name])
         for name, learner in agent.learners.items():
             learner.loss_weights.load_state_dict(groups[f"loss_weights_{name}"])
-        for task, episodes in state["recent"].items():
-            agent._recent[task].extend(tuple(episode) for episode in episodes)
+        agent.recent.restore(state["recent"])
         agent.num_timesteps = state["steps"]
         agent._n_updates = state["updates"]
         agent._episode_num = state["episodes"]

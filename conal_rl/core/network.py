@@ -13,10 +13,10 @@ from conal_rl.core.layers import (
     LinearStack,
     ModuleStack,
     RowOrder,
-    capture_one_input,
     captures,
     is_one_input,
 )
+from conal_rl.core.one_input import capture_one_input
 from conal_rl.core.tree import Tree
 
 

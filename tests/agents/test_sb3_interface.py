@@ -105,7 +105,7 @@ def test_what_is_logged() -> None:
     assert line["train/learning_rate"] == pytest.approx(3e-4)
     assert {"rollout/ep_rew_mean", "rollout/ep_len_mean", "time/fps"} <= line.keys()
     for task in TASKS:
-        assert line[f"return/{task}"] == pytest.approx(agent.recent_return()[task], abs=2)
+        assert line[f"return/{task}"] == pytest.approx(agent.recent.returns()[task], abs=2)
         for name in ("actor", "critic"):
             gates = [line[f"gates_{name}/{task}/{point}"] for point in (1, 2, 3)]
             assert sum(gates) == pytest.approx(1)
@@ -120,16 +120,16 @@ def test_what_is_logged() -> None:
 def test_success_and_return_by_task() -> None:
     env = make_env((None, -3.0), envs_per_task=2)  # rewards: 1 at each step; at best -4
     agent = make_agent(TREES["shared"], env=env, learning_starts=1_000)
-    assert np.isnan(list(agent.recent_return().values())).all()
+    assert np.isnan(list(agent.recent.returns().values())).all()
     for monitored in env.envs:
         task_env: Any = monitored
         task_env.env._threshold = 0.0  # as if registered with a reward_threshold
     logged = Memory()
     agent.set_logger(Logger(None, [logged]))
     agent.learn(4 * 10, log_interval=4)
-    assert agent.recent_return()["task-0"] == pytest.approx(5)
-    assert agent.recent_return()["task-1"] < -20
-    assert agent.recent_success() == {"task-0": 1.0, "task-1": 0.0}
+    assert agent.recent.returns()["task-0"] == pytest.approx(5)
+    assert agent.recent.returns()["task-1"] < -20
+    assert agent.recent.success() == {"task-0": 1.0, "task-1": 0.0}
     assert logged.lines[-1]["success/task-0"] == 1
     assert logged.lines[-1]["success/mean"] == 0.5
 

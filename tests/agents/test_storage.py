@@ -289,7 +289,7 @@ def test_resumed_updates_are_the_uninterrupted_ones(
 
     assert resumed.num_timesteps == agent.num_timesteps
     assert resumed._episode_num == agent._episode_num
-    assert resumed.recent_return() == pytest.approx(agent.recent_return(), nan_ok=True)
+    assert resumed.recent.returns() == pytest.approx(agent.recent.returns(), nan_ok=True)
     for name, noticing in agent.noticing.items():
         assert_same_noticing(noticing.state(), resumed.noticing[name].state())
 
