@@ -14,6 +14,7 @@ from conal_rl.commands import Parser, exit_status
 from conal_rl.errors import ConfigError
 
 ONE_INPUT_TASKS = 5
+RECIPE_MINUTES = 20.0
 
 
 class Size(NamedTuple):
@@ -68,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     supervised.add_argument(
         "--seeds", type=int, default=5, help="0 to N - 1 (default: %(default)s)"
     )
-    supervised.add_argument("--jobs", type=int, default=2, help="runs side by side, on all cores")
+    supervised.add_argument(
+        "--jobs", type=int, default=2, help="runs side by side (default: %(default)s)"
+    )
     supervised.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the runs (default: runs/study-SET)"
     )
@@ -76,12 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     mt10.set_defaults(measure=_mt10)
     mt10.add_argument("table", choices=("methods", "recipe"), help="what is compared")
     mt10.add_argument("--seeds", type=int, default=2, help="0 to N - 1 (default: %(default)s)")
-    mt10.add_argument("--jobs", type=int, default=1, help="runs side by side, on all cores")
+    mt10.add_argument(
+        "--jobs", type=int, default=1, help="runs side by side (default: %(default)s)"
+    )
     mt10.add_argument(
         "--steps", type=int, help="methods: env steps of each run (default: the preset's)"
     )
     mt10.add_argument(
-        "--minutes", type=float, default=20.0, help="recipe: of each run (default: %(default)s)"
+        "--minutes", type=float, help=f"recipe: of each run (default: {RECIPE_MINUTES:g})"
     )
     mt10.add_argument(
         "--rows",
@@ -211,13 +216,17 @@ def _mt10(options: argparse.Namespace, console: Console) -> None:
     for row in rows:
         if row not in known:
             raise ConfigError(f"--rows: unknown {row!r}; there are {', '.join(known)}")
+    other = "minutes" if options.table == "methods" else "steps"
+    if getattr(options, other) is not None:
+        raise ConfigError(f"--{other}: not an option of {options.table}")
     out = options.out or Path("runs") / f"mt10-{options.table}"
     seeds = range(options.seeds)
     if options.table == "methods":
         steps = options.steps or load_config("mt10").total_steps
         tables = mt10.compare_methods(seeds, options.jobs, out, steps, rows)
     else:
-        tables = mt10.compare_choices(seeds, options.jobs, out, options.minutes, rows)
+        minutes = options.minutes or RECIPE_MINUTES
+        tables = mt10.compare_choices(seeds, options.jobs, out, minutes, rows)
     for table in tables:
         console.print(table)
 

@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="of the network (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
     parser.add_argument(
-        "--video", type=Path, metavar="DIR", help="film a solved episode of each Meta-World task"
+        "--video", type=Path, metavar="DIR", help="film each Meta-World task, solved if it is"
     )
     return parser
 
@@ -138,6 +138,8 @@ def _play(options: argparse.Namespace) -> None:
         raise ConalError(f"MuJoCo does not load with MUJOCO_GL={backend}: {error}") from error
     policy, config = load_policy(options.path, options.device)
     suite = config.env.suite
+    if options.video is not None:
+        evaluation.prepare_videos(suite, options.video)
     episodes = config.evaluation.episodes if options.episodes is None else options.episodes
     seed = config.evaluation.seed if options.seed is None else options.seed
     with Progress(console=Console(stderr=True), transient=True) as bar:

@@ -353,8 +353,26 @@ def _check_fits(policy: Policy, space: gym.Space[Any]) -> None:
 
 
 VIDEO_STRIDE = 4
-VIDEO_TRIES = 10
 """Meta-World steps per frame: 4 x 12.5 ms makes 20 frames per second of real time."""
+VIDEO_TRIES = 10
+"""Episodes of which the first that is solved is filmed."""
+
+
+def prepare_videos(suite: str | Sequence[str], directory: Path) -> None:
+    """Refuse what `record_videos` would, and make its folder.
+
+    Raises:
+        SuiteError: not a Meta-World suite.
+        ConalError: no display has been named to render with.
+        ConfigError: the folder cannot be made.
+    """
+    if not is_metaworld(suite):
+        raise SuiteError(f"videos are made of Meta-World suites only, not of {suite!r}")
+    require_display()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make {directory}: {error.strerror}") from error
 
 
 def record_videos(
@@ -366,15 +384,11 @@ def record_videos(
     imageio-ffmpeg is installed and `TASK.gif` elsewhere, and returns the paths in suite order.
 
     Raises:
-        SuiteError: not a Meta-World suite.
-        ConalError: MuJoCo finds no OpenGL to render with.
+        ConalError: as `prepare_videos`, or MuJoCo finds no OpenGL to render with.
     """
-    if not is_metaworld(suite):
-        raise SuiteError(f"videos are made of Meta-World suites only, not of {suite!r}")
-    require_display()
+    prepare_videos(suite, directory)
     suffix = ".mp4" if find_spec("imageio_ffmpeg") else ".gif"
     timing = {"fps": 20} if suffix == ".mp4" else {"duration": 50, "loop": 0}  # 50 ms, for ever
-    directory.mkdir(parents=True, exist_ok=True)
     paths = []
     envs = cast(gym.vector.SyncVectorEnv, official_vector_env(suite, seed))
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
@@ -85,14 +86,22 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 
 def write_model(folder: Path, about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Write `model.json` and `model.safetensors` into `folder`, replacing what was there."""
+    """Write `model.json` and `model.safetensors` into `folder`, replacing what was there.
+
+    Raises:
+        CheckpointError: the disk refuses; what was there is as it was.
+    """
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    save_file({n: t.contiguous() for n, t in weights.items()}, draft / _WEIGHTS)
-    digest = hashlib.sha256((draft / _WEIGHTS).read_bytes()).hexdigest()
-    text = json.dumps({**about, "sha256": digest}, indent=2) + "\n"
-    (draft / _JSON).write_text(text, encoding="utf-8")
+    try:
+        draft.mkdir(parents=True)
+        save_file({n: t.contiguous() for n, t in weights.items()}, draft / _WEIGHTS)
+        digest = hashlib.sha256((draft / _WEIGHTS).read_bytes()).hexdigest()
+        text = json.dumps({**about, "sha256": digest}, indent=2) + "\n"
+        (draft / _JSON).write_text(text, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise CheckpointError(f"{folder}: cannot be written: {error}") from error
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

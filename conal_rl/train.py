@@ -16,6 +16,7 @@ from torch import Tensor
 
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.callback import RunCallback
+from conal_rl.agents.sac import diverged
 from conal_rl.agents.storage import (
     load_trees,
     restore,
@@ -171,7 +172,11 @@ class Training(PhasedRun[Config]):
             if left > 0:
                 self.agent.learn(left, callback, log_interval=None, reset_num_timesteps=False)
         except Stopped:
-            return False
+            pass  # on a signal, or as the time is up
+        except ValueError as error:  # torch's distributions refuse what is not finite
+            if all(bool(p.isfinite().all()) for p in self.agent.policy.parameters()):
+                raise
+            raise diverged("a weight is not finite", self.agent._n_updates) from error
         finally:
             callback.close()
         return self.stop.signal is None
@@ -236,7 +241,8 @@ class Training(PhasedRun[Config]):
             "agent": agent_state,
             "episodes": None,
         }
-        standing = self.env.standing()
+        # An agent that has not acted yet begins new episodes, also after a resume.
+        standing = None if self.agent._last_obs is None else self.env.standing()
         if standing is not None:
             groups["episodes"] = {n: torch.from_numpy(a) for n, a in standing.arrays.items()}
             validating = self.agent.replay_buffer.begun_episodes()
@@ -250,20 +256,20 @@ class Training(PhasedRun[Config]):
         settings = self.config.evaluation
         # Another seed than the final evaluation's: nothing is chosen on those episodes.
         return evaluate_policy(
-            self.agent, self.config.env.suite, settings.every_episodes, settings.seed + 1
+            self.agent, self.config.env.suite, settings.every_episodes, settings.seed ^ 1
         ).mean_success
 
     def _evaluate_finally(self) -> None:
         from conal_rl.evaluation import evaluate_policy
 
-        settings = self.config.evaluation
+        settings, seconds = self.config.evaluation, self._elapsed()
         evaluation = evaluate_policy(
             self.agent, self.config.env.suite, settings.episodes, settings.seed
         )
         report = evaluation.to_json() | {
             "steps": self.agent.num_timesteps,
             "search_steps": self.search_steps,
-            "seconds": round(self._elapsed()),
+            "seconds": round(seconds),
             "search_seconds": round(self.search_seconds),
             "replay_of_search_reused": bool(self.search_steps) and self.config.search.keep_replay,
         }

@@ -159,6 +159,8 @@ def test_the_derived_tree() -> None:
         ("update --seconds 0", "--seconds must be more than 0"),
         ("update --device cuda:99", "--device cuda:99 cannot be used"),
         ("update --tasks ten", "invalid int value"),
+        ("mt10 methods --minutes 5", "--minutes: not an option of methods"),
+        ("mt10 recipe --steps 5", "--steps: not an option of recipe"),
     ],
 )
 def test_wrong_command_lines(command: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:

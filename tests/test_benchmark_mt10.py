@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from rich.table import Table
+from stable_baselines3 import SAC
 
 from conal_rl import benchmark, train
 from conal_rl.agents import ConalSAC
@@ -19,6 +20,7 @@ from conal_rl.benchmarks.mt10 import Result, bootstrap, interquartile_mean, succ
 from conal_rl.config import load_config
 from conal_rl.core import Tree
 from conal_rl.core.network import parameter_count
+from conal_rl.errors import ConalError
 
 
 def cells(table: Table) -> list[list[str]]:
@@ -30,19 +32,19 @@ def test_the_interquartile_mean_leaves_out_the_quarters_at_both_ends() -> None:
     assert interquartile_mean(scores) == pytest.approx((0.4 + 0.5 + 0.6 + 0.7) / 4)
 
 
-def test_the_bootstrap_draws_seeds_within_tasks() -> None:
-    """Tasks that do not differ between seeds leave no interval; one seed leaves none either."""
+def test_the_bootstrap_draws_whole_runs() -> None:
+    """Tasks that do not differ between seeds leave no interval; those that differ alike, all."""
 
     def mean(scores: NDArray[np.float64]) -> float:
         return float(scores.mean())
 
     same = np.array([[0.0, 1.0, 0.5]] * 4)
     assert bootstrap(same, mean) == (0.5, 0.5)
-    assert bootstrap(same[:1], mean) == (0.5, 0.5)
-    # One task, seeds at 0 and 1: the mean of n draws is binomial.
-    low, high = bootstrap(np.array([[0.0], [1.0]] * 8), mean, draws=20_000)
+    # Runs at 0 or 1, on whatever many tasks: the mean of n draws is binomial.
     stats = pytest.importorskip("scipy.stats")
-    assert (low, high) == tuple(stats.binom(16, 0.5).ppf([0.025, 0.975]) / 16)
+    for tasks in (1, 10):
+        low, high = bootstrap(np.repeat([[0.0], [1.0]] * 8, tasks, axis=1), mean, draws=20_000)
+        assert (low, high) == tuple(stats.binom(16, 0.5).ppf([0.025, 0.975]) / 16)
 
 
 def test_rows_that_were_not_run_say_so() -> None:
@@ -55,6 +57,8 @@ def test_rows_that_were_not_run_say_so() -> None:
     assert rows[0][-2:] == ["1,000", "2"]
     assert rows[1] == ["STL", "not run", *[""] * 6]
     assert cells(successes({"HPS": own})) == [["HPS", "0.60", "1.00"]]
+    (single,) = cells(summary({"HPS": own[:1]}, "title"))
+    assert single[2:6] == ["0.750", "-", "0.750", "-"]  # one run says nothing of others
 
 
 @pytest.mark.parametrize("table", [mt10.METHODS, mt10.RECIPE])
@@ -71,10 +75,10 @@ def test_every_row_is_a_config_of_its_own(table: dict[str, list[str]]) -> None:
 def test_runs_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
 
-    def start(module: str, arguments: list[str], what: str, threads: int) -> None:
+    def start(module: str, arguments: list[str], what: str) -> None:
         started.append([module.rpartition(".")[2], *arguments])
         out = Path(arguments[arguments.index("--out") + 1])
-        out.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=module == "conal_rl.benchmarks.sb3_sac")
         report = {"success": {"reach-v3": 0.5}, "steps": 10, "seconds": 60}
         (out / "evaluation.json").write_text(json.dumps(report), encoding="utf-8")
 
@@ -92,17 +96,51 @@ def test_runs_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ["sb3_sac", "mt10", "--seed", "0", *common, "--out", out[2]],
     ]
     assert benchmark.main([*arguments, "--seeds", "2", *rows]) == 0
-    assert len(started) == 4
+    assert started[4:] == started[2:4]  # SB3's runs, which know themselves what is left
     assert benchmark.main([*arguments, "--rows"]) == 0
-    assert len(started) == 4
+    assert len(started) == 6
 
 
-@pytest.mark.parametrize("cores, jobs, threads", [(2, 1, 2), (2, 2, 1), (16, 3, 5), (2, 8, 1)])
-def test_runs_side_by_side_share_the_cores(
-    cores: int, jobs: int, threads: int, monkeypatch: pytest.MonkeyPatch
+def test_a_run_of_other_settings_is_not_taken_for_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(study, "usable_cores", lambda: cores)
-    assert study.threads_each(jobs) == threads
+    """Whether it is finished or would go on."""
+    monkeypatch.setattr(study, "start", lambda *_: pytest.fail("started"))
+    run = tmp_path / "hps-0"
+    run.mkdir()
+    config = load_config("mt10", ["--total-steps", "10", *mt10.HPS])
+    (run / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    report = {"success": {"reach-v3": 0.5}, "steps": 10, "seconds": 60}
+    (run / "evaluation.json").write_text(json.dumps(report), encoding="utf-8")
+    command = ["mt10", "methods", "--out", str(tmp_path), "--rows", "HPS", "--seeds", "1"]
+    assert benchmark.main([*command, "--steps", "10"]) == 0
+    for _ in range(2):
+        capsys.readouterr()
+        assert benchmark.main([*command, "--steps", "20"]) == 2
+        assert f"{run}: has a run of other settings" in capsys.readouterr().err
+        (run / "evaluation.json").unlink(missing_ok=True)
+        (run / "checkpoints" / "step-5").mkdir(parents=True, exist_ok=True)
+
+
+@pytest.mark.parametrize(
+    "code, told",
+    [
+        ("import sys; sys.exit('error: no such suite')", "HPS: no such suite"),
+        ("raise OSError('disk')", "HPS: exit status 1 after: OSError: disk"),
+        (
+            "import os; os.write(2, b'train: 40'); os.kill(os.getpid(), 9)",
+            "HPS: exit status -9 after: train: 40",
+        ),
+    ],
+)
+def test_how_a_failed_run_ended(
+    code: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing.py").write_text(code, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ConalError) as failed:
+        study.start("failing", [], "HPS")
+    assert str(failed.value) == told
 
 
 def test_rows_that_want_the_same_run_at_once_share_it(
@@ -111,7 +149,7 @@ def test_rows_that_want_the_same_run_at_once_share_it(
     """A second process would take the folder of the first for an abandoned one."""
     started: list[str] = []
 
-    def start(module: str, arguments: list[str], what: str, threads: int) -> None:
+    def start(module: str, arguments: list[str], what: str) -> None:
         started.append(what)
         out = Path(arguments[arguments.index("--out") + 1])
         out.mkdir(parents=True)
@@ -151,7 +189,9 @@ def test_hps_is_widened_to_the_parameters_of_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sb3s_own_sac_trains_on_every_task(tmp_path: Path) -> None:
+def test_sb3s_own_sac_trains_on_every_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "small.yaml"
     config.write_text(
         "total_steps: 40\nenv: {suite: [reach-v3, push-v3], envs_per_task: 2}\n"
@@ -163,6 +203,19 @@ def test_sb3s_own_sac_trains_on_every_task(tmp_path: Path) -> None:
     assert sb3_sac.main(command) == 0
     result = mt10.read(out / "evaluation.json")
     assert list(result.success) == ["reach-v3", "push-v3"] and result.steps == 40
-    trained = (out / "reach-v3.json").stat().st_mtime_ns
+    trained = (out / "reach-v3.zip").stat().st_mtime_ns
+    (out / "evaluation.json").unlink()
     assert sb3_sac.main(command) == 0
-    assert (out / "reach-v3.json").stat().st_mtime_ns == trained
+    assert (out / "reach-v3.zip").stat().st_mtime_ns == trained
+    assert mt10.read(out / "evaluation.json").success == result.success
+    capsys.readouterr()
+    assert sb3_sac.main([*command, "--total-steps", "60"]) == 2
+    assert "has a run of other settings" in capsys.readouterr().err
+    observation = np.random.default_rng(0).random((3, 41), dtype=np.float32)
+    observation[:, -2:] = [[0, 1], [1, 0], [0, 1]]
+    reach, push = (SAC.load(out / f"{task}.zip") for task in ("reach-v3", "push-v3"))
+    alone = np.concatenate([observation[:, :-2], np.ones((3, 1), dtype=np.float32)], axis=1)
+    together = sb3_sac.OnePerTask([reach, push]).predict(observation, deterministic=True)[0]
+    for row, agent in enumerate((push, reach, push)):
+        own = agent.predict(alone[row], deterministic=True)[0]
+        np.testing.assert_allclose(together[row], own, atol=1e-6)

@@ -296,6 +296,22 @@ def test_video_without_opengl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         record_videos(Still(), "cartpole", 0, tmp_path)
 
 
+def test_what_cannot_be_filmed_is_said_before_the_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluation, "evaluate_policy", lambda *_: pytest.fail("evaluated"))
+    monkeypatch.setenv("DISPLAY", ":0")
+    there = tmp_path / "there"
+    there.touch()
+    assert evaluate.main(["pretrained:mt10", "--video", str(there)]) == 2
+    assert capsys.readouterr().err == f"error: cannot make {there}: File exists\n"
+    monkeypatch.delenv("DISPLAY")
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    assert evaluate.main(["pretrained:mt10", "--video", str(tmp_path / "films")]) == 2
+    assert "no display to render on" in capsys.readouterr().err
+    assert not (tmp_path / "films").exists()
+
+
 # The command
 
 

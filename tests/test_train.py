@@ -24,7 +24,7 @@ from conal_rl.agents import ConalSAC
 from conal_rl.agents.callback import RunCallback
 from conal_rl.agents.storage import load_trees
 from conal_rl.core import ProStage, SearchSpace, Tree, weighting
-from conal_rl.progress import ContinuedCSV
+from conal_rl.progress import ContinuedCSV, PhaseDisplay
 from conal_rl.runs import load_checkpoint, save_checkpoint
 
 TASKS = ("tests.agents.toy:Left-v0", "tests.agents.toy:Right-v0")
@@ -74,6 +74,14 @@ def stop_at(step: int, patch: pytest.MonkeyPatch, number: int = signal.SIGINT) -
         return on_step(self)
 
     patch.setattr(RunCallback, "_on_step", spied)
+
+
+def killed_in_training(self: RunCallback) -> None:
+    """As the process were, after the checkpoint of the derivation and before any other."""
+    if self.phase == "train":
+        raise RuntimeError("killed")
+    self.saved, self.next_log, self.next_evaluation = time.monotonic(), 10**9, 10**9
+    self.display = PhaseDisplay(self.phase, self.num_timesteps, self.until)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +201,7 @@ def test_evaluating_on_the_way_changes_nothing_else(
     run = tmp_path / "run"
     assert train.main([toy, "--out", str(run), "--seed", "3", "--evaluation.every", "80"]) == 0
     evaluated = [row["evaluation/mean_success"] for row in rows(run)]
-    assert evaluated[0] == "" and 0 <= float(evaluated[2]) <= 1  # noted at the next line
+    assert evaluated[0] == "" and 0 <= float(evaluated[1]) <= 1
     for name in ("tree.json", "model/model.safetensors"):
         assert (run / name).read_bytes() == (finished / name).read_bytes()
 
@@ -285,12 +293,36 @@ def test_training_ends_when_its_minutes_are_over(
     assert train.main([toy, "--out", str(run), "--minutes", "1"]) == 0
     report = evaluation(run)
     assert (report["steps"], report["search_steps"]) == (200, 160)
+    assert sum(state(run)["agent"]["replay"]["training_added"]) == 200  # not a step is lost
+    assert float(rows(run)[-1]["time/minutes"]) == report["seconds"] / 60 == 1
     assert train.main(["--resume", str(run), "--minutes", "2"]) == 0
     assert evaluation(run)["steps"] == 320
     late = tmp_path / "late"
     monkeypatch.setattr(train.Training, "_elapsed", lambda _: 120.0)
     assert train.main([toy, "--out", str(late), "--minutes", "1"]) == 0
     assert evaluation(late)["steps"] in range(160, 170)
+
+
+def test_divergence_is_one_line(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However soon: the next actions cannot be drawn. The folder keeps what is sound."""
+    update = ConalSAC._update
+
+    def broken(self: ConalSAC, batch: Any) -> dict[str, torch.Tensor]:
+        if self.num_timesteps > 200:
+            with torch.no_grad():
+                self.actor.head.weight[0] = torch.nan
+        return update(self, batch)
+
+    monkeypatch.setattr(ConalSAC, "_update", broken)
+    run = tmp_path / "run"
+    assert train.main([toy, "--out", str(run)]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("error: a weight is not finite after ") and "training diverged" in told
+    tensors, about = load_checkpoint(run)
+    assert about["agent"]["steps"] == 160
+    assert all(bool(weight.isfinite().all()) for weight in tensors["policy"].values())
 
 
 # Other searches
@@ -451,10 +483,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train.main([str(path), "--out", str(whole)]) == 0
     command = [str(path), "--out", str(parts)]
-    for step in (700, 1_104, 1_300):
+    for step in (700, 1_104, None, 1_300):
         with pytest.MonkeyPatch.context() as patch:
-            stop_at(step, patch)
-            assert train.main(command) == 130
+            if step is None:
+                patch.setattr(RunCallback, "_on_training_start", killed_in_training)
+                with pytest.raises(RuntimeError, match="killed"):
+                    train.main(command)
+            else:
+                stop_at(step, patch)
+                assert train.main(command) == 130
         command = ["--resume", str(parts)]
     assert train.main(command) == 0
     (tensors, about), (again, about_again) = (load_checkpoint(run) for run in (whole, parts))

@@ -51,19 +51,20 @@ class RunCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         # Between two rounds of training: envs, replay, networks and counters agree here.
-        if self.stop.signal is not None:
+        if self.stop.signal is not None or self.time_is_up():
             self._on_training_end()
             raise Stopped
         assert self.display is not None
-        if self.num_timesteps >= self.next_log:
-            self.next_log += self.config.log_interval
-            self._log(self.display)
         every = self.config.evaluation.every
         if every and self.num_timesteps >= self.next_evaluation:
             self.next_evaluation += every
             self.evaluated = self.evaluate()
             if self.evaluated is not None:  # it is in the next line of the log
                 self.logger.record("evaluation/mean_success", self.evaluated)
+        if self.num_timesteps >= self.next_log:
+            self.next_log += self.config.log_interval
+            self._log()
+            self.display.line(self.num_timesteps, self._outcome())
         if time.monotonic() - self.saved > 60 * self.config.checkpoint_minutes:
             self.checkpoint()
             self.saved = time.monotonic()
@@ -71,7 +72,7 @@ class RunCallback(BaseCallback):
             self.display.show(self.num_timesteps, self._outcome())
 
     def _on_step(self) -> bool:
-        return not self.time_is_up()
+        return True
 
     def close(self) -> None:
         """Take the progress bar down, also after an error."""
@@ -79,16 +80,15 @@ class RunCallback(BaseCallback):
             self.display.close()
 
     def _on_training_end(self) -> None:
-        assert isinstance(self.model, ConalSAC) and self.display is not None
-        self.model.dump_logs()
+        assert self.display is not None
+        self._log()
         self.display.show(self.num_timesteps, self._outcome())
 
-    def _log(self, display: PhaseDisplay) -> None:
-        assert isinstance(self.model, ConalSAC)
+    def _log(self) -> None:
+        assert isinstance(self.model, ConalSAC) and self.display is not None
         self.logger.record("time/minutes", self.elapsed() / 60)
-        self.logger.record("time/phase_steps_per_s", display.rate(self.num_timesteps))
+        self.logger.record("time/phase_steps_per_s", self.display.rate(self.num_timesteps))
         self.model.dump_logs()
-        display.line(self.num_timesteps, self._outcome())
 
     def _outcome(self) -> str:
         """Success while training (stochastic actions) where tasks define it, otherwise return."""

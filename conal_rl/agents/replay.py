@@ -51,10 +51,11 @@ class Ring:
     def sample(self, batch: int) -> Tensor:
         """Uniform with replacement within each task, `(task, batch, width)`."""
         device = self.data.device
-        sizes = torch.from_numpy(self.sizes).to(device, torch.float64).unsqueeze(1)
+        exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
+        sizes = torch.from_numpy(self.sizes).to(device, exact).unsqueeze(1)
         tasks = len(self.added)
-        draw = torch.rand(tasks, batch, device=device, dtype=torch.float64)
-        slot = (draw * sizes).long()
+        draw = torch.rand(tasks, batch, device=device, dtype=exact)
+        slot = (draw * sizes).long().clamp(max=self.capacity - 1)
         first = torch.arange(tasks, device=device).unsqueeze(1) * self.capacity
         flat = self.data.view(-1, self.data.shape[-1]).index_select(0, (first + slot).flatten())
         return flat.view(tasks, batch, -1)
@@ -296,8 +297,8 @@ class TaskReplayBuffer(ReplayBuffer):
         """Inverse of `state`; open episodes are cut.
 
         Raises:
-            ValueError: a ring had wrapped around at another size than this buffer's, or returns
-                were of another number of steps.
+            ValueError: a ring had wrapped around at another size than this buffer's, returns were
+                of another number of steps, or only one of the two normalises them.
         """
         for name, ring in (("training", self.training), ("validation", self.validation)):
             ring.added[:] = counters[f"{name}_added"]
@@ -315,6 +316,8 @@ class TaskReplayBuffer(ReplayBuffer):
                 raise ValueError(f"open returns of {steps} steps, not of {self.returns.n}")
             self.returns.open = tensors["returns.open"].numpy()
             self.returns.used = tensors["returns.used"].numpy()
+        if (self.largest_returns is not None) != ("largest_returns" in counters):
+            raise ValueError("normalize_returns is not what it was")
         if self.largest_returns is not None:
             self.largest_returns.largest[:] = counters["largest_returns"]
             self.largest_returns.running = np.array(counters["running_returns"])

@@ -50,8 +50,9 @@ class ConalSAC(SAC):
             optimisers; replay and temperatures stay (Nikishin et al., "The Primacy Bias in Deep
             Reinforcement Learning", ICML 2022).
         critic_reduce: `min` of the critics (SAC), or their `mean`.
-        normalize_actor_loss: divide each task's actor loss by its mean absolute value in the batch
-            (Fujimoto and Gu, "A Minimalist Approach to Offline RL", NeurIPS 2021, equation 5).
+        normalize_actor_loss: divide each task's actor loss by the mean magnitude of its values in
+            the batch (Fujimoto and Gu, "A Minimalist Approach to Offline RL", NeurIPS 2021,
+            equation 5).
         actor_every: updates of the critics for each update of the actor and its temperatures.
         max_grad_norm: clip for actor and critics, None for none.
         conflict_rule, conflict_margin, conflict_smoothing: see `conal_rl.core.ConflictNoticing`.
@@ -323,15 +324,13 @@ class ConalSAC(SAC):
         with self.learners["actor"].capture():
             return self.actor.sample(batch.observations)
 
-    def _update_temperatures(self, log_prob: Tensor) -> Tensor:
-        """One step on every task's log temperature; the temperatures before it, `(task,)`."""
+    def _update_temperatures(self, log_prob: Tensor) -> None:
+        """One step on every task's log temperature, where they are learnt."""
         if self.log_ent_coef is None or self.ent_coef_optimizer is None:
-            return self.ent_coef_tensor.expand(len(self.tasks))
-        temperature = self.log_ent_coef.detach().exp()
+            return
         gap = log_prob.detach().mean(dim=1) + float(self.target_entropy)
         (-(self.log_ent_coef * gap).sum()).backward()
         apply_gradients(self.ent_coef_optimizer)
-        return temperature
 
     @torch.no_grad()
     def _target(self, batch: TaskBatch, temperature: Tensor) -> Tensor:
@@ -440,10 +439,7 @@ class ConalSAC(SAC):
         """
         for name, mean in self._means.take().items():
             if not np.isfinite(mean):
-                raise ConalError(
-                    f"{name} is {mean} after {self._n_updates} updates: training diverged; "
-                    "resume from the last checkpoint with a lower agent.learning_rate"
-                )
+                raise diverged(f"{name} is {mean}", self._n_updates)
             self.logger.record(f"train/{name}", mean)
         self.logger.record("train/n_updates", self._n_updates)
         success, returns = self.recent.success(), self.recent.returns()
@@ -478,6 +474,14 @@ class ConalSAC(SAC):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
         return [*state_dicts, *(["gate_optimizer"] if self.gates else [])], tensors
+
+
+def diverged(what: str, updates: int) -> ConalError:
+    """The error to raise where `what` says that training cannot go on."""
+    return ConalError(
+        f"{what} after {updates} updates: training diverged; "
+        "resume from the last checkpoint with a lower agent.learning_rate"
+    )
 
 
 def _has_gates(structure: Structure) -> bool:

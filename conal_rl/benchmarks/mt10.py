@@ -21,7 +21,7 @@ from rich import box
 from rich.table import Table
 
 from conal_rl.agents import ConalSAC
-from conal_rl.benchmarks.study import finish, slug, start, threads_each
+from conal_rl.benchmarks.study import finish, slug, start
 from conal_rl.core import Tree, TreeNetwork, linear_chain
 from conal_rl.core.network import parameter_count
 
@@ -92,20 +92,18 @@ def compare_methods(
         rows: the methods to run; the tables show the others as far as they were run.
 
     Raises:
-        ConalError: a run failed.
+        ConalError: a run failed, or one that is there is of other settings.
     """
 
     # Two rows may want the same CoNAL run at the same time.
     turns = {seed: Lock() for seed in seeds}
-    threads = threads_each(jobs)
 
     def run(method: str, seed: int) -> None:
         out = folder / slug(method, seed)
         arguments = ["mt10", "--seed", str(seed), "--total-steps", str(steps)]
         what = f"{method}, seed {seed}"
         if method == SB3:
-            if not (out / "evaluation.json").is_file():
-                start("conal_rl.benchmarks.sb3_sac", [*arguments, "--out", str(out)], what, threads)
+            start("conal_rl.benchmarks.sb3_sac", [*arguments, "--out", str(out)], what)
             return
         arguments += METHODS[method]
         if method == WIDENED:
@@ -113,7 +111,7 @@ def compare_methods(
             widths = widened(folder / slug("CoNAL", seed))
             arguments += ["--agent.widths", *map(str, widths)]
         with turns[seed] if method == "CoNAL" else nullcontext():
-            finish(out, arguments, what, threads)
+            finish(out, arguments, what)
 
     results = _run_and_read(run, METHODS, rows, seeds, jobs, folder)
     return tables(results, f"MT10, {steps:,} env steps")
@@ -123,12 +121,10 @@ def compare_choices(
     seeds: Sequence[int], jobs: int, folder: Path, minutes: float, rows: Sequence[str]
 ) -> list[Table]:
     """The same for choices of the recipe, in `minutes` of wall-clock each."""
-    threads = threads_each(jobs)
 
     def run(choice: str, seed: int) -> None:
         arguments = ["mt10", "--seed", str(seed), "--minutes", str(minutes), *HPS]
-        what = f"{choice}, seed {seed}"
-        finish(folder / slug(choice, seed), [*arguments, *RECIPE[choice]], what, threads)
+        finish(folder / slug(choice, seed), [*arguments, *RECIPE[choice]], f"{choice}, seed {seed}")
 
     results = _run_and_read(run, RECIPE, rows, seeds, jobs, folder)
     return tables(results, f"MT10, {minutes:g} minutes")
@@ -202,8 +198,9 @@ def summary(results: Results, title: str) -> Table:
         scores = np.array([list(result.success.values()) for result in own])
         cells = []
         for statistic in (np.mean, interquartile_mean):
+            cells.append(f"{statistic(scores):.3f}")
             low, high = bootstrap(scores, statistic)
-            cells += [f"{statistic(scores):.3f}", f"{low:.3f} .. {high:.3f}"]
+            cells.append(f"{low:.3f} .. {high:.3f}" if len(own) > 1 else "-")
         steps = f"{np.mean([result.steps for result in own]):,.0f}"
         minutes = f"{np.mean([result.seconds for result in own]) / 60:.0f}"
         rows.add_row(name, str(len(own)), *cells, steps, minutes)
@@ -234,13 +231,14 @@ def bootstrap(
     statistic: Callable[[NDArray[np.float64]], float | np.floating[Any]],
     draws: int = 2_000,
 ) -> tuple[float, float]:
-    """95% percentile interval of a statistic of `(seed, task)`, drawing seeds anew for each task.
+    """95% percentile interval of a statistic of `(seed, task)`, drawing whole runs anew.
 
-    Agarwal et al., "Deep RL at the Edge of the Statistical Precipice" (NeurIPS 2021), section 4.1.
+    Agarwal et al., "Deep RL at the Edge of the Statistical Precipice" (NeurIPS 2021), section 4.1,
+    draw seeds apart for each task, since there every task has runs of its own. Here the tasks of a
+    seed share a run, and what it has of luck.
     """
     random = np.random.default_rng(0)
-    seeds, tasks = scores.shape
-    drawn = random.integers(seeds, size=(draws, seeds, tasks))
-    values = [float(statistic(np.take_along_axis(scores, seed, axis=0))) for seed in drawn]
+    drawn = random.integers(len(scores), size=(draws, len(scores)))
+    values = [float(statistic(scores[runs])) for runs in drawn]
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)

@@ -1,18 +1,24 @@
 """`python -m conal_rl.benchmarks.sb3_sac`: Stable-Baselines3's own SAC on each task of a suite.
 
 One network per task and SB3's defaults, but for what the comparison fixes: hidden widths, number of
-envs, and one update per step of all envs. The reference that no code of this package's agent is in.
+envs, random steps at the start, and one update per step of all envs. The reference that no code of
+this package's agent is in. All are evaluated together, on the goals of the whole suite.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from stable_baselines3 import SAC
 
 from conal_rl.commands import Parser, exit_status, keep_memory
@@ -33,6 +39,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class OnePerTask:
+    """Agents of one task each, as one policy of all of them."""
+
+    def __init__(self, agents: Sequence[SAC]):
+        self.agents = agents
+
+    def predict(
+        self, observation: NDArray[np.float32], *, deterministic: bool = False
+    ) -> tuple[NDArray[Any], None]:
+        """Actions (row, action) for observations (row, feature + task); every agent acts alone."""
+        features, task_id = np.split(observation, [-len(self.agents)], axis=1)
+        alone = np.column_stack([features, np.ones(len(features), dtype=np.float32)])
+        task = task_id.argmax(axis=1)
+        actions = np.empty((len(task), *self.agents[0].action_space.shape), dtype=np.float32)  # type: ignore[misc]
+        for number in np.unique(task):
+            rows = task == number
+            actions[rows] = self.agents[number].predict(alone[rows], deterministic=deterministic)[0]
+        return actions, None
+
+
 def run(arguments: Sequence[str]) -> None:
     """Train and evaluate what is not there yet, then write evaluation.json.
 
@@ -43,44 +69,53 @@ def run(arguments: Sequence[str]) -> None:
     config = load_config(options.config)
     if not isinstance(config, Config):
         raise ConfigError(f"{options.config}: not an experiment in reinforcement learning")
+    config = dataclasses.replace(config, total_steps=options.total_steps, seed=options.seed)
     tasks = suite_tasks(config.env.suite)
-    options.out.mkdir(parents=True, exist_ok=True)
-    reports = [_single(config, task, options.total_steps // len(tasks), options) for task in tasks]
-    success = {task: report["success"] for task, report in zip(tasks, reports, strict=True)}
-    report = {
-        "success": success,
-        "mean_success": sum(success.values()) / len(success),
-        "steps": options.total_steps,
-        "seconds": sum(report["seconds"] for report in reports),
-    }
-    atomic_write(options.out / "evaluation.json", json.dumps(report, indent=2) + "\n")
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    written = out / "config.yaml"
+    if written.is_file() and load_config(written) != config:
+        raise ConfigError(f"{out}: has a run of other settings; choose another --out, or remove it")
+    if (out / "evaluation.json").is_file():
+        return
+    atomic_write(written, config.to_yaml())
+    seconds = [_train(config, task, out) for task in tasks]
+    policy = OnePerTask([SAC.load(_saved(out, task), device="cpu") for task in tasks])
+    settings = config.evaluation
+    result = evaluate_policy(policy, config.env.suite, settings.episodes, settings.seed)
+    report = result.to_json() | {"steps": config.total_steps, "seconds": round(sum(seconds))}
+    atomic_write(out / "evaluation.json", json.dumps(report, indent=2) + "\n")
 
 
-def _single(config: Config, task: str, steps: int, options: argparse.Namespace) -> dict[str, float]:
-    done: Path = options.out / f"{task}.json"
+def _saved(out: Path, task: str) -> Path:
+    return out / f"{task}.zip"
+
+
+def _train(config: Config, task: str, out: Path) -> float:
+    """Train on a task unless that has been done; returns the seconds that it took."""
+    done = out / f"{task}.json"
     if done.is_file():
-        found: dict[str, float] = json.loads(done.read_text(encoding="utf-8"))
-        return found
-    env = make(f"mt1:{task}", config.env.envs_per_task, options.seed)
-    env.seed(options.seed)
+        return float(json.loads(done.read_text(encoding="utf-8"))["seconds"])
+    env = make(f"mt1:{task}", config.env.envs_per_task, config.seed)
+    env.seed(config.seed)
     began = time.monotonic()
     agent = SAC(
         "MlpPolicy",
         env,
         policy_kwargs={"net_arch": list(config.agent.widths)},
         learning_starts=config.agent.learning_starts,
-        seed=options.seed,
+        seed=config.seed,
         device="cpu",
     )
+    steps = config.total_steps // len(suite_tasks(config.env.suite))
     agent.learn(steps, log_interval=None)  # type: ignore[arg-type]
     seconds = time.monotonic() - began
     env.close()
-    settings = config.evaluation
-    result = evaluate_policy(agent, f"mt1:{task}", settings.episodes, settings.seed)
-    assert result.mean_success is not None
-    report = {"success": result.mean_success, "seconds": round(seconds, 1)}
-    atomic_write(done, json.dumps(report) + "\n")
-    return report
+    draft = out / f".{task}.zip"
+    agent.save(draft)
+    os.replace(draft, _saved(out, task))
+    atomic_write(done, json.dumps({"seconds": round(seconds, 1)}) + "\n")
+    return seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,22 +9,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from conal_rl.envs.native.engine import usable_cores
+from conal_rl.config import load_config
 from conal_rl.errors import ConalError
 
 
-def finish(run: Path, arguments: Sequence[str], what: str, threads: int) -> None:
+def finish(run: Path, arguments: Sequence[str], what: str) -> None:
     """See to it that `run` is a finished run of `python -m conal_rl.train ARGUMENTS --out RUN`.
 
-    A finished one is left alone, and one with a checkpoint goes on.
+    A finished one is left alone, and one with a checkpoint goes on, where they are of the same
+    config.
 
     Args:
         what: names it in errors.
-        threads: of the process.
 
     Raises:
-        ConalError: it failed.
+        ConalError: it failed, or the folder has a run of another config.
     """
+    written = run / "config.yaml"
+    if written.is_file() and load_config(written) != load_config(arguments[0], arguments[1:]):
+        raise ConalError(f"{run}: has a run of other settings; choose another --out, or remove it")
     if (run / "evaluation.json").is_file():
         return
     command = [*arguments, "--out", str(run)]
@@ -32,30 +35,30 @@ def finish(run: Path, arguments: Sequence[str], what: str, threads: int) -> None
         command = ["--resume", str(run)]
     elif run.exists():
         shutil.rmtree(run)
-    start("conal_rl.train", command, what, threads)
+    start("conal_rl.train", command, what)
 
 
-def start(module: str, arguments: Sequence[str], what: str, threads: int) -> None:
-    """`python -m MODULE ARGUMENTS` on this many threads, without its output.
+def start(module: str, arguments: Sequence[str], what: str) -> None:
+    """`python -m MODULE ARGUMENTS` without its output, and with one thread of torch.
+
+    Networks as small as these learn fastest on one, and others can run beside them.
 
     Raises:
         ConalError: with its last line, where it failed.
     """
     ran = subprocess.run(
         [sys.executable, "-m", module, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
     if ran.returncode:
-        last = ran.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise ConalError(f"{what}: {last[0].removeprefix('error: ')}")
-
-
-def threads_each(jobs: int) -> int:
-    """Threads for each of so many runs side by side: together they take the cores there are."""
-    return max(1, usable_cores() // jobs)
+        last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
+        error = last.removeprefix("error: ")
+        if error == last:  # it did not end with an error of ours: a traceback, or it was killed
+            error = f"exit status {ran.returncode} after: {last}"
+        raise ConalError(f"{what}: {error}")
 
 
 def slug(method: str, seed: int) -> str:

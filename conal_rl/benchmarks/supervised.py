@@ -18,7 +18,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from conal_rl.benchmarks.study import finish, slug, threads_each
+from conal_rl.benchmarks.study import finish, slug
 from conal_rl.config import SupervisedConfig, load_config
 from conal_rl.core import Tree
 from conal_rl.supervised.metrics import delta_p
@@ -75,14 +75,12 @@ def measure(
     config = load_config(name, options)
     assert isinstance(config, SupervisedConfig)
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda seed: _run_seed(config, seed, jobs, folder, options), seeds))
+        list(pool.map(lambda seed: _run_seed(config, seed, folder, options), seeds))
     results = {method: [read(folder / slug(method, seed)) for seed in seeds] for method in METHODS}
     return [comparison(name, results), scores_table(results), trees_table(results, seeds)]
 
 
-def _run_seed(
-    config: SupervisedConfig, seed: int, jobs: int, folder: Path, options: Sequence[str]
-) -> None:
+def _run_seed(config: SupervisedConfig, seed: int, folder: Path, options: Sequence[str]) -> None:
     training = str(config.total_steps - config.search.steps)
     for method, own in METHODS.items():
         searched = str(folder / slug("CoNAL", seed) / "tree.json")
@@ -90,7 +88,7 @@ def _run_seed(
         if "--agent.tree" in words:
             words += ["--total-steps", training]
         command = [config.name, "--seed", str(seed), *options, *words]
-        finish(folder / slug(method, seed), command, f"{method}, seed {seed}", threads_each(jobs))
+        finish(folder / slug(method, seed), command, f"{method}, seed {seed}")
 
 
 def read(run: Path) -> Result:

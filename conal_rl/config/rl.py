@@ -76,8 +76,8 @@ class AgentConfig(LearnerConfig):
     critic_reduce: Literal["min", "mean"] = "mean"
     """How several target critics are combined."""
     normalize_actor_loss: bool = False
-    """Divide each task's actor loss by its mean absolute value, so that tasks of small returns move
-    a shared actor as much as those of large ones."""
+    """Divide each task's actor loss by the mean magnitude of its values, so that tasks of small
+    returns move a shared actor as much as those of large ones."""
     mixed_precision: bool = False
     """Matrix products in bfloat16, weights in single precision: two to three times faster products
     on CPUs and GPUs that have them."""

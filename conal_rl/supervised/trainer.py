@@ -241,11 +241,12 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         write_model(self.run.folder / "model", about, self.network.state_dict())
 
     def _evaluate_finally(self) -> None:
+        seconds = self._elapsed()
         report = test(self.network, self.problem, self.config, self.device)
         report |= {
             "steps": self._step,
             "search_steps": self.search_steps,
-            "seconds": round(self._elapsed(), 1),
+            "seconds": round(seconds, 1),
             "search_seconds": round(self.search_seconds, 1),
             "selected_step": self._selection.step if self._selection.weights else None,
         }

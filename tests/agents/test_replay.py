@@ -359,6 +359,16 @@ def test_returns_of_another_number_of_steps_are_refused() -> None:
         other.restore(*through_a_checkpoint(*one.state()))
 
 
+@pytest.mark.parametrize("normalized", [False, True])
+def test_returns_normalised_or_not_are_no_continuation(normalized: bool) -> None:
+    one, other = (
+        make_buffer(40, 2, 3, normalize_returns=on) for on in (normalized, not normalized)
+    )
+    Feeder([0, 1, 0], 2).add([False] * 3, one)
+    with pytest.raises(ValueError, match="normalize_returns is not what it was"):
+        other.restore(*through_a_checkpoint(*one.state()))
+
+
 @given(st.data(), st.integers(2, 4), st.integers(1, 4))
 @settings(max_examples=40, deadline=None)
 def test_n_step_returns_by_hand(data: st.DataObject, n: int, envs: int) -> None:

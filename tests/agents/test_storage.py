@@ -89,6 +89,23 @@ def test_weights_there_and_back(tree: str, critic: str, tmp_path: Path, no_pickl
     assert same_tensors(mine, targets)
 
 
+def test_a_disk_that_refuses_leaves_the_old_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = make_agent(TREES["pair"])
+    agent.save_weights(tmp_path / "model")
+    before = {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("conal_rl.saving.save_file", full)
+    with pytest.raises(CheckpointError, match=r"model: cannot be written: .*No space left"):
+        make_agent(TREES["pair"], seed=1).save_weights(tmp_path / "model")
+    assert {path: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 @pytest.mark.parametrize("tree", TREES)
 def test_half_the_weights_do_the_same_in_mixed_precision(tree: str, tmp_path: Path) -> None:
     """And in single precision nearly the same."""
