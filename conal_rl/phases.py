@@ -9,6 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from typing import Generic, Literal, TypeVar
 
+import torch
 from rich.console import Console
 
 from conal_rl.config import RunConfig
@@ -183,6 +184,17 @@ def require_same_search(config: RunConfig, began: RunConfig, run: Run) -> None:
                 f"{field}: got {now!r}, but {run.folder} began with {then!r}; start a new run "
                 "for another tree"
             )
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raise ConfigError where torch.compile does not work."""
+    from torch._dynamo.exc import TorchDynamoException  # not above: it takes a second
+
+    try:
+        torch.compile(torch.neg)(torch.ones(1, device=device))
+    except TorchDynamoException as error:
+        reason = " ".join(str(error).split("\n\n")[0].split())
+        raise ConfigError(f"agent.compile: torch.compile does not work here: {reason}") from error
 
 
 def search_space(config: RunConfig, tasks: tuple[str, ...]) -> Space:

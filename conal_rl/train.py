@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.utils import LinearSchedule, get_device
 from torch import Tensor
 
 from conal_rl.agents import ConalSAC
@@ -36,6 +36,7 @@ from conal_rl.phases import (
     PhasedRun,
     conflict_rule,
     gumbel_temperature,
+    require_compiler,
     require_same_search,
     search_space,
 )
@@ -297,8 +298,14 @@ def _fixed_trees(config: Config, tasks: tuple[str, ...]) -> tuple[Tree, Tree] | 
 def make_agent(
     config: Config, env: SuiteVecEnv, structures: tuple[Structure, Structure]
 ) -> ConalSAC:
-    """The agent that `config` describes, of fixed trees or searching."""
+    """The agent that `config` describes, of fixed trees or searching.
+
+    Raises:
+        ConfigError: it is to be compiled, and there is no compiler.
+    """
     agent, search = config.agent, config.search
+    if agent.compile:
+        require_compiler(get_device(config.device))
     searching = not all(isinstance(structure, Tree) for structure in structures)
     end = agent.learning_rate_end
     return ConalSAC(
@@ -334,6 +341,7 @@ def make_agent(
         gate_every=search.gate_every,
         validation_share=search.validation_share,
         gumbel_temperature=gumbel_temperature(config),
+        compile=agent.compile,
         policy_kwargs={
             "widths": agent.widths,
             "layer_norm": agent.layer_norm,

@@ -1,7 +1,7 @@
 """Actor and twin critics shaped by a tree, or by the search's supernet, with a head per task."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -81,9 +81,18 @@ class TaskNetwork(nn.Module):
         rows = range(replicas * len(tasks))
         self.head = LinearStack(rows, widths[-1], outputs, activation=False)
         self.register_buffer("task_id", torch.eye(len(tasks)).unsqueeze(1), persistent=False)
+        self._compiled: Callable[[Tensor], Tensor] | None = None  # of `_run`, for training
 
     def forward(self, features: Tensor) -> Tensor:
         """Map `(task, batch, feature)` to `(replica * task, batch, output)`."""
+        run = self._compiled if self.training and self._compiled is not None else self._run
+        return run(features)
+
+    def compile_training(self) -> None:
+        """Let `torch.compile` make passes in training mode faster; their first ones are slow."""
+        self._compiled = torch.compile(self._run, dynamic=False)
+
+    def _run(self, features: Tensor) -> Tensor:
         task_id = self.task_id.expand(-1, features.shape[1], -1)
         x = torch.cat([features, task_id], dim=-1).repeat(self.replicas, 1, 1)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed_precision):

@@ -65,6 +65,9 @@ class ConalSAC(SAC):
         validation_share: share of episodes kept for the gates.
         gumbel_temperature: `(start, end)` of straight-through Gumbel gates over `learn`, or None
             for the softmax.
+        compile: let `torch.compile` make the networks of fixed trees faster in updates, where each
+            task's own gradients are not needed. What was compiled before in this process is
+            forgotten, and compiled again if it is used.
         Others: as SB3's SAC.
     """
 
@@ -99,6 +102,7 @@ class ConalSAC(SAC):
         gate_every: int = 1,
         validation_share: float = 0.1,
         gumbel_temperature: tuple[float, float] | None = None,
+        compile: bool = False,
         batch_size: int = 128,
         buffer_size: int = 100_000,
         policy_kwargs: dict[str, Any] | None = None,
@@ -133,6 +137,7 @@ class ConalSAC(SAC):
         self.gate_every = gate_every
         self.gumbel_temperature = gumbel_temperature
         self.validation_share = validation_share
+        self.compile = compile
         self.replay_buffer_class = TaskReplayBuffer
         if not _init_setup_model:  # `load` fills in the saved attributes and sets up
             return
@@ -221,8 +226,18 @@ class ConalSAC(SAC):
                 ("critic", self.critic, self.policy.critic_tree),
             )
         }
+        if self.compile:
+            self._compile()
         self._means = Means()
         self.recent = RecentEpisodes(self.tasks)
+
+    def _compile(self) -> None:
+        torch.compiler.reset()  # it compiles one function for a few networks only
+        if self.learners["actor"].rule is None:
+            self.actor.compile_training()
+        if self.learners["critic"].rule is None:
+            self.critic.compile_training()
+            self.critic_target.compile_training()
 
     @property
     def noticing(self) -> dict[str, ConflictNoticing]:

@@ -36,6 +36,9 @@ class LearnerConfig:
     conflict_rule: Literal["ignore", Rule] = "ignore"
     """A rule of search.rule to follow while a fixed tree trains; none: conflicts are counted and
     nothing is dropped; ignore: they are not looked for."""
+    compile: bool = False
+    """Let torch.compile make a fixed tree's network faster; the first steps take longer. Not where
+    each task's own gradients are needed: in a search, for agent.conflict_rule and aggregations."""
 
     def __post_init__(self) -> None:
         known = self.tree in ("search", "shared", "independent") or self.tree.endswith(".json")

@@ -96,9 +96,6 @@ class ModelConfig(LearnerConfig):
     mixed_precision: bool = False
     """Compute in half precision where that is safe: float16 with scaled gradients on CUDA,
     bfloat16 on the CPU."""
-    compile: bool = False
-    """Let torch.compile make a fixed tree's network faster; the first steps take longer. Not where
-    each task's own gradients are needed: in a search, for agent.conflict_rule and aggregations."""
     select: bool = False
     """Train the derived tree without the validation part, and keep the weights of its lowest loss
     there. False: train on both parts and keep the last weights, as the paper does."""

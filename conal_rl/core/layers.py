@@ -148,8 +148,25 @@ def _stacked_linear(
     captured: "_RowGradients | None",
     equal_rows: bool,
 ) -> Tensor:
+    if torch.compiler.is_compiling() and captured is None:
+        return _plain_linear(x, weight, bias, blocks)
     y: Tensor = _StackedLinear.apply(x, weight, bias, blocks, captured, equal_rows)  # type: ignore[no-untyped-call]
     return y
+
+
+def _plain_linear(x: Tensor, weight: Tensor, bias: Tensor, blocks: list[Block]) -> Tensor:
+    """The same in operations that `torch.compile` can follow."""
+    product, given = _product_type(x), weight.dtype
+    x, weight, bias = x.to(product), weight.to(product), bias.to(product)
+    batch = x.shape[1]
+    parts = []
+    for block in blocks:
+        modules = slice(block.first, block.first + (block.size - 1) * block.step + 1, block.step)
+        rows = slice(block.start, block.start + block.size * block.run)
+        part = x[rows].reshape(block.size, block.run * batch, -1)
+        y = torch.baddbmm(bias[modules], part, weight[modules])
+        parts.append(y.reshape(block.size * block.run, batch, -1))
+    return torch.cat(parts).to(given)
 
 
 class _RowGradients:

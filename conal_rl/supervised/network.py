@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from conal_rl.core import SearchSpace, Structure, Tree, TreeNetwork
 from conal_rl.core.progressive import take_over
-from conal_rl.errors import ConfigError
 from conal_rl.supervised.data.common import Batch
 from conal_rl.supervised.decoders import Heads
 from conal_rl.supervised.problem import Problem
@@ -73,17 +72,6 @@ def autocast(device: torch.device, enabled: bool) -> torch.autocast:
     """
     half = torch.float16 if device.type == "cuda" else torch.bfloat16
     return torch.autocast(device.type, half, enabled=enabled)
-
-
-def require_compiler(device: torch.device) -> None:
-    """Raise ConfigError where torch.compile does not work."""
-    from torch._dynamo.exc import TorchDynamoException  # not above: it takes a second
-
-    try:
-        torch.compile(torch.neg)(torch.ones(1, device=device))
-    except TorchDynamoException as error:
-        reason = " ".join(str(error).split("\n\n")[0].split())
-        raise ConfigError(f"agent.compile: torch.compile does not work here: {reason}") from error
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -25,6 +25,7 @@ from conal_rl.phases import (
     PhasedRun,
     conflict_rule,
     gumbel_temperature,
+    require_compiler,
     require_same_search,
     search_space,
 )
@@ -43,7 +44,6 @@ from conal_rl.supervised.data.common import Batch
 from conal_rl.supervised.network import (
     MultiTaskNetwork,
     autocast,
-    require_compiler,
     statistics_kept,
     task_losses,
     to_device,

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from conal_rl.agents import ConalSAC, TaskBatch
 from conal_rl.agents import sac as sac_module
 from conal_rl.core import SearchSpace, Tree
+from conal_rl.core import layers as layers_module
 from conal_rl.core import learner as learner_module
 from conal_rl.core.layers import LinearStack
 from conal_rl.core.search import gate_step
-from conal_rl.errors import ConalError
+from conal_rl.errors import ConalError, ConfigError
+from conal_rl.phases import require_compiler
 from tests.agents.sb3 import differences, twin
 from tests.agents.toy import FEATURES, make_agent, make_env, random_batch, same_tensors, tasks_named
 
@@ -351,6 +353,39 @@ def test_actor_every(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("actor weights", "temperatures"):
         assert [name in names for names in moved] == [True, False, False, True, False, False, True]
     assert all("critic weights" in names for names in moved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tree", ["shared", "independent", "mixed"])
+def test_compiled_updates_are_the_same(tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training, where products go through nothing that a compiler cannot follow."""
+    try:
+        require_compiler(torch.device("cpu"))
+    except ConfigError as error:
+        pytest.skip(str(error))
+    mixed = Tree(TASKS, ((0, 1, 0), (0, 1, 2)))
+    shape = mixed if tree == "mixed" else getattr(Tree, tree)(TASKS, 2)
+    settings: dict[str, Any] = {"critic": "hl_gauss", "actor_averaging": 1.0}
+    agents = [make_agent(shape, TARGETS, compile=on, **settings) for on in (False, True)]
+    apply: Any = layers_module._StackedLinear.apply
+    eager: list[bool] = []
+
+    def counted(*arguments: Any) -> Any:
+        eager.append(True)
+        return apply(*arguments)
+
+    for agent in agents:
+        feed(agent, monkeypatch, iter(batches_of(3)))
+        eager.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(layers_module._StackedLinear, "apply", counted)
+            for update in range(3):
+                torch.manual_seed(update)
+                agent.train(1, 16)
+        assert bool(eager) != agent.compile
+    plain, compiled = (agent.policy.state_dict() for agent in agents)
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("tree", [Tree.shared(TASKS, 2), None])
