@@ -55,7 +55,7 @@ class Ring:
         sizes = torch.from_numpy(self.sizes).to(device, exact).unsqueeze(1)
         tasks = len(self.added)
         draw = torch.rand(tasks, batch, device=device, dtype=exact)
-        slot = (draw * sizes).long().clamp(max=self.capacity - 1)
+        slot = torch.minimum(draw * sizes, sizes - 1).long()  # a product may be rounded up
         first = torch.arange(tasks, device=device).unsqueeze(1) * self.capacity
         flat = self.data.view(-1, self.data.shape[-1]).index_select(0, (first + slot).flatten())
         return flat.view(tasks, batch, -1)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3 import SAC
 
+from conal_rl.benchmarks.study import require_config
 from conal_rl.commands import Parser, exit_status, keep_memory
 from conal_rl.config import Config, load_config
 from conal_rl.envs import make
@@ -73,12 +74,10 @@ def run(arguments: Sequence[str]) -> None:
     tasks = suite_tasks(config.env.suite)
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
-    written = out / "config.yaml"
-    if written.is_file() and load_config(written) != config:
-        raise ConfigError(f"{out}: has a run of other settings; choose another --out, or remove it")
+    require_config(out, config)
     if (out / "evaluation.json").is_file():
         return
-    atomic_write(written, config.to_yaml())
+    atomic_write(out / "config.yaml", config.to_yaml())
     seconds = [_train(config, task, out) for task in tasks]
     policy = OnePerTask([SAC.load(_saved(out, task), device="cpu") for task in tasks])
     settings = config.evaluation

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from conal_rl.config import load_config
-from conal_rl.errors import ConalError
+from conal_rl.config import AnyConfig, load_config
+from conal_rl.errors import ConalError, ConfigError
 
 
 def finish(run: Path, arguments: Sequence[str], what: str) -> None:
@@ -25,9 +25,7 @@ def finish(run: Path, arguments: Sequence[str], what: str) -> None:
     Raises:
         ConalError: it failed, or the folder has a run of another config.
     """
-    written = run / "config.yaml"
-    if written.is_file() and load_config(written) != load_config(arguments[0], arguments[1:]):
-        raise ConalError(f"{run}: has a run of other settings; choose another --out, or remove it")
+    require_config(run, load_config(arguments[0], arguments[1:]))
     if (run / "evaluation.json").is_file():
         return
     command = [*arguments, "--out", str(run)]
@@ -36,6 +34,13 @@ def finish(run: Path, arguments: Sequence[str], what: str) -> None:
     elif run.exists():
         shutil.rmtree(run)
     start("conal_rl.train", command, what)
+
+
+def require_config(run: Path, config: AnyConfig) -> None:
+    """Raise ConfigError where the folder has a run of another config."""
+    written = run / "config.yaml"
+    if written.is_file() and load_config(written) != config:
+        raise ConfigError(f"{run}: has a run of other settings; choose another --out, or remove it")
 
 
 def start(module: str, arguments: Sequence[str], what: str) -> None:
