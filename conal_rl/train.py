@@ -30,7 +30,7 @@ from conal_rl.core import Structure, Tree
 from conal_rl.core.learner import Learner
 from conal_rl.envs import SuiteVecEnv, make
 from conal_rl.envs.vec_env import Standing
-from conal_rl.errors import CheckpointError, SuiteError, TreeError
+from conal_rl.errors import CheckpointError, ObservationError, SuiteError, TreeError
 from conal_rl.phases import (
     Phase,
     PhasedRun,
@@ -174,7 +174,7 @@ class Training(PhasedRun[Config]):
                 self.agent.learn(left, callback, log_interval=None, reset_num_timesteps=False)
         except Stopped:
             pass  # on a signal, or as the time is up
-        except ValueError as error:  # torch's distributions refuse what is not finite
+        except (ValueError, ObservationError) as error:  # what torch, or an env, says of NaN
             if all(bool(p.isfinite().all()) for p in self.agent.policy.parameters()):
                 raise
             raise diverged("a weight is not finite", self.agent._n_updates) from error

@@ -303,10 +303,17 @@ def test_training_ends_when_its_minutes_are_over(
     assert evaluation(late)["steps"] in range(160, 170)
 
 
+@pytest.mark.parametrize("validated", [True, False])
 def test_divergence_is_one_line(
-    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    validated: bool,
+    toy: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """However soon: the next actions cannot be drawn. The folder keeps what is sound."""
+    """However soon: whether the next actions cannot be drawn, or an env refuses them. The folder
+    keeps what is sound."""
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", validated)
     update = ConalSAC._update
 
     def broken(self: ConalSAC, batch: Any) -> dict[str, torch.Tensor]:

@@ -25,7 +25,11 @@ def finish(run: Path, arguments: Sequence[str], what: str) -> None:
     Raises:
         ConalError: it failed, or the folder has a run of another config.
     """
-    require_config(run, load_config(arguments[0], arguments[1:]))
+    try:
+        config = load_config(arguments[0], arguments[1:])
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}") from error
+    require_config(run, config)
     if (run / "evaluation.json").is_file():
         return
     command = [*arguments, "--out", str(run)]
