@@ -15,9 +15,9 @@ from stable_baselines3 import SAC
 from conal_rl import benchmark, train
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.policies import ConalPolicy
-from conal_rl.benchmarks import mt10, sb3_sac, study
+from conal_rl.benchmarks import mt10, one_per_task, sb3_sac, study
 from conal_rl.benchmarks.mt10 import Result, bootstrap, interquartile_mean, successes, summary
-from conal_rl.config import load_config
+from conal_rl.config import Config, load_config
 from conal_rl.core import Tree
 from conal_rl.core.network import parameter_count
 from conal_rl.errors import ConalError
@@ -65,7 +65,8 @@ def test_rows_that_were_not_run_say_so() -> None:
 def test_every_row_is_a_config_of_its_own(table: dict[str, list[str]]) -> None:
     common = mt10.HPS if table is mt10.RECIPE else []
     configs = [load_config("mt10", [*common, *options]) for options in table.values()]
-    same = {mt10.SB3: "CoNAL", mt10.WIDENED: "HPS"}  # rows that no option makes
+    # Rows that no option makes.
+    same = {mt10.SB3: "CoNAL", mt10.WIDENED: "HPS", mt10.ONE_BY_ONE: "STL"}
     distinct = [c for name, c in zip(table, configs, strict=True) if name not in same]
     assert len({config.to_yaml() for config in distinct}) == len(distinct)
     slugs = {study.slug(name, 0) for name in table}
@@ -188,16 +189,39 @@ def test_hps_is_widened_to_the_parameters_of_a_run(tmp_path: Path) -> None:
     assert found[widths[0] - 8] < wanted <= found[widths[0]]
 
 
-@pytest.mark.slow
-def test_sb3s_own_sac_trains_on_every_task(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = tmp_path / "small.yaml"
+def two_tasks(folder: Path) -> Path:
+    config = folder / "small.yaml"
     config.write_text(
         "total_steps: 40\nenv: {suite: [reach-v3, push-v3], envs_per_task: 2}\n"
         "agent: {widths: [8], learning_starts: 4}\nevaluation: {episodes: 1}\n",
         encoding="utf-8",
     )
+    return config
+
+
+@pytest.mark.slow
+def test_a_run_per_task_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, out = two_tasks(tmp_path), tmp_path / "out"
+    one_per_task.run_one_by_one(out, str(config), 40, 3, "alone")
+    result = mt10.read(out / "evaluation.json")
+    assert list(result.success) == ["reach-v3", "push-v3"] and result.steps == 40
+    own = [json.loads((out / task / "evaluation.json").read_text()) for task in result.success]
+    assert [report["steps"] for report in own] == [20, 20]
+    assert result.seconds == pytest.approx(sum(report["seconds"] for report in own), abs=0.5)
+    made = load_config(out / "push-v3" / "config.yaml")
+    assert isinstance(made, Config)
+    assert (made.env.suite, made.seed) == ("mt1:push-v3", 3)
+    monkeypatch.setattr(study, "start", lambda *_: pytest.fail("started"))
+    (out / "evaluation.json").unlink()
+    one_per_task.run_one_by_one(out, str(config), 40, 3, "alone")
+    assert mt10.read(out / "evaluation.json").success == result.success
+
+
+@pytest.mark.slow
+def test_sb3s_own_sac_trains_on_every_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = two_tasks(tmp_path)
     out = tmp_path / "out"
     command = [str(config), "--total-steps", "40", "--out", str(out)]
     assert sb3_sac.main(command) == 0
@@ -215,7 +239,7 @@ def test_sb3s_own_sac_trains_on_every_task(
     observation[:, -2:] = [[0, 1], [1, 0], [0, 1]]
     reach, push = (SAC.load(out / f"{task}.zip") for task in ("reach-v3", "push-v3"))
     alone = np.concatenate([observation[:, :-2], np.ones((3, 1), dtype=np.float32)], axis=1)
-    together = sb3_sac.OnePerTask([reach, push]).predict(observation, deterministic=True)[0]
+    together = one_per_task.OnePerTask([reach, push]).predict(observation, deterministic=True)[0]
     for row, agent in enumerate((push, reach, push)):
         own = agent.predict(alone[row], deterministic=True)[0]
         np.testing.assert_allclose(together[row], own, atol=1e-6)

@@ -21,25 +21,28 @@ from rich import box
 from rich.table import Table
 
 from conal_rl.agents import ConalSAC
+from conal_rl.benchmarks.one_per_task import run_one_by_one
 from conal_rl.benchmarks.study import finish, slug, start
 from conal_rl.core import Tree, TreeNetwork, linear_chain
 from conal_rl.core.network import parameter_count
 
-HPS = ["--agent.tree", "shared"]
+HPS, STL = ["--agent.tree", "shared"], ["--agent.tree", "independent"]
 SB3, WIDENED = "SB3's SAC, one per task", "HPS, as large as CoNAL"
+ONE_BY_ONE = "STL, a run per task"
 METHODS: Mapping[str, Sequence[str]] = {
     "HPS": HPS,
     "CoNAL": [],
-    "STL": ["--agent.tree", "independent"],
+    "STL": STL,
     "CoNAL, no noticing": ["--search.rule", "none"],
     "CoNAL, no purely-specific": ["--search.no-purely-specific"],
     SB3: [],
+    ONE_BY_ONE: STL,
     "HPS + PCGrad": [*HPS, "--agent.weighting", "pcgrad"],
     "CoNAL-Pro": ["--search.method", "conal_pro"],
     WIDENED: HPS,
     "HPS + CAGrad": [*HPS, "--agent.weighting", "cagrad"],
 }
-"""In the order of their importance. The trees of `WIDENED` are those of its seed's CoNAL run."""
+"""In the order of their importance. `WIDENED` has the parameters of its seed's CoNAL run."""
 
 RECIPE: Mapping[str, Sequence[str]] = {
     "HPS, the recipe": [],
@@ -106,6 +109,9 @@ def compare_methods(
             start("conal_rl.benchmarks.sb3_sac", [*arguments, "--out", str(out)], what)
             return
         arguments += METHODS[method]
+        if method == ONE_BY_ONE:
+            run_one_by_one(out, "mt10", steps, seed, what)
+            return
         if method == WIDENED:
             run("CoNAL", seed)
             widths = widened(folder / slug("CoNAL", seed))

@@ -15,19 +15,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from stable_baselines3 import SAC
 
+from conal_rl.benchmarks.one_per_task import evaluate_together
 from conal_rl.benchmarks.study import require_config
 from conal_rl.commands import Parser, exit_status, keep_memory
 from conal_rl.config import Config, load_config
 from conal_rl.envs import make
 from conal_rl.envs.metaworld import suite_tasks
 from conal_rl.errors import ConfigError
-from conal_rl.evaluation import evaluate_policy
 from conal_rl.runs import atomic_write
 
 
@@ -38,26 +35,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     return parser
-
-
-class OnePerTask:
-    """Agents of one task each, as one policy of all of them."""
-
-    def __init__(self, agents: Sequence[SAC]):
-        self.agents = agents
-
-    def predict(
-        self, observation: NDArray[np.float32], *, deterministic: bool = False
-    ) -> tuple[NDArray[Any], None]:
-        """Actions (row, action) for observations (row, feature + task); every agent acts alone."""
-        features, task_id = np.split(observation, [-len(self.agents)], axis=1)
-        alone = np.column_stack([features, np.ones(len(features), dtype=np.float32)])
-        task = task_id.argmax(axis=1)
-        actions = np.empty((len(task), *self.agents[0].action_space.shape), dtype=np.float32)  # type: ignore[misc]
-        for number in np.unique(task):
-            rows = task == number
-            actions[rows] = self.agents[number].predict(alone[rows], deterministic=deterministic)[0]
-        return actions, None
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -79,11 +56,8 @@ def run(arguments: Sequence[str]) -> None:
         return
     atomic_write(out / "config.yaml", config.to_yaml())
     seconds = [_train(config, task, out) for task in tasks]
-    policy = OnePerTask([SAC.load(_saved(out, task), device="cpu") for task in tasks])
-    settings = config.evaluation
-    result = evaluate_policy(policy, config.env.suite, settings.episodes, settings.seed)
-    report = result.to_json() | {"steps": config.total_steps, "seconds": round(sum(seconds))}
-    atomic_write(out / "evaluation.json", json.dumps(report, indent=2) + "\n")
+    agents = [SAC.load(_saved(out, task), device="cpu") for task in tasks]
+    evaluate_together(agents, config, config.total_steps, sum(seconds), out / "evaluation.json")
 
 
 def _saved(out: Path, task: str) -> Path:
