@@ -27,3 +27,11 @@ class ObservationError(ConalError):
 
 class ExtraError(ConalError, ImportError):
     """An optional package is missing; the message names it and the extra that brings it."""
+
+
+def diverged(what: str, updates: int) -> ConalError:
+    """The error to raise where `what` says that training cannot go on."""
+    return ConalError(
+        f"{what} after {updates} updates: training diverged; "
+        "resume from the last checkpoint with a lower agent.learning_rate"
+    )

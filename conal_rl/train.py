@@ -16,7 +16,6 @@ from torch import Tensor
 
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.callback import RunCallback
-from conal_rl.agents.sac import diverged
 from conal_rl.agents.storage import (
     load_trees,
     restore,
@@ -30,7 +29,7 @@ from conal_rl.core import Structure, Tree
 from conal_rl.core.learner import Learner
 from conal_rl.envs import SuiteVecEnv, make
 from conal_rl.envs.vec_env import Standing
-from conal_rl.errors import CheckpointError, ObservationError, SuiteError, TreeError
+from conal_rl.errors import CheckpointError, ObservationError, SuiteError, TreeError, diverged
 from conal_rl.phases import (
     Phase,
     PhasedRun,

@@ -24,7 +24,7 @@ from conal_rl.agents.replay import TaskBatch, TaskReplayBuffer
 from conal_rl.core import ConflictNoticing, ReconSpace, Rule, SearchSpace, Structure, Tree
 from conal_rl.core.learner import ConflictSettings, Learner
 from conal_rl.core.search import apply_gradients, decay_specific, gate_step
-from conal_rl.errors import ConalError
+from conal_rl.errors import ConalError, diverged
 
 
 class ConalSAC(SAC):
@@ -489,14 +489,6 @@ class ConalSAC(SAC):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
         return [*state_dicts, *(["gate_optimizer"] if self.gates else [])], tensors
-
-
-def diverged(what: str, updates: int) -> ConalError:
-    """The error to raise where `what` says that training cannot go on."""
-    return ConalError(
-        f"{what} after {updates} updates: training diverged; "
-        "resume from the last checkpoint with a lower agent.learning_rate"
-    )
 
 
 def _has_gates(structure: Structure) -> bool:

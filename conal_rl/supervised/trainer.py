@@ -19,7 +19,7 @@ from conal_rl.config import SupervisedConfig
 from conal_rl.core import SearchSpace, Structure, Tree
 from conal_rl.core.learner import ConflictSettings, Learner
 from conal_rl.core.search import decay_specific, gate_step
-from conal_rl.errors import CheckpointError, ConalError, ConfigError, TreeError
+from conal_rl.errors import CheckpointError, ConalError, ConfigError, TreeError, diverged
 from conal_rl.phases import (
     Phase,
     PhasedRun,
@@ -174,7 +174,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
             if not self._selection.weights:  # training went to its end before it was to select
                 self._look_at_validation()
             if not self._selection.weights:
-                raise self._diverged("no validation loss has been finite")
+                raise diverged("no validation loss has been finite", self._step)
             self.network.load_state_dict(self._selection.weights)
         return True
 
@@ -203,7 +203,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         # A training that has diverged must not replace the last checkpoint.
         self._mean_losses()
         if not all(weight.isfinite().all() for weight in self.network.parameters()):
-            raise self._diverged("the weights are not finite")
+            raise diverged("the weights are not finite", self._step)
         optimizers = self._optimizers()
         groups = {
             "network": dict(self.network.state_dict()),
@@ -385,14 +385,8 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         means = dict(zip(self.tasks, (self._sums / max(self._summed, 1)).tolist(), strict=True))
         for task, mean in means.items():
             if not math.isfinite(mean):
-                raise self._diverged(f"the loss of {task} is {mean}")
+                raise diverged(f"the loss of {task} is {mean}", self._step)
         return means
-
-    def _diverged(self, what: str) -> ConalError:
-        return ConalError(
-            f"{what} after {self._step} updates: training diverged; resume from the last "
-            "checkpoint with a lower agent.learning_rate"
-        )
 
     def _forget_losses(self) -> None:
         self._sums, self._summed = torch.zeros(len(self.tasks), device=self.device), 0
