@@ -136,7 +136,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     _require(options, "at least 1", lambda value: value >= 1, *counts)
     _require(options, "at least 2", lambda value: value >= 2, "tasks")
     _require(options, "at least 0", lambda value: value >= 0, "episodes")
-    options.measure(options, Console())
+    # Tables that go into a file have the room they need.
+    options.measure(options, Console(width=None if sys.stdout.isatty() else 160))
 
 
 def _require(

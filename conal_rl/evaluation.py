@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from conal_rl import envs as conal_envs
+from conal_rl.config.checks import require_seed
 from conal_rl.envs.metaworld import (
     TASK_NAMES,
     Camera,
@@ -170,8 +171,7 @@ def evaluate_policy(
     """
     if episodes < 1:
         raise ConfigError(f"episodes must be at least 1, not {episodes}")
-    if seed < 0:
-        raise ConfigError(f"seed must be at least 0, not {seed}")
+    require_seed("seed", seed)
     if engine not in ("official", "native"):
         raise ConfigError(f"unknown engine {engine!r}: choose official or native")
     if is_metaworld(suite) and set(suite_tasks(suite)) <= set(TASK_NAMES):

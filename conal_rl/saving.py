@@ -82,6 +82,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     for name, tensor in tensors.items():
         index, key = name.split(".")
         slots.setdefault(int(index), {})[key] = tensor
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, own in slots.items():
+        for tensor in own.values():  # torch takes any, and a fused step runs past their ends
+            shape = parameters[number].shape if number < len(parameters) else None
+            if tensor.dim() and tensor.shape != shape:
+                raise ValueError(f"an optimiser's moments are of shape {tuple(tensor.shape)}")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
 
 

@@ -174,12 +174,15 @@ class Training(PhasedRun[Config]):
         except Stopped:
             pass  # on a signal, or as the time is up
         except (ValueError, ObservationError) as error:  # what torch, or an env, says of NaN
-            if all(bool(p.isfinite().all()) for p in self.agent.policy.parameters()):
+            if self._is_finite():
                 raise
             raise diverged("a weight is not finite", self.agent._n_updates) from error
         finally:
             callback.close()
         return self.stop.signal is None
+
+    def _is_finite(self) -> bool:
+        return all(bool(weight.isfinite().all()) for weight in self.agent.policy.parameters())
 
     def _derive_trees(self) -> tuple[Tree, ...]:
         return self.agent.derive()
@@ -232,6 +235,9 @@ class Training(PhasedRun[Config]):
             ) from error
 
     def _checkpoint(self) -> None:
+        # A training that has diverged must not replace the last checkpoint.
+        if not self._is_finite():
+            raise diverged("a weight is not finite", self.agent._n_updates)
         groups, agent_state = training_state(self.agent)
         state: dict[str, Any] = {
             "phase": self.phase,

@@ -123,6 +123,18 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(
         (run / "checkpoints" / "step-5").mkdir(parents=True, exist_ok=True)
 
 
+def test_a_folder_that_has_no_run_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = tmp_path / "hps-0" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine", encoding="utf-8")
+    command = ["mt10", "methods", "--out", str(tmp_path), "--rows", "HPS", "--seeds", "1"]
+    assert benchmark.main(command) == 2
+    assert str(notes.parent) in capsys.readouterr().err
+    assert notes.read_text(encoding="utf-8") == "mine"
+
+
 @pytest.mark.parametrize(
     "code, told",
     [

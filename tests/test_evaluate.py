@@ -236,6 +236,7 @@ def test_tasks_without_success_are_left_out_of_the_mean() -> None:
     [
         (ConfigError, {"episodes": 0}),
         (ConfigError, {"seed": -1}),
+        (ConfigError, {"seed": 2**32, "suite": "mt1:reach-v3"}),
         (ConfigError, {"engine": "quick"}),
         (SuiteError, {"suite": "mt11"}),
         (SuiteError, {"suite": ("reach-v3", "CartPole-v1")}),

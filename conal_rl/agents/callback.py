@@ -75,7 +75,8 @@ class RunCallback(BaseCallback):
         return True
 
     def close(self) -> None:
-        """Take the progress bar down, also after an error."""
+        """Take the progress bar down, also after an error, and let go of the agent's replay."""
+        self.locals, self.globals = {}, {}  # SB3's, whose cycle the collector would find late
         if self.display is not None:
             self.display.close()
 

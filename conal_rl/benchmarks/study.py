@@ -35,7 +35,7 @@ def finish(run: Path, arguments: Sequence[str], what: str) -> None:
     command = [*arguments, "--out", str(run)]
     if any(run.glob("checkpoints/step-*")):
         command = ["--resume", str(run)]
-    elif run.exists():
+    elif (run / "config.yaml").is_file():  # stopped before its first checkpoint
         shutil.rmtree(run)
     start("conal_rl.train", command, what)
 

@@ -19,6 +19,7 @@ from conal_rl.agents.storage import load_trees, restore, training_state, trees_t
 from conal_rl.core import Tree
 from conal_rl.errors import CheckpointError, TreeError
 from conal_rl.runs import load_checkpoint, save_checkpoint
+from conal_rl.saving import optimizer_tensors, restore_optimizer
 from tests.agents.test_policies import random_rows
 from tests.agents.test_sb3_interface import SEARCH, TASKS, TREES, assert_same_agent
 from tests.agents.toy import make_agent, make_env, same_tensors
@@ -391,3 +392,18 @@ def test_derived_agents_take_the_searchs_data() -> None:
     assert derived.replay_buffer.training.sizes.tolist() == [48, 48]
     with pytest.raises(AssertionError):
         assert_same_agent(searched, derived)
+
+
+def test_moments_of_other_parameters_are_refused() -> None:
+    def optimizer(*sizes: int) -> torch.optim.Adam:
+        weights = [torch.ones(size, requires_grad=True) for size in sizes]
+        sum(weight.sum() for weight in weights).backward()  # type: ignore[union-attr]
+        adam = torch.optim.Adam(weights)
+        adam.step()
+        return adam
+
+    moments = optimizer_tensors(optimizer(2, 3))
+    restore_optimizer(optimizer(2, 3), moments)
+    for other in (optimizer(3, 2), optimizer(2)):
+        with pytest.raises(ValueError, match="an optimiser's moments"):
+            restore_optimizer(other, moments)
