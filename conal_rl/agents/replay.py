@@ -227,7 +227,7 @@ class TaskReplayBuffer(ReplayBuffer):
         self._validating = np.array(validating) if validating else None
 
     def cut_episodes(self) -> None:
-        """Every environment begins a new episode (after a resume); nothing stored is lost."""
+        """Every environment begins a new episode (after a reset); what was stored stays."""
         self._validating = None
 
     def ready(self) -> bool:

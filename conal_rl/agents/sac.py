@@ -436,6 +436,17 @@ class ConalSAC(SAC):
             progress_bar,
         )
 
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        *rest: Any,
+    ) -> Any:
+        if reset_num_timesteps or self._last_obs is None:  # then SB3 resets the envs
+            self.replay_buffer.cut_episodes()
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *rest)
+
     def _update_info_buffer(
         self, infos: list[dict[str, Any]], dones: np.ndarray | None = None
     ) -> None:

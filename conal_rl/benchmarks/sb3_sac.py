@@ -44,7 +44,8 @@ def run(arguments: Sequence[str]) -> None:
         ConalError: whatever is wrong with the command line.
     """
     options = _parser().parse_args(arguments)
-    config = load_config(options.config)
+    # These agents search nothing, so that a search may be longer than they are.
+    config = load_config(options.config, ["--agent.tree", "independent"])
     if not isinstance(config, Config):
         raise ConfigError(f"{options.config}: not an experiment in reinforcement learning")
     config = dataclasses.replace(config, total_steps=options.total_steps, seed=options.seed)

@@ -216,6 +216,18 @@ def test_what_the_training_loop_stores() -> None:
     torch.testing.assert_close(rows[..., -2], reward)
 
 
+def test_no_returns_across_the_reset_of_a_second_learn() -> None:
+    tasks = [Task("a", lambda: Target(length=5))]
+    env = TaskVecEnv("toy", tasks, envs_per_task=1)
+    agent = make_agent(Tree.shared(env.tasks, 2), env=env, n_steps=3, learning_starts=10_000)
+    for _ in range(2):
+        agent.learn(4)  # of 5 steps
+    size = int(agent.replay_buffer.training.sizes[0])
+    rows = agent.replay_buffer.training.data[0, :size]
+    spans = rows[:, FEATURES + 1] - rows[:, 0]
+    assert spans.tolist() == [3.0, 3.0] * 2
+
+
 def test_ready_once_every_task_has_both_kinds_of_data() -> None:
     buffer = make_buffer(40, 2, 2, 0.5)
     feeder = Feeder([0, 1], 2)
