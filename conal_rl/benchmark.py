@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rows",
         nargs="*",
         metavar="NAME",
-        help="rows to run (default: all); none: show what there is",
+        help="rows to run (default: all); without a name: show what there is",
     )
     mt10.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the runs (default: runs/mt10-TABLE)"
@@ -216,7 +216,7 @@ def _mt10(options: argparse.Namespace, console: Console) -> None:
     rows = list(known) if options.rows is None else options.rows
     for row in rows:
         if row not in known:
-            raise ConfigError(f"--rows: unknown {row!r}; there are {', '.join(known)}")
+            raise ConfigError(f"--rows: unknown {row!r}; there are {', '.join(map(repr, known))}")
     other = "minutes" if options.table == "methods" else "steps"
     if getattr(options, other) is not None:
         raise ConfigError(f"--{other}: not an option of {options.table}")

@@ -179,7 +179,8 @@ def test_rows_that_want_the_same_run_at_once_share_it(
 def test_an_unknown_row_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main(["mt10", "recipe", "--rows", "magic"]) == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith("error: --rows: unknown 'magic'; there are HPS") and "\n" not in error
+    assert error.startswith("error: --rows: unknown 'magic'; there are 'HPS, the recipe', '2 envs")
+    assert "\n" not in error
 
 
 def test_hps_is_widened_to_the_parameters_of_a_run(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ METHODS: Mapping[str, Sequence[str]] = {
     "CoNAL": [],
     "STL": STL,
     "CoNAL, no noticing": ["--search.rule", "none"],
-    "CoNAL, no purely-specific": ["--search.no-purely-specific"],
+    "CoNAL, no purely-specific": ["--search.no-purely-specific", "--search.gumbel"],
     SB3: [],
     ONE_BY_ONE: STL,
     "HPS + PCGrad": [*HPS, "--agent.weighting", "pcgrad"],
@@ -191,7 +191,8 @@ def summary(results: Results, title: str) -> Table:
     """Mean success and its interquartile mean, with 95% intervals, and time."""
     rows = Table(
         title=title,
-        caption="success: official protocol, final weights; intervals: bootstrap over seeds",
+        caption="success: official protocol, final weights; "
+        "intervals: bootstrap over seeds (of two, their range)",
         box=box.SIMPLE_HEAD,
     )
     headings = ("run", "seeds", "mean success", "95%", "IQM", "95%", "env steps", "minutes")
