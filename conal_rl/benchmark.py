@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from conal_rl.commands import Parser, exit_status
+from conal_rl.commands import Parser, exit_status, usable_device
 from conal_rl.errors import ConfigError
 
 ONE_INPUT_TASKS = 5
@@ -120,7 +120,7 @@ def _add_network_options(
     )
     command.add_argument("--batch", type=int, help=f"transitions per task (default: {batch})")
     command.add_argument("--threads", type=int, help="of torch (default: as torch decides)")
-    command.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    command.add_argument("--device", default="cpu", help="as a run's device (default: cpu)")
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -240,11 +240,7 @@ def _prepare_torch(options: argparse.Namespace, console: Console) -> None:
     """
     import torch
 
-    try:
-        torch.zeros(1, device=options.device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device {options.device} cannot be used: {reason}") from error
+    options.device = str(usable_device("--device", options.device))
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     console.print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads")

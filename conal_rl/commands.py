@@ -7,9 +7,13 @@ import contextlib
 import ctypes
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from conal_rl.config.checks import require_device
 from conal_rl.errors import ConalError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,6 +33,26 @@ def exit_status(run: Callable[[], int | None]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def usable_device(field: str, name: str) -> torch.device:
+    """The device that a name stands for; `auto` is a GPU where there is one.
+
+    Raises:
+        ConfigError: naming `field`, where it is no device's name, or there is none of it here.
+    """
+    require_device(field, name)
+    import torch  # not above, so that --help and wrong options answer at once
+    from stable_baselines3.common.utils import get_device
+
+    if name == "auto":
+        return get_device(name)
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{field}: {name} cannot be used here: {reason}") from error
+    return torch.device(name)
 
 
 def keep_memory() -> None:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress
 
-from conal_rl.commands import Parser, exit_status
+from conal_rl.commands import Parser, exit_status, usable_device
 from conal_rl.config import AnyConfig, Config, SupervisedConfig, load_config
-from conal_rl.config.checks import require_device
 from conal_rl.errors import CheckpointError, ConalError, ConfigError
 from conal_rl.runs import atomic_write, find_run, load_checkpoint
 
@@ -102,12 +101,12 @@ def run(arguments: Sequence[str] | None = None) -> None:
         ConalError: whatever is wrong with the command line, the run or the machine.
     """
     options = _parser().parse_args(arguments)
-    require_device("--device", options.device)
     if options.json is not None and options.json.is_dir():
         raise ConfigError(f"cannot write {options.json}: it is a folder")
     if options.json is not None and not options.json.parent.is_dir():
         raise ConfigError(f"cannot write {options.json}: its folder does not exist")
     config = config_of(options.path)
+    usable_device("--device", options.device)
     if isinstance(config, SupervisedConfig):
         _test(config, options)
     else:

@@ -27,6 +27,8 @@ from stable_baselines3.common.logger import (
     TensorBoardOutputFormat,
 )
 
+from conal_rl.errors import CheckpointError
+
 
 class StopRequest:
     """Ctrl-C (or SIGTERM) noted, so that training can stop between two updates."""
@@ -61,14 +63,22 @@ class ContinuedCSV(CSVOutputFormat):
 
     Lines logged after the checkpoint that the run resumes from are dropped: they will come again.
     So is a last line that was cut short.
+
+    Raises:
+        CheckpointError: what is there is no such log.
     """
 
     def __init__(self, path: Path, steps: int):
         rows: list[dict[str, str]] = []
         if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = csv.DictReader(line for line in lines if line.endswith("\n"))
-            rows = [row for row in whole if float(row["time/total_timesteps"]) <= steps]
+            try:
+                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                whole = csv.DictReader(line for line in lines if line.endswith("\n"))
+                rows = [row for row in whole if float(row["time/total_timesteps"]) <= steps]
+            except (csv.Error, KeyError, TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"{path}: damaged, no log of a run; move it away to go on with a new one"
+                ) from error
         super().__init__(str(path))
         for row in rows:
             self.write(

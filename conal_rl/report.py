@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from conal_rl.commands import Parser, exit_status
+from conal_rl.commands import Parser, exit_status, usable_device
 from conal_rl.config import SupervisedConfig
-from conal_rl.config.checks import require_device
 from conal_rl.errors import ConfigError
 from conal_rl.reports.records import NETWORKS, ConflictRecord, mean_over_pairs, read_record
 from conal_rl.runs import atomic_write
@@ -84,7 +83,7 @@ def _predictions(options: argparse.Namespace) -> None:
         raise ConfigError(f"{options.run}: not a supervised run")
     if options.images < 1:
         raise ConfigError(f"--images must be at least 1, not {options.images}")
-    require_device("--device", options.device)
+    usable_device("--device", options.device)
     figure = draw_predictions(options.run, config, options.images, options.device)
     name = f"predictions-{options.run.resolve().name}.png"
     for path in write({name: _png(figure)}, options.out):

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from conal_rl.core import BranchingSpace, ConalSpace, ProStage, ReconSpace, Space, Structure, Tree
-from conal_rl.errors import CheckpointError, TreeError
+from conal_rl.errors import CheckpointError, TreeError, diverged
 
 _JSON, _WEIGHTS = "model.json", "model.safetensors"
 _SPACES: dict[str, Callable[..., Space]] = {
@@ -38,6 +38,12 @@ UNFIT = (
 def reason(error: Exception) -> str:
     """One line; torch's errors name the first parameter at fault in their second."""
     return " ".join(line.strip() for line in str(error).splitlines()[:2])
+
+
+def require_finite(network: nn.Module, updates: int) -> None:
+    """Raise ConalError where a weight is not: a diverged one must not replace a checkpoint."""
+    if not all(bool(weight.isfinite().all()) for weight in network.parameters()):
+        raise diverged("a weight is not finite", updates)
 
 
 def structure_to_json(structure: Structure) -> dict[str, Any]:

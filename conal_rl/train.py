@@ -23,13 +23,13 @@ from conal_rl.agents.storage import (
     training_state,
     trees_to_json,
 )
-from conal_rl.commands import exit_status, keep_memory
+from conal_rl.commands import exit_status, keep_memory, usable_device
 from conal_rl.config import AnyConfig, Config, parse_command_line
 from conal_rl.core import Structure, Tree
 from conal_rl.core.learner import Learner
 from conal_rl.envs import SuiteVecEnv, make
 from conal_rl.envs.vec_env import Standing
-from conal_rl.errors import CheckpointError, ObservationError, SuiteError, TreeError, diverged
+from conal_rl.errors import CheckpointError, ObservationError, SuiteError, TreeError
 from conal_rl.phases import (
     Phase,
     PhasedRun,
@@ -41,6 +41,7 @@ from conal_rl.phases import (
 )
 from conal_rl.progress import Stopped, make_logger
 from conal_rl.runs import Run, atomic_write, load_checkpoint, save_checkpoint
+from conal_rl.saving import require_finite
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,12 +59,15 @@ def run(arguments: Sequence[str]) -> int:
     keep_memory()
     if command.config.threads is not None:
         torch.set_num_threads(command.config.threads)
+    usable_device("device", command.config.device)
     kind = _kind(command.config)
     if command.resume is not None:
-        training = kind.resume(Run.open(command.resume), command.config)
-    else:
-        training = kind.start(command.config, command.out)
-    return training.run_phases()
+        run = Run.open(command.resume)
+        with run.alone():
+            return kind.resume(run, command.config).run_phases()
+    training = kind.start(command.config, command.out)
+    with training.run.alone():
+        return training.run_phases()
 
 
 def _kind(config: AnyConfig) -> Any:
@@ -173,16 +177,12 @@ class Training(PhasedRun[Config]):
                 self.agent.learn(left, callback, log_interval=None, reset_num_timesteps=False)
         except Stopped:
             pass  # on a signal, or as the time is up
-        except (ValueError, ObservationError) as error:  # what torch, or an env, says of NaN
-            if self._is_finite():
-                raise
-            raise diverged("a weight is not finite", self.agent._n_updates) from error
+        except (ValueError, ObservationError):  # what torch, or an env, says of NaN
+            require_finite(self.agent.policy, self.agent._n_updates)
+            raise
         finally:
             callback.close()
         return self.stop.signal is None
-
-    def _is_finite(self) -> bool:
-        return all(bool(weight.isfinite().all()) for weight in self.agent.policy.parameters())
 
     def _derive_trees(self) -> tuple[Tree, ...]:
         return self.agent.derive()
@@ -235,9 +235,7 @@ class Training(PhasedRun[Config]):
             ) from error
 
     def _checkpoint(self) -> None:
-        # A training that has diverged must not replace the last checkpoint.
-        if not self._is_finite():
-            raise diverged("a weight is not finite", self.agent._n_updates)
+        require_finite(self.agent.policy, self.agent._n_updates)
         groups, agent_state = training_state(self.agent)
         state: dict[str, Any] = {
             "phase": self.phase,

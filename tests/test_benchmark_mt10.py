@@ -21,6 +21,7 @@ from conal_rl.config import Config, load_config
 from conal_rl.core import Tree
 from conal_rl.core.network import parameter_count
 from conal_rl.errors import ConalError
+from conal_rl.runs import Run
 
 
 def cells(table: Table) -> list[list[str]]:
@@ -135,6 +136,19 @@ def test_a_folder_that_has_no_run_is_left_alone(
     assert notes.read_text(encoding="utf-8") == "mine"
 
 
+def test_a_run_of_another_process_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before its first checkpoint it looks like one that was stopped."""
+    config = load_config("mt10", ["--total-steps", "10", *mt10.HPS])
+    run = Run.create(config, tmp_path / "hps-0")
+    command = ["mt10", "methods", "--out", str(tmp_path), "--rows", "HPS", "--seeds", "1"]
+    with run.alone():
+        assert benchmark.main([*command, "--steps", "10"]) == 2
+    assert "another process is training in it" in capsys.readouterr().err
+    assert run.config() == config
+
+
 @pytest.mark.parametrize(
     "code, told",
     [
@@ -215,7 +229,7 @@ def two_tasks(folder: Path) -> Path:
 @pytest.mark.slow
 def test_a_run_per_task_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, out = two_tasks(tmp_path), tmp_path / "out"
-    one_per_task.run_one_by_one(out, str(config), 40, 3, "alone")
+    one_per_task.run_one_by_one(out, str(config), mt10.STL, 40, 3, "alone")
     result = mt10.read(out / "evaluation.json")
     assert list(result.success) == ["reach-v3", "push-v3"] and result.steps == 40
     own = [json.loads((out / task / "evaluation.json").read_text()) for task in result.success]
@@ -226,7 +240,7 @@ def test_a_run_per_task_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (made.env.suite, made.seed) == ("mt1:push-v3", 3)
     monkeypatch.setattr(study, "start", lambda *_: pytest.fail("started"))
     (out / "evaluation.json").unlink()
-    one_per_task.run_one_by_one(out, str(config), 40, 3, "alone")
+    one_per_task.run_one_by_one(out, str(config), mt10.STL, 40, 3, "alone")
     assert mt10.read(out / "evaluation.json").success == result.success
 
 

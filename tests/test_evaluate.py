@@ -364,6 +364,8 @@ def test_command_writes_json(
         ["--episodes", "0"],
         ["--episodes", "many"],
         ["--engine", "quick"],
+        ["--device", "gpu"],
+        ["--device", "cuda:99"],
         ["--json", "no/such/folder/out.json"],
         ["--json", "."],
         ["--frobnicate"],

@@ -24,8 +24,9 @@ from conal_rl.agents import ConalSAC
 from conal_rl.agents.callback import RunCallback
 from conal_rl.agents.storage import load_trees
 from conal_rl.core import ProStage, SearchSpace, Tree, weighting
+from conal_rl.errors import CheckpointError
 from conal_rl.progress import ContinuedCSV, PhaseDisplay
-from conal_rl.runs import load_checkpoint, save_checkpoint
+from conal_rl.runs import Run, load_checkpoint, save_checkpoint
 
 TASKS = ("tests.agents.toy:Left-v0", "tests.agents.toy:Right-v0")
 ROOT = Path(__file__).parents[1]
@@ -674,6 +675,7 @@ def one_line(capfd: pytest.CaptureFixture[str]) -> Any:
         (["--agent.tree", "deep.json"], "deep.json: the tree has 2 layers, the network 1"),
         (["--agent.tree", "mixed.json"], "mixed.json: 'a' and 'c' part"),
         (["--agent.tree", ".json"], "Is a directory"),
+        (["--device", "cuda:99"], "device: cuda:99 cannot be used here"),
         (["extra"], "got "),
     ],
 )
@@ -747,6 +749,15 @@ def test_resume_without_a_run(one_line: Any, tmp_path: Path, toy: str) -> None:
     assert not any((tmp_path / "empty").iterdir())
     assert "leave out --out" in one_line("--resume", str(started), "--out", "x")
     assert "leave out cartpole" in one_line("cartpole", "--resume", str(started))
+
+
+def test_two_processes_on_one_run(stopped: dict[str, Path], one_line: Any, tmp_path: Path) -> None:
+    run = copied(stopped["train"], tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with Run(run).alone():
+        assert "another process is training in it" in one_line("--resume", str(run))
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert train.main(["--resume", str(run)]) == 0
 
 
 CHECKPOINT_FILES = ("manifest.json", "state.json", "policy.safetensors", "replay.safetensors")
@@ -844,6 +855,15 @@ def test_a_log_without_rows(content: str, log: Path) -> None:
     output.close()
     with log.open(newline="") as file:
         assert list(csv.DictReader(file)) == [{"time/total_timesteps": "120", "x": "1.5"}]
+
+
+@pytest.mark.parametrize("content", ["x\n1\n", "time/total_timesteps\nmany\n", b"\xff\n", "a,b\n"])
+def test_a_log_that_is_none(content: str | bytes, log: Path) -> None:
+    damaged = content if isinstance(content, bytes) else content.encode()
+    log.write_bytes(damaged + b"1,2\n")
+    with pytest.raises(CheckpointError, match=r"progress\.csv: damaged"):
+        ContinuedCSV(log, 100)
+    assert log.read_bytes() == damaged + b"1,2\n"
 
 
 def test_a_log_goes_on(log: Path) -> None:

@@ -102,16 +102,15 @@ def compare_methods(
     turns = {seed: Lock() for seed in seeds}
 
     def run(method: str, seed: int) -> None:
-        out = folder / slug(method, seed)
+        out, what = folder / slug(method, seed), f"{method}, seed {seed}"
         arguments = ["mt10", "--seed", str(seed), "--total-steps", str(steps)]
-        what = f"{method}, seed {seed}"
         if method == SB3:
             start("conal_rl.benchmarks.sb3_sac", [*arguments, "--out", str(out)], what)
             return
-        arguments += METHODS[method]
         if method == ONE_BY_ONE:
-            run_one_by_one(out, "mt10", steps, seed, what)
+            run_one_by_one(out, "mt10", METHODS[method], steps, seed, what)
             return
+        arguments += METHODS[method]
         if method == WIDENED:
             run("CoNAL", seed)
             widths = widened(folder / slug("CoNAL", seed))

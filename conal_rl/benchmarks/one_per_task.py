@@ -57,11 +57,14 @@ def evaluate_together(
     atomic_write(evaluation, json.dumps(report, indent=2) + "\n")
 
 
-def run_one_by_one(out: Path, preset: str, steps: int, seed: int, what: str) -> None:
+def run_one_by_one(
+    out: Path, preset: str, options: Sequence[str], steps: int, seed: int, what: str
+) -> None:
     """See to it that every task of a preset's suite has a finished run of its own in `out`.
 
     Args:
         preset: of Meta-World.
+        options: of `python -m conal_rl.train`, for every run.
         steps: env steps of all runs together.
         seed: of training.
         what: names the runs in errors.
@@ -74,8 +77,8 @@ def run_one_by_one(out: Path, preset: str, steps: int, seed: int, what: str) -> 
     tasks = suite_tasks(config.env.suite)
     common = ["--seed", str(seed), "--total-steps", str(steps // len(tasks))]
     for task in tasks:
-        own = ["--agent.tree", "independent", "--env.suite", f"mt1:{task}"]
-        finish(out / task, [preset, *common, *own], f"{what}, {task}")
+        own = ["--env.suite", f"mt1:{task}"]
+        finish(out / task, [preset, *common, *options, *own], f"{what}, {task}")
     evaluation = out / "evaluation.json"
     if not evaluation.is_file():
         reports = [json.loads((out / task / evaluation.name).read_text("utf-8")) for task in tasks]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from conal_rl.config import AnyConfig, load_config
 from conal_rl.errors import ConalError, ConfigError
+from conal_rl.runs import Run
 
 
 def finish(run: Path, arguments: Sequence[str], what: str) -> None:
@@ -36,7 +37,8 @@ def finish(run: Path, arguments: Sequence[str], what: str) -> None:
     if any(run.glob("checkpoints/step-*")):
         command = ["--resume", str(run)]
     elif (run / "config.yaml").is_file():  # stopped before its first checkpoint
-        shutil.rmtree(run)
+        with Run(run).alone():
+            shutil.rmtree(run)
     start("conal_rl.train", command, what)
 
 

@@ -116,10 +116,10 @@ class Aggregation:
         grams = [gram(layer, own) for layer, own in zip(self.layers, gradients, strict=True)]
         for (rows, layers), weigh in zip(self.segments.items(), self._weigh, strict=True):
             index = torch.tensor(rows)
+            # On the CPU, as MPS has no float64, and the solvers are there.
             products = (
                 torch.stack([grams[n][index][:, index] for n in layers]).sum(dim=0).cpu().double()
             )
-            # On the CPU, as MPS has no float64, and the solvers are there.
             # Gradients that vanish need no weights; of NaN, whoever trains finds it in the losses.
             if products.isfinite().all() and products.any():
                 found = weigh(products)

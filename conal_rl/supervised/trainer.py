@@ -35,6 +35,7 @@ from conal_rl.saving import (
     UNFIT,
     optimizer_tensors,
     reason,
+    require_finite,
     restore_optimizer,
     structure_from_json,
     structure_to_json,
@@ -200,10 +201,8 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         return trees[0].to_json()
 
     def _checkpoint(self) -> None:
-        # A training that has diverged must not replace the last checkpoint.
         self._mean_losses()
-        if not all(weight.isfinite().all() for weight in self.network.parameters()):
-            raise diverged("the weights are not finite", self._step)
+        require_finite(self.network, self._step)
         optimizers = self._optimizers()
         groups = {
             "network": dict(self.network.state_dict()),

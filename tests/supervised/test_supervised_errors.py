@@ -201,7 +201,7 @@ def test_a_diverged_training_replaces_no_checkpoint(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SupervisedTraining, "_update", spoilt)
         line = one_line("--resume", str(folder), "--checkpoint-minutes", "1e-9", lines=None)
-    assert line.startswith("the weights are not finite after 11 updates: training diverged")
+    assert line.startswith("a weight is not finite after 11 updates: training diverged")
     assert load_checkpoint(folder, groups=[])[1]["step"] == 10
     assert train.main(["--resume", str(folder)]) == 0
 
