@@ -178,6 +178,7 @@ def require_same_search(config: RunConfig, began: RunConfig, run: Run) -> None:
     for field, now, then in (
         ("agent.tree", config.agent.tree, began.agent.tree),
         ("search.method", config.search.method, began.search.method),
+        ("search.specific_decay", config.search.specific_decay, began.search.specific_decay),
     ):
         if now != then:
             raise ConfigError(

@@ -15,13 +15,21 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import safe_mean
-from torch import Tensor
+from torch import Tensor, nn
 
 from conal_rl.agents import storage
 from conal_rl.agents.policies import CONAL, ConalPolicy, TaskActor, TaskCritics
 from conal_rl.agents.records import Means, RecentEpisodes
 from conal_rl.agents.replay import TaskBatch, TaskReplayBuffer
-from conal_rl.core import ConflictNoticing, ReconSpace, Rule, SearchSpace, Structure, Tree
+from conal_rl.core import (
+    ConflictNoticing,
+    ProStage,
+    ReconSpace,
+    Rule,
+    SearchSpace,
+    Structure,
+    Tree,
+)
 from conal_rl.core.learner import ConflictSettings, Learner
 from conal_rl.core.search import apply_gradients, decay_specific, gate_step
 from conal_rl.errors import ConalError, diverged
@@ -63,8 +71,8 @@ class ConalSAC(SAC):
         specific_decay: weight decay of purely-specific modules in a search.
         gate_learning_rate, gate_every: Adam on the gates; weight steps per gate step.
         validation_share: share of episodes kept for the gates.
-        gumbel_temperature: `(start, end)` of straight-through Gumbel gates over `learn`, or None
-            for the softmax.
+        gumbel_temperature: `(start, end)` of straight-through Gumbel gates over `learn`, or over a
+            stage of CoNAL-Pro; None for the softmax.
         compile: let `torch.compile` make the networks of fixed trees faster in updates, where each
             task's own gradients are not needed. What was compiled before in this process is
             forgotten, and compiled again if it is used.
@@ -249,6 +257,11 @@ class ConalSAC(SAC):
         }
 
     @property
+    def loss_weights(self) -> nn.ModuleDict:
+        """How actor and critics weigh the tasks' losses."""
+        return nn.ModuleDict({n: learner.loss_weights for n, learner in self.learners.items()})
+
+    @property
     def structures(self) -> tuple[Structure, Structure]:
         """What shapes the actor and the critics: a tree, or what it is searched in."""
         return self.policy.actor_tree, self.policy.critic_tree
@@ -410,10 +423,14 @@ class ConalSAC(SAC):
         if self.gumbel_temperature is None:
             return
         start, end = self.gumbel_temperature
-        temperature = end + (start - end) * self._current_progress_remaining
-        for network in (self.actor, self.critic, self.critic_target):
+        actor, critic = self.structures
+        networks = ((self.actor, actor), (self.critic, critic), (self.critic_target, critic))
+        for network, structure in networks:
             if isinstance(network.encoder, SearchSpace):
-                network.encoder.gumbel_temperature = temperature
+                # Of CoNAL-Pro's first N stages, which are equally long, this is the last.
+                stages = structure.number if isinstance(structure, ProStage) else 1
+                left = min(1.0, stages * self._current_progress_remaining)
+                network.encoder.gumbel_temperature = end + (start - end) * left
 
     # Logging, as SB3's, and per task.
 
@@ -499,7 +516,9 @@ class ConalSAC(SAC):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
-        return [*state_dicts, *(["gate_optimizer"] if self.gates else [])], tensors
+        learnt = any(True for _ in self.loss_weights.parameters())
+        own = ["gate_optimizer"] * bool(self.gates) + ["loss_weights"] * learnt
+        return [*state_dicts, *own], tensors
 
 
 def _has_gates(structure: Structure) -> bool:

@@ -104,7 +104,7 @@ class SearchConfig:
     """Sample the gates by straight-through Gumbel-softmax instead of mixing all branches, as ltb
     always does."""
     temperature: tuple[float, float] = (1.0, 0.1)
-    """Gumbel-softmax temperature at the search's start and end."""
+    """Gumbel-softmax temperature at the start and end of the search, or of conal_pro's stages."""
     gate_every: int = 1
     """Weight steps per gate step."""
     keep_replay: bool = True

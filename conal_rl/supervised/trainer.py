@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import get_device
 from torch import Tensor
 
 from conal_rl.config import SupervisedConfig
-from conal_rl.core import SearchSpace, Structure, Tree
+from conal_rl.core import ProStage, SearchSpace, Structure, Tree
 from conal_rl.core.learner import ConflictSettings, Learner
 from conal_rl.core.search import decay_specific, gate_step
 from conal_rl.errors import CheckpointError, ConalError, ConfigError, TreeError, diverged
@@ -346,6 +346,9 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         temperature = gumbel_temperature(config)
         if temperature is not None and isinstance(self.network.encoder, SearchSpace):
             start, end = temperature
+            if isinstance(self.structure, ProStage):  # what is left of this stage
+                stages = config.agent.depth
+                left = left * stages - (stages - self.structure.number)
             self.network.encoder.gumbel_temperature = end + (start - end) * max(left, 0.0)
 
     def _batches(self, first: int = 0) -> Iterator[Batch]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from conal_rl.agents import ConalSAC, TaskBatch
 from conal_rl.agents import sac as sac_module
-from conal_rl.core import SearchSpace, Tree
+from conal_rl.core import ProStage, SearchSpace, Tree
 from conal_rl.core import layers as layers_module
 from conal_rl.core import learner as learner_module
 from conal_rl.core.layers import LinearStack
@@ -511,6 +511,18 @@ def test_gumbel_temperature_falls_over_learn() -> None:
     assert noted == sorted(noted, reverse=True)
     assert 0.7 < noted[0] <= 1
     assert noted[-1] == pytest.approx(0.2, abs=0.05)
+
+
+def test_gumbel_temperature_falls_in_every_stage() -> None:
+    """The second stage goes from half of the steps so far to their end."""
+    stage = ProStage(2, (None, None))
+    agent = make_agent((stage, Tree.shared(TASKS[:2], 2)), gumbel_temperature=(1.0, 0.2))
+    found = []
+    for steps in (100, 150, 200):
+        agent._update_current_progress_remaining(steps, 200)
+        agent._anneal_gates()
+        found.append(agent.actor.encoder.gumbel_temperature)
+    assert found == pytest.approx([1.0, 0.6, 0.2])
 
 
 def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:

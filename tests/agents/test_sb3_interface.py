@@ -192,6 +192,18 @@ def test_zip_file(tree: str, temperature: str, tmp_path: Path) -> None:
         assert not torch.equal(resumed.gates["actor"], before["actor.encoder.gates"])
 
 
+def test_zip_file_with_learnt_loss_weights(tmp_path: Path) -> None:
+    agent = make_agent(TREES["shared"], weighting="uncertainty", learning_rate=0.01)
+    agent.learn(60)
+    agent.save(tmp_path / "agent.zip")
+    loaded = ConalSAC.load(tmp_path / "agent.zip", env=make_env((-0.5, 0.5)), device="cpu")
+    assert_same_agent(agent, loaded)
+    (learnt,), (again,) = (a.loss_weights.parameters() for a in (agent, loaded))
+    assert learnt.abs().min() > 0 and torch.equal(learnt, again)
+    loaded.learn(60)
+    assert not torch.equal(learnt, again)
+
+
 def test_zip_file_with_a_fixed_temperature(tmp_path: Path) -> None:
     agent = make_agent(TREES["shared"], ent_coef=0.05)
     agent.learn(60)

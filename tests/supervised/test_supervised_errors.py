@@ -242,6 +242,7 @@ def test_a_strangers_state(stopped: dict[str, Path], one_line: Any, tmp_path: Pa
     "options, told",
     [
         (["--agent.tree", "shared"], "agent.tree: got 'shared', but"),
+        (["--search.specific-decay", "1"], "search.specific_decay: got 1.0, but"),
         (["--search.method", "ltb"], "search.method: got 'ltb', but"),
         (["--data.tasks", *TASKS[:3]], "the checkpoint is of tasks digit, parity"),
         (["--data.tasks", *TASKS[::-1]], "the checkpoint is of tasks digit, parity"),

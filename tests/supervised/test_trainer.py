@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 from conal_rl import train
 from conal_rl.config import SupervisedConfig, load_config
-from conal_rl.core import Tree
+from conal_rl.core import ProStage, Tree
 from conal_rl.phases import search_space
 from conal_rl.runs import Run
 from conal_rl.supervised import trainer
@@ -86,6 +86,19 @@ def test_each_step_changes_its_own_alone(method: str, monkeypatch: pytest.Monkey
         assert any(name.startswith("heads") for name in weights)
         assert changed(between[-1], state(training)) == {"encoder.gates"}
     assert all(parameter.grad is None for parameter in training.network.parameters())
+
+
+def test_gumbel_temperature_falls_in_every_stage() -> None:
+    """Two layers, two stages of half of the search each."""
+    training = started("--search.method", "conal_pro", "--search.gumbel", "--search.steps", "4")
+    tasks = len(training.tasks)
+    found = []
+    for number, steps in ((1, (0, 1, 2)), (2, (2, 3, 4))):
+        training._build(ProStage(number, (None,) * tasks))
+        for training._step in steps:
+            training._set_rates()
+            found.append(training.network.encoder.gumbel_temperature)
+    assert found == pytest.approx([1.0, 0.55, 0.1] * 2)
 
 
 def test_gates_step_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
