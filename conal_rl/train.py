@@ -27,6 +27,7 @@ from conal_rl.commands import exit_status, keep_memory, usable_device
 from conal_rl.config import AnyConfig, Config, parse_command_line
 from conal_rl.core import Structure, Tree
 from conal_rl.core.learner import Learner
+from conal_rl.core.network import bfloat16_pays
 from conal_rl.envs import SuiteVecEnv, make
 from conal_rl.envs.vec_env import Standing
 from conal_rl.errors import CheckpointError, ObservationError, SuiteError, TreeError
@@ -85,6 +86,8 @@ class Training(PhasedRun[Config]):
         super().__init__(config, run, phase)
         self.env = env
         self.agent: ConalSAC
+        if config.agent.mixed_precision and not bfloat16_pays(get_device(config.device)):
+            print("bfloat16 would be slower here: all is in single precision", file=sys.stderr)
 
     @classmethod
     def start(cls, config: Config, out: Path | None) -> Training:
@@ -307,8 +310,9 @@ def make_agent(
         ConfigError: it is to be compiled, and there is no compiler.
     """
     agent, search = config.agent, config.search
+    device = get_device(config.device)
     if agent.compile:
-        require_compiler(get_device(config.device))
+        require_compiler(device)
     searching = not all(isinstance(structure, Tree) for structure in structures)
     end = agent.learning_rate_end
     return ConalSAC(
@@ -353,7 +357,7 @@ def make_agent(
             "critic_range": agent.critic_range,
             "critic_linear_to": agent.critic_linear_to,
             "critics": agent.critics,
-            "mixed_precision": agent.mixed_precision,
+            "mixed_precision": agent.mixed_precision and bfloat16_pays(device),
             "actor_averaging": agent.actor_averaging,
         },
         seed=config.seed,

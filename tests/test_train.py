@@ -879,6 +879,26 @@ def test_a_log_goes_on(log: Path) -> None:
         ]
 
 
+# Machines without fast products in bfloat16
+
+
+def test_single_precision_where_bfloat16_is_slower(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The run is that of `--agent.no-mixed-precision`, to the last bit."""
+    monkeypatch.setattr(train, "bfloat16_pays", lambda device: False)
+    weights = []
+    for name, option in (
+        ("asked", "--agent.mixed-precision"),
+        ("not", "--agent.no-mixed-precision"),
+    ):
+        assert train.main([toy, "--out", str(tmp_path / name), option]) == 0
+        told = "bfloat16 would be slower here" in capfd.readouterr().err
+        assert told == (name == "asked")
+        weights.append((tmp_path / name / "model" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
 # Suites that come with others
 
 

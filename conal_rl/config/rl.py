@@ -79,8 +79,8 @@ class AgentConfig(LearnerConfig):
     """Divide each task's actor loss by the mean magnitude of its values, so that tasks of small
     returns move a shared actor as much as those of large ones."""
     mixed_precision: bool = False
-    """Matrix products in bfloat16, weights in single precision: two to three times faster products
-    on CPUs and GPUs that have them."""
+    """Matrix products in bfloat16, weights in single precision: two to three times faster products.
+    On CPUs and GPUs that have none, all is in single precision."""
     actor_averaging: float | None = None
     """Evaluate an average of the actor's weights in which update t counts as t**this (0: all alike;
     4: mostly the last third of training); None: evaluate the newest weights."""

@@ -95,7 +95,7 @@ class ModelConfig(LearnerConfig):
     """Steps of the halve schedule."""
     mixed_precision: bool = False
     """Compute in half precision where that is safe: float16 with scaled gradients on CUDA,
-    bfloat16 on the CPU."""
+    bfloat16 on a CPU that has instructions for it."""
     select: bool = False
     """Train the derived tree without the validation part, and keep the weights of its lowest loss
     there. False: train on both parts and keep the last weights, as the paper does."""

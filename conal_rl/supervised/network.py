@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from conal_rl.core import SearchSpace, Structure, Tree, TreeNetwork
+from conal_rl.core.network import bfloat16_pays
 from conal_rl.core.progressive import take_over
 from conal_rl.supervised.data.common import Batch
 from conal_rl.supervised.decoders import Heads
@@ -68,10 +69,11 @@ def task_losses(problem: Problem, predictions: dict[str, Tensor], batch: Batch) 
 def autocast(device: torch.device, enabled: bool) -> torch.autocast:
     """Half precision where it is safe: float16 on CUDA, whose gradients want scaling, or bfloat16.
 
-    May be entered again and again.
+    None where bfloat16 would be slower than single precision. May be entered again and again.
     """
-    half = torch.float16 if device.type == "cuda" else torch.bfloat16
-    return torch.autocast(device.type, half, enabled=enabled)
+    if device.type == "cuda":
+        return torch.autocast(device.type, torch.float16, enabled=enabled)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and bfloat16_pays(device))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

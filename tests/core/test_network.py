@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -194,3 +199,14 @@ def test_one_task() -> None:
     network = make_network(Tree.shared(["only"], 2), "norm", 0)
     x = make_input("norm", 1, 3)
     torch.testing.assert_close(network(x), torch.stack(tree_outputs(network, x)))
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="limits x86's products")
+def test_bfloat16_does_not_pay_without_instructions_for_it() -> None:
+    code = (
+        "import torch; from conal_rl.core.network import bfloat16_pays; "
+        "torch.set_num_threads(1); print(bfloat16_pays(torch.device('cpu')))"
+    )
+    limited = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    told = subprocess.run([sys.executable, "-c", code], env=limited, capture_output=True, text=True)
+    assert told.stdout == "False\n", told.stderr
