@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import shlex
 import sys
 import time
@@ -149,15 +151,18 @@ class PhasedRun(ABC, Generic[C]):
         axes = figure.subplots(1, len(trees), squeeze=False)[0]
         for panel, tree, name in zip(axes, trees, self.learners, strict=True):
             tree.draw(panel, title=name)
-        figure.savefig(self.run.folder / "tree.png", dpi=120)
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=120)
+        atomic_write(self.run.folder / "tree.png", image.getvalue())
 
     def _elapsed(self) -> float:
         return self.seconds + time.monotonic() - self._clock
 
-    def _time_is_up(self) -> bool:
-        """Whether training has to end now, whatever total_steps says."""
-        minutes = self.config.minutes
-        return minutes is not None and self.phase == "train" and self._elapsed() >= 60 * minutes
+    def _seconds_left(self) -> float:
+        """After which training has to end, whatever total_steps says."""
+        if self.config.minutes is None or self.phase != "train":
+            return math.inf
+        return 60 * self.config.minutes - self._elapsed()
 
     def _interrupted(self) -> int:
         self._checkpoint()

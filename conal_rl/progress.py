@@ -6,7 +6,7 @@ import csv
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,7 +18,6 @@ from rich.progress import (
     Progress,
     SpinnerColumn,
     TextColumn,
-    TimeRemainingColumn,
 )
 from stable_baselines3.common.logger import (
     CSVOutputFormat,
@@ -102,10 +101,11 @@ class PhaseDisplay:
         phase: name of the phase.
         step: where it goes on.
         until: where it ends.
+        seconds_left: after which it ends in any case.
     """
 
-    def __init__(self, phase: str, step: int, until: int):
-        self.phase, self.until = phase, until
+    def __init__(self, phase: str, step: int, until: int, seconds_left: Callable[[], float]):
+        self.phase, self.until, self._seconds_left = phase, until, seconds_left
         self._first, self._began = step, time.monotonic()
         self._shown = self._began
         self.console = Console(stderr=True)
@@ -115,14 +115,14 @@ class PhaseDisplay:
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]:,.0f} steps/s"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[outcome]}"),
             console=self.console,
             disable=not self.console.is_terminal,
         )
         self._progress.start()
         self._bar = self._progress.add_task(
-            phase, total=until, completed=step, rate=0.0, outcome=""
+            phase, total=until, completed=step, rate=0.0, left="", outcome=""
         )
 
     def rate(self, step: int) -> float:
@@ -139,19 +139,27 @@ class PhaseDisplay:
 
     def show(self, step: int, outcome: str) -> None:
         """Move the bar."""
-        completed = min(step, self.until)
-        self._progress.update(self._bar, completed=completed, rate=self.rate(step), outcome=outcome)
+        self._progress.update(
+            self._bar,
+            completed=min(step, self.until),
+            rate=self.rate(step),
+            left=self._left(step),
+            outcome=outcome,
+        )
 
     def line(self, step: int, outcome: str) -> None:
         """Print a line where there is no bar."""
         if self._progress.disable:
-            left = (self.until - step) / max(self.rate(step), 1e-9)
             self.console.print(
                 f"{self.phase}: {step:,} of {self.until:,} steps, "
-                f"{self.rate(step):,.0f} steps/s, {left / 60:.0f} min left, {outcome}",
+                f"{self.rate(step):,.0f} steps/s, {self._left(step)}, {outcome}",
                 highlight=False,
                 soft_wrap=True,
             )
+
+    def _left(self, step: int) -> str:
+        seconds = max(self.until - step, 0) / max(self.rate(step), 1e-9)
+        return f"{max(min(seconds, self._seconds_left()), 0) / 60:.0f} min left"
 
     def close(self) -> None:
         """Take the bar down."""

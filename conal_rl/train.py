@@ -170,7 +170,7 @@ class Training(PhasedRun[Config]):
             until,
             self.stop,
             self._elapsed,
-            self._time_is_up,
+            self._seconds_left,
             self._checkpoint,
             self._evaluate_briefly,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import shlex
 import shutil
@@ -82,7 +83,7 @@ def killed_in_training(self: RunCallback) -> None:
     if self.phase == "train":
         raise RuntimeError("killed")
     self.saved, self.next_log, self.next_evaluation = time.monotonic(), 10**9, 10**9
-    self.display = PhaseDisplay(self.phase, self.num_timesteps, self.until)
+    self.display = PhaseDisplay(self.phase, self.num_timesteps, self.until, self.seconds_left)
 
 
 @pytest.fixture(scope="module")
@@ -837,6 +838,16 @@ def test_an_env_that_is_broken_from_the_start(one_line: Any, tmp_path: Path) -> 
     line = one_line(str(path), "--out", str(tmp_path / "run"))
     assert "NaN or inf at step 0" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_the_time_left_is_what_ends_first(capfd: pytest.CaptureFixture[str]) -> None:
+    for left, told in ((120.0, "2 min left"), (-5.0, "0 min left"), (math.inf, " min left")):
+        display = PhaseDisplay("train", 0, 10**12, lambda left=left: left)  # type: ignore[misc]
+        display.line(10, "")
+        display.close()
+        line = capfd.readouterr().err
+        assert told in line
+    assert int(line.split(", ")[-2].split()[0]) > 2  # by steps
 
 
 # The log file

@@ -20,7 +20,7 @@ class RunCallback(BaseCallback):
         phase: name of the phase.
         until: env steps at which the phase ends.
         elapsed: seconds of the whole run.
-        time_is_up: whether `learn` is to end before its last step.
+        seconds_left: after which `learn` is to end before its last step.
         checkpoint: writes a checkpoint; called between updates, when nothing is half done.
         evaluate: returns mean success, or None; called every `config.evaluation.every` steps.
     """
@@ -32,13 +32,13 @@ class RunCallback(BaseCallback):
         until: int,
         stop: StopRequest,
         elapsed: Callable[[], float],
-        time_is_up: Callable[[], bool],
+        seconds_left: Callable[[], float],
         checkpoint: Callable[[], None],
         evaluate: Callable[[], float | None],
     ):
         super().__init__()
         self.config, self.phase, self.until, self.stop = config, phase, until, stop
-        self.elapsed, self.time_is_up = elapsed, time_is_up
+        self.elapsed, self.seconds_left = elapsed, seconds_left
         self.checkpoint, self.evaluate = checkpoint, evaluate
         self.evaluated: float | None = None
         self.display: PhaseDisplay | None = None
@@ -47,11 +47,11 @@ class RunCallback(BaseCallback):
         self.saved = time.monotonic()
         self.next_log = self.num_timesteps + self.config.log_interval
         self.next_evaluation = self.num_timesteps + self.config.evaluation.every
-        self.display = PhaseDisplay(self.phase, self.num_timesteps, self.until)
+        self.display = PhaseDisplay(self.phase, self.num_timesteps, self.until, self.seconds_left)
 
     def _on_rollout_start(self) -> None:
         # Between two rounds of training: envs, replay, networks and counters agree here.
-        if self.stop.signal is not None or self.time_is_up():
+        if self.stop.signal is not None or self.seconds_left() <= 0:
             self._on_training_end()
             raise Stopped
         assert self.display is not None

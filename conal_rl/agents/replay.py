@@ -230,6 +230,10 @@ class TaskReplayBuffer(ReplayBuffer):
         """Every environment begins a new episode (after a reset); what was stored stays."""
         self._validating = None
 
+    def size(self) -> int:
+        """Transitions held, of all tasks, for training and validation."""
+        return int(self.training.sizes.sum() + self.validation.sizes.sum())
+
     def ready(self) -> bool:
         """Whether every task can be sampled."""
         held = self.validation_share == 0 or self.validation.sizes.min() > 0

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,13 +51,15 @@ def require_config(run: Path, config: AnyConfig) -> None:
 
 
 def start(module: str, arguments: Sequence[str], what: str) -> None:
-    """`python -m MODULE ARGUMENTS` without its output, and with one thread of torch.
+    """`python -m MODULE ARGUMENTS` with one thread of torch; of its output only a line at its end.
 
     Networks as small as these learn fastest on one, and others can run beside them.
 
     Raises:
         ConalError: with its last line, where it failed.
     """
+    print(f"{what}: begins", file=sys.stderr)
+    began = time.monotonic()
     ran = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -70,6 +73,7 @@ def start(module: str, arguments: Sequence[str], what: str) -> None:
         if error == last:  # it did not end with an error of ours: a traceback, or it was killed
             error = f"exit status {ran.returncode} after: {last}"
         raise ConalError(f"{what}: {error}")
+    print(f"{what}: done in {(time.monotonic() - began) / 60:.0f} min", file=sys.stderr)
 
 
 def slug(method: str, seed: int) -> str:

@@ -147,12 +147,12 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
 
     def _learn(self, until: int) -> bool:
         settings = self.config
-        display = PhaseDisplay(self.phase, self._step, until)
+        display = PhaseDisplay(self.phase, self._step, until, self._seconds_left)
         batches = self._batches(self._step - self._first_step)
         validation = self._validation_batches(self._step - self._first_step)
         saved = time.monotonic()
         try:
-            while self._step < until and not self._out_of_patience() and not self._time_is_up():
+            while self._step < until and not self._out_of_patience() and self._seconds_left() > 0:
                 if self.stop.signal is not None:
                     return False
                 self._update(batches, validation)

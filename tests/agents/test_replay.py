@@ -140,6 +140,7 @@ def test_buffer_against_deques(data: st.DataObject) -> None:
     training = {number for numbers in held(large.training) for number in numbers}
     assert validation | training == set(range(feeder.count))
     assert not validation & training
+    assert large.size() == feeder.count
     episodes_of = feeder.episode_of
     assert not {episodes_of[n] for n in validation} & {episodes_of[n] for n in training}
     for task in range(tasks):
