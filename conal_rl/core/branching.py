@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from conal_rl.core.layers import Layer, LayerFactory
+from conal_rl.core.layers import Layer, LayerFactory, captures, is_one_input
 from conal_rl.core.network import typed
 from conal_rl.core.space import SearchSpace
 from conal_rl.core.tree import Tree
@@ -71,14 +71,19 @@ class BranchingNetwork(SearchSpace):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode `(row, batch, ...)` (or `(1, batch, ...)`, one input for all) to the same rows."""
-        x = x.expand(self._rows(x), *x.shape[1:]).unflatten(0, (self.replicas, -1))
+        rows = self._rows(x)
+        # What is one input for all tasks goes through every copy once, where nothing captures.
+        once = is_one_input(x, rows) and not any(captures(layer) for layer in self.shared_layers())
+        x = x[:1].expand(self.replicas, *x.shape[1:]) if once else x.expand(rows, *x.shape[1:])
+        x = x.unflatten(0, (self.replicas, -1))
         gates, first = self.gate_weights(), self.copies * (len(self.layers) - 1)
         parents = gates[:first].view(-1, self.copies, self.copies)  # of copies in layers 2..P-1
         ways = torch.stack([x] * self.copies, dim=1)  # (replica, copy, task, batch, ...)
         for depth, layer in enumerate(self.layers):
             if depth > 0:
                 ways = torch.einsum("cp,rpt...->rct...", parents[depth - 1], ways)
-            ways = layer(ways.flatten(0, 2)).unflatten(0, ways.shape[:3])
+            ways = layer(ways.flatten(0, 2), by_module=once).unflatten(0, ways.shape[:3])
+        ways = ways.expand(-1, -1, len(self.tasks), *ways.shape[3:])
         return torch.einsum("tp,rpt...->rt...", gates[first:], ways).flatten(0, 1)
 
     def shared_layers(self) -> list[Layer]:

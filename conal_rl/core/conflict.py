@@ -51,7 +51,7 @@ def held_rows(gram: Tensor, same: Tensor, rule: Rule, margin: float = 0.0) -> Te
         weight = same.to(gram.dtype)
         against = (gram * weight).sum(-1)  # <g_i, sum of the others>
         others = torch.einsum("lij,ljk,lik->li", weight, gram, weight).clamp(min=0)
-        scale = (gram.diagonal(dim1=-2, dim2=-1).clamp(min=0) * others).sqrt()
+        scale = gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt() * others.sqrt()
         return torch.where(scale > 0, against / scale, 0.0) < -margin
     in_conflict = (same & (cosines(gram) < -margin)).any(-1)
     if rule == "conflicting_tasks":
@@ -74,6 +74,7 @@ class ConflictStatistics:
             by the row (task) whose gradient was dropped.
         module_held: per rule the share of steps in which at least one gradient was dropped from
             the module that a row runs, `(layer, row)`.
+        shared: whether another row runs that module, `(layer, row)`.
         counted: steps in which two rows had gradients of the module that they share,
             `(layer, row, row)`; the means and shares below are over these.
         cosine: mean pairwise cosine, `(layer, row, row)`; of the running mean of inner products
@@ -85,10 +86,15 @@ class ConflictStatistics:
     steps: int
     held: dict[Rule, Tensor]
     module_held: dict[Rule, Tensor]
+    shared: Tensor
     counted: Tensor
     cosine: Tensor
     negative: Tensor
     conflicting: Tensor
+
+    def of_layers(self, shares: Tensor) -> Tensor:
+        """Means over the rows that share a module, `(layer,)`, of `(layer, row)`."""
+        return (shares * self.shared).sum(dim=1) / self.shared.sum(dim=1).clamp(min=1)
 
     def of_tasks(self, shares: Tensor, tasks: int) -> Tensor:
         """Means over pairs of rows as means over pairs of tasks, `(layer, task, task)`."""
@@ -111,8 +117,10 @@ class ConflictNoticing:
         noticing.backward(losses)
         optimizer.step()
 
-    A module that is held whole gets a gradient of zero; an optimiser with momentum may still move
-    it by what it has gathered before.
+    A module that is held whole gets a gradient of zero, as in the authors' code. What an optimiser
+    does beside the gradient goes on: momentum moves the module by what was gathered before, and
+    weight decay shrinks what is held for long (with Adam's L2 by whole steps, as nothing else is in
+    its moments).
 
     Args:
         layers: the shared layers of a `Supernet` or `TreeNetwork`, from input to output.
@@ -226,6 +234,7 @@ class ConflictNoticing:
             steps=self.steps,
             held={rule: mean(total) for rule, total in self._held.items()},
             module_held={rule: mean(total) for rule, total in self._module_held.items()},
+            shared=_pad([same_module(layer) for layer in self.layers]).any(-1),
             counted=counted,
             cosine=over_pairs("cosine"),
             negative=over_pairs("negative"),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from conal_rl.core.layers import Layer, LinearStack, ModuleStack, row_blocks
+from conal_rl.core.one_input import gradients_of
 
 
 class GradientRule(Protocol):
@@ -106,11 +107,7 @@ class TaskGradients:
             ]
             parameters = [module_parameters(self.layers[n], row) for n, row in wanted]
             flat = [p for module in parameters for p in module]
-            gradients = iter(
-                torch.autograd.grad(
-                    loss, flat, retain_graph=True, allow_unused=True, materialize_grads=True
-                )
-            )
+            gradients = iter(gradients_of(loss, flat))
             for (number, row), module in zip(wanted, parameters, strict=True):
                 found[number][row] = [next(gradients) for _ in module]
         return {n: [torch.stack(g) for g in zip(*rows, strict=True)] for n, rows in found.items()}
@@ -152,7 +149,10 @@ def gram(layer: Layer, gradients: Sequence[Tensor]) -> Tensor:
 
 
 def set_gradients(layer: Layer, gradients: Sequence[Tensor], weights: Tensor) -> None:
-    """Give the layer's parameters the sum over rows of `weights` `(row,)` times the gradients."""
+    """Give the layer's parameters the sum over rows of `weights` `(row,)` times the gradients.
+
+    Frozen ones get none, or weight decay would move them.
+    """
     blocks = row_blocks(layer.index)
     for number, gradient in enumerate(gradients):
         flat = gradient.flatten(1)
@@ -164,19 +164,21 @@ def set_gradients(layer: Layer, gradients: Sequence[Tensor], weights: Tensor) ->
                 flat[own].unflatten(0, (block.size, block.run)),
             )
         total = total.view(layer.count, *gradient.shape[1:])
-        if isinstance(layer, LinearStack):
-            list(layer.parameters())[number].grad = total
-            continue
-        for module, own_total in zip(layer.modules_, total, strict=True):
-            list(module.parameters())[number].grad = own_total
+        holders = [layer] if isinstance(layer, LinearStack) else layer.modules_
+        parts = [total] if isinstance(layer, LinearStack) else total
+        for holder, part in zip(holders, parts, strict=True):
+            parameter = list(holder.parameters())[number]
+            if parameter.requires_grad:
+                parameter.grad = part
 
 
 def set_module_gradients(layer: Layer, module: int, gradients: Sequence[Tensor]) -> None:
     """Replace the gradients of one module's parameters, in their order."""
     if isinstance(layer, LinearStack):
         for parameter, gradient in zip(layer.parameters(), gradients, strict=True):
-            assert parameter.grad is not None
-            parameter.grad[module] = gradient
+            if parameter.grad is not None:
+                parameter.grad[module] = gradient
         return
     for parameter, gradient in zip(layer.modules_[module].parameters(), gradients, strict=True):
-        parameter.grad = gradient
+        if parameter.grad is not None:
+            parameter.grad = gradient

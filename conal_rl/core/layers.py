@@ -257,7 +257,7 @@ class LinearStack(nn.Module):
             if order is not None:
                 blocks = self.blocks_in_order
             if captures(self):
-                captured = self._capture(x, order)
+                captured = self._capture(order)
         if len(x) != len(rows):
             raise ValueError(f"expected {len(rows)} rows, got input {tuple(x.shape)}")
         y = _stacked_linear(x, self.weight, self.bias, blocks, captured, equal_rows)
@@ -266,8 +266,9 @@ class LinearStack(nn.Module):
             gain, shift = self.gain.index_select(0, rows), self.shift.index_select(0, rows)
             if captured is not None:
                 captured.norm = gain, shift
-                gain.retain_grad()
-                shift.retain_grad()
+                for rows_own in captured.norm:
+                    if rows_own.requires_grad:
+                        rows_own.retain_grad()
             y = torch.addcmul(shift, F.layer_norm(y, y.shape[-1:]), gain)
         return F.relu(y, inplace=True) if self.activation else y
 
@@ -276,13 +277,13 @@ class LinearStack(nn.Module):
         self.blocks_in_order = row_blocks([self.index[row] for row in order])
         return len(self.blocks_in_order)
 
-    def _capture(self, x: Tensor, order: RowOrder | None) -> _RowGradients:
+    def _capture(self, order: RowOrder | None) -> _RowGradients:
         if self.captured is not None:
             raise RuntimeError(SECOND_PASS)
         shape = (len(self.index), *self.weight.shape[1:])
-        buffer = self._row_weights
-        if (buffer.shape, buffer.dtype, buffer.device) != (shape, x.dtype, x.device):
-            self._row_weights = x.new_empty(shape)
+        buffer, weight = self._row_weights, self.weight
+        if (buffer.shape, buffer.dtype, buffer.device) != (shape, weight.dtype, weight.device):
+            self._row_weights = weight.new_empty(shape)
         self.captured = _RowGradients(self._row_weights, order)
         return self.captured
 
@@ -299,7 +300,9 @@ class LinearStack(nn.Module):
         norm = [torch.zeros_like(c) if c.grad is None else c.grad for c in captured.norm]
         if captured.order is not None:
             norm = [captured.order.unsort(gradient) for gradient in norm]
-        return [captured.weight, captured.bias, *norm]
+        found = [captured.weight, captured.bias, *norm]
+        learning = [p.requires_grad for p in self.parameters()]
+        return [g if own else torch.zeros_like(g) for g, own in zip(found, learning, strict=True)]
 
     @torch.no_grad()
     def copy_module(self, module: int, source: "LinearStack", source_module: int) -> None:
@@ -335,6 +338,7 @@ class ModuleStack(nn.Module):
         out as all rows.
         """
         if by_module:
+            x = x.contiguous()  # a copy for each, as a module may work in place
             return torch.stack([m(part) for m, part in zip(self.modules_, x, strict=True)])
         if self.count == 1 and captures(self) and is_one_input(x, len(self.index)):
             return capture_one_input([self], x)

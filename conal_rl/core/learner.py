@@ -148,8 +148,10 @@ class Learner:
         for layer, share in enumerate(self.noticing.recently_negative(), start=1):
             found[f"conflicts_{name}/negative/{layer}"] = share
         statistics = self.noticing.statistics()
-        for rule, held in (statistics.module_held if statistics else {}).items():
-            for layer, share in enumerate(held.mean(dim=1).tolist(), start=1):
+        if statistics is None:
+            return found
+        for rule, held in statistics.module_held.items():
+            for layer, share in enumerate(statistics.of_layers(held).tolist(), start=1):
                 found[f"held_{name}/{rule}/{layer}"] = share
         return found
 
@@ -170,7 +172,8 @@ class Learner:
         return report | {
             "rule": self.noticing.rule,
             "module_held": {
-                rule: rounded(held.mean(dim=1)) for rule, held in statistics.module_held.items()
+                rule: rounded(statistics.of_layers(held))
+                for rule, held in statistics.module_held.items()
             },
             "task_dropped": {
                 rule: rounded(held.unflatten(1, (-1, tasks)).mean(dim=1))

@@ -14,6 +14,19 @@ if TYPE_CHECKING:
 SECOND_PASS = "a second forward pass of this layer in one capture()"
 
 
+def gradients_of(
+    y: Tensor, wanted: Sequence[Tensor], grad_y: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """The gradients of `wanted`, of a pass that is kept for others; 0 where there is none."""
+    learning = [tensor for tensor in wanted if tensor.requires_grad]
+    found = iter(
+        torch.autograd.grad(
+            y, learning, grad_y, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+    )
+    return tuple(next(found) if t.requires_grad else torch.zeros_like(t) for t in wanted)
+
+
 class _Way(NamedTuple):
     """The modules that a row runs one after another, and what comes out of the last of them."""
 
@@ -21,16 +34,9 @@ class _Way(NamedTuple):
     y: Tensor  # (batch, ...)
 
     def vjp(self, grad_y: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The gradients of `inputs`, then of all parameters on the way."""
+        """The gradients of `inputs`, then of all parameters on the way; 0 where one is frozen."""
         parameters = [p for module in self.modules for p in module.parameters()]
-        return torch.autograd.grad(
-            self.y,
-            [*inputs, *parameters],
-            grad_y,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        return gradients_of(self.y, [*inputs, *parameters], grad_y)
 
 
 class _OneInput(torch.autograd.Function):

@@ -101,14 +101,17 @@ class StageNetwork(SearchSpace):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode `(row, batch, ...)` (or `(1, batch, ...)`, one input for all) to the same rows."""
-        x = x.expand(self._rows(x), *x.shape[1:])
+        rows = self._rows(x)
         own = x
-        for depth, layer in enumerate(self.joint.layers):
+        for depth, layer in enumerate(typed(self.joint.layers)):
+            if layer.count > 1:  # before that, one input for all goes through the trunk once
+                x = x.expand(rows, *x.shape[1:])
             if depth == self.point - 2:
-                own = x[self.open_rows]
+                own = x.expand(rows, *x.shape[1:])[self.open_rows]
             if depth >= self.point - 2:
                 own = self.specific[depth - self.point + 2](own)
             x = layer(x)
+        x = x.expand(rows, *x.shape[1:])
         gates = self.gate_weights().repeat(self.replicas, 1).view(-1, 2, *[1] * (x.ndim - 1))
         mixed = gates[:, JOIN] * x[self.open_rows] + gates[:, LEAVE] * own
         return x.index_copy(0, self.open_rows, mixed)

@@ -48,7 +48,7 @@ def weight_step(
         combine: what is minimised: the sum of the losses, or a weighted one.
         scaler: of mixed precision.
     """
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    weights = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     total = combine(losses)
     if scaler is not None:
         total = scaler.scale(total)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from conal_rl.core.layers import Layer, LayerFactory
+from conal_rl.core.layers import Layer, LayerFactory, LinearStack
 from conal_rl.core.network import typed
 from conal_rl.core.space import SearchSpace, strongest
 from conal_rl.core.tree import Tree
@@ -42,7 +42,8 @@ class Supernet(SearchSpace):
         """The outputs of all branch points, `(row, P, batch, ...)`.
 
         In layer `p` a task's own module takes the `p` paths that are on it, the one just leaving
-        the trunk included, in one product: `P (P - 1) / 2` module runs per task in all.
+        the trunk included: `P (P - 1) / 2` module runs per task in all. Linear layers take them in
+        one product, other modules one after another, as batch norm must not mix them.
         """
         rows = self._rows(x)
         if self.replicas > 1:
@@ -52,7 +53,10 @@ class Supernet(SearchSpace):
         for shared, specific in zip(self.trunk, self.specific, strict=True):
             leaving = trunk.expand(rows, *trunk.shape[1:]).unsqueeze(1)
             own = leaving if own is None else torch.cat([own, leaving], dim=1)
-            own = specific(own.flatten(1, 2)).unflatten(1, (-1, batch))
+            if isinstance(specific, LinearStack):
+                own = specific(own.flatten(1, 2)).unflatten(1, (-1, batch))
+            else:
+                own = torch.stack([specific(path) for path in own.unbind(1)], dim=1)
             trunk = shared(trunk)
         assert own is not None
         return torch.cat([own, trunk.expand(rows, *trunk.shape[1:]).unsqueeze(1)], dim=1)

@@ -153,7 +153,8 @@ def _weights(name: AggregationName, tasks: int) -> Callable[[Tensor], Tensor]:
     }
     weighting = makers[name]()
     sums = name in ("pcgrad", "gradvac", "graddrop")
-    return lambda products: weighting(products) * (1 if sums else tasks)
+    # All are blind to the gradients' scale, but TorchJD takes small gradients for none.
+    return lambda products: weighting(products / products.trace()) * (1 if sums else tasks)
 
 
 def _nash_weights(tasks: int) -> Callable[[Tensor], Tensor]:

@@ -333,7 +333,8 @@ def test_with_one_input_no_private_module_runs_backwards_once_per_task() -> None
     with noticing.capture():
         losses = problem.losses()
     noticing.backward(losses)
-    assert runs == {"trunk": 3 * 3, "specific": 3 * 3}  # layers times tasks
+    # Layers times tasks; of their own modules, once for each path that is on them.
+    assert runs == {"trunk": 3 * 3, "specific": (1 + 2 + 3) * 3}
 
 
 @pytest.mark.parametrize("kind", ["norm", "conv"])
@@ -620,3 +621,29 @@ def test_losses_must_be_captured_once() -> None:
     with noticing.capture():  # what was left over does no harm
         losses = network(x).sum(dim=(1, 2))
     noticing.backward(losses)
+
+
+@pytest.mark.parametrize("rule", ["any_pair", "conflicting_tasks", "and_deeper", "consensus"])
+@pytest.mark.parametrize("norm", [1e-15, 1e-6, 1.0, 1e6, 1e15])
+def test_opposite_gradients_of_any_size_conflict(rule: Rule, norm: float) -> None:
+    """In single precision, which holds their squares but no products of these."""
+    gram = norm**2 * torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]])
+    same = ~torch.eye(2, dtype=torch.bool)[None]
+    assert held_rows(gram, same, rule).all()
+    assert not held_rows(gram.abs(), same, rule).any()
+
+
+def test_shares_of_a_layer_are_over_the_tasks_that_share_it() -> None:
+    """Two of ten tasks disagree on a module; the others run modules of their own."""
+    tree = Tree.from_branch_points([2, 2, *[1] * 8], 1)
+    network = TreeNetwork(tree, linear_chain(3, [4]))
+    noticing = ConflictNoticing(network.shared_layers())
+    signs = torch.tensor([1.0, -1.0, *[1.0] * 8])
+    for _ in range(2):
+        with noticing.capture():
+            losses = signs * network(torch.ones(10, 5, 3)).sum(dim=(1, 2))
+        noticing.backward(losses)
+    statistics = noticing.statistics()
+    assert statistics is not None
+    assert statistics.of_layers(statistics.module_held["any_pair"]).tolist() == [1.0]
+    assert statistics.of_layers(statistics.module_held["none"]).tolist() == [0.0]

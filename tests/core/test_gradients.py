@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conal_rl.core import Tree, TreeNetwork, linear_chain, module_chain
+from conal_rl.core import ConflictNoticing, Tree, TreeNetwork, linear_chain, module_chain
 from conal_rl.core.gradients import TaskGradients
 from conal_rl.core.layers import LayerFactory, LinearStack
+from conal_rl.core.search import weight_step
 from tests.core.reference import IN, make_chain, make_input, randomize, row_gradients
 
 BATCH = 4
@@ -105,6 +106,46 @@ def test_a_weighted_total_weighs_the_gradients(kind: str) -> None:
     for one, other in zip(equal, weighted, strict=True):
         for before, after in zip(one, other, strict=True):
             torch.testing.assert_close(after.flatten(1), before.flatten(1) * weights[:, None])
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_modules_have_no_gradients_and_the_others_theirs(kind: str, rows: int) -> None:
+    """The first layer, as of a pretrained stem, and a bias of the second."""
+    network, heads, x = make(TREES["mixed"], kind)
+    x = x.expand(rows, *x.shape[1:]).clone()
+    frozen = [*network.layers[0].parameters(), list(network.layers[1].parameters())[1]]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    learning = [p for p in [*network.parameters(), *heads.parameters()] if p.requires_grad]
+    plain = losses_of(network(x), heads, 5)
+    expected = torch.autograd.grad(plain.sum(), learning)
+    noticing = ConflictNoticing(network.shared_layers(), "none")
+    with noticing.capture():
+        losses = losses_of(network(x), heads, 5)
+    optimizer = torch.optim.SGD([*network.parameters(), *heads.parameters()], lr=1.0)
+    before = [p.detach().clone() for p in learning]
+    kept = [p.detach().clone() for p in frozen]
+    weight_step(losses, optimizer, noticing)
+    torch.testing.assert_close([b - p for b, p in zip(before, learning)], list(expected))
+    assert all(map(torch.equal, kept, frozen))
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_half_precision_behind_modules(rows: int) -> None:
+    """A module's output is in half precision, a linear layer's gradients in single."""
+    network, heads, x = make(TREES["mixed"], "modules, then linear")
+    x = x.expand(rows, *x.shape[1:]).clone()
+    for module in (network, heads):
+        module.float()
+    found = []
+    for half in (False, True):
+        own = TaskGradients(network.shared_layers())
+        with own.capture(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            losses = losses_of(network(x.float()), heads, 5)
+        found.append(torch.cat([g.flatten() for layer in own.backward(losses) for g in layer]))
+    assert not torch.equal(*found)
+    assert (found[0] - found[1]).norm() < 0.2 * found[0].norm()
 
 
 def test_modules_run_once_and_go_backwards_once_for_each_of_their_tasks() -> None:

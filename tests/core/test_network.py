@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from conal_rl.core import Tree, TreeNetwork, linear_chain
+from conal_rl.core import (
+    BranchingSpace,
+    ProStage,
+    Tree,
+    TreeNetwork,
+    linear_chain,
+    module_chain,
+)
 from conal_rl.core.layers import LinearStack, ModuleStack
 from conal_rl.core.network import copy_layers, parameter_count, typed
 from tests.core.reference import IN, make_chain, make_input, randomize, tree_outputs
@@ -199,6 +207,31 @@ def test_one_task() -> None:
     network = make_network(Tree.shared(["only"], 2), "norm", 0)
     x = make_input("norm", 1, 3)
     torch.testing.assert_close(network(x), torch.stack(tree_outputs(network, x)))
+
+
+def test_modules_that_work_in_place_leave_their_siblings_inputs_alone() -> None:
+    chain = module_chain([lambda: nn.Sequential(nn.ELU(inplace=True), nn.Linear(IN, 4))])
+    network = TreeNetwork(Tree.independent("ab", 1), chain).double()
+    x = make_input("plain", 1, 3)
+    with torch.no_grad():
+        rows = network(x.repeat(2, 1, 1))
+        torch.testing.assert_close(network(x.clone()), rows)
+
+
+def test_one_input_goes_through_what_is_shared_once() -> None:
+    """In a stage of CoNAL-Pro up to where tasks part, and through the copies of LTB."""
+    chain: list[Any] = [lambda index: ModuleStack(index, CountRuns)] * 3
+    x = torch.zeros(1, 5, 2)
+
+    def runs(layers: nn.ModuleList) -> list[list[int]]:
+        return [[m.runs for m in layer.modules_] for layer in layers]  # type: ignore[union-attr]
+
+    stage = ProStage(2, (4, None, None, 4)).network("abcd", chain)
+    stage(x)
+    assert runs(stage.joint.layers) == [[5], [5], [10, 10]]
+    copies = BranchingSpace(2).network("abcd", chain)
+    copies(x)
+    assert runs(copies.layers) == [[5, 5]] * 3
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="limits x86's products")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from conal_rl.core import Supernet, Tree, derive, linear_chain
+from conal_rl.core import Supernet, Tree, derive, linear_chain, module_chain
 from conal_rl.core.network import parameter_count
 from tests.core.reference import (
     IN,
@@ -91,6 +93,20 @@ def test_one_hot_gates_compute_what_the_derived_network_computes(
     expected = supernet(x)
     torch.testing.assert_close(network(x), expected)
     torch.testing.assert_close(torch.stack(tree_outputs(network, x)), expected)
+
+
+def test_batch_norm_sees_one_path_at_a_time() -> None:
+    """In training, with the statistics of its batch, as the derived network has them."""
+    torch.manual_seed(0)
+    sizes = [(IN, 4), (4, 4), (4, 4)]
+    chain = module_chain(
+        [partial(lambda i, o: nn.Sequential(nn.Linear(i, o), nn.BatchNorm1d(o)), *s) for s in sizes]
+    )
+    supernet = Supernet("abcd", chain)
+    randomize(supernet)
+    choose(supernet, [1, 2, 3, 4])
+    x = make_input("plain", 1, 6)
+    torch.testing.assert_close(supernet(x), supernet.derive()(x))
 
 
 def test_a_derived_network_has_weights_of_its_own_and_the_supernets_dtype() -> None:

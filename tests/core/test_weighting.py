@@ -180,6 +180,7 @@ def test_tasks_that_agree_make_their_sum(name: AggregationName) -> None:
 @pytest.mark.parametrize("name", AGGREGATIONS)
 def test_vanishing_gradients_and_nan_pass_through(name: AggregationName, scale: float) -> None:
     skip_without_solver(name)
+    torch.manual_seed(0)
     network = TreeNetwork(Tree.shared("ab", 1), linear_chain(3, [4]))
     aggregate = Aggregation(network.shared_layers(), name)
     with aggregate.capture():
@@ -187,8 +188,25 @@ def test_vanishing_gradients_and_nan_pass_through(name: AggregationName, scale: 
     aggregate.backward(losses)
     for parameter in network.parameters():
         assert parameter.grad is not None
-        expected = torch.zeros_like(parameter) if scale == 0 else parameter.grad
-        torch.testing.assert_close(parameter.grad, expected, equal_nan=True)
+        assert parameter.grad.isnan().any() if scale else not parameter.grad.any()
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.parametrize("name", sorted({*AGGREGATIONS} - {"nash_mtl"}))
+def test_gradients_of_any_size_are_aggregated_alike(name: AggregationName, scale: float) -> None:
+    """TorchJD's own weights are 0, or the mean, where a Jacobian's norm is below 0.01."""
+    problem = Problem.make(MIXED, "norm")
+    found = []
+    for factor in (1.0, scale):
+        aggregate = Aggregation(problem.encoder.shared_layers(), name)
+        with aggregate.capture():
+            losses = problem.losses() * factor
+        torch.manual_seed(0)
+        aggregate.backward(losses)
+        grads = [p.grad for p in problem.encoder.parameters()]
+        found.append([grad / factor for grad in grads if grad is not None])
+        problem.network().zero_grad()
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-8)
 
 
 # Loss weights
