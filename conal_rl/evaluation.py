@@ -26,9 +26,9 @@ from rich.table import Table
 from conal_rl import envs as conal_envs
 from conal_rl.config.checks import require_seed
 from conal_rl.envs.metaworld import (
-    TASK_NAMES,
     Camera,
     is_metaworld,
+    is_published,
     official_vector_env,
     require_display,
     suite_tasks,
@@ -41,6 +41,8 @@ Interval = tuple[float, float]
 Progress = Callable[[int, int], None]
 """Called with (episodes done, episodes wanted) over all tasks, after every episode that counts."""
 
+ENDLESS = 100_000
+"""Steps of all envs after which evaluation no longer waits for an episode to end."""
 _Z95 = NormalDist().inv_cdf(0.975)
 
 
@@ -174,7 +176,7 @@ def evaluate_policy(
     require_seed("seed", seed)
     if engine not in ("official", "native"):
         raise ConfigError(f"unknown engine {engine!r}: choose official or native")
-    if is_metaworld(suite) and set(suite_tasks(suite)) <= set(TASK_NAMES):
+    if is_published(suite):
         outcomes, returns = _evaluate_officially(policy, suite, episodes, seed, engine, progress)
     else:
         outcomes, returns = _evaluate_vec_env(policy, suite, episodes, seed, engine, progress)
@@ -306,19 +308,26 @@ def _evaluate_vec_env(
     progress: Progress | None,
 ) -> Outcomes:
     # Several envs share a policy's batch; official Meta-World envs are too large, 36 MB each.
-    per_task = 1 if is_metaworld(suite) and engine == "official" else min(episodes, 10)
+    per_task = 1 if is_metaworld(suite) else min(episodes, 10)
     envs = conal_envs.make(suite, envs_per_task=per_task, seed=seed, engine=cast(Any, engine))
     targets = np.tile([(episodes + k) // per_task for k in range(per_task)], len(envs.tasks))
     done_counts = np.zeros_like(targets)
     returns: dict[str, list[float]] = {task: [] for task in envs.tasks}
     successes: dict[str, list[bool]] = {task: [] for task in envs.tasks}
     count = _counter(progress, int(targets.sum()))
+    steps = 0
     try:
         _check_fits(policy, envs.observation_space)
         observations = cast(NDArray[np.float32], envs.reset())
         while (done_counts < targets).any():
             actions, _ = policy.predict(observations, deterministic=True)
             observations, _, dones, infos = cast(Any, envs.step(actions))
+            steps = 0 if dones.any() else steps + 1
+            if steps == ENDLESS:
+                raise SuiteError(
+                    f"no episode has ended in {ENDLESS:,} steps; give the envs a time limit "
+                    "(max_episode_steps)"
+                )
             for i in np.flatnonzero(dones & (done_counts < targets)):
                 done_counts[i] += 1
                 task = envs.tasks[i // per_task]

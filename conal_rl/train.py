@@ -30,7 +30,7 @@ from conal_rl.core.learner import Learner
 from conal_rl.core.network import bfloat16_pays
 from conal_rl.envs import SuiteVecEnv, make
 from conal_rl.envs.vec_env import Standing
-from conal_rl.errors import CheckpointError, ObservationError, SuiteError, TreeError
+from conal_rl.errors import CheckpointError, ConalError, ObservationError, SuiteError, TreeError
 from conal_rl.phases import (
     Phase,
     PhasedRun,
@@ -188,6 +188,12 @@ class Training(PhasedRun[Config]):
         return self.stop.signal is None
 
     def _derive_trees(self) -> tuple[Tree, ...]:
+        if self.agent._n_updates == 0:
+            raise ConalError(
+                f"no tree can be derived: the {self.steps:,} steps of the search were without an "
+                "update, as not every task has ended an episode for training and one for "
+                "validation; give envs a time limit (max_episode_steps), or more search.steps"
+            )
         return self.agent.derive()
 
     def _train_trees(self, trees: tuple[Tree, ...]) -> None:

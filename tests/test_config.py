@@ -223,8 +223,22 @@ def test_a_smaller_budget_shrinks_the_search() -> None:
     assert load_config("mt10").search.steps == 400_000
     assert load_config("mt10", ["--total-steps", "20000"]).search.steps == 4_000
     assert load_config("mt10", ["--total-steps", "9000000"]).search.steps == 400_000
+    assert load_config("nyuv2").search.steps == 19_800
+    for steps in ("39600", "80000"):  # its own, and more
+        assert load_config("nyuv2", ["--total-steps", steps]).search.steps == 19_800
     both = ["--total-steps", "20000", "--search.steps", "7000"]
     assert load_config("mt10", both).search.steps == 7_000
+
+
+def test_a_resumed_search_keeps_its_steps(tmp_path: Path) -> None:
+    """Also where they are more than a fifth of a total that changes."""
+    run = tmp_path / "run"
+    run.mkdir()
+    written = load_config("digits", ["--total-steps", "120", "--search.steps", "60"])
+    (run / "config.yaml").write_text(written.to_yaml(), encoding="utf-8")
+    for steps in ("100", "140"):
+        command = parse_command_line(["--resume", str(run), "--total-steps", steps], "")
+        assert command.config == dataclasses.replace(written, total_steps=int(steps))
 
 
 def test_a_config_cannot_be_changed() -> None:

@@ -431,3 +431,14 @@ def test_command_without_the_opengl_that_was_asked_for(run_folder: Path) -> None
     assert done.stderr.startswith("error: ")
     assert "MUJOCO_GL=none-such" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_episodes_without_an_end_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Still:
+        def predict(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+            return np.zeros((len(observation), 1), dtype=np.float32), None
+
+    monkeypatch.setattr(evaluation, "ENDLESS", 50)
+    suite = ("tests.agents.toy:Endless-v0",)
+    with pytest.raises(SuiteError, match="no episode has ended in 50 steps"):
+        evaluation.evaluate_policy(Still(), suite, 1)

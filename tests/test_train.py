@@ -890,6 +890,19 @@ def test_a_log_goes_on(log: Path) -> None:
         ]
 
 
+# Envs without an end
+
+
+def test_a_search_without_an_update_derives_nothing(
+    toy: str, one_line: Any, tmp_path: Path
+) -> None:
+    suite = ["--env.suite", "tests.agents.toy:Endless-v0", "tests.agents.toy:Left-v0"]
+    told = one_line(toy, "--out", str(tmp_path / "run"), *suite)
+    assert told.startswith("no tree can be derived: the 160 steps of the search were without an")
+    assert "max_episode_steps" in told
+    assert not (tmp_path / "run" / "tree.json").exists()
+
+
 # Machines without fast products in bfloat16
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from stable_baselines3 import SAC
+from stable_baselines3.common.logger import HumanOutputFormat
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import safe_mean
@@ -21,6 +22,7 @@ from conal_rl.agents import storage
 from conal_rl.agents.policies import CONAL, ConalPolicy, TaskActor, TaskCritics
 from conal_rl.agents.records import Means, RecentEpisodes
 from conal_rl.agents.replay import TaskBatch, TaskReplayBuffer
+from conal_rl.agents.value import HLGauss
 from conal_rl.core import (
     ConflictNoticing,
     ProStage,
@@ -33,6 +35,9 @@ from conal_rl.core import (
 from conal_rl.core.learner import ConflictSettings, Learner
 from conal_rl.core.search import apply_gradients, decay_specific, gate_step
 from conal_rl.errors import ConalError, diverged
+
+CLAMPED = "clamped_targets"
+MUCH_CLAMPED = 0.2
 
 
 class ConalSAC(SAC):
@@ -50,7 +55,8 @@ class ConalSAC(SAC):
             `BranchingSpace`, `ReconSpace`), None for `ConalSpace()`, or a pair of these
             `(actor's, critics')`.
         tasks: task names in the order of the one-hot.
-        reward_scale: factor on rewards before they enter the critics.
+        reward_scale: factor on rewards before they enter the critics. Scaled returns must lie in
+            the policy's `critic_range`, by default -1 to 11, unless `critic` is `mse`.
         normalize_returns: divide each task's rewards by the largest magnitude that their discounted
             sum has had, before `reward_scale` (after Nauman et al., "Bigger, Regularized,
             Categorical", 2025, who divide by the largest return).
@@ -338,6 +344,8 @@ class ConalSAC(SAC):
             critic_losses = self._critic_losses(outputs, target)
         self.learners["critic"].step(critic_losses, self.max_grad_norm)
         metrics = {"critic_loss": critic_losses.detach().mean(), "target_q": target.mean()}
+        if isinstance(self.critic.value_loss, HLGauss):
+            metrics[CLAMPED] = self.critic.value_loss.outside(target).float().mean()
         if acting:
             actor_losses = self._actor_losses(batch, actions, log_prob, temperature)
             self.learners["actor"].step(actor_losses, self.max_grad_norm)
@@ -484,6 +492,13 @@ class ConalSAC(SAC):
             if not np.isfinite(mean):
                 raise diverged(f"{name} is {mean}", self._n_updates)
             self.logger.record(f"train/{name}", mean)
+            if name == CLAMPED and mean > MUCH_CLAMPED:
+                warnings.warn(
+                    f"over {MUCH_CLAMPED:.0%} of the critics' targets are outside of critic_range "
+                    f"{self.policy.architecture['critic_range']} and clamped to it: scale the "
+                    "rewards by another reward_scale, or widen the range",
+                    stacklevel=2,
+                )
         self.logger.record("train/n_updates", self._n_updates)
         success, returns = self.recent.success(), self.recent.returns()
         for task in self.tasks:
@@ -494,7 +509,11 @@ class ConalSAC(SAC):
             self.logger.record("success/mean", safe_mean([s for s in success.values() if s == s]))
         for name, learner in self.learners.items():
             for tag, value in learner.scalars(name).items():
-                self.logger.record(tag, value, exclude="csv")
+                # As many as tasks times layers: for curves, not for SB3's tables.
+                self.logger.record(tag, value, exclude=("csv", "stdout", "log"))
+        for output in self.logger.output_formats:
+            if isinstance(output, HumanOutputFormat):  # it refuses names that it would cut alike
+                output.max_length = max(output.max_length, 8 + max(map(len, self.tasks)))
         super().dump_logs()
 
     def save_weights(self, folder: Path | str, half: bool = False) -> None:

@@ -79,6 +79,12 @@ class HLGauss(nn.Module):
         """Cross-entropy of every entry; logits `(..., bins)`, targets broadcastable to `(...)`."""
         return -(self.histogram(target) * outputs.log_softmax(-1)).sum(-1)
 
+    def outside(self, target: Tensor) -> Tensor:
+        """Which targets the support has not, and are clamped to its ends: bool, as the target."""
+        if self.linear_to is not None:
+            target = (target / self.linear_to).asinh()
+        return (target < self.edges[0]) | (target > self.edges[-1])
+
     def histogram(self, target: Tensor) -> Tensor:
         """The target's probability in every bin, `(..., bins)`."""
         if self.linear_to is not None:

@@ -64,11 +64,11 @@ def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
         found = f"got {' '.join(words)}" if words else "name one"
         names = ", ".join(presets())
         raise ConfigError(f"command line: {found}, expected one of {names}, or one YAML file")
-    config = _load(words[0], given)
+    config = _load(words[0], given, keep_search=resume is not None)
     return CommandLine(config, Path(out) if out else None, Path(resume) if resume else None)
 
 
-def _load(name: str, overrides: Mapping[str, Any]) -> AnyConfig:
+def _load(name: str, overrides: Mapping[str, Any], keep_search: bool = False) -> AnyConfig:
     path: Any = resources.files("conal_rl") / "configs" / f"{name}.yaml"
     source = f"{name}.yaml"
     if name not in presets():
@@ -83,11 +83,11 @@ def _load(name: str, overrides: Mapping[str, Any]) -> AnyConfig:
     config = _build(kind, flat, source)
     if not overrides:
         return config
-    if "total_steps" in overrides and "search.steps" not in overrides:
+    if "total_steps" in overrides and "search.steps" not in overrides and not keep_search:
         # A smaller budget shrinks a search that the file sized for its own.
         whole = _build(kind, {**flat, **overrides, "search.steps": 1}, "command line").total_steps
-        fifth = whole // 5
-        flat["search.steps"] = max(1, min(config.search.steps, fifth))
+        if whole < config.total_steps:
+            flat["search.steps"] = max(1, min(config.search.steps, whole // 5))
     return _build(kind, {**flat, **overrides}, "command line")
 
 

@@ -38,13 +38,14 @@ def make(
     Args:
         suite: One of
             `"mt10"`, `"mt25"`, `"mt50"`, `"mt1:TASK"` or a sequence of Meta-World v3 task names,
-            among them `"module:Class"` for a subclass of a Meta-World env;
+            among them `"module:Class"` for a subclass of a Meta-World env, with which all of the
+            suite's envs are official ones;
             `"cartpole"` (seven CartPole variants; the action's sign chooses the push) or
             `"cartpole:proportional"` (the action scales the force);
             a sequence of gymnasium env IDs, `"module:Env-v0"` included, with 1-D Box observations
             and the same Box of actions.
         envs_per_task: How many envs of each task. An official Meta-World env holds a MuJoCo model
-            of 36 MB, a native one beyond a task's first takes 5 KB.
+            of 36 MB, a native one beyond a task's first takes 4 KB.
         seed: Seed of every env's random stream and of Meta-World's goals, in [0, 2**32).
         engine: What steps Meta-World's envs: `"native"`, compiled and in threads, or `"official"`,
             as published, one after the other; both give the same numbers. Other suites are always
@@ -60,7 +61,7 @@ def make(
     if not 0 <= seed < 2**32:  # the range of the numpy stream that draws Meta-World's goals
         raise SuiteError(f"seed is {seed}; it must be at least 0 and below 2**32")
     suite = suite if isinstance(suite, str) else tuple(suite)
-    if engine == "native" and _is_metaworld(suite):
+    if engine == "native" and _is_published(suite):
         from conal_rl.envs.native import require_exact
 
         require_exact()
@@ -70,14 +71,14 @@ def make(
     return TaskVecEnv(suite, _tasks(suite, seed), envs_per_task, seed)
 
 
-def _is_metaworld(suite: Suite) -> bool:
+def _is_published(suite: Suite) -> bool:
     from conal_rl.envs import cartpole
 
     if suite in cartpole.SUITES or not suite:
         return False
     from conal_rl.envs import metaworld  # brings MuJoCo with it
 
-    return metaworld.is_metaworld(suite)
+    return metaworld.is_published(suite)
 
 
 def _tasks(suite: Suite, seed: int) -> list[Task]:

@@ -50,6 +50,15 @@ def is_metaworld(suite: str | Sequence[str]) -> bool:
     return any(_find_class(name) is not None for name in suite)
 
 
+def is_published(suite: str | Sequence[str]) -> bool:
+    """Whether `suite` is of Meta-World's own tasks alone, and none is a user's subclass.
+
+    Raises:
+        SuiteError: As in `suite_tasks`.
+    """
+    return is_metaworld(suite) and set(suite_tasks(suite)) <= set(TASK_NAMES)
+
+
 def _find_class(name: str) -> type[SawyerXYZEnv] | None:
     """The env of a task's name: Meta-World's, or a user's subclass as `module:Class`."""
     module, _, attribute = name.rpartition(":")

@@ -31,9 +31,12 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
     """One env as the agent sees it.
 
     Pads the observation with zeros to `obs_dim`, appends the one-hot of `task`, and raises
-    `ObservationError` on a NaN or inf, before it can reach a replay buffer. Where the env's
-    gymnasium spec has a `reward_threshold`, `info["is_success"]` at the end of an episode says
-    whether the return reached it.
+    `ObservationError` on a NaN or inf, or on an observation of another length than its space's,
+    before it can reach a replay buffer.
+
+    `info["is_success"]` at the end of an episode is the env's own. Where it has none, it says
+    whether `info["success"]` was true at any step, or else whether the return reached the
+    `reward_threshold` of the env's gymnasium spec.
     """
 
     def __init__(
@@ -48,16 +51,21 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
         self._empty = np.zeros(obs_dim + num_tasks, dtype=np.float32)
         self._empty[obs_dim + task] = 1.0
         self._where = f"task {name!r}, env {index} of the task"
+        assert env.observation_space.shape is not None
+        (self._length,) = env.observation_space.shape
         self._threshold = env.spec.reward_threshold if env.spec else None
+        self._begin()
+
+    def _begin(self) -> None:
         self._step = 0
         self._return = 0.0
+        self._solved: bool | None = None  # None: the env has not said
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode; see the class."""
-        self._step = 0
-        self._return = 0.0
+        self._begin()
         obs, info = self.env.reset(seed=seed, options=options)
         return self._observation(obs), info
 
@@ -71,11 +79,21 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
         if not math.isfinite(reward):
             raise self._error("reward")
         self._return += reward
-        if self._threshold is not None and (terminated or truncated):
-            info["is_success"] = self._return >= self._threshold
+        if "success" in info:
+            self._solved = bool(self._solved) or bool(info["success"])
+        if (terminated or truncated) and "is_success" not in info:
+            if self._solved is not None:
+                info["is_success"] = self._solved
+            elif self._threshold is not None:
+                info["is_success"] = self._return >= self._threshold
         return self._observation(obs), reward, terminated, truncated, info
 
     def _observation(self, obs: npt.NDArray[Any]) -> Observation:
+        if np.shape(obs) != (self._length,):
+            raise ObservationError(
+                f"{self._where}: an observation of shape {np.shape(obs)} at step {self._step} of "
+                f"the episode, but its space is of ({self._length},); mend the env"
+            )
         out: Observation = self._empty.copy()
         with np.errstate(over="ignore"):  # too large for float32 becomes inf, which is caught below
             out[: len(obs)] = obs
@@ -193,6 +211,13 @@ def _common_obs_dim(names: Sequence[str], envs: Sequence[gym.Env[Any, Any]]) -> 
             raise SuiteError(
                 f"task {name!r} has the action space {env.action_space}; tasks need a Box: "
                 "wrap the env so that a continuous action selects one of its actions"
+            )
+        actions = env.action_space
+        if len(actions.shape) != 1 or not actions.is_bounded() or actions.dtype.kind != "f":
+            raise SuiteError(
+                f"task {name!r} has the action space {actions}; tasks need a 1-D Box of finite "
+                "bounds and floating-point numbers: wrap the env, for instance in gymnasium's "
+                "RescaleAction or TransformAction"
             )
         obs = env.observation_space
         if not isinstance(obs, Box) or len(obs.shape) != 1:

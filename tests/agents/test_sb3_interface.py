@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -269,3 +270,28 @@ def test_an_env_without_names_needs_them() -> None:
     with pytest.raises(ValueError, match=r"pass tasks=\[\.\.\.\]"):
         make_agent(None, env=env)
     assert make_agent(None, env=env, tasks=["a", "b"]).tasks == ("a", "b")
+
+
+def test_sb3s_tables_take_long_names_that_begin_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"some_package.of_mine.envs:Pendulum{kind}-v1" for kind in ("Heavy", "Light")]
+    env = make_env((-0.5, 0.5))
+    agent = ConalSAC(env=env, tasks=names, verbose=1, policy_kwargs={"widths": (8,)}, seed=0)
+    agent.learn(200, log_interval=4)
+    told = capsys.readouterr().out
+    assert all(f"{name} " in told for name in names)
+    assert "gates_actor" not in told
+
+
+def test_targets_that_the_critics_cannot_express_are_told() -> None:
+    """Rewards of -1 for ever: a value of -100 where the range ends at -1."""
+    kinds = {"critic": "hl_gauss", "learning_starts": 20}
+    agent = make_agent(TREES["shared"], (5.0, 5.0), **kinds)
+    with pytest.warns(UserWarning, match=r"outside of critic_range \(-1.0, 11.0\)"):
+        agent.learn(400, log_interval=4)
+    fine = make_agent(TREES["shared"], (5.0, 5.0), reward_scale=1e-4, **kinds)
+    logged = Memory()
+    fine.set_logger(Logger(None, [logged]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fine.learn(400, log_interval=4)
+    assert logged.lines[-1]["train/clamped_targets"] == 0

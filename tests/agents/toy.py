@@ -79,6 +79,7 @@ _register("Right-v0", target=0.5)
 _register("Target-v0", target=0.0)
 _register("Broken-v0", broken_at=40)
 _register("BrokenAtOnce-v0", broken_at=0)
+_register("Endless-v0", length=10**9)
 
 
 def tasks_named(count: int) -> tuple[str, ...]:

@@ -232,3 +232,74 @@ def test_package_that_is_not_installed_is_named() -> None:
     gym.register("Broken-v0", entry_point="no_such_package:Env")
     with pytest.raises(SuiteError, match=r"cannot make 'Broken-v0': .*no_such_package"):
         make(["Broken-v0"])
+
+
+class Tells(Toy):
+    """Says at its second step that it has succeeded, in one way or another."""
+
+    def __init__(self, key: str | None) -> None:
+        super().__init__()
+        self.key = key
+
+    def step(self, action: Any) -> Any:
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self.key == "success":
+            info["success"] = self.t == 2
+        if self.key == "is_success" and terminated:
+            info["is_success"] = True
+        return obs, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("threshold", [None, 1e9])
+def test_success_is_what_the_env_says_or_else_the_threshold(threshold: float | None) -> None:
+    def build(key: str | None) -> gym.Env[Any, Any]:
+        env = Tells(key)
+        env.spec = gym.envs.registration.EnvSpec("Tells-v0", reward_threshold=threshold)
+        return env
+
+    keys = ["success", "is_success", None]
+    tasks = [Task(str(key), lambda key=key: build(key)) for key in keys]  # type: ignore[misc]
+    envs = TaskVecEnv("toy", tasks)
+    for _ in range(2):  # and again in the next episode
+        envs.reset()
+        for _ in range(5):
+            _, _, dones, infos = envs.step(np.zeros((3, 1), dtype=np.float32))
+        assert dones.all()
+        assert infos[0]["is_success"] is infos[1]["is_success"] is True
+        assert infos[2].get("is_success") is (None if threshold is None else False)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_an_observation_of_another_length_is_refused(length: int) -> None:
+    """It would change the task ID, or be padded in silence."""
+
+    class Longer(Toy):
+        def _obs(self) -> Any:
+            return np.zeros(length if self.t == 2 else 2)
+
+    envs = TaskVecEnv("toy", [Task("a", Longer), Task("b", Toy)])
+    envs.reset()
+    actions = np.zeros((2, 1), dtype=np.float32)
+    envs.step(actions)
+    with pytest.raises(ObservationError, match=rf"task 'a', env 0 .* \({length},\) at step 2"):
+        envs.step(actions)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        Box(-np.inf, np.inf, (2,)),
+        Box(-1, np.inf, (2,)),
+        Box(-1, 1, (2, 3)),
+        Box(-1, 1, ()),
+        Box(0, 10, (2,), np.int64),
+    ],
+)
+def test_actions_that_no_policy_has_are_refused(space: Box) -> None:
+    class Acts(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.action_space = space
+
+    with pytest.raises(SuiteError, match="tasks need a 1-D Box of finite bounds"):
+        TaskVecEnv("toy", [Task("a", Acts)])

@@ -37,7 +37,6 @@ OBSERVATION = 39
 STEPS_PER_TIMING = 500
 PATIENCE = 20_000
 """How often a helping thread looks for the next step before it sleeps: some 0.1 ms."""
-_OWN_STEP = ("step", "set_xyz_action", "do_simulation", "_step_mujoco_simulation", "_set_pos_site")
 
 
 class Snapshot(NamedTuple):
@@ -221,19 +220,14 @@ class Engine:
         self._order[:] = self._order[np.argsort(seconds)[::-1]]
 
     def _step_interpreted(self, worker: int, i: int, action: npt.NDArray[Any]) -> None:
-        """Compiled physics, then the task's own observation and reward; or all its own."""
+        """Compiled physics, then the task's own observation and reward."""
         slot = self._slots[i]
-        if _overrides(type(slot), _OWN_STEP):
-            self._load(worker, i)
-            observation, reward, _, _, info = slot.step(action)
-            self._save(worker, i)
-        else:
-            physics.simulate(self.workers, self.rows, worker, i)
-            slot.curr_path_length += 1
-            low, high = self.workers.bounds[worker]
-            observation = np.clip(slot._get_obs(), low, high)
-            slot._last_stable_obs = observation
-            reward, info = slot.evaluate_state(observation, action)
+        physics.simulate(self.workers, self.rows, worker, i)
+        slot.curr_path_length += 1
+        low, high = self.workers.bounds[worker]
+        observation = np.clip(slot._get_obs(), low, high)
+        slot._last_stable_obs = observation
+        reward, info = slot.evaluate_state(observation, action)
         self.rows.observations[i] = observation
         self.rows.rewards[i] = float(reward)
         self.rows.successes[i] = bool(info["success"])
@@ -288,27 +282,15 @@ class Engine:
             vars(slot).update(_copied(snapshot.attributes))
             self._slots[i] = slot
 
-    def _load(self, worker: int, i: int) -> None:
-        """Put env `i` into the model and data of its worker."""
-        (model, data), (state, body, site) = self._memory[worker], self.workers.sizes[worker]
-        model.body_pos[:] = self.rows.body_pos[i, :body].reshape(-1, 3)
-        model.site_pos[:] = self.rows.site_pos[i, :site].reshape(-1, 3)
-        mujoco.mj_setState(model, data, self.rows.states[i, :state], STATE)
-
-    def _save(self, worker: int, i: int) -> None:
-        """The inverse of `_load`."""
-        (model, data), (state, body, site) = self._memory[worker], self.workers.sizes[worker]
-        self.rows.body_pos[i, :body] = model.body_pos.flat
-        self.rows.site_pos[i, :site] = model.site_pos.flat
-        mujoco.mj_getState(model, data, self.rows.states[i, :state], STATE)
-
     def show(self, i: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
         """Model and data with env `i` in them, for rendering, until the next step or reset."""
         assert self._actions is None, "show() before wait()"
         ranges = self.workers.ranges
         worker = int(np.flatnonzero((ranges[:, 0] <= i) & (i < ranges[:, 1]))[0])
-        self._load(worker, i)
-        model, data = self._memory[worker]
+        (model, data), (state, body, site) = self._memory[worker], self.workers.sizes[worker]
+        model.body_pos[:] = self.rows.body_pos[i, :body].reshape(-1, 3)
+        model.site_pos[:] = self.rows.site_pos[i, :site].reshape(-1, 3)
+        mujoco.mj_setState(model, data, self.rows.states[i, :state], STATE)
         mujoco.mj_forward(model, data)
         return model, data
 
@@ -351,10 +333,6 @@ def usable_cores() -> int:
 
 def _sizes(model: mujoco.MjModel) -> tuple[int, int, int]:
     return mujoco.mj_stateSize(model, STATE), model.body_pos.size, model.site_pos.size
-
-
-def _overrides(env: type[SawyerXYZEnv], names: Sequence[str]) -> bool:
-    return any(getattr(env, name) is not getattr(SawyerXYZEnv, name) for name in names)
 
 
 def _copied(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import seeding
 
-from conal_rl.envs.metaworld import HORIZON, NUM_GOALS, Camera, draw_goals, env_class
+from conal_rl.envs.metaworld import (
+    HORIZON,
+    NUM_GOALS,
+    Camera,
+    draw_goals,
+    env_class,
+    is_published,
+)
 from conal_rl.envs.native.engine import Engine, usable_cores
 from conal_rl.envs.native.physics import Floats, Integers
 from conal_rl.envs.vec_env import Standing
-from conal_rl.errors import ObservationError
+from conal_rl.errors import ObservationError, SuiteError
 
 TaskSelect = Literal["random", "pseudorandom"]
 Flags = npt.NDArray[np.bool_]
@@ -47,6 +54,9 @@ class GoalStream:
     """Which goal each reset of one env takes: metaworld's two ways, with their random draws."""
 
     def __init__(self, seed: int, select: TaskSelect) -> None:
+        if select not in get_args(TaskSelect):
+            known = " or ".join(get_args(TaskSelect))
+            raise ValueError(f"task_select is {known}, not {select!r}")
         self._select = select
         self._random, _ = seeding.np_random(seed)
         self._order = list(range(NUM_GOALS))
@@ -82,6 +92,9 @@ class Episodes:
         terminate_on_success: Whether an episode ends at its first success, as in metaworld's
             evaluation.
         threads: That step; the cores that this process may use when None.
+
+    Raises:
+        SuiteError: A task is a user's own, whose code the engine cannot know.
     """
 
     def __init__(
@@ -93,6 +106,11 @@ class Episodes:
         terminate_on_success: bool = False,
         threads: int | None = None,
     ) -> None:
+        if not is_published(names):
+            raise SuiteError(
+                f"the native engine has Meta-World's own tasks alone, not {', '.join(names)}; "
+                "conal_rl.envs.make runs subclasses of theirs on the official one"
+            )
         self.names = tuple(names)
         self.terminate_on_success = terminate_on_success
         self._task_select: TaskSelect = task_select
@@ -110,9 +128,21 @@ class Episodes:
         self._cameras: dict[int, Camera] = {}  # by the id of the data that they see
         self._nobody = self._ended(np.arange(0))
 
-    def seed(self, seeds: Sequence[int]) -> None:
-        """Seed each env's stream of goals from the next reset on."""
-        self.set_streams([GoalStream(seed, self._task_select) for seed in seeds])
+    def seed(self, seeds: Sequence[int | None]) -> None:
+        """Seed each env's stream of goals from the next reset on; with None, it goes on.
+
+        Raises:
+            ValueError: another number of seeds.
+        """
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"{len(seeds)} seeds for {self.num_envs} envs")
+        streams = self._streams or [GoalStream(0, self._task_select)] * self.num_envs
+        self.set_streams(
+            [
+                stream if seed is None else GoalStream(int(seed), self._task_select)
+                for stream, seed in zip(streams, seeds, strict=True)
+            ]
+        )
 
     def set_streams(self, streams: Sequence[GoalStream]) -> None:
         """Have the goals of each env's next resets drawn by other streams."""

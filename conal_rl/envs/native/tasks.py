@@ -1,10 +1,10 @@
 """What the compiled code must know of a Meta-World task: where its object is, which reward it has.
 
 The numbers are those of metaworld 3.1.1 (`_get_pos_objects`, `_get_quat_objects` and
-`compute_reward` of each env). A task that is not in `COMPILED`, or a subclass of one that is, runs
-its own observation and reward code after compiled physics. Of MT50 that is stick-push alone: its
-success asks whether both pads press on the stick, and MuJoCo moves the contact forces that say so
-to another place in memory at every step.
+`compute_reward` of each env). A task that is not in `COMPILED` runs its own observation and reward
+code after compiled physics. Of MT50 that is stick-push alone: its success asks whether both pads
+press on the stick, and MuJoCo moves the contact forces that say so to another place in memory at
+every step.
 """
 
 from __future__ import annotations

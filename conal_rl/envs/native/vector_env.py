@@ -7,6 +7,7 @@ env = gymnasium.make("conal_rl/MT1-v3", task="reach-v3")
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -86,12 +87,21 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv[Floats, npt.NDArray[Any], Any]):
         self.episodes.seed(stream_seeds(seed, len(self.tasks), per_task))
 
     def reset(
-        self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
     ) -> tuple[Floats, dict[str, Any]]:
-        """Begin an episode in every env; a seed begins their streams of goals anew."""
-        if isinstance(seed, int):
+        """Begin an episode in every env; a seed begins their streams of goals anew.
+
+        Raises:
+            ValueError: another number of seeds than of envs, or options, of which there are none.
+        """
+        if options:
+            raise ValueError(f"reset has no options here, not {', '.join(options)}")
+        if isinstance(seed, int | np.integer):
             per_task = self.num_envs // len(self.tasks)
-            self.episodes.seed(stream_seeds(seed, len(self.tasks), per_task))
+            self.episodes.seed(stream_seeds(int(seed), len(self.tasks), per_task))
         elif seed is not None:
             self.episodes.seed(seed)
         return self._with_one_hot(self.episodes.reset(), slice(None)), {}
@@ -170,12 +180,14 @@ class MetaWorldEnv(gym.Env[Floats, npt.NDArray[Any]]):
     Args:
         task: Its name, `"reach-v3"`.
         render_mode: `"rgb_array"` or None.
-        options: As of `MetaWorldVectorEnv`.
+        options: As of `MetaWorldVectorEnv`. Without a `seed` here or at `reset`, goals are drawn in
+            another order by every env.
     """
 
     metadata = _METADATA
 
     def __init__(self, task: str, render_mode: str | None = None, **options: Any) -> None:
+        self._seeded = "seed" in options
         options = {"use_one_hot": False, "threads": 1} | options
         self._envs = MetaWorldVectorEnv(f"mt1:{task}", render_mode=render_mode, **options)
         self.render_mode = render_mode
@@ -187,7 +199,10 @@ class MetaWorldEnv(gym.Env[Floats, npt.NDArray[Any]]):
     ) -> tuple[Floats, dict[str, Any]]:
         """Begin an episode; a seed begins the stream of goals anew."""
         super().reset(seed=seed)
-        observations, _ = self._envs.reset(seed=seed)
+        if seed is None and not self._seeded:
+            seed = int(self.np_random.integers(2**32))
+        self._seeded = True
+        observations, _ = self._envs.reset(seed=seed, options=options)
         return observations[0], {}
 
     def step(self, action: npt.NDArray[Any]) -> tuple[Floats, float, bool, bool, dict[str, Any]]:

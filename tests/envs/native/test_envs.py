@@ -39,11 +39,12 @@ class Lazy(SawyerReachEnvV3):
         return reward - self.effort, info
 
 
-class Heavy(SawyerPushEnvV3):
-    """A user's task that changes how a step is made."""
+class Ends(SawyerPushEnvV3):
+    """A user's task that ends after ten steps."""
 
-    def set_xyz_action(self, action: Any) -> None:
-        super().set_xyz_action(np.asarray(action) * 0.5)
+    def step(self, action: Any) -> Any:
+        observation, reward, _, truncated, info = super().step(action)
+        return observation, reward, self.curr_path_length == 10, truncated, info
 
 
 def random_actions(steps: int, envs: int) -> Any:
@@ -80,8 +81,23 @@ def test_rollouts_across_resets_are_the_official_ones() -> None:
 
 
 def test_a_subclass_of_an_official_env_runs_its_own_code() -> None:
-    suite = [f"{__name__}:Lazy", f"{__name__}:Heavy", "push-v3"]
-    assert_same_rollout(suite, per_task=2, steps=40)
+    """Whatever it does at a step or a reset, as the suite's envs are official ones."""
+    suite = [f"{__name__}:Lazy", f"{__name__}:Ends", "push-v3"]
+    envs: Any = make(suite, 2, seed=4)
+    envs.reset()
+    efforts, dones = [], []
+    for row in random_actions(20, envs.num_envs):
+        _, rewards, done, _ = envs.step(row)
+        efforts.append(rewards[0])
+        dones.append(done)
+    assert np.flatnonzero(np.array(dones)[:, 2]).tolist() == [9, 19]
+    assert not np.array(dones)[:, [0, 1, 4, 5]].any()
+    assert efforts[-1] < -20  # of 20 steps with about 2 each, less what reaching gives
+    assert envs.env_method("get_wrapper_attr", "effort", indices=[0])[0] > 20
+    envs.close()
+    for build in (NativeVecEnv, MetaWorldVectorEnv):
+        with pytest.raises(SuiteError, match="Meta-World's own tasks alone"):
+            build(tuple(suite))
 
 
 def test_what_is_no_subclass_is_named() -> None:
@@ -341,3 +357,36 @@ def test_an_unstable_simulation_goes_on_as_the_official_one() -> None:
         assert engine.rows.rewards[0] == pytest.approx(reward, abs=1e-9)
     assert envs.episodes.warnings[0] > 0
     envs.close()
+
+
+def test_seeds_of_the_gymnasium_envs() -> None:
+    def goals(envs: MetaWorldVectorEnv, **how: Any) -> list[Any]:
+        return envs.reset(**how)[0][:, 36:39].tolist()
+
+    envs = MetaWorldVectorEnv("mt1:reach-v3", envs_per_task=3, seed=5)
+    first = goals(envs, seed=7)
+    assert goals(envs, seed=np.int64(7)) == first
+    ones = goals(envs, seed=[1, 2, 3])
+    other = goals(envs, seed=[1, 9, 3])
+    assert ones[0] == other[0] and ones[2] == other[2]
+    assert goals(envs, seed=[1, None, 3])[::2] == ones[::2]
+    with pytest.raises(ValueError, match="2 seeds for 3 envs"):
+        envs.reset(seed=[1, 2])
+    with pytest.raises(ValueError, match="no options here, not reset_mask"):
+        envs.reset(options={"reset_mask": np.array([True, False, False])})
+    assert len(goals(envs)) == 3  # what was refused has changed nothing
+    envs.close()
+    with pytest.raises(ValueError, match="task_select is random or pseudorandom, not 'all'"):
+        MetaWorldVectorEnv("mt1:reach-v3", task_select="all")  # type: ignore[arg-type]
+
+
+def test_unseeded_envs_of_one_task_begin_with_goals_of_their_own() -> None:
+    envs = [gym.make("conal_rl/MT1-v3", task="reach-v3") for _ in range(4)]
+    assert len({tuple(env.reset()[0][36:39]) for env in envs}) > 1
+    assert len({tuple(env.reset(seed=3)[0][36:39]) for env in envs}) == 1
+    for env in envs:
+        env.close()
+    seeded = [gym.make("conal_rl/MT1-v3", task="reach-v3", seed=3) for _ in range(2)]
+    assert len({tuple(env.reset()[0][36:39]) for env in seeded}) == 1
+    for env in seeded:
+        env.close()
