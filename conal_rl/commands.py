@@ -25,14 +25,27 @@ class Parser(argparse.ArgumentParser):
 
 
 def exit_status(run: Callable[[], int | None]) -> int:
-    """Run a command: its own status or 0, 2 after an error reported in one line, 130 on Ctrl-C."""
+    """Run a command: its own status or 0, 2 after an error reported in one line, 130 on Ctrl-C.
+
+    Errors are those of conal_rl, and what a machine has not: files, a disk's room, memory.
+    """
     try:
         return run() or 0
     except ConalError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        told = str(error)
+    except OSError as error:
+        told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except MemoryError:
+        told = "out of memory"
+    except RuntimeError as error:  # torch has a class for a GPU's memory, and none for a CPU's
+        told = " ".join(str(error).split())
+        if "memory" not in told or "alloc" not in told.lower():
+            raise
+        told = f"out of memory; a smaller agent.buffer_size or batch_size needs less: {told}"
     except KeyboardInterrupt:
         return 130
+    print(f"error: {told}", file=sys.stderr)
+    return 2
 
 
 def usable_device(field: str, name: str) -> torch.device:

@@ -97,7 +97,7 @@ class PhasedRun(ABC, Generic[C]):
                 if not self._learn(self.config.total_steps):
                     return self._interrupted()
                 self.phase = "done"
-                self._report_conflicts("training.json", self.config.agent.tree)
+                self._report_conflicts("training.json")
                 self._checkpoint()
         try:
             self._evaluate_finally()
@@ -114,6 +114,9 @@ class PhasedRun(ABC, Generic[C]):
             numbers = [s.number for s in structures if isinstance(s, ProStage)]
             if not self._learn(steps * max(numbers) // stages if numbers else steps):
                 return False
+            self._checkpoint()  # what comes may fail: a disk may be full
+            if numbers:
+                self._report_conflicts(f"search-stage-{max(numbers)}.json")
             if not self._next_stage():
                 return True
             self._checkpoint()
@@ -122,7 +125,7 @@ class PhasedRun(ABC, Generic[C]):
         """From the search's gates to networks of fixed trees."""
         trees = self._derive_trees()
         self.search_steps, self.search_seconds = self.steps, self._elapsed()
-        self._report_conflicts("search.json", self.config.search.method)
+        self._report_conflicts("search.json")
         self._write_trees(trees)
         console = Console(stderr=True)
         for name, tree in zip(self.learners, trees, strict=True):
@@ -132,13 +135,15 @@ class PhasedRun(ABC, Generic[C]):
             self._train_trees(trees)
         self._checkpoint()
 
-    def _report_conflicts(self, name: str, method: str) -> None:
+    def _report_conflicts(self, name: str) -> None:
+        """Gates and conflicts since the phase, or the stage of a search, began."""
+        searching = self.phase == "search"
         if any(learner.noticing for learner in self.learners.values()):
             report = {
                 "steps": self.steps,
                 "tasks": next(iter(self.learners.values())).tasks,
                 **{network: learner.report() for network, learner in self.learners.items()},
-                "method": method,
+                "method": self.config.search.method if searching else self.config.agent.tree,
                 "seconds": self._elapsed(),
             }
             atomic_write(self.run.folder / name, json.dumps(report) + "\n")

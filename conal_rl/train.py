@@ -191,8 +191,8 @@ class Training(PhasedRun[Config]):
         if self.agent._n_updates == 0:
             raise ConalError(
                 f"no tree can be derived: the {self.steps:,} steps of the search were without an "
-                "update, as not every task has ended an episode for training and one for "
-                "validation; give envs a time limit (max_episode_steps), or more search.steps"
+                "update; they must go beyond agent.learning_starts, and every task must have ended "
+                "two episodes: give more search.steps, or envs a time limit (max_episode_steps)"
             )
         return self.agent.derive()
 
@@ -276,6 +276,8 @@ class Training(PhasedRun[Config]):
         from conal_rl.evaluation import evaluate_policy
 
         settings, seconds = self.config.evaluation, self._elapsed()
+        if self.agent._n_updates == 0:
+            print("there was no update: what is evaluated has learnt nothing", file=sys.stderr)
         evaluation = evaluate_policy(
             self.agent, self.config.env.suite, settings.episodes, settings.seed
         )
@@ -345,7 +347,8 @@ def make_agent(
         actor_every=agent.actor_every,
         max_grad_norm=agent.max_grad_norm,
         conflict_rule=conflict_rule(config, searching),
-        hold_after_search=agent.conflict_rule != "ignore",
+        # In a search, also for a network that CoNAL-Pro has settled before the other.
+        hold_after_search=searching or agent.conflict_rule != "ignore",
         weighting=agent.weighting,
         conflict_margin=search.margin,
         conflict_smoothing=search.smoothing,

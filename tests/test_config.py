@@ -89,7 +89,7 @@ configs = st.builds(
         learning_rate=positive,
         tau=share,
         target_entropy=st.none() | st.floats(-1e300, 1e300),
-        critic_range=st.tuples(st.floats(-1e9, -1e-9), st.floats(0, 1e300)),
+        critic_range=st.tuples(st.floats(-1e9, -1e-9), st.floats(0, 1e29)),
         max_grad_norm=st.none() | positive,
     ),
     search=st.builds(SearchConfig, steps=st.integers(1, 999), gumbel=st.booleans()),
@@ -228,6 +228,10 @@ def test_a_smaller_budget_shrinks_the_search() -> None:
         assert load_config("nyuv2", ["--total-steps", steps]).search.steps == 19_800
     both = ["--total-steps", "20000", "--search.steps", "7000"]
     assert load_config("mt10", both).search.steps == 7_000
+
+
+def test_a_step_size_may_fall_to_zero() -> None:
+    assert load_rl("mt10", ["--agent.learning-rate-end", "0"]).agent.learning_rate_end == 0
 
 
 def test_a_resumed_search_keeps_its_steps(tmp_path: Path) -> None:

@@ -20,14 +20,18 @@ import pytest
 import torch
 import yaml
 
-from conal_rl import train
+from conal_rl import phases, train
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.callback import RunCallback
 from conal_rl.agents.storage import load_trees
-from conal_rl.core import ProStage, SearchSpace, Tree, weighting
+from conal_rl.config import Config, load_config
+from conal_rl.core import ConflictNoticing, ProStage, SearchSpace, Tree, weighting
+from conal_rl.envs import make
 from conal_rl.errors import CheckpointError
 from conal_rl.progress import ContinuedCSV, PhaseDisplay
+from conal_rl.reports.records import read_record
 from conal_rl.runs import Run, load_checkpoint, save_checkpoint
+from conal_rl.train import make_agent
 
 TASKS = ("tests.agents.toy:Left-v0", "tests.agents.toy:Right-v0")
 ROOT = Path(__file__).parents[1]
@@ -657,7 +661,10 @@ def one_line(capfd: pytest.CaptureFixture[str]) -> Any:
         (["--env.suite", "cartpol"], "unknown suite 'cartpol'"),
         (["--env.suite", "Pendulum-v1", "Pendulun-v1"], "did you mean"),
         (["--env.suite", "Pendulum-v1", "MountainCarContinuous-v0"], "action spaces"),
-        (["--env.suite", "CartPole-v1"], "unknown suite"),
+        (["--env.suite", "CartPole-v1"], "a list of tasks, in YAML [CartPole-v1]"),
+        (["--threads", "1000000"], "threads: got 1000000, expected at most 1024"),
+        (["--agent.critic-range", "-1e300", "1e300"], "agent.critic_range"),
+        (["--agent.buffer-size", "100000000000"], "buffer_size"),
         (["--env.suite", "no_such_module:Env-v0", "Pendulum-v1"], "no_such_module"),
         (["--agent.bath-size", "3"], "did you mean --agent.batch-size?"),
         (["--agent.batch-size", "many"], "agent.batch_size: got 'many', expected an integer"),
@@ -703,19 +710,13 @@ def test_wrong_commands_start_nothing(
     assert set(tmp_path.iterdir()) == files
 
 
+@pytest.mark.parametrize("tree", ["shared", "search"])
 def test_a_missing_extra_starts_nothing(
-    toy: str, one_line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tree: str, toy: str, one_line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weighting, "find_spec", lambda name: None)
-    options = [
-        "--agent.tree",
-        "shared",
-        "--agent.weighting",
-        "upgrad",
-        "--out",
-        str(tmp_path / "r"),
-    ]
-    told = one_line(toy, *options)
+    options = ["--agent.weighting", "upgrad", "--out", str(tmp_path / "r")]
+    told = one_line(toy, "--agent.tree", tree, *options)
     assert told.startswith(
         "upgrad needs qpsolvers and quadprog: pip install 'conal_rl[aggregation]"
     )
@@ -890,17 +891,65 @@ def test_a_log_goes_on(log: Path) -> None:
         ]
 
 
+# What goes wrong at the end of a search
+
+
+def test_a_search_is_not_lost_where_its_end_fails(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, data: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phases, "atomic_write", full)
+        assert train.main([toy, "--out", str(run)]) == 2
+    told = capfd.readouterr().err.splitlines()[-1]
+    assert told == f"error: {run / 'search.json'}: No space left on device"
+    assert train.main(["--resume", str(run)]) == 0
+    assert evaluation(run)["search_steps"] == 160
+
+
+def test_a_stage_leaves_its_conflicts_and_gates(toy: str, tmp_path: Path) -> None:
+    """Of every task that was not settled before; `report conflicts` draws all stages."""
+    run = tmp_path / "run"
+    assert train.main([toy, *DEEPER, "--search.method", "conal_pro", "--out", str(run)]) == 0
+    stages = [json.loads(path.read_text()) for path in sorted(run.glob("search-stage-*.json"))]
+    assert [len(stages[0][network]["gates"]) for network in ("actor", "critic")] == [3, 3]
+    last = json.loads((run / "search.json").read_text())
+    assert last["actor"] == stages[-1]["actor"] and last["critic"] == stages[-1]["critic"]
+    drawn = [phase.name for phase in read_record(run, "run").phases]
+    assert drawn == [f"search-stage-{number}" for number in range(1, len(stages) + 1)]
+
+
+def test_what_is_settled_first_goes_on_as_the_search_does(toy: str) -> None:
+    """No aggregation before the search is over."""
+    config = load_config(toy, ["--agent.weighting", "pcgrad", "--search.method", "conal_pro"])
+    assert isinstance(config, Config)
+    env = make(list(TASKS))
+    pair = Tree.shared(TASKS, 1), ProStage.first(2)
+    rules = [learner.rule for learner in make_agent(config, env, pair).learners.values()]
+    assert all(isinstance(rule, ConflictNoticing) for rule in rules)
+    trees = Tree.shared(TASKS, 1), Tree.shared(TASKS, 1)
+    rules = [learner.rule for learner in make_agent(config, env, trees).learners.values()]
+    assert all(isinstance(rule, weighting.Aggregation) for rule in rules)
+
+
 # Envs without an end
 
 
 def test_a_search_without_an_update_derives_nothing(
-    toy: str, one_line: Any, tmp_path: Path
+    toy: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     suite = ["--env.suite", "tests.agents.toy:Endless-v0", "tests.agents.toy:Left-v0"]
-    told = one_line(toy, "--out", str(tmp_path / "run"), *suite)
-    assert told.startswith("no tree can be derived: the 160 steps of the search were without an")
+    run = tmp_path / "run"
+    assert train.main([toy, "--out", str(run), *suite]) == 2
+    told = capfd.readouterr().err.splitlines()[-1]
+    assert told.startswith(
+        "error: no tree can be derived: the 160 steps of the search were without"
+    )
     assert "max_episode_steps" in told
-    assert not (tmp_path / "run" / "tree.json").exists()
+    assert not (run / "tree.json").exists()
 
 
 # Machines without fast products in bfloat16

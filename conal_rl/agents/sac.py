@@ -183,6 +183,7 @@ class ConalSAC(SAC):
             **trees,
             **(architecture or {}),
         }
+        self.largest_returns = np.zeros(len(tasks), dtype=np.float32)
         self.replay_buffer_kwargs = {
             **self.replay_buffer_kwargs,
             "num_tasks": len(tasks),
@@ -203,6 +204,8 @@ class ConalSAC(SAC):
             # SB3 warns that a replay buffer which is not its own may ignore this.
             warnings.filterwarnings("ignore", "`n_steps=")
             super()._setup_model()
+        if self.replay_buffer.largest_returns is not None:  # the agent's, as SB3 saves no replay
+            self.replay_buffer.largest_returns.largest = self.largest_returns
         if self.log_ent_coef is not None:  # one temperature per task
             self.log_ent_coef = self.log_ent_coef.detach().repeat(len(self.tasks))
             self.log_ent_coef.requires_grad_(True)

@@ -233,9 +233,8 @@ def restore(
         np.random.set_state(state["numpy_random"])  # noqa: NPY002
         agent.action_space.np_random.bit_generator.state = state["actions_random"]
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"the checkpoint does not fit this config: {reason(error)}"
-        ) from error
+        what = f"it has no {error}" if isinstance(error, KeyError) else reason(error)
+        raise CheckpointError(f"the checkpoint does not fit this config: {what}") from error
 
 
 def _optimizers(agent: ConalSAC) -> dict[str, torch.optim.Optimizer]:

@@ -74,7 +74,7 @@ class AgentConfig(LearnerConfig):
     """Divide each task's rewards by the largest discounted sum of them so far, before reward_scale,
     which is then about the largest return."""
     critic_reduce: Literal["min", "mean"] = "mean"
-    """How several target critics are combined."""
+    """How several critics' values are combined, in targets and in the actor's loss."""
     normalize_actor_loss: bool = False
     """Divide each task's actor loss by the mean magnitude of its values, so that tasks of small
     returns move a shared actor as much as those of large ones."""
@@ -91,17 +91,19 @@ class AgentConfig(LearnerConfig):
         super().__post_init__()
         widths_fit = len(self.widths) > 0 and min(self.widths) > 0
         require(widths_fit, "agent.widths", self.widths, "one or more integers above 0")
-        positive(self, "agent", "learning_rate_end", "buffer_size", "update_every", "updates")
+        positive(self, "agent", "buffer_size", "update_every", "updates")
         positive(self, "agent", "initial_temperature", "reward_scale", "critic_linear_to")
         positive(self, "agent", "actor_every", "n_steps", "critics")
         resets_fit = min(self.reset_at, default=1) > 0
         require(resets_fit, "agent.reset_at", self.reset_at, "integers above 0")
-        not_negative(self, "agent", "learning_starts", "actor_averaging")
+        not_negative(self, "agent", "learning_rate_end", "learning_starts", "actor_averaging")
         require(0 <= self.gamma < 1, "agent.gamma", self.gamma, "0 or more and below 1")
         require(0 < self.tau <= 1, "agent.tau", self.tau, "above 0 and at most 1")
         require(self.critic_bins >= 2, "agent.critic_bins", self.critic_bins, "2 or more")
         low, high = self.critic_range
-        require(low < high, "agent.critic_range", self.critic_range, "the lower bound first")
+        fits = -1e30 < low < high < 1e30
+        allowed = "the lower bound first, both of single precision"
+        require(fits, "agent.critic_range", self.critic_range, allowed)
 
     @property
     def depth(self) -> int:

@@ -161,6 +161,7 @@ class RunConfig:
         require(named, "name", self.name, "letters, digits, '_', '-' and '.' only")
         positive(self, "", "total_steps", "checkpoint_minutes", "log_interval", "threads")
         positive(self, "", "minutes")
+        require((self.threads or 1) <= 1024, "threads", self.threads, "at most 1024")
         require_seed("seed", self.seed)
         require_device("device", self.device)
         if self.agent.tree == "search":

@@ -90,6 +90,7 @@ class Learner:
         from conal_rl.core import weighting as ways  # not above: solvers take a second
 
         if weighting in ways.AGGREGATIONS:
+            ways.require_solvers(weighting)  # also for the trees that come after a search
             self.rule = self.rule or ways.Aggregation(shared, weighting)
         elif weighting not in ways.LOSS_WEIGHTS:
             known = ", ".join([*ways.LOSS_WEIGHTS, *ways.AGGREGATIONS])

@@ -52,6 +52,16 @@ def loss_weights(name: LossWeights, tasks: int) -> nn.Module:
     return scalarization.UW(tasks)
 
 
+def require_solvers(name: AggregationName) -> None:
+    """Raise ExtraError where a package that the method needs is not installed."""
+    missing = [solver for solver in _SOLVERS.get(name, ()) if find_spec(solver) is None]
+    if missing:
+        raise ExtraError(
+            f"{name} needs {' and '.join(missing)}: pip install 'conal_rl[aggregation]'"
+            + " (ecos has no build for Python 3.13)" * ("ecos" in missing)
+        )
+
+
 def segments(layers: Sequence[Layer]) -> dict[tuple[int, ...], list[int]]:
     """For every set of two or more rows that share modules, the layers in which they do."""
     found: dict[tuple[int, ...], list[int]] = {}
@@ -80,12 +90,7 @@ class Aggregation:
     """
 
     def __init__(self, layers: Sequence[Layer], name: AggregationName):
-        missing = [solver for solver in _SOLVERS.get(name, ()) if find_spec(solver) is None]
-        if missing:
-            raise ExtraError(
-                f"{name} needs {' and '.join(missing)}: pip install 'conal_rl[aggregation]'"
-                + " (ecos has no build for Python 3.13)" * ("ecos" in missing)
-            )
+        require_solvers(name)
         self.layers = list(layers)
         self.segments = segments(layers)
         self._gradients = TaskGradients(layers)

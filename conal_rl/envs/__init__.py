@@ -43,7 +43,7 @@ def make(
             `"cartpole"` (seven CartPole variants; the action's sign chooses the push) or
             `"cartpole:proportional"` (the action scales the force);
             a sequence of gymnasium env IDs, `"module:Env-v0"` included, with 1-D Box observations
-            and the same Box of actions.
+            and the same 1-D Box of actions.
         envs_per_task: How many envs of each task. An official Meta-World env holds a MuJoCo model
             of 36 MB, a native one beyond a task's first takes 4 KB.
         seed: Seed of every env's random stream and of Meta-World's goals, in [0, 2**32).
@@ -98,7 +98,7 @@ def _tasks(suite: Suite, seed: int) -> list[Task]:
         close = did_you_mean(suite, [*metaworld.BENCHMARKS, *cartpole.SUITES])
         raise SuiteError(
             f"unknown suite {suite!r}; there are mt10, mt25, mt50, mt1:TASK, cartpole, "
-            f"cartpole:proportional, or a list of tasks{close}"
+            f"cartpole:proportional, or a list of tasks, in YAML [{suite}]{close}"
         )
     return gym_tasks.tasks(suite, other_names=metaworld.TASK_NAMES)
 

@@ -52,7 +52,10 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Phase:
-    """A run's search.json or training.json; `networks` has those with statistics."""
+    """A run's search.json, a stage of CoNAL-Pro's, or training.json.
+
+    `networks` has those with statistics.
+    """
 
     name: str
     method: str
@@ -68,7 +71,7 @@ class ConflictRecord:
     Attributes:
         name: of the folder, made unique among those that are drawn together.
         method: for labels, as "CoNAL" or "HPS".
-        phases: search, training; those that there are.
+        phases: search, or its stages, and training; those that there are.
         negative: per network and layer (from 1) the share of negative cosines over training.
         gates: per network, choice and option (from 1) the gate's weight over the search.
     """
@@ -99,7 +102,11 @@ def read_record(folder: Path, name: str) -> ConflictRecord:
     if not run.config_path.is_file():
         raise ConfigError(f"{run.config_path}: missing; is {folder} a run's folder?")
     config = run.config()
-    read = [read_phase(folder / f"{phase}.json") for phase in ("search", "training")]
+    stages = sorted(
+        folder.glob("search-stage-*.json"), key=lambda path: (len(path.name), path.name)
+    )
+    search = stages or [folder / "search.json"]  # which of CoNAL-Pro is its last stage's again
+    read = [read_phase(path) for path in (*search, folder / "training.json")]
     phases = tuple(phase for phase in read if phase is not None)
     negative: dict[str, dict[int, Curve]] = {}
     gates: dict[str, dict[str, dict[int, Curve]]] = {}
@@ -227,7 +234,9 @@ def _method(config: AnyConfig, phases: Sequence[Phase]) -> str:
     if config.agent.tree != "search":
         return "HPS" if config.agent.tree == "shared" else "tree"
     # A search that is not over yet has no file.
-    searched = phases[0].method if phases and phases[0].name == "search" else config.search.method
+    searched: str = config.search.method
+    if phases and phases[0].name.startswith("search"):
+        searched = phases[0].method
     ablation = "" if config.search.purely_specific else " without specific modules"
     return METHODS.get(searched, searched) + ablation
 

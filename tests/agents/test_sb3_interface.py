@@ -205,6 +205,19 @@ def test_zip_file_with_learnt_loss_weights(tmp_path: Path) -> None:
     assert not torch.equal(learnt, again)
 
 
+def test_zip_file_with_the_unit_of_normalised_returns(tmp_path: Path) -> None:
+    agent = make_agent(TREES["shared"], normalize_returns=True)
+    agent.learn(60)
+    largest = agent.largest_returns.copy()
+    assert largest.min() > 0
+    agent.save(tmp_path / "agent.zip")
+    loaded = ConalSAC.load(tmp_path / "agent.zip", env=make_env((-0.5, 0.5)), device="cpu")
+    assert loaded.replay_buffer.largest_returns is not None
+    np.testing.assert_array_equal(loaded.replay_buffer.largest_returns.largest, largest)
+    loaded.learn(60, reset_num_timesteps=False)
+    assert (loaded.replay_buffer.largest_returns.largest >= largest).all()
+
+
 def test_zip_file_with_a_fixed_temperature(tmp_path: Path) -> None:
     agent = make_agent(TREES["shared"], ent_coef=0.05)
     agent.learn(60)
@@ -284,7 +297,7 @@ def test_sb3s_tables_take_long_names_that_begin_alike(capsys: pytest.CaptureFixt
 
 def test_targets_that_the_critics_cannot_express_are_told() -> None:
     """Rewards of -1 for ever: a value of -100 where the range ends at -1."""
-    kinds = {"critic": "hl_gauss", "learning_starts": 20}
+    kinds: dict[str, Any] = {"critic": "hl_gauss", "learning_starts": 20}
     agent = make_agent(TREES["shared"], (5.0, 5.0), **kinds)
     with pytest.warns(UserWarning, match=r"outside of critic_range \(-1.0, 11.0\)"):
         agent.learn(400, log_interval=4)
