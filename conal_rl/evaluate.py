@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -38,11 +39,26 @@ def _parser() -> argparse.ArgumentParser:
         help="for Meta-World: the benchmark's own envs or the fast ones (default: official)",
     )
     parser.add_argument("--device", default="auto", help="of the network (default: %(default)s)")
+    add_root(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
     parser.add_argument(
         "--video", type=Path, metavar="DIR", help="film each Meta-World task, solved if it is"
     )
     return parser
+
+
+def add_root(parser: argparse.ArgumentParser) -> None:
+    """Let a command say where a supervised run's data are now."""
+    parser.add_argument(
+        "--data.root", dest="root", metavar="DIR", help="of a supervised run's data, if they moved"
+    )
+
+
+def at_root(config: SupervisedConfig, root: str | None) -> SupervisedConfig:
+    """The config with its data there, unless that is None."""
+    if root is None:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
 
 
 def load_policy(path: Path, device: str = "auto") -> tuple[ConalSAC, Config]:
@@ -119,6 +135,7 @@ def _test(config: SupervisedConfig, options: argparse.Namespace) -> None:
             raise ConfigError(f"--{name}: {options.path} is a supervised run, without episodes")
     from conal_rl.supervised.testing import load_network, print_report, test
 
+    config = at_root(config, options.root)
     network, problem = load_network(options.path, config, options.device)
     report = test(network, problem, config, next(network.parameters()).device)
     print_report(report)
@@ -127,6 +144,8 @@ def _test(config: SupervisedConfig, options: argparse.Namespace) -> None:
 
 
 def _play(options: argparse.Namespace) -> None:
+    if options.root is not None:
+        raise ConfigError(f"--data.root: {options.path} is a run in RL, without data")
     try:
         from conal_rl import evaluation  # here, so that --help and wrong options answer at once
     except Exception as error:

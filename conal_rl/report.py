@@ -18,6 +18,7 @@ from rich.text import Text
 from conal_rl.commands import Parser, exit_status, usable_device
 from conal_rl.config import SupervisedConfig
 from conal_rl.errors import ConfigError
+from conal_rl.evaluate import add_root, at_root, config_of
 from conal_rl.reports.records import NETWORKS, ConflictRecord, mean_over_pairs, read_record
 from conal_rl.runs import atomic_write
 
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     predictions.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
     predictions.add_argument("--out", type=Path, default=Path("report"), metavar="DIR")
     predictions.add_argument("--images", type=int, default=4, help="rows (default: %(default)s)")
+    add_root(predictions)
     predictions.add_argument("--device", default="cpu", help="default: %(default)s")
     predictions.set_defaults(make=_predictions)
     return parser
@@ -75,7 +77,6 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 
 def _predictions(options: argparse.Namespace) -> None:
-    from conal_rl.evaluate import config_of
     from conal_rl.reports.predictions import draw_predictions
 
     config = config_of(options.run)
@@ -84,6 +85,7 @@ def _predictions(options: argparse.Namespace) -> None:
     if options.images < 1:
         raise ConfigError(f"--images must be at least 1, not {options.images}")
     usable_device("--device", options.device)
+    config = at_root(config, options.root)
     figure = draw_predictions(options.run, config, options.images, options.device)
     name = f"predictions-{options.run.resolve().name}.png"
     for path in write({name: _png(figure)}, options.out):

@@ -136,6 +136,22 @@ def test_a_folder_that_has_no_run_is_left_alone(
     assert notes.read_text(encoding="utf-8") == "mine"
 
 
+def test_rows_of_another_budget_are_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, options in (("hps-0", mt10.HPS), ("stl-0", mt10.STL)):
+        steps = "10" if name == "hps-0" else "20"
+        config = load_config("mt10", ["--total-steps", steps, *options])
+        run = Run.create(config, tmp_path / name)
+        report = {"success": {"reach-v3": 0.5}, "steps": int(steps), "seconds": 60}
+        run.evaluation_path.write_text(json.dumps(report), encoding="utf-8")
+    command = ["mt10", "methods", "--out", str(tmp_path), "--seeds", "1", "--rows"]
+    assert benchmark.main([*command, "--steps", "20"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:3] == ["STL", "1", "0.500"] for line in lines)
+    assert any(line.split() == ["HPS", "not", "run"] for line in lines)
+
+
 def test_a_run_of_another_process_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ from rich.table import Table
 from conal_rl.agents import ConalSAC
 from conal_rl.benchmarks.one_per_task import run_one_by_one
 from conal_rl.benchmarks.study import finish, slug, start
+from conal_rl.config import load_config
 from conal_rl.core import Tree, TreeNetwork, linear_chain
 from conal_rl.core.network import parameter_count
 
@@ -118,7 +119,7 @@ def compare_methods(
         with turns[seed] if method == "CoNAL" else nullcontext():
             finish(out, arguments, what)
 
-    results = _run_and_read(run, METHODS, rows, seeds, jobs, folder)
+    results = _run_and_read(run, METHODS, rows, seeds, jobs, folder, total_steps=steps)
     return tables(results, f"MT10, {steps:,} env steps")
 
 
@@ -131,7 +132,7 @@ def compare_choices(
         arguments = ["mt10", "--seed", str(seed), "--minutes", str(minutes), *HPS]
         finish(folder / slug(choice, seed), [*arguments, *RECIPE[choice]], f"{choice}, seed {seed}")
 
-    results = _run_and_read(run, RECIPE, rows, seeds, jobs, folder)
+    results = _run_and_read(run, RECIPE, rows, seeds, jobs, folder, minutes=minutes)
     return tables(results, f"MT10, {minutes:g} minutes")
 
 
@@ -142,6 +143,7 @@ def _run_and_read(
     seeds: Sequence[int],
     jobs: int,
     folder: Path,
+    **budget: float,
 ) -> Results:
     with ThreadPoolExecutor(jobs) as pool:
         # By rows, not by seeds: the rows come in the order of their importance.
@@ -149,8 +151,18 @@ def _run_and_read(
     results: Results = {}
     for row in known:
         there = [folder / slug(row, seed) / "evaluation.json" for seed in seeds]
-        results[row] = [read(path) for path in there if path.is_file()]
+        found = [path for path in there if path.is_file() and _has_budget(path.parent, budget)]
+        results[row] = [read(path) for path in found]
     return results
+
+
+def _has_budget(run: Path, budget: Mapping[str, float]) -> bool:
+    """Whether a run's config, where there is one of all of it, is of this budget."""
+    written = run / "config.yaml"
+    if not written.is_file():
+        return True
+    config = load_config(written)
+    return all(getattr(config, field) == value for field, value in budget.items())
 
 
 def read(evaluation: Path) -> Result:

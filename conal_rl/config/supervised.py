@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from conal_rl.config.checks import not_negative, positive, require
 from conal_rl.config.shared import LearnerConfig, RunConfig
@@ -160,3 +161,18 @@ class SupervisedConfig(RunConfig):
     evaluation: SupervisedEvaluationConfig = dataclasses.field(
         default_factory=SupervisedEvaluationConfig
     )
+
+    def with_whole_paths(self) -> SupervisedConfig:
+        """The same, with paths that hold in any folder: a run is gone on with from anywhere."""
+
+        def whole(section: Any, *fields: str) -> Any:
+            given = {field: getattr(section, field) for field in fields}
+            found = {f: str(Path(path).resolve()) for f, path in given.items() if path is not None}
+            return dataclasses.replace(section, **found)
+
+        return dataclasses.replace(
+            self,
+            data=whole(self.data, "root"),
+            agent=whole(self.agent, "pretrained", "bert"),
+            evaluation=whole(self.evaluation, "reference"),
+        )

@@ -43,7 +43,10 @@ def draw_predictions(folder: Path, config: SupervisedConfig, count: int, device:
             predictions = network(batch.inputs.to(place))
         row = [_stretched(batch.inputs[0, 0])]
         for task in tasks:
-            row += _pair(problem, task, predictions[task].cpu(), batch.targets[task])
+            pair = _pair(problem, task, predictions[task].cpu(), batch.targets[task])
+            if not batch.masks[task][0]:
+                pair[1] = np.full_like(pair[1], np.nan)
+            row += pair
         rows.append(row)
     return _grid(rows, tasks)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from conal_rl.errors import CheckpointError
 from conal_rl.reports.records import Array
-from conal_rl.reports.style import COLOURS, FAINT, INK, dress, legend
+from conal_rl.reports.style import COLOURS, DASHES, FAINT, INK, dress, legend
 from conal_rl.runs import Run
 
 if TYPE_CHECKING:
@@ -89,8 +89,9 @@ def draw_success(logs: Sequence[SuccessLog]) -> Figure:
     handles = []
     for number, log in enumerate(logs):
         colour = palette[number % len(palette)]
+        dash = DASHES[number // len(palette) % len(DASHES)]
         for axes, x in zip(panels, (log.steps, log.minutes), strict=True):
-            (line,) = axes.plot(x, log.mean, color=colour, lw=1.4, label=log.name)
+            (line,) = axes.plot(x, log.mean, color=colour, ls=dash, lw=1.4, label=log.name)
             axes.plot(x, log.evaluated, "o", color=colour, ms=3.5)
         handles.append(line)
     for axes, label in zip(panels, ("env steps", "minutes"), strict=True):

@@ -83,6 +83,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
     @classmethod
     def start(cls, config: SupervisedConfig, out: Path | None) -> SupervisedTraining:
         """Begin a run in a new folder. Everything that can be refused is, before it exists."""
+        config = config.with_whole_paths()
         problem = make_problem(config)
         if config.evaluation.reference is not None:
             read_reference(config.evaluation.reference, problem.tasks)

@@ -171,6 +171,25 @@ def require_same_scores(folder: Path, tmp_path: Path) -> None:
         assert {"scores", "parameters", "set"} <= found.keys()
 
 
+def test_a_run_is_evaluated_from_anywhere_and_with_data_that_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    few = ["--total-steps", "2", "--agent.tree", "shared"]
+    run(Path("run"), "nyuv2", *options_of("nyuv2", Path("data")), *few)
+    monkeypatch.chdir(elsewhere)
+    assert evaluate.main(["../run"]) == 0
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert evaluate.main(["../run"]) == 2
+    assert str(tmp_path / "data") in capsys.readouterr().err
+    assert evaluate.main(["../run", "--data.root", "../moved"]) == 0
+    assert report.main(["predictions", "../run", "--data.root", "../moved", "--images", "1"]) == 0
+    assert evaluate.main(["pretrained:mt10", "--data.root", "../moved"]) == 2
+    assert "without data" in capsys.readouterr().err
+
+
 # Searches, trees, weightings
 
 METHODS: dict[str, list[str]] = {

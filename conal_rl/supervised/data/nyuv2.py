@@ -135,9 +135,10 @@ def augmented(sample: Sample, rng: np.random.Generator) -> Sample:
 def scaled(sample: Sample, scale: float, top: int, left: int) -> Sample:
     """Enlarge the part of the scene that starts at `top`, `left` to the size of the whole.
 
-    What is `scale` times as large is that much nearer: depth is divided by it. Normals take their
-    nearest neighbour, where LibMTL interpolates: they stay of unit length, and unlabelled ones
-    (0, 0, 0) do not leak into others.
+    What is `scale` times as large is that much nearer: depth is divided by it. So is CityScapes'
+    inverse depth, as the benchmark's users have it, of which what is nearer has more. Normals take
+    their nearest neighbour, where LibMTL interpolates: they stay of unit length, and unlabelled
+    ones (0, 0, 0) do not leak into others.
     """
     size = sample.input.shape[-2:]
     rows = slice(top, top + _shown(size[0], scale))
