@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from conal_rl import benchmark, report, train
 from conal_rl.benchmarks import study, supervised
 from conal_rl.benchmarks.supervised import Result, comparison, interval, mean_scores, trees_table
+from conal_rl.config import load_config
 from conal_rl.core import Tree
 
 TASKS = ("a", "b", "c")
@@ -64,6 +66,43 @@ def test_runs_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert Tree.load(searched) == Tree.load(retrained)
     monkeypatch.setattr(study, "start", lambda *_: pytest.fail("everything is there"))
     supervised.measure("digits", [0], 1, tmp_path, options)
+
+
+def test_trees_of_a_search_that_ended_early_train_for_as_long_as_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    def start(module: str, arguments: list[str], what: str) -> None:
+        started.append(arguments[:-2])
+        out = Path(arguments[-1])
+        out.mkdir(parents=True)
+        config = load_config(arguments[0], arguments[1:-2])
+        fixed = config.agent.tree != "search"
+        evaluation = {
+            "scores": {"a": {"accuracy": 0.5 + fixed / 4}},
+            "parameters": {"encoder": 10},
+            "seconds": 3.0,
+            "search_steps": 0 if fixed else 2,
+        }
+        (out / "evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
+        (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        (out / "tree.json").write_text(Tree.shared(TASKS, 2).to_json(), encoding="utf-8")
+
+    kept = {name: supervised.METHODS[name] for name in ("STL", "CoNAL-Pro")}
+    monkeypatch.setattr(supervised, "METHODS", kept)
+    monkeypatch.setattr(study, "start", start)
+    options = ["--total-steps", "12", "--search.steps", "4"]
+    tables = supervised.measure("digits", [0], 1, tmp_path, options)
+    assert len(started) == 3
+    again = load_config(started[2][0], started[2][1:])
+    assert (again.total_steps, again.seed) == (8, 0)
+    assert again.agent.tree == str(tmp_path / "conal-pro-0" / "tree.json")
+    row = cells(tables[0])[1]
+    assert (row[0], row[-1]) == ("CoNAL-Pro", "6")
+    assert cells(tables[1])[1][1] == "0.750"
+    assert supervised.measure("digits", [0], 1, tmp_path, options)
+    assert len(started) == 3
 
 
 def test_a_failed_run_is_one_line(

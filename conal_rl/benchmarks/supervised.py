@@ -1,8 +1,10 @@
 """Methods beside each other on one of the two small data sets that ship inside packages.
 
 Every run is a `python -m conal_rl.train` of its own, in a folder that a later call finds again.
-Fixed trees train as long as derived ones do. RLW and aggregations retrain the trees that CoNAL's
-search of the same seed has derived: in the search the losses are summed in any case.
+All final trees train for as long: fixed ones as long as derived ones do, and where a search of
+CoNAL-Pro has ended early, as all tasks were settled, its tree is trained anew for that long. RLW
+and aggregations retrain the trees that CoNAL's search of the same seed has derived: in the search
+the losses are summed in any case.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from conal_rl.core import Tree
 from conal_rl.supervised.metrics import delta_p
 
 Sets = ("digits", "terrain")
+AGAIN = "trained for as long"
 COUNTED = ["--agent.conflict-rule", "none"]  # conflicts are counted, nothing is dropped
 METHODS: Mapping[str, Sequence[str]] = {
     "STL": ["--agent.tree", "independent"],
@@ -76,7 +79,7 @@ def measure(
     assert isinstance(config, SupervisedConfig)
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(lambda seed: _run_seed(config, seed, folder, options), seeds))
-    results = {method: [read(folder / slug(method, seed)) for seed in seeds] for method in METHODS}
+    results = {method: [_read(folder, method, seed) for seed in seeds] for method in METHODS}
     return [comparison(name, results), scores_table(results), trees_table(results, seeds)]
 
 
@@ -88,7 +91,20 @@ def _run_seed(config: SupervisedConfig, seed: int, folder: Path, options: Sequen
         if "--agent.tree" in words:
             words += ["--total-steps", training]
         command = [config.name, "--seed", str(seed), *options, *words]
-        finish(folder / slug(method, seed), command, f"{method}, seed {seed}")
+        run, what = folder / slug(method, seed), f"{method}, seed {seed}"
+        finish(run, command, what)
+        report = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+        if 0 < report["search_steps"] < config.search.steps:  # the rest went into training
+            again = [*command, "--agent.tree", str(run / "tree.json"), "--total-steps", training]
+            finish(folder / slug(f"{method} {AGAIN}", seed), again, f"{what}, {AGAIN}")
+
+
+def _read(folder: Path, method: str, seed: int) -> Result:
+    found, again = read(folder / slug(method, seed)), folder / slug(f"{method} {AGAIN}", seed)
+    if not (again / "evaluation.json").is_file():
+        return found
+    final = read(again)
+    return final._replace(seconds=found.seconds + final.seconds)
 
 
 def read(run: Path) -> Result:
