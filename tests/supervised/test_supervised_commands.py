@@ -15,15 +15,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 
 from conal_rl import evaluate, report, train
-from conal_rl.config import load_config
+from conal_rl.config import SupervisedConfig, load_config
 from conal_rl.core import Tree
+from conal_rl.reports import predictions
 from conal_rl.runs import load_checkpoint
 from conal_rl.supervised.data.packaged import Digits
+from conal_rl.supervised.problem import make_problem
 from conal_rl.supervised.trainer import SupervisedTraining
 from tests.supervised.test_problem import METRICS, TEXT, options_of
 
@@ -188,6 +192,28 @@ def test_a_run_is_evaluated_from_anywhere_and_with_data_that_moved(
     assert report.main(["predictions", "../run", "--data.root", "../moved", "--images", "1"]) == 0
     assert evaluate.main(["pretrained:mt10", "--data.root", "../moved"]) == 2
     assert "without data" in capsys.readouterr().err
+
+
+def test_unlabelled_truth_is_left_blank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the test images, the last has no people, so that nobody has labelled their parts."""
+    drawn: list[list[np.ndarray]] = []
+
+    def grid(rows: list[list[np.ndarray]], tasks: list[str]) -> Figure:
+        assert tasks[1] == "human_parts"
+        drawn.extend(rows)
+        return Figure()
+
+    monkeypatch.setattr(predictions, "_grid", grid)
+    few = ["--total-steps", "2", "--agent.tree", "shared"]
+    folder = run(tmp_path / "run", "pascal_context", *options_of("pascal_context", tmp_path), *few)
+    assert report.main(["predictions", str(folder), "--images", "9", "--out", str(tmp_path)]) == 0
+    blank = [bool(np.isnan(row[4]).all()) for row in drawn]
+    config = load_config(folder / "config.yaml")
+    assert isinstance(config, SupervisedConfig)
+    problem = make_problem(config)
+    masks = [batch.masks["human_parts"].tolist() for batch in problem.loader("test", 1, False)]
+    assert blank == [mask == [False] for mask in masks]
+    assert any(blank) and not any(np.isnan(row[3]).any() for row in drawn)
 
 
 # Searches, trees, weightings
