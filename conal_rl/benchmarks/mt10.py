@@ -66,6 +66,7 @@ RECIPE: Mapping[str, Sequence[str]] = {
     "entropy target of -1": ["--agent.target-entropy", "-1"],
     "step size of 1e-3": ["--agent.learning-rate", "1e-3"],
     "actor on every second update": ["--agent.actor-every", "2"],
+    "actor averaged over 2%": ["--agent.actor-averaging", "50"],
     "CoNAL": ["--agent.tree", "search"],
     "CoNAL, weights kept": ["--agent.tree", "search", "--search.keep-weights"],
 }
