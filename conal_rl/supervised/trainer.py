@@ -83,7 +83,6 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
     @classmethod
     def start(cls, config: SupervisedConfig, out: Path | None) -> SupervisedTraining:
         """Begin a run in a new folder. Everything that can be refused is, before it exists."""
-        config = config.with_whole_paths()
         problem = make_problem(config)
         if config.evaluation.reference is not None:
             read_reference(config.evaluation.reference, problem.tasks)
@@ -92,7 +91,8 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         draft = cls(config, Run(Path()), "train" if tree else "search", problem, structure)
         draft._try_out()
         draft._build(structure)
-        draft.run = Run.create(config, out)
+        draft.config = config.with_whole_paths()
+        draft.run = Run.create(draft.config, out)
         if tree is not None:
             draft._write_trees((tree,))
         return draft
