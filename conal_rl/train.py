@@ -358,6 +358,7 @@ def make_agent(
         validation_share=search.validation_share,
         gumbel_temperature=gumbel_temperature(config),
         compile=agent.compile,
+        cuda_graphs=agent.cuda_graphs,
         policy_kwargs={
             "widths": agent.widths,
             "layer_norm": agent.layer_norm,

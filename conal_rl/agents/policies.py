@@ -21,23 +21,27 @@ CRITICS = 2
 CONAL = ConalSpace()
 
 
-def to_task_major(observation: Tensor, num_tasks: int) -> tuple[Tensor, Tensor, Tensor]:
+def to_task_major(
+    observation: Tensor, num_tasks: int, most: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sort rows by their one-hot task ID.
 
     Args:
         observation: `(row, feature + task)`, any number of rows in any task order.
+        most: rows of the task that has most, which a device is waited for where it is not given.
 
     Returns:
         Features `(task, batch, feature)`, short tasks padded with zeros; and for every row its
         task and its place in that task's batch, both `(row,)`.
     """
     task = observation[:, -num_tasks:].argmax(dim=1)
-    count = torch.bincount(task, minlength=num_tasks)
+    count = (task.unsqueeze(1) == torch.arange(num_tasks, device=task.device)).sum(dim=0)
     order = task.argsort(stable=True)
     place = torch.empty_like(task)
     start = count.cumsum(0) - count
     place[order] = torch.arange(len(task), device=task.device) - start[task[order]]
-    features = observation.new_zeros(num_tasks, int(count.max()), observation.shape[1] - num_tasks)
+    most = int(count.max()) if most is None else most
+    features = observation.new_zeros(num_tasks, most, observation.shape[1] - num_tasks)
     features[task, place] = observation[:, :-num_tasks]
     return features, task, place
 
@@ -78,6 +82,7 @@ class TaskNetwork(nn.Module):
             self.encoder = TreeNetwork(tree.replicate(replicas), chain)
         else:
             self.encoder = tree.network(tasks, chain, replicas)
+        self._weights: tuple[nn.Parameter, ...] = ()
         rows = range(replicas * len(tasks))
         self.head = LinearStack(rows, widths[-1], outputs, activation=False)
         self.register_buffer("task_id", torch.eye(len(tasks)).unsqueeze(1), persistent=False)
@@ -103,9 +108,11 @@ class TaskNetwork(nn.Module):
         """The search space's gates `(choice, option)`; None where there are none."""
         return self.encoder.gates if isinstance(self.encoder, SearchSpace) else None
 
-    def weights(self) -> list[nn.Parameter]:
+    def weights(self) -> tuple[nn.Parameter, ...]:
         """Every parameter but the gates."""
-        return [p for p in self.parameters() if p is not self.gates]
+        if not self._weights:  # looking for them takes longer than to average them
+            self._weights = tuple(p for p in self.parameters() if p is not self.gates)
+        return self._weights
 
 
 class TaskActor(TaskNetwork):
@@ -257,6 +264,12 @@ class ConalPolicy(BasePolicy):
         return actor.act(features, deterministic)[task, place]
 
     @torch.no_grad()
+    def draw_actions(self, observation: Tensor, most: int) -> Tensor:
+        """Stochastic actions `(row, action)`; see `to_task_major`."""
+        features, task, place = to_task_major(observation, len(self.tasks), most)
+        return self.actor.act(features)[task, place]
+
+    @torch.no_grad()
     def average_actor(self, updates: int) -> None:
         """Take the actor's weights after `updates` updates (from 1) into their average.
 
@@ -264,7 +277,7 @@ class ConalPolicy(BasePolicy):
         """
         if self.actor_average is not None and self.actor_averaging is not None:
             share = (1 + self.actor_averaging) / (updates + self.actor_averaging)
-            torch._foreach_lerp_([*self.actor_average.weights()], [*self.actor.weights()], share)
+            torch._foreach_lerp_(self.actor_average.weights(), self.actor.weights(), share)
             if self.actor.gates is not None:
                 self.actor_average.gates.copy_(self.actor.gates)  # type: ignore[union-attr]
 
@@ -287,6 +300,8 @@ class ConalPolicy(BasePolicy):
 
     def set_training_mode(self, mode: bool) -> None:
         """Put all networks in training or evaluation mode, which matters to Gumbel gates alone."""
+        if mode == self.training:
+            return  # as it is at every step, and to tell every layer takes a while
         for network in self.children():
             network.train(mode)
         self.training = mode

@@ -29,6 +29,10 @@ class Ring:
     def __init__(self, tasks: int, capacity: int, width: int, device: torch.device):
         self.data = torch.zeros(tasks, capacity, width, device=device)
         self.added = np.zeros(tasks, dtype=np.int64)
+        # What `sample` needs of the sizes is on the device, so that it waits for nothing.
+        exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
+        self._held = torch.zeros(tasks, 1, device=device, dtype=exact)
+        self._first = torch.arange(tasks, device=device).unsqueeze(1) * capacity
 
     @property
     def capacity(self) -> int:
@@ -44,21 +48,26 @@ class Ring:
         """Append `rows` `(n, width)` to the rings of their tasks `(n,)`, in order."""
         tasks = len(self.added)
         rank = (np.eye(tasks, dtype=np.int64)[task].cumsum(0) - 1)[np.arange(len(task)), task]
-        slot = (self.added[task] + rank) % self.capacity
-        self.data[torch.from_numpy(task), torch.from_numpy(slot)] = rows.to(self.data.device)
-        self.added += np.bincount(task, minlength=tasks)
+        place = task * self.capacity + (self.added[task] + rank) % self.capacity
+        device = self.data.device
+        flat = self.data.view(-1, self.data.shape[-1])
+        flat.index_copy_(0, torch.from_numpy(place).to(device), rows.to(device))
+        self.count(self.added + np.bincount(task, minlength=tasks))
+
+    def count(self, added: np.ndarray) -> None:
+        """Set how many transitions each task's ring has ever been given, `(task,)`."""
+        full = self.sizes.min() == self.capacity
+        self.added[:] = added
+        if not full or self.sizes.min() < self.capacity:
+            self._held.copy_(torch.from_numpy(self.sizes).unsqueeze(1))
 
     def sample(self, batch: int) -> Tensor:
         """Uniform with replacement within each task, `(task, batch, width)`."""
-        device = self.data.device
-        exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
-        sizes = torch.from_numpy(self.sizes).to(device, exact).unsqueeze(1)
-        tasks = len(self.added)
-        draw = torch.rand(tasks, batch, device=device, dtype=exact)
-        slot = torch.minimum(draw * sizes, sizes - 1).long()  # a product may be rounded up
-        first = torch.arange(tasks, device=device).unsqueeze(1) * self.capacity
-        flat = self.data.view(-1, self.data.shape[-1]).index_select(0, (first + slot).flatten())
-        return flat.view(tasks, batch, -1)
+        held = self._held
+        draw = torch.rand(len(held), batch, device=held.device, dtype=held.dtype)
+        slot = torch.minimum(draw * held, held - 1).long()  # a product may be rounded up
+        flat = self.data.view(-1, self.data.shape[-1])
+        return flat.index_select(0, (self._first + slot).flatten()).view(len(held), batch, -1)
 
 
 class NStepReturns:
@@ -305,7 +314,7 @@ class TaskReplayBuffer(ReplayBuffer):
                 of another number of steps, or only one of the two normalises them.
         """
         for name, ring in (("training", self.training), ("validation", self.validation)):
-            ring.added[:] = counters[f"{name}_added"]
+            ring.count(np.array(counters[f"{name}_added"]))
             for task, size in enumerate(ring.sizes):
                 rows = tensors.get(f"{name}.{task}", ring.data[task, :0])
                 if len(rows) != size:

@@ -6,6 +6,7 @@ loop; the networks, the conflict noticing and the gates are conal_rl.core's.
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from stable_baselines3.common.utils import safe_mean
 from torch import Tensor, nn
 
 from conal_rl.agents import storage
+from conal_rl.agents.graphs import Recorded
 from conal_rl.agents.policies import CONAL, ConalPolicy, TaskActor, TaskCritics
 from conal_rl.agents.records import Means, RecentEpisodes
 from conal_rl.agents.replay import TaskBatch, TaskReplayBuffer
@@ -82,6 +84,10 @@ class ConalSAC(SAC):
         compile: let `torch.compile` make the networks of fixed trees faster in updates, where each
             task's own gradients are not needed. What was compiled before in this process is
             forgotten, and compiled again if it is used.
+        cuda_graphs: on a CUDA device, record updates and stochastic actions as CUDA graphs, and let
+            the device update while the environments step, so that an update learns from what was
+            there before that step. Settings count as they were at the first update. Not with Gumbel
+            gates, aggregations or `normalize_returns`.
         Others: as SB3's SAC.
     """
 
@@ -117,6 +123,7 @@ class ConalSAC(SAC):
         validation_share: float = 0.1,
         gumbel_temperature: tuple[float, float] | None = None,
         compile: bool = False,
+        cuda_graphs: bool = True,
         batch_size: int = 128,
         buffer_size: int = 100_000,
         policy_kwargs: dict[str, Any] | None = None,
@@ -152,6 +159,7 @@ class ConalSAC(SAC):
         self.gumbel_temperature = gumbel_temperature
         self.validation_share = validation_share
         self.compile = compile
+        self.cuda_graphs = cuda_graphs
         self.replay_buffer_class = TaskReplayBuffer
         if not _init_setup_model:  # `load` fills in the saved attributes and sets up
             return
@@ -245,6 +253,10 @@ class ConalSAC(SAC):
         }
         if self.compile:
             self._compile()
+        self._records = self._can_record()
+        self._prepare_optimizers()
+        self._learning = False
+        self._put_off = 0  # updates that wait for the environments to step
         self._means = Means()
         self.recent = RecentEpisodes(self.tasks)
 
@@ -255,6 +267,32 @@ class ConalSAC(SAC):
         if self.learners["critic"].rule is None:
             self.critic.compile_training()
             self.critic_target.compile_training()
+
+    def _can_record(self) -> bool:
+        """Whether updates are the same kernels time and again, on a device that can record them."""
+        rules = [learner.rule for learner in self.learners.values()]
+        return (
+            self.cuda_graphs
+            and self.device.type == "cuda"
+            and self.gumbel_temperature is None
+            and not self.normalize_returns
+            and all(rule is None or isinstance(rule, ConflictNoticing) for rule in rules)
+        )
+
+    def _prepare_optimizers(self) -> None:
+        """Their step sizes are on the device where they are recorded, and what was is forgotten."""
+        self._recorded: dict[tuple[Any, ...], Recorded] = {}
+        self._rate: float | None = None
+        for optimizer in (
+            self.actor.optimizer,
+            self.critic.optimizer,
+            self.ent_coef_optimizer,
+            self.gate_optimizer,
+        ):
+            for group in [] if optimizer is None else optimizer.param_groups:
+                rate = float(group["lr"])
+                group["capturable"] = self._records
+                group["lr"] = torch.tensor(rate, device=self.device) if self._records else rate
 
     @property
     def noticing(self) -> dict[str, ConflictNoticing]:
@@ -313,26 +351,63 @@ class ConalSAC(SAC):
     # The update: sample, temperatures, critics, actor, gates, targets.
 
     def train(self, gradient_steps: int, batch_size: int = 128) -> None:
-        """Do `gradient_steps` updates on `batch_size` transitions of every task each."""
+        """Do `gradient_steps` updates on `batch_size` transitions of every task each.
+
+        In `learn`, those that are CUDA graphs wait until the next actions are known: the device
+        then works while the environments step.
+        """
         if not self.replay_buffer.ready():
             return  # a task has no finished validation data yet
-        self.policy.set_training_mode(True)
+        self._put_off += gradient_steps
+        if not (self._records and self._learning):
+            self.finish_updates(batch_size)
+
+    def finish_updates(self, batch_size: int | None = None) -> None:
+        """Do the updates that wait, if there are any."""
+        waiting, self._put_off = self._put_off, 0
+        if not waiting:
+            return
         optimizers = [self.actor.optimizer, self.critic.optimizer]
         if self.ent_coef_optimizer is not None:
             optimizers.append(self.ent_coef_optimizer)
         self._update_learning_rate(optimizers)
         self._anneal_gates()
-        for _ in range(gradient_steps):
-            metrics = self._update(self.replay_buffer.sample(batch_size))
-            if self.gates and self._n_updates % self.gate_every == 0:
-                metrics |= self._update_gates(self.replay_buffer.sample_validation(batch_size))
-            self._update_targets()
+        for _ in range(waiting):
+            metrics = self._run_update(batch_size or self.batch_size)
             self._n_updates += 1
             if self._n_updates in self.reset_at:
                 self.policy.reset_weights()
+                self._recorded.clear()
             reset = max(at for at in (0, *self.reset_at) if at <= self._n_updates)
             self.policy.average_actor(max(1, self._n_updates - reset))
             self._means.add(metrics)
+
+    def _run_update(self, batch_size: int) -> dict[str, Tensor]:
+        if not self._records:
+            return self._whole_update(batch_size)
+        every = self.actor_every, self.gate_every, self.target_update_interval
+        parts = [self._n_updates % n == 0 for n in every]
+        noticing = self.noticing.values()
+        kind = "update", batch_size, *parts, *(own.studying for own in noticing)
+        if kind not in self._recorded:  # updates of a kind are the same kernels
+
+            def count() -> None:
+                for own in noticing:
+                    own.count_step()
+
+            update = partial(self._whole_update, batch_size)
+            self._recorded[kind] = Recorded(update, self.device, replayed=count)
+        metrics = self._recorded[kind]()
+        assert isinstance(metrics, dict)
+        return metrics
+
+    def _whole_update(self, batch_size: int) -> dict[str, Tensor]:
+        self.policy.set_training_mode(True)
+        metrics = self._update(self.replay_buffer.sample(batch_size))
+        if self.gates and self._n_updates % self.gate_every == 0:
+            metrics |= self._update_gates(self.replay_buffer.sample_validation(batch_size))
+        self._update_targets()
+        return metrics
 
     def _update(self, batch: TaskBatch) -> dict[str, Tensor]:
         temperature = self._temperatures()
@@ -423,10 +498,7 @@ class ConalSAC(SAC):
     def _update_targets(self) -> None:
         """Polyak averaging of the weights; target critics copy the gates."""
         if self._n_updates % self.target_update_interval == 0:
-            for target, weight in zip(
-                self.critic_target.weights(), self.critic.weights(), strict=True
-            ):
-                target.lerp_(weight, self.tau)
+            torch._foreach_lerp_(self.critic_target.weights(), self.critic.weights(), self.tau)
         if self.critic.gates is not None:
             self.critic_target.gates.copy_(self.critic.gates)  # type: ignore[union-attr]
 
@@ -443,6 +515,51 @@ class ConalSAC(SAC):
                 left = min(1.0, stages * self._current_progress_remaining)
                 network.encoder.gumbel_temperature = end + (start - end) * left
 
+    # What is recorded on a CUDA device, beside the updates.
+
+    def _update_learning_rate(self, optimizers: Any) -> None:
+        if not self._records:
+            super()._update_learning_rate(optimizers)
+            return
+        rate = self.lr_schedule(self._current_progress_remaining)
+        self.logger.record("train/learning_rate", rate)
+        if rate != self._rate:
+            self._rate = rate
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"].fill_(rate)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """As SB3's."""
+        if deterministic or not self._records or observation is not self._last_obs:
+            return super().predict(observation, state, episode_start, deterministic)
+        # The environments that it learns from: as many, of the same tasks, each time.
+        assert isinstance(observation, np.ndarray)
+        most = int(observation[:, -len(self.tasks) :].sum(axis=0).max())
+        kind = "actions", len(observation), most
+        if kind not in self._recorded:
+            act = partial(self.policy.draw_actions, most=most)
+            self._recorded[kind] = Recorded(act, self.device)
+        actions = self._recorded[kind](torch.from_numpy(observation))
+        assert isinstance(actions, Tensor)
+        return self.policy.unscale_action(actions.cpu().numpy()), state
+
+    def _sample_action(self, *given: Any) -> tuple[np.ndarray, np.ndarray]:
+        actions = super()._sample_action(*given)
+        self.finish_updates()
+        return actions
+
+    def set_parameters(self, *given: Any, **named: Any) -> None:
+        """As SB3's."""
+        super().set_parameters(*given, **named)
+        self._prepare_optimizers()  # what was read may have been written on another device
+
     # Logging, as SB3's, and per task.
 
     def learn(
@@ -455,14 +572,20 @@ class ConalSAC(SAC):
         progress_bar: bool = False,
     ) -> "ConalSAC":
         """Train for `total_timesteps` steps of all environments together, as SB3's SAC."""
-        return super().learn(
-            total_timesteps,
-            callback,
-            log_interval,  # type: ignore[arg-type]  # None: the caller logs
-            tb_log_name,
-            reset_num_timesteps,
-            progress_bar,
-        )
+        self._learning = True
+        try:
+            super().learn(
+                total_timesteps,
+                callback,
+                log_interval,  # type: ignore[arg-type]  # None: the caller logs
+                tb_log_name,
+                reset_num_timesteps,
+                progress_bar,
+            )
+        finally:
+            self._learning = False
+        self.finish_updates()
+        return self
 
     def _setup_learn(
         self,
@@ -533,7 +656,7 @@ class ConalSAC(SAC):
         return storage.load_weights(Path(folder), device)
 
     def _excluded_save_params(self) -> list[str]:
-        live = ["gates", "learners", "gate_optimizer", "_means"]
+        live = ["gates", "learners", "gate_optimizer", "_means", "_recorded"]
         return [*super()._excluded_save_params(), *live]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

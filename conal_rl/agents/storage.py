@@ -175,6 +175,7 @@ def load_weights(folder: Path, device: str = "auto") -> ConalSAC:
 
 def training_state(agent: ConalSAC) -> tuple[Tensors, dict[str, Any]]:
     """Tensors by group, and JSON-able state: all that `restore` needs on an agent built alike."""
+    agent.finish_updates()
     replay, counters = agent.replay_buffer.state()
     groups: Tensors = {"policy": dict(agent.policy.state_dict()), "replay": replay}
     groups["random"] = {"torch": torch.get_rng_state()}

@@ -8,7 +8,7 @@ Gram matrix of the tasks' gradients, so the rules here take Gram matrices.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -152,10 +152,10 @@ class ConflictNoticing:
         self.steps = 0
         self._gram: Tensor | None = None
         self._same: Tensor | None = None
-        # Sums over the studied steps.
-        self._pairs: dict[str, Tensor | int]
-        self._held: dict[Rule, Tensor | int]
-        self._module_held: dict[Rule, Tensor | int]
+        # Sums over the studied steps, which grow in place: a CUDA graph finds them where they were.
+        self._pairs: dict[str, Tensor | int] = dict.fromkeys(_PAIRS, 0)
+        self._held: dict[Rule, Tensor | int] = dict.fromkeys(RULES, 0)
+        self._module_held: dict[Rule, Tensor | int] = dict.fromkeys(RULES, 0)
         self.reset_statistics()
 
     def capture(self) -> AbstractContextManager[None]:
@@ -180,15 +180,26 @@ class ConflictNoticing:
                 set_gradients(layer, own, (~dropped[: len(layer.index)]).to(own[0].dtype))
         return held
 
+    @property
+    def studying(self) -> bool:
+        """Whether the next step is one of those that the statistics are of."""
+        return self.steps % self.study_every == 0
+
+    def count_step(self) -> None:
+        """Count a step; `backward` does, where it is not a CUDA graph that does its work."""
+        self._studied += self.studying
+        self.steps += 1
+
     def _notice(self, gram: Tensor) -> Tensor:
         """Update running means and statistics with this step's Gram matrices; decide."""
         if self._same is None:
             self._same = _pad([same_module(layer) for layer in self.layers]).to(gram.device)
         if self.smoothing and self._gram is not None:
             gram = torch.lerp(gram, self._gram, self.smoothing)
-        self._gram = gram.nan_to_num(posinf=0, neginf=0)
+        finite = gram.nan_to_num(posinf=0, neginf=0)
+        self._gram = finite if self._gram is None else self._gram.copy_(finite)
         held = held_rows(gram, self._same, self.rule, self.margin)
-        if self.steps % self.study_every == 0:
+        if self.studying:
             cosine = cosines(gram)
             norms = gram.diagonal(dim1=-2, dim2=-1)
             there = (norms > 0) & norms.isfinite()  # they overflow where half precision does
@@ -199,23 +210,23 @@ class ConflictNoticing:
                 "conflicting": cosine < -self.margin,
             }
             for name, value in seen.items():
-                self._pairs[name] = self._pairs[name] + value
+                _add(self._pairs, name, value)
             for rule in RULES:
                 dropped = held_rows(gram, self._same, rule, self.margin)
-                self._held[rule] = self._held[rule] + dropped
+                _add(self._held, rule, dropped)
                 module = dropped | (self._same & dropped.unsqueeze(-2)).any(-1)
-                self._module_held[rule] = self._module_held[rule] + module
-            self._studied += 1
-        self.steps += 1
+                _add(self._module_held, rule, module)
+        self.count_step()
         return held
 
     def reset_statistics(self) -> None:
         """Start the shares and means anew (the step counter and the running Gram stay)."""
         self._studied = 0
-        self._pairs = dict.fromkeys(_PAIRS, 0)
-        self._before: dict[str, Tensor | int] = dict(self._pairs)
-        self._held = dict.fromkeys(RULES, 0)
-        self._module_held = dict.fromkeys(RULES, 0)
+        for sums in (self._pairs, self._held, self._module_held):
+            for total in sums.values():
+                if isinstance(total, Tensor):
+                    total.zero_()
+        self._before = _copied(self._pairs)
 
     def statistics(self) -> ConflictStatistics | None:
         """Shares and means over the studied steps; None before the first one."""
@@ -225,7 +236,7 @@ class ConflictNoticing:
         def mean(total: Tensor | int) -> Tensor:
             return torch.as_tensor(total / self._studied).cpu()
 
-        counted = torch.as_tensor(self._pairs["counted"]).cpu()
+        counted = torch.as_tensor(self._pairs["counted"]).clone().cpu()
 
         def over_pairs(name: str) -> Tensor:
             return torch.as_tensor(self._pairs[name]).cpu() * (counted > 0) / counted.clamp(min=1)
@@ -247,7 +258,7 @@ class ConflictNoticing:
             torch.as_tensor(self._pairs[name] - self._before[name])
             for name in ("negative", "counted")
         )
-        self._before = dict(self._pairs)
+        self._before = _copied(self._pairs)
         if negative.ndim == 0:
             return []
         share = (negative * (counted > 0)).sum(dim=(1, 2)) / counted.sum(dim=(1, 2))
@@ -265,15 +276,23 @@ class ConflictNoticing:
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> None:
         """Go on from what `state` returned."""
         device = next(self.layers[0].parameters()).device if self.layers else "cpu"
-        moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-        self.reset_statistics()
+        moved = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
         self._gram = moved.get("gram")
         self._pairs = {name: moved.get(name, 0) for name in _PAIRS}
-        self._before = dict(self._pairs)
+        self._before = _copied(self._pairs)
         for rule in RULES:
             self._held[rule] = moved.get(f"held.{rule}", 0)
             self._module_held[rule] = moved.get(f"module_held.{rule}", 0)
         self.steps, self._studied = counters["steps"], counters["studied"]
+
+
+def _add(sums: dict[Any, Tensor | int], name: str, value: Tensor) -> None:
+    total = sums[name]
+    sums[name] = total.add_(value) if isinstance(total, Tensor) else total + value
+
+
+def _copied(sums: dict[str, Tensor | int]) -> dict[str, Tensor | int]:
+    return {name: s.clone() if isinstance(s, Tensor) else s for name, s in sums.items()}
 
 
 def _pad(matrices: Sequence[Tensor]) -> Tensor:

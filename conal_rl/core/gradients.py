@@ -138,6 +138,8 @@ def gram(layer: Layer, gradients: Sequence[Tensor]) -> Tensor:
 
     Those of rows that run different modules are 0: their gradients are of different weights.
     """
+    if isinstance(layer, LinearStack) and gradients[0].is_cuda:
+        return _gram_at_once(layer.rows, gradients)
     products = gradients[0].new_zeros(len(layer.index), len(layer.index))
     for rows in rows_of_modules(layer):
         first, last = rows[0], rows[-1]
@@ -146,6 +148,17 @@ def gram(layer: Layer, gradients: Sequence[Tensor]) -> Tensor:
         inner = torch.stack([v @ v.T for v in vectors]).sum(dim=0)
         products[torch.tensor(rows).unsqueeze(1), torch.tensor(rows)] = inner
     return products
+
+
+def _gram_at_once(modules: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    """The same with more products but fewer kernels, and without waiting for the device.
+
+    Args:
+        modules: that each row runs, `(row,)`.
+    """
+    vectors = [gradient.flatten(1) for gradient in gradients]
+    products = torch.stack([v @ v.T for v in vectors]).sum(dim=0)
+    return torch.where(modules.unsqueeze(1) == modules, products, 0.0)
 
 
 def set_gradients(layer: Layer, gradients: Sequence[Tensor], weights: Tensor) -> None:

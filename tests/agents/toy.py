@@ -124,12 +124,12 @@ def make_agent(
         "buffer_size": 500,
         "learning_starts": 20,
         "seed": 0,
+        "device": "cpu",
     }
     agent = ConalSAC(
         env=env or make_env(targets),
         tree=tree,
         policy_kwargs={"widths": tuple(widths), "critic": "mse", **policy},
-        device="cpu",
         **{**defaults, **settings},
     )
     agent.set_logger(configure(None, []))  # `train` logs, also without `learn` before it

@@ -97,7 +97,7 @@ class Engine:
     # Memory.
 
     def _make_workers(self) -> None:
-        """A worker per task, and more of them where there are more threads than tasks.
+        """A worker per task, or two per thread, so that none has much to do while others wait.
 
         But no more than one for every two further envs of a task, for the memory that it takes.
         """
@@ -105,7 +105,8 @@ class Engine:
         self._task: list[int] = []  # of each worker
         ranges: list[tuple[int, int]] = []
         for task, env in enumerate(self._official):
-            wanted = math.ceil(self.threads / len(self._official)) if self._compiled[task] else 1
+            wanted = math.ceil(2 * self.threads / len(self._official))
+            wanted = wanted if self._compiled[task] else 1
             wanted = min(wanted, 1 + (self.envs_per_task - 1) // 2)
             first = task * self.envs_per_task
             for k, own in enumerate(np.array_split(range(self.envs_per_task), wanted)):

@@ -1,0 +1,105 @@
+"""CUDA graphs: device work of fixed shapes, recorded once and from then on launched in one go.
+
+An update of small networks is hundreds of kernels that take less time to run than to launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from conal_rl.errors import ConalError
+
+WARM_UP = 3
+"""Calls that run kernel by kernel before one is recorded: libraries set themselves up in them."""
+
+Outputs = Tensor | dict[str, Tensor]
+
+
+class Recorded:
+    """A function on a CUDA device whose kernels are recorded in one of its first calls.
+
+    The shapes of all tensors are those of the first call, and the function may not wait for the
+    device. Tensors that it changes stay where they are; what it draws comes from the device's own
+    random state, as it would without recording. What Python does beside the kernels happens in
+    calls that are not replayed alone.
+
+    Args:
+        function: of tensors, which are copied into memory of its own.
+        device: a CUDA device.
+        replayed: called after each replay, to do what Python would have done.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Outputs],
+        device: torch.device,
+        replayed: Callable[[], object] = lambda: None,
+    ):
+        self._function, self._replayed = function, replayed
+        self._stream = torch.cuda.Stream(device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: list[Tensor] = []
+        self._outputs: Outputs = {}
+        self._calls = 0
+
+    def __call__(self, *inputs: Tensor) -> Outputs:
+        """The function's outputs, which the next call overwrites.
+
+        Raises:
+            ConalError: the function cannot be recorded.
+        """
+        if not self._calls:
+            self._inputs = [own.to(self._stream.device, copy=True) for own in inputs]
+        self._calls += 1
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
+        if self._graph is not None:
+            self._graph.replay()
+            self._replayed()
+        elif self._calls <= WARM_UP:
+            with _unvalidated(), _in_turn(self._stream):
+                return self._function(*self._inputs)
+        else:
+            self._graph = self._record()
+            self._graph.replay()
+        return self._outputs
+
+    def _record(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with _unvalidated(), torch.cuda.graph(graph, stream=self._stream):
+                self._outputs = self._function(*self._inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ConalError(
+                f"no CUDA graph can be recorded here ({str(error).splitlines()[0]}); "
+                "train with --agent.cuda-graphs false"
+            ) from error
+        return graph
+
+
+@contextmanager
+def _unvalidated() -> Iterator[None]:
+    """torch's distributions do not check their arguments, for which they wait for the device."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+@contextmanager
+def _in_turn(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Work in `stream`, after what the current stream has begun and before what it begins next."""
+    current = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        yield
+    current.wait_stream(stream)

@@ -1,0 +1,173 @@
+"""Updates that a CUDA device can record: they ask nothing of it, and recorded they are the same."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Distribution
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from conal_rl.agents import ConalSAC
+from conal_rl.core import ConalSpace, Structure, Tree
+from tests.agents.toy import make_agent, make_env
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+TARGETS = (-0.5, 0.0, 0.5)
+BRANCHED = Tree.from_branch_points([3, 2, 3], depth=2, tasks=make_env(TARGETS).tasks)
+WAITING = ("_local_scalar_dense", "nonzero", "lift_fresh", "bincount", "masked_select")
+"""Operations that wait for a device, or bring it something from memory that moves."""
+
+
+class Waiting(TorchDispatchMode):
+    """Notes the operations in which a CUDA device would be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if any(name in str(operation) for name in WAITING):
+            stack = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_stack()]
+            self.found.append(f"{operation} at {stack[-5:-1]}")
+        return operation(*args, **(kwargs or {}))
+
+
+def trained(structure: Structure, device: str = "cpu", **settings: Any) -> ConalSAC:
+    agent = make_agent(structure, env=make_env(TARGETS, 2), device=device, **settings)
+    agent.learn(240, log_interval=None)
+    assert agent._n_updates > 0
+    return agent
+
+
+@pytest.mark.parametrize("structure", [BRANCHED, ConalSpace()], ids=["tree", "search"])
+@pytest.mark.parametrize("settings", [{}, {"critic_reduce": "mean", "max_grad_norm": 1.0}])
+def test_an_update_asks_nothing_of_the_device(
+    structure: Structure, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = trained(structure, **settings)
+    monkeypatch.setattr(Distribution, "_validate_args", False)  # as where it is recorded
+    # On a CUDA device these are at once, too; see below.
+    monkeypatch.setattr("conal_rl.core.conflict.gram", _gram_of_a_device)
+    assert isinstance(agent._last_obs, np.ndarray)
+    observation = torch.from_numpy(agent._last_obs)
+    with Waiting() as waiting:
+        agent._whole_update(4)
+        agent.policy.draw_actions(observation, 2)
+    # Adam's step counts are on the device only there.
+    assert [found for found in waiting.found if "adam.py" not in found] == []
+
+
+def _gram_of_a_device(layer: Any, gradients: Any) -> torch.Tensor:
+    from conal_rl.core.gradients import _gram_at_once
+
+    return _gram_at_once(layer.rows, gradients)
+
+
+def test_the_dispatch_mode_sees_what_waits() -> None:
+    with Waiting() as waiting:
+        float(torch.ones(()) + 1)
+    assert len(waiting.found) == 1
+
+
+def test_updates_in_learn_may_wait_for_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make_agent(BRANCHED, env=make_env(TARGETS, 2))
+    begun: list[tuple[int, bool]] = []  # env steps so far, and whether the envs have stepped
+    stepping = []
+    assert agent.env is not None
+    step, update = agent.env.step, agent._whole_update
+
+    def noted_step(actions: Any) -> Any:
+        stepping.append(agent.num_timesteps)
+        return step(actions)
+
+    def noted_update(batch_size: int) -> Any:
+        begun.append((agent.num_timesteps, agent.num_timesteps in stepping))
+        return update(batch_size)
+
+    monkeypatch.setattr(agent.env, "step", noted_step)
+    monkeypatch.setattr(agent, "_whole_update", noted_update)
+    monkeypatch.setattr(agent, "_run_update", noted_update)
+    agent._records = True  # as on a CUDA device, without what only that can do
+    monkeypatch.setattr(agent, "_update_learning_rate", lambda _: None)
+    monkeypatch.setattr(agent, "predict", super(ConalSAC, agent).predict)
+    agent.learn(120, log_interval=None)
+    rounds = [steps for steps in stepping if steps + agent.n_envs > agent.learning_starts]
+    assert agent._n_updates == len(begun) == len(rounds)
+    assert not any(stepped for _, stepped in begun[:-1])  # each before the step that is beside it
+    assert agent._put_off == 0
+
+
+def test_what_waits_is_done_before_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    from conal_rl.agents.storage import training_state
+
+    agent = trained(BRANCHED)
+    before = agent._n_updates
+    agent._records, agent._learning = True, True
+    monkeypatch.setattr(agent, "_run_update", agent._whole_update)
+    monkeypatch.setattr(agent, "_update_learning_rate", lambda _: None)
+    agent.train(2, 4)
+    assert agent._n_updates == before
+    _, state = training_state(agent)
+    assert agent._n_updates == state["updates"] == before + 2
+
+
+@needs_cuda
+@pytest.mark.parametrize("structure", [BRANCHED, ConalSpace()], ids=["tree", "search"])
+@pytest.mark.parametrize("settings", [{}, {"gate_every": 2, "actor_every": 3}])
+def test_recorded_updates_are_those_without_recording(
+    structure: Structure, settings: dict[str, Any]
+) -> None:
+    source = trained(structure, "cuda", **settings)
+    agents = []
+    for graphs in (True, False):
+        env = make_env(TARGETS, 2)
+        agent = make_agent(structure, env=env, device="cuda", cuda_graphs=graphs, **settings)
+        agent.policy.load_state_dict(source.policy.state_dict())
+        agent.replay_buffer.take_over(source.replay_buffer)
+        torch.cuda.manual_seed(0)
+        agent.train(100, 16)
+        agents.append(agent)
+    with_graphs, without = agents
+    assert with_graphs._records and with_graphs._recorded and not without._records
+    assert all(own._graph is not None for own in with_graphs._recorded.values())
+    for name, value in without.policy.state_dict().items():
+        torch.testing.assert_close(
+            with_graphs.policy.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name
+        )
+    for name, noticing in without.noticing.items():
+        found, expected = with_graphs.noticing[name].statistics(), noticing.statistics()
+        assert found is not None and expected is not None
+        assert found.steps == expected.steps
+        torch.testing.assert_close(found.counted, expected.counted)
+        torch.testing.assert_close(found.cosine, expected.cosine, rtol=0, atol=0.05)
+
+
+@needs_cuda
+def test_recorded_actions_are_of_the_newest_weights() -> None:
+    agent = trained(BRANCHED, "cuda")
+    assert any("actions" in kind for kind in agent._recorded)
+    assert isinstance(agent._last_obs, np.ndarray)
+    with torch.no_grad():
+        agent.actor.head.bias[:] = torch.tensor([3.0, -20.0], device="cuda")  # mean, log std
+        agent.actor.head.weight[:] = 0
+    actions, _ = agent.predict(agent._last_obs)
+    np.testing.assert_allclose(actions, np.tanh(3.0), atol=1e-4)
+
+
+@needs_cuda
+def test_a_step_size_that_falls_reaches_the_graphs() -> None:
+    agent = make_agent(
+        BRANCHED, env=make_env(TARGETS, 2), device="cuda", learning_rate=lambda left: 1e-2 * left
+    )
+    agent.learn(600, log_interval=None)
+    before = [weight.clone() for weight in agent.actor.weights()]
+    agent._current_progress_remaining = 0.0
+    agent.train(5, 8)
+    assert all(own._graph is not None for k, own in agent._recorded.items() if "update" in k)
+    assert all(map(torch.equal, before, agent.actor.weights()))
