@@ -45,6 +45,9 @@ METHODS: Mapping[str, Sequence[str]] = {
 }
 """In the order of their importance. `WIDENED` has the parameters of its seed's CoNAL run."""
 
+SHORT_SEARCH = ["--agent.tree", "search", "--search.steps", "100000"]
+"""The preset's would take all of a short run."""
+
 RECIPE: Mapping[str, Sequence[str]] = {
     "HPS, the recipe": [],
     "2 envs per task": ["--env.envs-per-task", "2"],
@@ -67,8 +70,8 @@ RECIPE: Mapping[str, Sequence[str]] = {
     "step size of 1e-3": ["--agent.learning-rate", "1e-3"],
     "actor on every second update": ["--agent.actor-every", "2"],
     "actor averaged over 2%": ["--agent.actor-averaging", "50"],
-    "CoNAL": ["--agent.tree", "search"],
-    "CoNAL, weights kept": ["--agent.tree", "search", "--search.keep-weights"],
+    "CoNAL": SHORT_SEARCH,
+    "CoNAL, weights kept": [*SHORT_SEARCH, "--search.keep-weights"],
 }
 """Each with one choice changed, on hard parameter sharing unless it says otherwise."""
 
