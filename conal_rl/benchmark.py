@@ -25,8 +25,9 @@ class Size(NamedTuple):
 
 
 MT10 = Size([256] * 3, 64)
-MT10_PAPER = Size([400] * 3, 128)
+MT10_PAPER = Size([400] * 3, 256)
 """Of the presets `mt10` and `mt10_paper`."""
+CONFLICT = Size([400] * 3, 128)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -168,7 +169,7 @@ def _conflict(options: argparse.Namespace, console: Console) -> None:
     from conal_rl.benchmarks import conflict
 
     turns = (options.rounds, options.seconds, options.device)
-    widths, batch = options.widths or MT10_PAPER.widths, options.batch or MT10_PAPER.batch
+    widths, batch = options.widths or CONFLICT.widths, options.batch or CONFLICT.batch
     for tasks in options.tasks:
         console.print(conflict.measure(tasks, widths, batch, *turns))
     console.print(conflict.measure_one_input(ONE_INPUT_TASKS, *turns))

@@ -17,7 +17,8 @@ from metaworld.evaluation import evaluation as official_evaluation
 from numpy.typing import NDArray
 
 from conal_rl import envs, evaluate, evaluation
-from conal_rl.agents.storage import training_state
+from conal_rl.agents import ConalSAC
+from conal_rl.agents.storage import load_trees, training_state
 from conal_rl.config import Config, load_config
 from conal_rl.core import Tree
 from conal_rl.envs.metaworld import CAMERA_SIZE, official_vector_env, suite_tasks
@@ -35,7 +36,7 @@ from conal_rl.evaluation import (
     record_videos,
     wilson,
 )
-from conal_rl.runs import save_checkpoint
+from conal_rl.runs import find_run, save_checkpoint
 from conal_rl.train import make_agent
 from tests.scripted import ScriptedPolicy
 
@@ -442,3 +443,15 @@ def test_episodes_without_an_end_are_not_waited_for(monkeypatch: pytest.MonkeyPa
     suite = ("tests.agents.toy:Endless-v0",)
     with pytest.raises(SuiteError, match="no episode has ended in 50 steps"):
         evaluation.evaluate_policy(Still(), suite, 1)
+
+
+@pytest.mark.parametrize("name", ["mt10", "mt10_paper"])
+def test_what_ships_does_what_its_evaluation_says(name: str) -> None:
+    folder = find_run(f"pretrained:{name}")
+    claimed = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    agent = ConalSAC.load_weights(folder / "model", "cpu")
+    actor, critic = load_trees(folder / "tree.json", agent.tasks, 3)
+    assert agent.structures == (actor, critic)
+    found = evaluate_policy(agent, "mt10", episodes=2, seed=7, engine="native").mean_success
+    assert found is not None
+    assert abs(found - claimed["mean_success"]) < 0.16  # 20 other episodes

@@ -30,18 +30,18 @@ class Recorded:
 
     Args:
         function: of tensors, which are copied into memory of its own.
-        device: a CUDA device.
+        stream: in which it is recorded; of all functions that use the same weights, one.
         replayed: called after each replay, to do what Python would have done.
     """
 
     def __init__(
         self,
         function: Callable[..., Outputs],
-        device: torch.device,
+        stream: torch.cuda.Stream,
         replayed: Callable[[], object] = lambda: None,
     ):
         self._function, self._replayed = function, replayed
-        self._stream = torch.cuda.Stream(device)
+        self._stream = stream
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Tensor] = []
         self._outputs: Outputs = {}

@@ -282,6 +282,7 @@ class ConalSAC(SAC):
     def _prepare_optimizers(self) -> None:
         """Their step sizes are on the device where they are recorded, and what was is forgotten."""
         self._recorded: dict[tuple[Any, ...], Recorded] = {}
+        self._stream = torch.cuda.Stream(self.device) if self._records else None
         self._rate: float | None = None
         for optimizer in (
             self.actor.optimizer,
@@ -395,8 +396,9 @@ class ConalSAC(SAC):
                 for own in noticing:
                     own.count_step()
 
+            assert self._stream is not None
             update = partial(self._whole_update, batch_size)
-            self._recorded[kind] = Recorded(update, self.device, replayed=count)
+            self._recorded[kind] = Recorded(update, self._stream, replayed=count)
         metrics = self._recorded[kind]()
         assert isinstance(metrics, dict)
         return metrics
@@ -544,8 +546,9 @@ class ConalSAC(SAC):
         most = int(observation[:, -len(self.tasks) :].sum(axis=0).max())
         kind = "actions", len(observation), most
         if kind not in self._recorded:
+            assert self._stream is not None
             act = partial(self.policy.draw_actions, most=most)
-            self._recorded[kind] = Recorded(act, self.device)
+            self._recorded[kind] = Recorded(act, self._stream)
         actions = self._recorded[kind](torch.from_numpy(observation))
         assert isinstance(actions, Tensor)
         return self.policy.unscale_action(actions.cpu().numpy()), state
@@ -642,13 +645,13 @@ class ConalSAC(SAC):
                 output.max_length = max(output.max_length, 8 + max(map(len, self.tasks)))
         super().dump_logs()
 
-    def save_weights(self, folder: Path | str, half: bool = False) -> None:
+    def save_weights(self, folder: Path | str, half: bool = False, critics: bool = True) -> None:
         """Write the networks as safetensors and JSON, to share or to ship.
 
         With `half`, products' weights are in bfloat16, which changes nothing where
-        `mixed_precision` computes in that.
+        `mixed_precision` computes in that. Without `critics`, only what acts deterministically.
         """
-        storage.save_weights(self, Path(folder), half)
+        storage.save_weights(self, Path(folder), half, critics)
 
     @classmethod
     def load_weights(cls, folder: Path | str, device: str = "auto") -> "ConalSAC":
@@ -656,7 +659,7 @@ class ConalSAC(SAC):
         return storage.load_weights(Path(folder), device)
 
     def _excluded_save_params(self) -> list[str]:
-        live = ["gates", "learners", "gate_optimizer", "_means", "_recorded"]
+        live = ["gates", "learners", "gate_optimizer", "_means", "_recorded", "_stream"]
         return [*super()._excluded_save_params(), *live]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

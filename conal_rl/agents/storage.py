@@ -134,6 +134,13 @@ def build(about: Any, weights: Mapping[str, Tensor], device: str, source: Path) 
         agent.reward_scale = about["reward_scale"]
         agent.num_timesteps = about["steps"]
         agent.configure(tuple(about["tasks"]), *structures, about["architecture"])
+        if not about.get("critics", True):
+            unknown = {
+                name: torch.full_like(tensor, torch.nan)
+                for name, tensor in agent.policy.state_dict().items()
+                if name.startswith("critic.")
+            }
+            weights = unknown | dict(weights)
         targets = {
             name.replace("critic.", "critic_target.", 1): tensor
             for name, tensor in weights.items()
@@ -145,19 +152,33 @@ def build(about: Any, weights: Mapping[str, Tensor], device: str, source: Path) 
     return agent
 
 
-def save_weights(agent: ConalSAC, folder: Path, half: bool = False) -> None:
+def save_weights(agent: ConalSAC, folder: Path, half: bool = False, critics: bool = True) -> None:
     """Write `model.json` and `model.safetensors` into `folder`, replacing what was there.
 
     Args:
         half: store weights and biases of products in bfloat16. An agent of mixed precision rounds
             them to that in any case: half of the file, and every output is the same.
+        critics: without them there is in the file what acts where actions are deterministic, alone:
+            the average of the actor's weights, where there is one, is then the actor. The critics
+            of an agent that is loaded from it hold NaN.
     """
+    about, policy = describe(agent), agent.policy
     weights = {
-        name: tensor.bfloat16() if half and name.endswith((".weight", ".bias")) else tensor
-        for name, tensor in agent.policy.state_dict().items()
+        name: tensor
+        for name, tensor in policy.state_dict().items()
         if not name.startswith("critic_target.")
     }
-    write_model(folder, describe(agent), weights)
+    if not critics:
+        acting = policy.actor if policy.actor_average is None else policy.actor_average
+        weights = {f"actor.{name}": tensor for name, tensor in acting.state_dict().items()}
+        about["critics"] = False
+        about["architecture"] = {**about["architecture"], "actor_averaging": None}
+    if half:
+        weights = {
+            name: tensor.bfloat16() if name.endswith((".weight", ".bias")) else tensor
+            for name, tensor in weights.items()
+        }
+    write_model(folder, about, weights)
 
 
 def load_weights(folder: Path, device: str = "auto") -> ConalSAC:

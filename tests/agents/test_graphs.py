@@ -131,7 +131,7 @@ def test_recorded_updates_are_those_without_recording(
         agent.policy.load_state_dict(source.policy.state_dict())
         agent.replay_buffer.take_over(source.replay_buffer)
         torch.cuda.manual_seed(0)
-        agent.train(100, 16)
+        agent.train(150, 16)
         agents.append(agent)
     with_graphs, without = agents
     assert with_graphs._records and with_graphs._recorded and not without._records

@@ -124,6 +124,29 @@ def test_half_the_weights_do_the_same_in_mixed_precision(tree: str, tmp_path: Pa
         assert mixed or not np.array_equal(found, expected)
 
 
+@pytest.mark.parametrize("averaging", [None, 2.0])
+@pytest.mark.parametrize("tree", TREES)
+def test_without_critics_there_is_what_acts_deterministically(
+    tree: str, averaging: float | None, tmp_path: Path
+) -> None:
+    env = make_env((-0.5, 0.5), envs_per_task=2)
+    agent = make_agent(TREES[tree], env=env, actor_averaging=averaging)
+    agent.learn(100, log_interval=None)
+    agent.save_weights(tmp_path / "whole")
+    agent.save_weights(tmp_path / "model", critics=False)
+    sizes = [(tmp_path / of / "model.safetensors").stat().st_size for of in ("model", "whole")]
+    assert sizes[0] < 0.5 * sizes[1]
+    loaded = ConalSAC.load_weights(tmp_path / "model", device="cpu")
+    rows = random_rows([row % 2 for row in range(40)], tasks=2)
+    found, expected = (a.predict(rows, deterministic=True)[0] for a in (loaded, agent))
+    np.testing.assert_array_equal(found, expected)
+    critics = [*loaded.critic.weights(), *loaded.critic_target.weights()]
+    assert all(weight.isnan().all() for weight in critics)
+    loaded.save_weights(tmp_path / "again", critics=False)
+    again = [(tmp_path / of / "model.safetensors").read_bytes() for of in ("model", "again")]
+    assert again[0] == again[1]
+
+
 def test_loaded_weights_can_be_trained_further(tmp_path: Path) -> None:
     make_agent(TREES["pair"]).save_weights(tmp_path / "model")
     loaded = ConalSAC.load_weights(tmp_path / "model", device="cpu")
