@@ -5,7 +5,7 @@ An update of small networks is hundreds of kernels that take less time to run th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -30,7 +30,7 @@ class Recorded:
 
     Args:
         function: of tensors, which are copied into memory of its own.
-        stream: in which it is recorded; of all functions that use the same weights, one.
+        stream: in which it is recorded.
         replayed: called after each replay, to do what Python would have done.
     """
 
@@ -69,6 +69,11 @@ class Recorded:
             self._graph.replay()
         return self._outputs
 
+    @property
+    def recorded(self) -> bool:
+        """Whether the next call is a replay."""
+        return self._graph is not None
+
     def _record(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         try:
@@ -82,6 +87,52 @@ class Recorded:
                 "train with --agent.cuda-graphs false"
             ) from error
         return graph
+
+
+class Recorder:
+    """The recorded functions of an agent, by kind: calls of a kind are the same kernels."""
+
+    def __init__(self, device: torch.device):
+        # One for all, as they use the same weights.
+        self._stream = torch.cuda.Stream(device)
+        self._recorded: dict[tuple[Hashable, ...], Recorded] = {}
+
+    def run(
+        self,
+        kind: tuple[Hashable, ...],
+        function: Callable[..., Outputs],
+        *inputs: Tensor,
+        replayed: Callable[[], object] = lambda: None,
+    ) -> Outputs:
+        """Call `function`, or replay what was recorded of a call of this kind; see `Recorded`."""
+        if kind not in self._recorded:
+            self._recorded[kind] = Recorded(function, self._stream, replayed)
+        return self._recorded[kind](*inputs)
+
+    def kinds(self) -> dict[tuple[Hashable, ...], bool]:
+        """What has been called, and whether it is replayed by now."""
+        return {kind: own.recorded for kind, own in self._recorded.items()}
+
+    def forget(self) -> None:
+        """Record anew from here on: tensors have moved."""
+        self._recorded.clear()
+
+
+def prepare_optimizer(optimizer: torch.optim.Optimizer, device: torch.device | None) -> None:
+    """Make Adam's steps such that they can be recorded on `device`, or not at all (None).
+
+    Their sizes are on the device, too, so that they may change.
+    """
+    for group in optimizer.param_groups:
+        rate = float(group["lr"])
+        group["capturable"] = device is not None
+        group["lr"] = rate if device is None else torch.tensor(rate, device=device)
+
+
+def set_step_size(optimizer: torch.optim.Optimizer, size: float) -> None:
+    """Of an optimiser that was prepared for a device."""
+    for group in optimizer.param_groups:
+        group["lr"].fill_(size)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from stable_baselines3.common.utils import safe_mean
 from torch import Tensor, nn
 
 from conal_rl.agents import storage
-from conal_rl.agents.graphs import Recorded
+from conal_rl.agents.graphs import Recorder, prepare_optimizer, set_step_size
 from conal_rl.agents.policies import CONAL, ConalPolicy, TaskActor, TaskCritics
 from conal_rl.agents.records import Means, RecentEpisodes
 from conal_rl.agents.replay import TaskBatch, TaskReplayBuffer
@@ -253,7 +253,7 @@ class ConalSAC(SAC):
         }
         if self.compile:
             self._compile()
-        self._records = self._can_record()
+        self._recorder = Recorder(self.device) if self._can_record() else None
         self._prepare_optimizers()
         self._learning = False
         self._put_off = 0  # updates that wait for the environments to step
@@ -280,20 +280,11 @@ class ConalSAC(SAC):
         )
 
     def _prepare_optimizers(self) -> None:
-        """Their step sizes are on the device where they are recorded, and what was is forgotten."""
-        self._recorded: dict[tuple[Any, ...], Recorded] = {}
-        self._stream = torch.cuda.Stream(self.device) if self._records else None
-        self._rate: float | None = None
-        for optimizer in (
-            self.actor.optimizer,
-            self.critic.optimizer,
-            self.ent_coef_optimizer,
-            self.gate_optimizer,
-        ):
-            for group in [] if optimizer is None else optimizer.param_groups:
-                rate = float(group["lr"])
-                group["capturable"] = self._records
-                group["lr"] = torch.tensor(rate, device=self.device) if self._records else rate
+        self._step_size: float | None = None  # that the recorded steps have
+        own = self.actor.optimizer, self.critic.optimizer
+        for optimizer in (*own, self.ent_coef_optimizer, self.gate_optimizer):
+            if optimizer is not None:
+                prepare_optimizer(optimizer, self.device if self._recorder else None)
 
     @property
     def noticing(self) -> dict[str, ConflictNoticing]:
@@ -360,7 +351,7 @@ class ConalSAC(SAC):
         if not self.replay_buffer.ready():
             return  # a task has no finished validation data yet
         self._put_off += gradient_steps
-        if not (self._records and self._learning):
+        if self._recorder is None or not self._learning:
             self.finish_updates(batch_size)
 
     def finish_updates(self, batch_size: int | None = None) -> None:
@@ -378,28 +369,26 @@ class ConalSAC(SAC):
             self._n_updates += 1
             if self._n_updates in self.reset_at:
                 self.policy.reset_weights()
-                self._recorded.clear()
+                if self._recorder is not None:
+                    self._recorder.forget()
             reset = max(at for at in (0, *self.reset_at) if at <= self._n_updates)
             self.policy.average_actor(max(1, self._n_updates - reset))
             self._means.add(metrics)
 
     def _run_update(self, batch_size: int) -> dict[str, Tensor]:
-        if not self._records:
+        if self._recorder is None:
             return self._whole_update(batch_size)
         every = self.actor_every, self.gate_every, self.target_update_interval
         parts = [self._n_updates % n == 0 for n in every]
         noticing = self.noticing.values()
         kind = "update", batch_size, *parts, *(own.studying for own in noticing)
-        if kind not in self._recorded:  # updates of a kind are the same kernels
 
-            def count() -> None:
-                for own in noticing:
-                    own.count_step()
+        def count() -> None:
+            for own in noticing:
+                own.count_step()
 
-            assert self._stream is not None
-            update = partial(self._whole_update, batch_size)
-            self._recorded[kind] = Recorded(update, self._stream, replayed=count)
-        metrics = self._recorded[kind]()
+        update = partial(self._whole_update, batch_size)
+        metrics = self._recorder.run(kind, update, replayed=count)
         assert isinstance(metrics, dict)
         return metrics
 
@@ -520,16 +509,15 @@ class ConalSAC(SAC):
     # What is recorded on a CUDA device, beside the updates.
 
     def _update_learning_rate(self, optimizers: Any) -> None:
-        if not self._records:
+        if self._recorder is None:
             super()._update_learning_rate(optimizers)
             return
-        rate = self.lr_schedule(self._current_progress_remaining)
-        self.logger.record("train/learning_rate", rate)
-        if rate != self._rate:
-            self._rate = rate
+        size = self.lr_schedule(self._current_progress_remaining)
+        self.logger.record("train/learning_rate", size)
+        if size != self._step_size:
+            self._step_size = size
             for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"].fill_(rate)
+                set_step_size(optimizer, size)
 
     def predict(
         self,
@@ -539,17 +527,14 @@ class ConalSAC(SAC):
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """As SB3's."""
-        if deterministic or not self._records or observation is not self._last_obs:
+        if deterministic or self._recorder is None or observation is not self._last_obs:
             return super().predict(observation, state, episode_start, deterministic)
         # The environments that it learns from: as many, of the same tasks, each time.
         assert isinstance(observation, np.ndarray)
         most = int(observation[:, -len(self.tasks) :].sum(axis=0).max())
         kind = "actions", len(observation), most
-        if kind not in self._recorded:
-            assert self._stream is not None
-            act = partial(self.policy.draw_actions, most=most)
-            self._recorded[kind] = Recorded(act, self._stream)
-        actions = self._recorded[kind](torch.from_numpy(observation))
+        act = partial(self.policy.draw_actions, most=most)
+        actions = self._recorder.run(kind, act, torch.from_numpy(observation))
         assert isinstance(actions, Tensor)
         return self.policy.unscale_action(actions.cpu().numpy()), state
 
@@ -562,6 +547,8 @@ class ConalSAC(SAC):
         """As SB3's."""
         super().set_parameters(*given, **named)
         self._prepare_optimizers()  # what was read may have been written on another device
+        if self._recorder is not None:
+            self._recorder.forget()
 
     # Logging, as SB3's, and per task.
 
@@ -659,7 +646,7 @@ class ConalSAC(SAC):
         return storage.load_weights(Path(folder), device)
 
     def _excluded_save_params(self) -> list[str]:
-        live = ["gates", "learners", "gate_optimizer", "_means", "_recorded", "_stream"]
+        live = ["gates", "learners", "gate_optimizer", "_means", "_recorder"]
         return [*super()._excluded_save_params(), *live]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

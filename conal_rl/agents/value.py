@@ -81,15 +81,16 @@ class HLGauss(nn.Module):
 
     def outside(self, target: Tensor) -> Tensor:
         """Which targets the support has not, and are clamped to its ends: bool, as the target."""
-        if self.linear_to is not None:
-            target = (target / self.linear_to).asinh()
-        return (target < self.edges[0]) | (target > self.edges[-1])
+        place = self._place(target)
+        return (place < self.edges[0]) | (place > self.edges[-1])
 
     def histogram(self, target: Tensor) -> Tensor:
         """The target's probability in every bin, `(..., bins)`."""
-        if self.linear_to is not None:
-            target = (target / self.linear_to).asinh()
-        centre = target.clamp(*self.bounds).unsqueeze(-1)
+        centre = self._place(target).clamp(*self.bounds).unsqueeze(-1)
         cdf = torch.erf((self.edges - centre) / self.scale)
         mass = cdf[..., 1:] - cdf[..., :-1]
         return mass / (cdf[..., -1:] - cdf[..., :1])
+
+    def _place(self, target: Tensor) -> Tensor:
+        """Where values lie among the edges."""
+        return target if self.linear_to is None else (target / self.linear_to).asinh()

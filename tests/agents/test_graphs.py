@@ -93,7 +93,7 @@ def test_updates_in_learn_may_wait_for_the_environments(monkeypatch: pytest.Monk
     monkeypatch.setattr(agent.env, "step", noted_step)
     monkeypatch.setattr(agent, "_whole_update", noted_update)
     monkeypatch.setattr(agent, "_run_update", noted_update)
-    agent._records = True  # as on a CUDA device, without what only that can do
+    agent._recorder = object()  # type: ignore[assignment]  # as on a CUDA device, but for kernels
     monkeypatch.setattr(agent, "_update_learning_rate", lambda _: None)
     monkeypatch.setattr(agent, "predict", super(ConalSAC, agent).predict)
     agent.learn(120, log_interval=None)
@@ -108,7 +108,7 @@ def test_what_waits_is_done_before_a_checkpoint(monkeypatch: pytest.MonkeyPatch)
 
     agent = trained(BRANCHED)
     before = agent._n_updates
-    agent._records, agent._learning = True, True
+    agent._recorder, agent._learning = object(), True  # type: ignore[assignment]
     monkeypatch.setattr(agent, "_run_update", agent._whole_update)
     monkeypatch.setattr(agent, "_update_learning_rate", lambda _: None)
     agent.train(2, 4)
@@ -134,8 +134,8 @@ def test_recorded_updates_are_those_without_recording(
         agent.train(150, 16)
         agents.append(agent)
     with_graphs, without = agents
-    assert with_graphs._records and with_graphs._recorded and not without._records
-    assert all(own._graph is not None for own in with_graphs._recorded.values())
+    assert with_graphs._recorder is not None and without._recorder is None
+    assert all(with_graphs._recorder.kinds().values())
     for name, value in without.policy.state_dict().items():
         torch.testing.assert_close(
             with_graphs.policy.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name
@@ -151,7 +151,8 @@ def test_recorded_updates_are_those_without_recording(
 @needs_cuda
 def test_recorded_actions_are_of_the_newest_weights() -> None:
     agent = trained(BRANCHED, "cuda")
-    assert any("actions" in kind for kind in agent._recorded)
+    assert agent._recorder is not None
+    assert any(recorded for kind, recorded in agent._recorder.kinds().items() if "actions" in kind)
     assert isinstance(agent._last_obs, np.ndarray)
     with torch.no_grad():
         agent.actor.head.bias[:] = torch.tensor([3.0, -20.0], device="cuda")  # mean, log std
@@ -169,5 +170,6 @@ def test_a_step_size_that_falls_reaches_the_graphs() -> None:
     before = [weight.clone() for weight in agent.actor.weights()]
     agent._current_progress_remaining = 0.0
     agent.train(5, 8)
-    assert all(own._graph is not None for k, own in agent._recorded.items() if "update" in k)
+    assert agent._recorder is not None
+    assert all(recorded for kind, recorded in agent._recorder.kinds().items() if "update" in kind)
     assert all(map(torch.equal, before, agent.actor.weights()))
