@@ -185,6 +185,8 @@ class Training(PhasedRun[Config]):
             raise
         finally:
             callback.close()
+        if self.stop.signal is None:
+            self.agent.finish_updates()
         return self.stop.signal is None
 
     def _derive_trees(self) -> tuple[Tree, ...]:

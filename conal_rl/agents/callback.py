@@ -21,7 +21,8 @@ class RunCallback(BaseCallback):
         until: env steps at which the phase ends.
         elapsed: seconds of the whole run.
         seconds_left: after which `learn` is to end before its last step.
-        checkpoint: writes a checkpoint; called between updates, when nothing is half done.
+        checkpoint: writes a checkpoint; called when nothing is half done. Updates that are put off
+            stay so.
         evaluate: returns mean success, or None; called every `config.evaluation.every` steps.
     """
 

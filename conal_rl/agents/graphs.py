@@ -127,6 +127,9 @@ def prepare_optimizer(optimizer: torch.optim.Optimizer, device: torch.device | N
         rate = float(group["lr"])
         group["capturable"] = device is not None
         group["lr"] = rate if device is None else torch.tensor(rate, device=device)
+    if device is not None:
+        for remembered in optimizer.state.values():
+            remembered["step"] = remembered["step"].to(device, torch.float32)
 
 
 def set_step_size(optimizer: torch.optim.Optimizer, size: float) -> None:

@@ -86,8 +86,8 @@ class ConalSAC(SAC):
             forgotten, and compiled again if it is used.
         cuda_graphs: on a CUDA device, record updates and stochastic actions as CUDA graphs, and let
             the device update while the environments step, so that an update learns from what was
-            there before that step. Settings count as they were at the first update. Not with Gumbel
-            gates, aggregations or `normalize_returns`.
+            there before that step. Settings count as they were at the first update. Not in searches
+            with Gumbel gates, nor with aggregations or `normalize_returns`.
         Others: as SB3's SAC.
     """
 
@@ -97,6 +97,8 @@ class ConalSAC(SAC):
     critic: TaskCritics  # type: ignore[assignment]
     critic_target: TaskCritics  # type: ignore[assignment]
     replay_buffer: TaskReplayBuffer
+    knows_values = True
+    """Whether the critics are there: not where the weights of an actor alone were read."""
 
     def __init__(
         self,
@@ -274,7 +276,7 @@ class ConalSAC(SAC):
         return (
             self.cuda_graphs
             and self.device.type == "cuda"
-            and self.gumbel_temperature is None
+            and not (self.gumbel_temperature is not None and self.gates)
             and not self.normalize_returns
             and all(rule is None or isinstance(rule, ConflictNoticing) for rule in rules)
         )
@@ -369,8 +371,7 @@ class ConalSAC(SAC):
             self._n_updates += 1
             if self._n_updates in self.reset_at:
                 self.policy.reset_weights()
-                if self._recorder is not None:
-                    self._recorder.forget()
+                self.forget_recorded()
             reset = max(at for at in (0, *self.reset_at) if at <= self._n_updates)
             self.policy.average_actor(max(1, self._n_updates - reset))
             self._means.add(metrics)
@@ -380,8 +381,13 @@ class ConalSAC(SAC):
             return self._whole_update(batch_size)
         every = self.actor_every, self.gate_every, self.target_update_interval
         parts = [self._n_updates % n == 0 for n in every]
-        noticing = self.noticing.values()
-        kind = "update", batch_size, *parts, *(own.studying for own in noticing)
+        acting = parts[0]
+        noticing = [
+            own for name, own in self.noticing.items() if own.layers and (acting or name != "actor")
+        ]
+        rings = self.replay_buffer.training, self.replay_buffer.validation
+        places = [ring.data.data_ptr() for ring in rings]  # another replay may be loaded
+        kind = "update", batch_size, *places, *parts, *(own.studying for own in noticing)
 
         def count() -> None:
             for own in noticing:
@@ -530,6 +536,7 @@ class ConalSAC(SAC):
         if deterministic or self._recorder is None or observation is not self._last_obs:
             return super().predict(observation, state, episode_start, deterministic)
         # The environments that it learns from: as many, of the same tasks, each time.
+        self.policy.set_training_mode(False)
         assert isinstance(observation, np.ndarray)
         most = int(observation[:, -len(self.tasks) :].sum(axis=0).max())
         kind = "actions", len(observation), most
@@ -547,6 +554,10 @@ class ConalSAC(SAC):
         """As SB3's."""
         super().set_parameters(*given, **named)
         self._prepare_optimizers()  # what was read may have been written on another device
+        self.forget_recorded()
+
+    def forget_recorded(self) -> None:
+        """Record anew, as tensors have been replaced."""
         if self._recorder is not None:
             self._recorder.forget()
 

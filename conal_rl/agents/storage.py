@@ -1,7 +1,7 @@
 """Agents on disk: safetensors and JSON only, so that loading one runs no code.
 
-`save_weights`/`load_weights` are for sharing (what `predict` needs, and the critics);
-`training_state`/`restore` are everything that going on with training needs.
+`save_weights`/`load_weights` are for sharing (what `predict` needs and, unless left out, the
+critics); `training_state`/`restore` are everything that going on with training needs.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 FORMAT = "conal_rl.agent"
 VERSION = 1
 TREES_FORMAT = "conal_rl.trees"
+CRITIC_GATES = "critic.encoder.gates"
 
 Tensors = dict[str, dict[str, Tensor]]
 
@@ -141,6 +142,7 @@ def build(about: Any, weights: Mapping[str, Tensor], device: str, source: Path) 
                 if name.startswith("critic.")
             }
             weights = unknown | dict(weights)
+            agent.knows_values = False
         targets = {
             name.replace("critic.", "critic_target.", 1): tensor
             for name, tensor in weights.items()
@@ -160,7 +162,7 @@ def save_weights(agent: ConalSAC, folder: Path, half: bool = False, critics: boo
             them to that in any case: half of the file, and every output is the same.
         critics: without them there is in the file what acts where actions are deterministic, alone:
             the average of the actor's weights, where there is one, is then the actor. The critics
-            of an agent that is loaded from it hold NaN.
+            of an agent that is loaded from it hold NaN, and it is saved without them.
     """
     about, policy = describe(agent), agent.policy
     weights = {
@@ -168,9 +170,10 @@ def save_weights(agent: ConalSAC, folder: Path, half: bool = False, critics: boo
         for name, tensor in policy.state_dict().items()
         if not name.startswith("critic_target.")
     }
-    if not critics:
+    if not (critics and agent.knows_values):
         acting = policy.actor if policy.actor_average is None else policy.actor_average
-        weights = {f"actor.{name}": tensor for name, tensor in acting.state_dict().items()}
+        gates = {name: tensor for name, tensor in weights.items() if name == CRITIC_GATES}
+        weights = {f"actor.{name}": tensor for name, tensor in acting.state_dict().items()} | gates
         about["critics"] = False
         about["architecture"] = {**about["architecture"], "actor_averaging": None}
     if half:
@@ -185,7 +188,8 @@ def load_weights(folder: Path, device: str = "auto") -> ConalSAC:
     """An agent ready for `predict`.
 
     To train further, make a `ConalSAC` with an env and the trees of `derive()`, and load this
-    one's `policy.state_dict()` into its policy.
+    one's `policy.state_dict()` into its policy; of an actor alone (`knows_values` is False), its
+    `actor.state_dict()` into its actor.
 
     Raises:
         CheckpointError: a file is missing, damaged, or of another kind or version.
@@ -196,7 +200,6 @@ def load_weights(folder: Path, device: str = "auto") -> ConalSAC:
 
 def training_state(agent: ConalSAC) -> tuple[Tensors, dict[str, Any]]:
     """Tensors by group, and JSON-able state: all that `restore` needs on an agent built alike."""
-    agent.finish_updates()
     replay, counters = agent.replay_buffer.state()
     groups: Tensors = {"policy": dict(agent.policy.state_dict()), "replay": replay}
     groups["random"] = {"torch": torch.get_rng_state()}
@@ -208,6 +211,7 @@ def training_state(agent: ConalSAC) -> tuple[Tensors, dict[str, Any]]:
         "model": describe(agent),
         "steps": agent.num_timesteps,
         "updates": agent._n_updates,
+        "put_off": agent._put_off,
         "episodes": agent._episode_num,
         "replay": counters,
         "numpy_random": np.random.get_state(legacy=False),  # noqa: NPY002 - the stream SB3 uses
@@ -248,12 +252,14 @@ def restore(
         agent.recent.restore(state["recent"])
         agent.num_timesteps = state["steps"]
         agent._n_updates = state["updates"]
+        agent._put_off = state.get("put_off", 0)
         agent._episode_num = state["episodes"]
         torch.set_rng_state(groups["random"]["torch"])
         if agent.device.type == "cuda" and "cuda" in groups["random"]:
             torch.cuda.set_rng_state(groups["random"]["cuda"], agent.device)
         np.random.set_state(state["numpy_random"])  # noqa: NPY002
         agent.action_space.np_random.bit_generator.state = state["actions_random"]
+        agent.forget_recorded()
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else reason(error)
         raise CheckpointError(f"the checkpoint does not fit this config: {what}") from error

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from torch.distributions import Distribution
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conal_rl.agents import ConalSAC
-from conal_rl.core import ConalSpace, Structure, Tree
-from tests.agents.toy import make_agent, make_env
+from conal_rl.agents.storage import restore, training_state
+from conal_rl.core import BranchingSpace, ConalSpace, Structure, Tree
+from tests.agents.toy import make_agent, make_env, same_tensors
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 TARGETS = (-0.5, 0.0, 0.5)
 BRANCHED = Tree.from_branch_points([3, 2, 3], depth=2, tasks=make_env(TARGETS).tasks)
+ELSE: dict[str, Any] = {
+    "critic_reduce": "mean",
+    "max_grad_norm": 1.0,
+    "hold_after_search": True,
+    "conflict_smoothing": 0.5,
+    "weighting": "uncertainty",
+}
 WAITING = ("_local_scalar_dense", "nonzero", "lift_fresh", "bincount", "masked_select")
 """Operations that wait for a device, or bring it something from memory that moves."""
 
@@ -45,12 +55,16 @@ def trained(structure: Structure, device: str = "cpu", **settings: Any) -> Conal
     return agent
 
 
-@pytest.mark.parametrize("structure", [BRANCHED, ConalSpace()], ids=["tree", "search"])
-@pytest.mark.parametrize("settings", [{}, {"critic_reduce": "mean", "max_grad_norm": 1.0}])
+@pytest.mark.parametrize(
+    "structure", [BRANCHED, ConalSpace(), BranchingSpace(copies=2)], ids=["tree", "search", "ltb"]
+)
+@pytest.mark.parametrize("settings", [{}, ELSE], ids=["", "else"])
 def test_an_update_asks_nothing_of_the_device(
     structure: Structure, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = trained(structure, **settings)
+    for noticing in agent.noticing.values():
+        noticing.study_every = 1
     monkeypatch.setattr(Distribution, "_validate_args", False)  # as where it is recorded
     # On a CUDA device these are at once, too; see below.
     monkeypatch.setattr("conal_rl.core.conflict.gram", _gram_of_a_device)
@@ -75,46 +89,87 @@ def test_the_dispatch_mode_sees_what_waits() -> None:
     assert len(waiting.found) == 1
 
 
-def test_updates_in_learn_may_wait_for_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+def as_with_graphs(agent: ConalSAC, patch: pytest.MonkeyPatch) -> None:
+    """Updates wait for the envs as on a CUDA device, and are done as on a CPU."""
+    agent._recorder = object()  # type: ignore[assignment]
+    patch.setattr(agent, "_run_update", lambda batch_size: agent._whole_update(batch_size))
+    patch.setattr(agent, "_update_learning_rate", lambda _: None)
+    patch.setattr(agent, "predict", super(ConalSAC, agent).predict)
+    patch.setattr(agent, "forget_recorded", lambda: None)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_updates_in_learn_are_beside_the_step_of_the_environments(
+    waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     agent = make_agent(BRANCHED, env=make_env(TARGETS, 2))
-    begun: list[tuple[int, bool]] = []  # env steps so far, and whether the envs have stepped
-    stepping = []
+    if waits:
+        as_with_graphs(agent, monkeypatch)
     assert agent.env is not None
-    step, update = agent.env.step, agent._whole_update
+    events: list[str] = []
 
-    def noted_step(actions: Any) -> Any:
-        stepping.append(agent.num_timesteps)
-        return step(actions)
+    def noting(event: str, function: Any) -> Any:
+        def noted(*given: Any, **named: Any) -> Any:
+            events.append(event)
+            return function(*given, **named)
 
-    def noted_update(batch_size: int) -> Any:
-        begun.append((agent.num_timesteps, agent.num_timesteps in stepping))
-        return update(batch_size)
+        return noted
 
-    monkeypatch.setattr(agent.env, "step", noted_step)
-    monkeypatch.setattr(agent, "_whole_update", noted_update)
-    monkeypatch.setattr(agent, "_run_update", noted_update)
-    agent._recorder = object()  # type: ignore[assignment]  # as on a CUDA device, but for kernels
-    monkeypatch.setattr(agent, "_update_learning_rate", lambda _: None)
-    monkeypatch.setattr(agent, "predict", super(ConalSAC, agent).predict)
+    monkeypatch.setattr(agent, "predict", noting("act", agent.predict))
+    monkeypatch.setattr(agent.env, "step", noting("step", agent.env.step))
+    monkeypatch.setattr(agent, "_whole_update", noting("update", agent._whole_update))
     agent.learn(120, log_interval=None)
-    rounds = [steps for steps in stepping if steps + agent.n_envs > agent.learning_starts]
-    assert agent._n_updates == len(begun) == len(rounds)
-    assert not any(stepped for _, stepped in begun[:-1])  # each before the step that is beside it
     assert agent._put_off == 0
+    rounds = events.count("update")
+    assert agent._n_updates == rounds > 10
+    circle = ["act", "update", "step"] if waits else ["act", "step", "update"]
+    in_the_middle = events[events.index("act") + 2 :][: 3 * (rounds - 3)]
+    start = in_the_middle.index("act")
+    assert in_the_middle[start : start + 9] == 3 * circle
 
 
-def test_what_waits_is_done_before_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    from conal_rl.agents.storage import training_state
+def test_a_checkpoint_changes_nothing_where_updates_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agents = []
+    for written in (True, False):
+        agent = make_agent(BRANCHED, env=make_env(TARGETS, 2))
+        as_with_graphs(agent, monkeypatch)
+        checkpoints = Checkpoints(written)
+        agent.learn(180, checkpoints, log_interval=None)
+        assert bool(checkpoints.put_off) == written
+        assert max(checkpoints.put_off, default=1) == 1
+        agents.append(agent)
+    assert same_tensors(*(agent.policy.state_dict() for agent in agents))
 
-    agent = trained(BRANCHED)
-    before = agent._n_updates
-    agent._recorder, agent._learning = object(), True  # type: ignore[assignment]
-    monkeypatch.setattr(agent, "_run_update", agent._whole_update)
-    monkeypatch.setattr(agent, "_update_learning_rate", lambda _: None)
-    agent.train(2, 4)
-    assert agent._n_updates == before
-    _, state = training_state(agent)
-    assert agent._n_updates == state["updates"] == before + 2
+    before, after = agents[0], make_agent(BRANCHED, env=make_env(TARGETS, 2))
+    as_with_graphs(after, monkeypatch)
+    before._put_off = 1
+    restore(after, *copy.deepcopy(training_state(before)))
+    assert after._put_off == 1
+    for agent in (before, after):
+        torch.manual_seed(0)
+        agent.finish_updates()
+    assert after._n_updates == before._n_updates
+    assert same_tensors(before.policy.state_dict(), after.policy.state_dict())
+
+
+class Checkpoints(BaseCallback):
+    """Writes one between all updates, as runs do now and then."""
+
+    def __init__(self, written: bool) -> None:
+        super().__init__()
+        self.written = written
+        self.put_off: list[int] = []
+
+    def _on_rollout_start(self) -> None:
+        assert isinstance(self.model, ConalSAC)
+        if self.written:
+            _, state = training_state(self.model)
+            self.put_off.append(state["put_off"])
+
+    def _on_step(self) -> bool:
+        return True
 
 
 @needs_cuda

@@ -142,7 +142,7 @@ def test_without_critics_there_is_what_acts_deterministically(
     np.testing.assert_array_equal(found, expected)
     critics = [*loaded.critic.weights(), *loaded.critic_target.weights()]
     assert all(weight.isnan().all() for weight in critics)
-    loaded.save_weights(tmp_path / "again", critics=False)
+    loaded.save_weights(tmp_path / "again")  # nor are they there when it is saved
     again = [(tmp_path / of / "model.safetensors").read_bytes() for of in ("model", "again")]
     assert again[0] == again[1]
 

@@ -97,7 +97,7 @@ class Engine:
     # Memory.
 
     def _make_workers(self) -> None:
-        """A worker per task, or two per thread, so that none has much to do while others wait.
+        """A worker per task, or two per thread and more, so that threads end at about one time.
 
         But no more than one for every two further envs of a task, for the memory that it takes.
         """
@@ -105,8 +105,8 @@ class Engine:
         self._task: list[int] = []  # of each worker
         ranges: list[tuple[int, int]] = []
         for task, env in enumerate(self._official):
-            wanted = math.ceil(2 * self.threads / len(self._official))
-            wanted = wanted if self._compiled[task] else 1
+            several = self.threads > 1 and self._compiled[task]
+            wanted = math.ceil(2 * self.threads / len(self._official)) if several else 1
             wanted = min(wanted, 1 + (self.envs_per_task - 1) // 2)
             first = task * self.envs_per_task
             for k, own in enumerate(np.array_split(range(self.envs_per_task), wanted)):
