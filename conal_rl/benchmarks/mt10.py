@@ -51,6 +51,7 @@ SHORT_SEARCH = ["--agent.tree", "search", "--search.steps", "100000"]
 RECIPE: Mapping[str, Sequence[str]] = {
     "HPS, the recipe": [],
     "2 envs per task": ["--env.envs-per-task", "2"],
+    "16 envs per task": ["--env.envs-per-task", "16"],
     "single precision": ["--agent.no-mixed-precision"],
     "batch of 32": ["--agent.batch-size", "32"],
     "batch of 128": ["--agent.batch-size", "128"],
