@@ -103,9 +103,9 @@ def test_presets_sizes_are_measured_unless_given(
         assert benchmark.main(["update", *options.split()]) == 0
     large, small = [400] * 3, [256] * 3
     assert measured == [
-        *((10, small, 64), (10, large, 128)),
+        *((10, small, 64), (10, large, 256)),
         *((2, small, 7), (2, large, 7), (4, small, 7), (4, large, 7)),
-        *((10, [8, 8], 64), (10, [8, 8], 128)),
+        *((10, [8, 8], 64), (10, [8, 8], 256)),
     ]
 
 
