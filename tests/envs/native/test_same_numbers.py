@@ -91,16 +91,18 @@ def mt10() -> Both:
     return Both(BENCHMARKS["mt10"])
 
 
-KINDS = ["random", "scripted", "out of bounds", "constant", "alternating"]
+KINDS = [
+    *((kind, np.float32) for kind in ("random", "scripted", "out of bounds")),
+    *((kind, np.float64) for kind in ("random", "scripted", "constant", "alternating")),
+]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Constant")
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "dtype"), KINDS)
 def test_whole_episodes_of_mt10(mt10: Both, kind: str, dtype: Any) -> None:
     # Other goals for every kind and precision, after whatever the envs did before.
-    rng = np.random.default_rng([KINDS.index(kind), dtype == np.float32])
+    rng = np.random.default_rng(KINDS.index((kind, dtype)))
     n = len(mt10.official)
     mt10.reset(np.arange(n), rng.integers(NUM_GOALS, size=n))
     actions = Actions(kind, mt10, dtype)
