@@ -256,9 +256,11 @@ class ConalPolicy(BasePolicy):
         for network in (self.actor, self.critic):
             network.optimizer = torch.optim.Adam(network.weights(), lr=lr_schedule(1), fused=True)
 
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+    def _predict(
+        self, observation: PyTorchObs, deterministic: bool = False, most: int | None = None
+    ) -> Tensor:
         assert isinstance(observation, Tensor)
-        features, task, place = to_task_major(observation, len(self.tasks))
+        features, task, place = to_task_major(observation, len(self.tasks), most)
         averaged = self.actor_average if deterministic else None
         actor = self.actor if averaged is None else averaged
         return actor.act(features, deterministic)[task, place]
@@ -266,8 +268,7 @@ class ConalPolicy(BasePolicy):
     @torch.no_grad()
     def draw_actions(self, observation: Tensor, most: int) -> Tensor:
         """Stochastic actions `(row, action)`; see `to_task_major`."""
-        features, task, place = to_task_major(observation, len(self.tasks), most)
-        return self.actor.act(features)[task, place]
+        return self._predict(observation, most=most)
 
     @torch.no_grad()
     def average_actor(self, updates: int) -> None:

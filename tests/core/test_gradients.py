@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from conal_rl.core import ConflictNoticing, Tree, TreeNetwork, linear_chain, module_chain
-from conal_rl.core.gradients import TaskGradients
+from conal_rl.core.gradients import TaskGradients, _gram_at_once, gram
 from conal_rl.core.layers import LayerFactory, LinearStack
 from conal_rl.core.search import weight_step
 from tests.core.reference import IN, make_chain, make_input, randomize, row_gradients
@@ -191,3 +191,10 @@ def test_the_input_gets_its_gradient() -> None:
             losses = losses_of(network(x), heads, 5)
         own.backward(losses)
         torch.testing.assert_close(x.grad, expected)
+
+
+@pytest.mark.parametrize("index", [(0, 0, 0), (0, 1, 0, 2, 1), (0, 1, 2)])
+def test_inner_products_at_once_are_those_by_module(index: tuple[int, ...]) -> None:
+    layer = LinearStack(index, 3, 2)
+    gradients = [torch.randn(len(index), *p.shape[1:]) for p in layer.parameters()]
+    torch.testing.assert_close(_gram_at_once(layer.rows, gradients), gram(layer, gradients))
