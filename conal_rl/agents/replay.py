@@ -56,9 +56,9 @@ class Ring:
 
     def count(self, added: np.ndarray) -> None:
         """Set how many transitions each task's ring has ever been given, `(task,)`."""
-        full = self.sizes.min() == self.capacity
+        before = self.sizes
         self.added[:] = added
-        if not full or self.sizes.min() < self.capacity:
+        if (self.sizes != before).any():
             self._held.copy_(torch.from_numpy(self.sizes).unsqueeze(1))
 
     def sample(self, batch: int) -> Tensor:
