@@ -322,11 +322,11 @@ def test_divergence_is_one_line(
     monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", validated)
     update = ConalSAC._update
 
-    def broken(self: ConalSAC, batch: Any) -> dict[str, torch.Tensor]:
+    def broken(self: ConalSAC, *given: Any) -> dict[str, torch.Tensor]:
         if self.num_timesteps > 200:
             with torch.no_grad():
                 self.actor.head.weight[0] = torch.nan
-        return update(self, batch)
+        return update(self, *given)
 
     monkeypatch.setattr(ConalSAC, "_update", broken)
     run = tmp_path / "run"

@@ -51,6 +51,13 @@ class RecentEpisodes:
         """Mean return (NaN: no episodes yet)."""
         return {task: _mean(total for total, _ in own) for task, own in self._episodes.items()}
 
+    def scalars(self) -> dict[str, float]:
+        """Returns, and success where it is known, for a log, by tag."""
+        known = {task: share for task, share in self.success().items() if np.isfinite(share)}
+        found = {f"return/{task}": total for task, total in self.returns().items()}
+        found |= {f"success/{task}": share for task, share in known.items()}
+        return found | ({"success/mean": _mean(known.values())} if known else {})
+
     def state(self) -> dict[str, list[tuple[float, float]]]:
         """What `restore` needs, as JSON types."""
         return {task: list(own) for task, own in self._episodes.items()}

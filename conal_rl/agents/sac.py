@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.logger import HumanOutputFormat
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from stable_baselines3.common.utils import safe_mean
 from torch import Tensor, nn
 
 from conal_rl.agents import storage
 from conal_rl.agents.graphs import Recorder, prepare_optimizer, set_step_size
+from conal_rl.agents.losses import SACLosses
 from conal_rl.agents.policies import CONAL, ConalPolicy, TaskActor, TaskCritics
 from conal_rl.agents.records import Means, RecentEpisodes
 from conal_rl.agents.replay import TaskBatch, TaskReplayBuffer
@@ -40,6 +40,14 @@ from conal_rl.errors import ConalError, diverged
 
 CLAMPED = "clamped_targets"
 MUCH_CLAMPED = 0.2
+
+
+class Parts(NamedTuple):
+    """What an update does beside the critics' step."""
+
+    actor: bool
+    gates: bool
+    targets: bool
 
 
 class ConalSAC(SAC):
@@ -65,10 +73,7 @@ class ConalSAC(SAC):
         reset_at: numbers of updates after which all weights but the gates begin anew, with new
             optimisers; replay and temperatures stay (Nikishin et al., "The Primacy Bias in Deep
             Reinforcement Learning", ICML 2022).
-        critic_reduce: `min` of the critics (SAC), or their `mean`.
-        normalize_actor_loss: divide each task's actor loss by the mean magnitude of its values in
-            the batch (Fujimoto and Gu, "A Minimalist Approach to Offline RL", NeurIPS 2021,
-            equation 5).
+        critic_reduce, normalize_actor_loss: see `conal_rl.agents.losses.SACLosses`.
         actor_every: updates of the critics for each update of the actor and its temperatures.
         max_grad_norm: clip for actor and critics, None for none.
         conflict_rule, conflict_margin, conflict_smoothing: see `conal_rl.core.ConflictNoticing`.
@@ -141,8 +146,6 @@ class ConalSAC(SAC):
             _init_setup_model=False,
             **sac,
         )
-        if critic_reduce not in ("min", "mean"):
-            raise ValueError(f"critic_reduce is min or mean, not {critic_reduce!r}")
         self.reward_scale = reward_scale
         self.normalize_returns = normalize_returns
         self.reset_at = tuple(reset_at)
@@ -224,6 +227,15 @@ class ConalSAC(SAC):
             if self.specific_decay and isinstance(network.encoder, SearchSpace):
                 specific = network.encoder.specific_weights()
                 decay_specific(network.optimizer, specific, self.specific_decay)
+        self.losses = SACLosses(
+            self.actor,
+            self.critic,
+            self.critic_target,
+            gamma=self.gamma,
+            reward_scale=self.reward_scale,
+            critic_reduce=self.critic_reduce,
+            normalize_actor_loss=self.normalize_actor_loss,
+        )
         self.gates = {
             name: network.gates
             for name, network in (("actor", self.actor), ("critic", self.critic))
@@ -376,53 +388,56 @@ class ConalSAC(SAC):
             self.policy.average_actor(max(1, self._n_updates - reset))
             self._means.add(metrics)
 
+    def _parts_due(self) -> Parts:
+        def due(every: int) -> bool:
+            return self._n_updates % every == 0
+
+        gates = bool(self.gates) and due(self.gate_every)
+        return Parts(due(self.actor_every), gates, due(self.target_update_interval))
+
     def _run_update(self, batch_size: int) -> dict[str, Tensor]:
+        parts = self._parts_due()
         if self._recorder is None:
-            return self._whole_update(batch_size)
-        every = self.actor_every, self.gate_every, self.target_update_interval
-        parts = [self._n_updates % n == 0 for n in every]
-        acting = parts[0]
-        noticing = [
-            own for name, own in self.noticing.items() if own.layers and (acting or name != "actor")
-        ]
+            return self._whole_update(batch_size, parts)
+        stepping = [name for name in self.noticing if parts.actor or name != "actor"]
+        noticing = [self.noticing[name] for name in stepping if self.noticing[name].layers]
         rings = self.replay_buffer.training, self.replay_buffer.validation
         places = [ring.data.data_ptr() for ring in rings]  # another replay may be loaded
-        kind = "update", batch_size, *places, *parts, *(own.studying for own in noticing)
+        kind = "update", batch_size, parts, *places, *(own.studying for own in noticing)
 
         def count() -> None:
             for own in noticing:
                 own.count_step()
 
-        update = partial(self._whole_update, batch_size)
+        update = partial(self._whole_update, batch_size, parts)
         metrics = self._recorder.run(kind, update, replayed=count)
         assert isinstance(metrics, dict)
         return metrics
 
-    def _whole_update(self, batch_size: int) -> dict[str, Tensor]:
+    def _whole_update(self, batch_size: int, parts: Parts) -> dict[str, Tensor]:
         self.policy.set_training_mode(True)
-        metrics = self._update(self.replay_buffer.sample(batch_size))
-        if self.gates and self._n_updates % self.gate_every == 0:
+        metrics = self._update(self.replay_buffer.sample(batch_size), parts.actor)
+        if parts.gates:
             metrics |= self._update_gates(self.replay_buffer.sample_validation(batch_size))
-        self._update_targets()
+        if parts.targets:
+            self._update_targets()
         return metrics
 
-    def _update(self, batch: TaskBatch) -> dict[str, Tensor]:
+    def _update(self, batch: TaskBatch, acting: bool = True) -> dict[str, Tensor]:
         temperature = self._temperatures()
-        acting = self._n_updates % self.actor_every == 0
         if acting:
             actions, log_prob = self._sample_actions(batch)
             self._update_temperatures(log_prob)
 
-        target = self._target(batch, temperature)
+        target = self.losses.target(batch, temperature)
         with self.learners["critic"].capture():
-            outputs = self.critic.outputs(batch.observations, batch.actions)
-            critic_losses = self._critic_losses(outputs, target)
+            critic_losses = self.losses.of_critics(batch, target)
         self.learners["critic"].step(critic_losses, self.max_grad_norm)
         metrics = {"critic_loss": critic_losses.detach().mean(), "target_q": target.mean()}
         if isinstance(self.critic.value_loss, HLGauss):
             metrics[CLAMPED] = self.critic.value_loss.outside(target).float().mean()
         if acting:
-            actor_losses = self._actor_losses(batch, actions, log_prob, temperature)
+            actor_losses = self.losses.of_actor(batch, actions, log_prob, temperature)
             self.learners["actor"].step(actor_losses, self.max_grad_norm)
             metrics |= {
                 "actor_loss": actor_losses.detach().mean(),
@@ -443,47 +458,24 @@ class ConalSAC(SAC):
         (-(self.log_ent_coef * gap).sum()).backward()
         apply_gradients(self.ent_coef_optimizer)
 
-    @torch.no_grad()
-    def _target(self, batch: TaskBatch, temperature: Tensor) -> Tensor:
-        """Soft TD target `(task, batch)`; truncated episodes bootstrap, terminated ones do not."""
-        actions, log_prob = self.actor.sample(batch.next_observations)
-        value = self._reduce(self.critic_target.values(batch.next_observations, actions))
-        value = value - temperature.unsqueeze(1) * log_prob
-        discount = self.gamma if batch.discounts is None else batch.discounts
-        return self.reward_scale * batch.rewards + (1 - batch.dones) * discount * value
-
-    def _critic_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Per task, summed over critics: `(task,)`."""
-        return self.critic.value_loss.loss(outputs, target).mean(dim=2).sum(dim=0)
-
-    def _actor_losses(
-        self, batch: TaskBatch, actions: Tensor, log_prob: Tensor, temperature: Tensor
-    ) -> Tensor:
-        """Per task: `(task,)`. The critics' own parameters take no part."""
-        self.critic.requires_grad_(False)
-        value = self._reduce(self.critic.values(batch.observations, actions))
-        self.critic.requires_grad_(True)
-        losses = (temperature.unsqueeze(1) * log_prob - value).mean(dim=1)
-        if self.normalize_actor_loss:
-            losses = losses / value.detach().abs().mean(dim=1).clamp(min=1e-4)
-        return losses
-
-    def _reduce(self, values: Tensor) -> Tensor:
-        return values.amin(dim=0) if self.critic_reduce == "min" else values.mean(dim=0)
-
     def _update_gates(self, batch: TaskBatch) -> dict[str, Tensor]:
-        """One step on all gates, down the SAC losses of validation transitions."""
+        """One step on all gates, down the SAC losses of validation transitions.
+
+        Target critics copy their critics'.
+        """
         assert self.gate_optimizer is not None
         temperature = self._temperatures()
         loss = torch.zeros((), device=self.device)
         if "critic" in self.gates:
-            target = self._target(batch, temperature)
-            outputs = self.critic.outputs(batch.observations, batch.actions)
-            loss = loss + self._critic_losses(outputs, target).sum()
+            target = self.losses.target(batch, temperature)
+            loss = loss + self.losses.of_critics(batch, target).sum()
         if "actor" in self.gates:
             actions, log_prob = self.actor.sample(batch.observations)
-            loss = loss + self._actor_losses(batch, actions, log_prob, temperature).sum()
+            loss = loss + self.losses.of_actor(batch, actions, log_prob, temperature).sum()
         gate_step(loss, list(self.gates.values()), self.gate_optimizer)
+        if self.critic.gates is not None:
+            with torch.no_grad():
+                self.critic_target.gates.copy_(self.critic.gates)  # type: ignore[union-attr]
         return {"gate_loss": loss.detach()}
 
     def _temperatures(self) -> Tensor:
@@ -493,11 +485,8 @@ class ConalSAC(SAC):
 
     @torch.no_grad()
     def _update_targets(self) -> None:
-        """Polyak averaging of the weights; target critics copy the gates."""
-        if self._n_updates % self.target_update_interval == 0:
-            torch._foreach_lerp_(self.critic_target.weights(), self.critic.weights(), self.tau)
-        if self.critic.gates is not None:
-            self.critic_target.gates.copy_(self.critic.gates)  # type: ignore[union-attr]
+        """Polyak averaging of the weights."""
+        torch._foreach_lerp_(self.critic_target.weights(), self.critic.weights(), self.tau)
 
     def _anneal_gates(self) -> None:
         if self.gumbel_temperature is None:
@@ -627,13 +616,8 @@ class ConalSAC(SAC):
                     stacklevel=2,
                 )
         self.logger.record("train/n_updates", self._n_updates)
-        success, returns = self.recent.success(), self.recent.returns()
-        for task in self.tasks:
-            self.logger.record(f"return/{task}", returns[task])
-            if np.isfinite(success[task]):
-                self.logger.record(f"success/{task}", success[task])
-        if np.isfinite(list(success.values())).any():
-            self.logger.record("success/mean", safe_mean([s for s in success.values() if s == s]))
+        for tag, value in self.recent.scalars().items():
+            self.logger.record(tag, value)
         for name, learner in self.learners.items():
             for tag, value in learner.scalars(name).items():
                 # As many as tasks times layers: for curves, not for SB3's tables.
@@ -657,7 +641,7 @@ class ConalSAC(SAC):
         return storage.load_weights(Path(folder), device)
 
     def _excluded_save_params(self) -> list[str]:
-        live = ["gates", "learners", "gate_optimizer", "_means", "_recorder"]
+        live = ["losses", "gates", "learners", "gate_optimizer", "_means", "_recorder"]
         return [*super()._excluded_save_params(), *live]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -71,7 +71,7 @@ def test_an_update_asks_nothing_of_the_device(
     assert isinstance(agent._last_obs, np.ndarray)
     observation = torch.from_numpy(agent._last_obs)
     with Waiting() as waiting:
-        agent._whole_update(4)
+        agent._whole_update(4, agent._parts_due())
         agent.policy.draw_actions(observation, 2)
     # Adam's step counts are on the device only there.
     assert [found for found in waiting.found if "adam.py" not in found] == []
@@ -92,7 +92,7 @@ def test_the_dispatch_mode_sees_what_waits() -> None:
 def as_with_graphs(agent: ConalSAC, patch: pytest.MonkeyPatch) -> None:
     """Updates wait for the envs as on a CUDA device, and are done as on a CPU."""
     agent._recorder = object()  # type: ignore[assignment]
-    patch.setattr(agent, "_run_update", lambda batch_size: agent._whole_update(batch_size))
+    patch.setattr(agent, "_run_update", lambda size: agent._whole_update(size, agent._parts_due()))
     patch.setattr(agent, "_update_learning_rate", lambda _: None)
     patch.setattr(agent, "predict", super(ConalSAC, agent).predict)
     patch.setattr(agent, "forget_recorded", lambda: None)

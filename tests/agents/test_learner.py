@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchjd import aggregation
 
-from conal_rl.agents import ConalSAC
+from conal_rl.agents import ConalSAC, TaskBatch
 from conal_rl.core import Tree
 from conal_rl.core import search as search_module
 from conal_rl.core import weighting as ways
@@ -40,11 +40,12 @@ def losses_per_critic(agent: ConalSAC, monkeypatch: pytest.MonkeyPatch) -> Tenso
     """`(critic, task)`, on the same batch and noise."""
     kept: list[Tensor] = []
 
-    def noted(outputs: Tensor, target: Tensor) -> Tensor:
+    def noted(batch: TaskBatch, target: Tensor) -> Tensor:
+        outputs = agent.critic.outputs(batch.observations, batch.actions)
         kept.append(0.5 * (outputs.squeeze(-1) - target).square().mean(dim=2))
         return kept[0].sum(dim=0)
 
-    monkeypatch.setattr(agent, "_critic_losses", noted)
+    monkeypatch.setattr(agent.losses, "of_critics", noted)
     monkeypatch.setattr(agent.learners["critic"], "step", lambda *_: None)
     torch.manual_seed(3)
     agent._update(random_batch(3, 16, seed=1))

@@ -202,7 +202,7 @@ def test_target_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         actions, log_prob = agent.actor.sample(batch.next_observations)
         q = agent.critic_target.values(batch.next_observations, actions).amin(dim=0)
         soft = q - temperature.view(3, 1) * log_prob
-        target = agent._target(batch, temperature)
+        target = agent.losses.target(batch, temperature)
     over = batch.dones.bool()
     assert over.any() and not over.all()
     torch.testing.assert_close(target[over], 0.1 * batch.rewards[over])
@@ -429,7 +429,7 @@ def test_normalised_actor_losses_ignore_the_scale_of_a_tasks_values(
         monkeypatch.setattr(
             agent.critic, "values", lambda *x, by=scales: values(*x) * by.view(3, 1)
         )
-        losses.append(agent._actor_losses(batch, actions, log_prob, 0.1 * scales))
+        losses.append(agent.losses.of_actor(batch, actions, log_prob, 0.1 * scales))
     torch.testing.assert_close(losses[0], losses[1])
 
 
@@ -453,9 +453,10 @@ def test_n_step_targets_by_hand() -> None:
     several = one._replace(discounts=torch.full((3, 16), 0.9**3))
     temperature = torch.ones(3)
     torch.manual_seed(0)
-    first = agent._target(one, temperature) - one.rewards
+    first = agent.losses.target(one, temperature) - one.rewards
     torch.manual_seed(0)
-    torch.testing.assert_close(agent._target(several, temperature) - one.rewards, first * 0.81)
+    discounted = agent.losses.target(several, temperature) - one.rewards
+    torch.testing.assert_close(discounted, first * 0.81)
 
 
 def test_gate_every(monkeypatch: pytest.MonkeyPatch) -> None:
