@@ -230,6 +230,55 @@ def test_a_smaller_budget_shrinks_the_search() -> None:
     assert load_config("mt10", both).search.steps == 7_000
 
 
+def test_a_file_may_begin_from_another(tmp_path: Path) -> None:
+    """A preset, or a file beside it; lists are replaced, sections are not."""
+    below = tmp_path / "sub" / "below.yaml"
+    below.parent.mkdir()
+    below.write_text(
+        "base: mt10\nname: other\nagent: {widths: [8, 9], n_steps: 2}\nthreads: null\n"
+    )
+    mine = write(tmp_path, "base: sub/below.yaml\nagent: {widths: [7], batch_size: 5}\n")
+    preset = load_rl("mt10")
+    assert (preset.threads, preset.agent.n_steps) == (1, 3)
+    agent = dataclasses.replace(preset.agent, widths=(7,), n_steps=2, batch_size=5)
+    expected = dataclasses.replace(preset, name="mine", threads=None, agent=agent)
+    assert load_config(mine) == expected
+    assert load_config(mine, ["--seed", "4"]) == dataclasses.replace(expected, seed=4)
+
+
+def test_a_smaller_budget_than_the_bases_shrinks_the_search(tmp_path: Path) -> None:
+    for steps, search in ((20_000, 4_000), (30_000_000, 400_000)):
+        mine = write(tmp_path, f"base: mt10\ntotal_steps: {steps}\n")
+        assert load_config(mine).search.steps == search
+    mine = write(tmp_path, "base: mt10\ntotal_steps: 20_000\nsearch: {steps: 7_000}\n")
+    assert load_config(mine).search.steps == 7_000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: mt11", "mt11: no such config; did you mean mt10"),
+        ("base: none.yaml", "none.yaml: cannot be read: No such file or directory"),
+        ("base: [mt10]", "mine.yaml: base: got ['mt10'], expected a preset or a YAML file"),
+        ("base: mine.yaml", "mine.yaml is itself based on this file"),
+        ("base: circle.yaml", "mine.yaml is itself based on this file"),
+        ("base: ../here/mine.yaml", "mine.yaml is itself based on this file"),
+        ("base: mt10\nseed: -1", "mine.yaml: seed: got -1, expected 0 or more"),
+        ("base: broken.yaml", "broken.yaml: agent.batch_size: got 0, expected more than 0"),
+        ("base: mt10\ndata: {set: digits}", "mine.yaml: "),
+        ("base: mt10\ntotal_steps: many", "mine.yaml: total_steps: got 'many', expected an inte"),
+    ],
+)
+def test_errors_name_the_file_that_is_at_fault(tmp_path: Path, text: str, message: str) -> None:
+    tmp_path = tmp_path / "here"
+    tmp_path.mkdir()
+    (tmp_path / "circle.yaml").write_text("base: mine.yaml\n")
+    (tmp_path / "broken.yaml").write_text("base: mt10\nagent: {batch_size: 0}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, text))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_step_size_may_fall_to_zero() -> None:
     assert load_rl("mt10", ["--agent.learning-rate-end", "0"]).agent.learning_rate_end == 0
 

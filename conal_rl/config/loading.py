@@ -28,7 +28,8 @@ def presets() -> tuple[str, ...]:
 def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
     """Read a preset by its name, or a YAML file by its path, and apply command-line overrides.
 
-    `overrides` are options such as `["--agent.batch-size", "64", "--search.only"]`.
+    `base: NAME_OR_YAML` in a file takes the fields that it leaves out from there (paths count from
+    its folder). `overrides` are options such as `["--agent.batch-size", "64", "--search.only"]`.
     Raises ConfigError, in one line: where, which field, what was given, what is allowed.
     """
     given, words = parse_options(overrides, _FIELDS)
@@ -69,6 +70,21 @@ def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
 
 
 def _load(name: str, overrides: Mapping[str, Any], keep_search: bool = False) -> AnyConfig:
+    source, flat = _read(name)
+    # The file is checked alone first, so that an error says which of the two is at fault.
+    kind = _kind_of(flat)
+    config = _build(kind, flat, source)
+    if not overrides:
+        return config
+    flat = _changed(kind, flat, overrides, "command line", config, keep_search)
+    return _build(kind, flat, "command line")
+
+
+def _read(name: str, above: tuple[Path, ...] = ()) -> tuple[str, dict[str, Any]]:
+    """Find a preset or file; return what to call it in errors, and its fields on its base's.
+
+    `above` are the files whose bases led here.
+    """
     path: Any = resources.files("conal_rl") / "configs" / f"{name}.yaml"
     source = f"{name}.yaml"
     if name not in presets():
@@ -77,18 +93,41 @@ def _load(name: str, overrides: Mapping[str, Any], keep_search: bool = False) ->
             close = difflib.get_close_matches(name, presets(), 1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(presets())}"
             raise ConfigError(f"{name}: no such config; {hint}")
-    flat = {"name": Path(source).stem, **_read_flat(path, source)}
-    kind = _SUPERVISED if any(path.startswith("data.") for path in flat) else _RL
-    # The file is checked alone first, so that an error says which of the two is at fault.
-    config = _build(kind, flat, source)
-    if not overrides:
-        return config
-    if "total_steps" in overrides and "search.steps" not in overrides and not keep_search:
-        # A smaller budget shrinks a search that the file sized for its own.
-        whole = _build(kind, {**flat, **overrides, "search.steps": 1}, "command line").total_steps
+    own = {"name": Path(source).stem, **_read_flat(path, source)}
+    base = own.pop("base", None)
+    if base is None:
+        return source, own
+    if not isinstance(base, str):
+        raise ConfigError(f"{source}: base: got {shown(base)}, expected a preset or a YAML file")
+    if Path(base).suffix:
+        base = str(Path(source).parent / base)
+    above = *above, Path(source).resolve()
+    if Path(base).resolve() in above:
+        raise ConfigError(f"{source}: base: {base} is itself based on this file")
+    below, inherited = _read(base, above)
+    config = _build(_kind_of(inherited), inherited, below)
+    kind = _kind_of({**inherited, **own})
+    return source, _changed(kind, inherited, own, source, config)
+
+
+def _changed(
+    kind: _Kind,
+    flat: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    source: str,
+    config: AnyConfig,
+    keep_search: bool = False,
+) -> dict[str, Any]:
+    """The fields of `config`, which are `flat`, with others on top.
+
+    A smaller budget shrinks a search that was sized for its own, unless that is to be kept.
+    """
+    changed = {**flat, **changes}
+    if "total_steps" in changes and "search.steps" not in changes and not keep_search:
+        whole = _build(kind, {**changed, "search.steps": 1}, source).total_steps
         if whole < config.total_steps:
-            flat["search.steps"] = max(1, min(config.search.steps, whole // 5))
-    return _build(kind, {**flat, **overrides}, "command line")
+            changed["search.steps"] = max(1, min(config.search.steps, whole // 5))
+    return changed
 
 
 def _read_flat(path: Any, source: str) -> dict[str, Any]:
@@ -122,6 +161,10 @@ class _Loader(yaml.SafeLoader):
         if twice:
             raise yaml.YAMLError(f"{twice[0]} is given twice in the mapping {node.start_mark}")
         return super().construct_mapping(node, deep)
+
+
+def _kind_of(flat: Mapping[str, Any]) -> _Kind:
+    return _SUPERVISED if any(path.startswith("data.") for path in flat) else _RL
 
 
 def _build(kind: _Kind, flat: Mapping[str, Any], source: str) -> AnyConfig:
