@@ -257,7 +257,7 @@ def test_a_smaller_budget_than_the_bases_shrinks_the_search(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("base: mt11", "mt11: no such config; did you mean mt10"),
+        ("base: cartpol", "cartpol: no such config; did you mean cartpole"),
         ("base: none.yaml", "none.yaml: cannot be read: No such file or directory"),
         ("base: [mt10]", "mine.yaml: base: got ['mt10'], expected a preset or a YAML file"),
         ("base: mine.yaml", "mine.yaml is itself based on this file"),
