@@ -1,0 +1,328 @@
+"""The train command from end to end on toy tasks, and the folder that it leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from conal_rl import train
+from conal_rl.agents import ConalSAC
+from conal_rl.agents.storage import load_trees
+from conal_rl.core import Tree
+from conal_rl.errors import CheckpointError
+from conal_rl.progress import ContinuedCSV
+from conal_rl.runs import load_checkpoint
+from tests.train.toy_runs import TASKS, evaluation, rows, state, steps, stop_at
+
+# What a run leaves behind
+
+
+def test_folder_of_a_run(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir() if "tfevents" not in path.name}
+    files = ("config.yaml", "versions.json", "tree.json", "tree.png", "search.json")
+    assert names == {*files, "progress.csv", "evaluation.json", "checkpoints", "model"}
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert (config["name"], config["seed"], config["total_steps"]) == ("toy", 3, 320)
+    assert config["agent"]["gamma"] == 0.99  # defaults are spelt out
+    assert [path.name for path in (finished / "checkpoints").iterdir()] == ["step-000000320"]
+    assert state(finished)["phase"] == "done"
+    assert {"torch", "python", "commit"} <= json.loads(
+        (finished / "versions.json").read_text()
+    ).keys()
+
+
+def test_trees_are_those_of_the_gates(finished: Path) -> None:
+    trees = load_trees(finished / "tree.json", TASKS, 1)
+    report = json.loads((finished / "search.json").read_text())
+    assert report["steps"] == 160
+    for name, tree in zip(("actor", "critic"), trees, strict=True):
+        gates = [report[name]["gates"][task] for task in TASKS]
+        points = [row.index(max(row)) + 1 for row in gates]
+        assert tree == Tree.from_branch_points(points, 1, TASKS)
+        assert report[name]["rule"] == "consensus"
+    assert ConalSAC.load_weights(finished / "model").derive() == trees
+
+
+def test_progress_of_a_run(finished: Path) -> None:
+    assert steps(finished) == list(range(40, 321, 40))
+    searching = [bool(row["train/gate_loss"]) for row in rows(finished)]
+    assert searching == [False] + [True] * 3 + [False] * 4  # the first row is before any update
+    for row in rows(finished):
+        assert {f"return/{task}" for task in TASKS} < row.keys()
+        assert float(row["success/mean"]) >= 0
+
+
+def test_evaluation_of_a_run(finished: Path) -> None:
+    report = evaluation(finished)
+    assert report["suite"] == ",".join(TASKS)
+    assert (report["engine"], report["seed"], report["episodes_per_task"]) == ("official", 1000, 2)
+    assert list(report["success"]) == list(TASKS)
+    assert all(rate in (0, 0.5, 1) for rate in report["success"].values())
+    assert report["mean_success"] == pytest.approx(sum(report["success"].values()) / 2)
+    low, high = report["ci95"]
+    assert 0 <= low <= report["mean_success"] <= high <= 1
+    assert (report["steps"], report["search_steps"]) == (320, 160)
+    assert 0 <= report["search_seconds"] <= report["seconds"]
+    assert report["replay_of_search_reused"] is True
+
+
+def test_tensorboard_has_gates_and_conflicts(finished: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {f"gates_actor/{TASKS[0]}/1", f"gates_critic/{TASKS[1]}/2", "train/actor_loss"} < tags
+    assert {f"held_{name}/any_pair/1" for name in ("actor", "critic")} < tags
+    logged = events.Scalars(f"gates_actor/{TASKS[0]}/1")
+    assert [event.step for event in logged] == [40, 80, 120, 160]
+
+
+def test_same_seed_same_result(toy: str, finished: Path, tmp_path: Path) -> None:
+    assert train.main([toy, "--out", str(tmp_path / "again"), "--seed", "3"]) == 0
+    for name in ("tree.json", "model/model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (finished / name).read_bytes()
+    again, before = evaluation(tmp_path / "again"), evaluation(finished)
+    for name in ("success", "returns", "episodes"):
+        assert again[name] == before[name]
+
+
+def test_evaluating_on_the_way_changes_nothing_else(
+    toy: str, finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert train.main([toy, "--out", str(run), "--seed", "3", "--evaluation.every", "80"]) == 0
+    evaluated = [row["evaluation/mean_success"] for row in rows(run)]
+    assert evaluated[0] == "" and 0 <= float(evaluated[1]) <= 1
+    for name in ("tree.json", "model/model.safetensors"):
+        assert (run / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_default_folder(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train.main([toy, "--seed", "5", "--search.only"]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("toy-5-")
+
+
+# Trees that are given
+
+
+@pytest.mark.parametrize("tree", ["shared", "independent"])
+def test_fixed_trees(tree: str, toy: str, tmp_path: Path) -> None:
+    run = tmp_path / tree
+    assert train.main([toy, "--out", str(run), "--agent.tree", tree, "--total-steps", "120"]) == 0
+    expected = getattr(Tree, tree)(TASKS, 1)
+    assert load_trees(run / "tree.json", TASKS, 1) == (expected, expected)
+    assert not (run / "search.json").exists()
+    assert steps(run) == [40, 80, 120]
+    report = evaluation(run)
+    assert (report["steps"], report["search_steps"], report["search_seconds"]) == (120, 0, 0)
+    assert report["replay_of_search_reused"] is False
+
+
+@pytest.mark.parametrize("pair", [True, False])
+def test_a_tree_from_a_file(pair: bool, toy: str, finished: Path, tmp_path: Path) -> None:
+    path = finished / "tree.json"
+    expected = load_trees(path, TASKS, 1)
+    if not pair:
+        path = tmp_path / "mine.json"
+        # Its tasks in another order: the suite's order counts.
+        Tree.independent(TASKS[::-1], 1).save(path)
+        expected = (Tree.independent(TASKS, 1),) * 2
+    run = tmp_path / "run"
+    options = ["--agent.tree", str(path), "--total-steps", "80"]
+    assert train.main([toy, "--out", str(run), *options]) == 0
+    assert load_trees(run / "tree.json", TASKS, 1) == expected
+    assert ConalSAC.load_weights(run / "model").derive() == expected
+
+
+def test_search_only_then_the_rest(toy: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train.main([toy, "--out", str(run), "--search.only"]) == 0
+    trees = (run / "tree.json").read_bytes()
+    assert steps(run) == [40, 80, 120, 160]
+    assert not (run / "evaluation.json").exists()
+    assert train.main(["--resume", str(run)]) == 0  # there is nothing left to do
+    assert steps(run) == [40, 80, 120, 160]
+    assert not (run / "evaluation.json").exists()
+    assert train.main(["--resume", str(run), "--search.no-only"]) == 0
+    assert (run / "tree.json").read_bytes() == trees
+    assert steps(run) == list(range(40, 321, 40))
+    report = evaluation(run)
+    assert (report["steps"], report["search_steps"]) == (320, 160)
+    assert not ConalSAC.load_weights(run / "model").searching
+
+
+def test_without_the_searchs_replay(toy: str, tmp_path: Path) -> None:
+    """The derived agent begins with random steps; also where the run is resumed among them."""
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(176, patch)
+        assert train.main([toy, "--out", str(run), "--search.keep-replay", "false"]) == 130
+    assert state(run)["agent"]["updates"] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(192, patch)
+        assert train.main(["--resume", str(run)]) == 130
+    assert state(run)["agent"]["updates"] == 0  # random up to step 200
+    assert train.main(["--resume", str(run)]) == 0
+    assert state(run)["agent"]["updates"] == 15  # from 200 on one in 8 steps
+    assert sum(state(run)["agent"]["replay"]["training_added"]) in range(150, 161)
+    assert evaluation(run)["replay_of_search_reused"] is False
+
+
+def test_training_ends_when_its_minutes_are_over(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two steps of the training, and never in the search; more minutes go on."""
+    run = tmp_path / "run"
+    elapsed = train.Training._elapsed
+
+    def clock(self: train.Training) -> float:
+        return 60.0 if self.steps >= 200 else min(elapsed(self), 59)
+
+    monkeypatch.setattr(train.Training, "_elapsed", clock)
+    assert train.main([toy, "--out", str(run), "--minutes", "1"]) == 0
+    report = evaluation(run)
+    assert (report["steps"], report["search_steps"]) == (200, 160)
+    assert sum(state(run)["agent"]["replay"]["training_added"]) == 200  # not a step is lost
+    assert float(rows(run)[-1]["time/minutes"]) == report["seconds"] / 60 == 1
+    assert train.main(["--resume", str(run), "--minutes", "2"]) == 0
+    assert evaluation(run)["steps"] == 320
+    late = tmp_path / "late"
+    monkeypatch.setattr(train.Training, "_elapsed", lambda _: 120.0)
+    assert train.main([toy, "--out", str(late), "--minutes", "1"]) == 0
+    assert evaluation(late)["steps"] in range(160, 170)
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_divergence_is_one_line(
+    validated: bool,
+    toy: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """However soon: whether the next actions cannot be drawn, or an env refuses them. The folder
+    keeps what is sound."""
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", validated)
+    update = ConalSAC._update
+
+    def broken(self: ConalSAC, *given: Any) -> dict[str, torch.Tensor]:
+        if self.num_timesteps > 200:
+            with torch.no_grad():
+                self.actor.head.weight[0] = torch.nan
+        return update(self, *given)
+
+    monkeypatch.setattr(ConalSAC, "_update", broken)
+    run = tmp_path / "run"
+    assert train.main([toy, "--out", str(run)]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("error: a weight is not finite after ") and "training diverged" in told
+    tensors, about = load_checkpoint(run)
+    assert about["agent"]["steps"] == 160
+    assert all(bool(weight.isfinite().all()) for weight in tensors["policy"].values())
+
+
+# The log file
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "progress.csv"
+
+
+@pytest.mark.parametrize("content", ["", "\n", "time/total_timesteps", "time/total_timesteps,x\n"])
+def test_a_log_without_rows(content: str, log: Path) -> None:
+    log.write_text(content)
+    output = ContinuedCSV(log, 100)
+    output.write({"time/total_timesteps": 120, "x": 1.5}, {"time/total_timesteps": (), "x": ()})
+    output.close()
+    with log.open(newline="") as file:
+        assert list(csv.DictReader(file)) == [{"time/total_timesteps": "120", "x": "1.5"}]
+
+
+@pytest.mark.parametrize("content", ["x\n1\n", "time/total_timesteps\nmany\n", b"\xff\n", "a,b\n"])
+def test_a_log_that_is_none(content: str | bytes, log: Path) -> None:
+    damaged = content if isinstance(content, bytes) else content.encode()
+    log.write_bytes(damaged + b"1,2\n")
+    with pytest.raises(CheckpointError, match=r"progress\.csv: damaged"):
+        ContinuedCSV(log, 100)
+    assert log.read_bytes() == damaged + b"1,2\n"
+
+
+def test_a_log_goes_on(log: Path) -> None:
+    log.write_text('time/total_timesteps,x,y\n40,1,\n80,nan,"2"\n120,3,4\n160,5')
+    output = ContinuedCSV(log, 80)
+    output.write({"time/total_timesteps": 120, "z": 7}, {"time/total_timesteps": (), "z": ()})
+    output.close()
+    with log.open(newline="") as file:
+        assert list(csv.DictReader(file)) == [
+            {"time/total_timesteps": "40", "x": "1", "y": "", "z": ""},
+            {"time/total_timesteps": "80", "x": "nan", "y": "2", "z": ""},
+            {"time/total_timesteps": "120", "x": "", "y": "", "z": "7"},
+        ]
+
+
+# Machines without fast products in bfloat16
+
+
+def test_single_precision_where_bfloat16_is_slower(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The run is that of `--agent.no-mixed-precision`, to the last bit."""
+    monkeypatch.setattr(train, "bfloat16_pays", lambda device: False)
+    weights = []
+    for name, option in (
+        ("asked", "--agent.mixed-precision"),
+        ("not", "--agent.no-mixed-precision"),
+    ):
+        assert train.main([toy, "--out", str(tmp_path / name), option]) == 0
+        told = "bfloat16 would be slower here" in capfd.readouterr().err
+        assert told == (name == "asked")
+        weights.append((tmp_path / name / "model" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+# Suites that come with others
+
+
+def test_cartpole_preset(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ["--total-steps", "1400", "--search.steps", "700", "--agent.learning-starts", "30"]
+    options += ["--evaluation.episodes", "2", "--log-interval", "350", "--agent.update-every", "4"]
+    assert train.main(["cartpole", "--out", str(run), *options]) == 0
+    report = evaluation(run)
+    assert len(report["success"]) == 7
+    assert 0 <= report["mean_success"] <= 1
+
+
+def test_a_users_yaml_of_gymnasium_envs(tmp_path: Path) -> None:
+    """Ten lines: tasks that define no success, actions in [-2, 2]."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        """
+total_steps: 480
+env:
+  suite: [Pendulum-v1, Pendulum-v1]
+agent:
+  tree: shared
+  widths: [16]
+  learning_starts: 200
+  update_every: 20
+  critic: mse
+evaluation: {episodes: 1}
+"""
+    )
+    assert train.main([str(path), "--out", str(tmp_path / "run")]) == 0
+    report = evaluation(tmp_path / "run")
+    assert report["success"] == {"Pendulum-v1": None, "Pendulum-v1#2": None}
+    assert report["mean_success"] is None and report["ci95"] is None
+    assert all(-2000 < value < 0 for value in report["returns"].values())

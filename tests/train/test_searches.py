@@ -1,0 +1,189 @@
+"""Searches by the train command: each method, and what goes wrong at their end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conal_rl import phases, train
+from conal_rl.agents import ConalSAC
+from conal_rl.agents.storage import load_trees
+from conal_rl.config import Config, load_config
+from conal_rl.core import ConflictNoticing, ProStage, SearchSpace, Tree, weighting
+from conal_rl.envs import make
+from conal_rl.reports.records import read_record
+from conal_rl.train import make_agent
+from tests.train.toy_runs import TASKS, evaluation, state, stop_at
+
+DEEPER = ["--agent.widths", "8", "6", "--env.suite", *TASKS, "tests.agents.toy:Target-v0"]
+METHODS = {
+    "conal_pro": [],
+    "ltb": ["--search.copies", "2"],
+    "recon": ["--search.specific-layers", "1"],
+    "conal": ["--search.purely-specific", "false", "--search.rule", "any_pair"],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_other_searches(method: str, toy: str, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = [*DEEPER, "--search.method", method, *METHODS[method]]
+    assert train.main([toy, *options, "--out", str(whole)]) == 0
+    report = json.loads((whole / "search.json").read_text())
+    assert report["method"] == method
+    assert len(report["actor"]["mean_cosine"]) == 2
+    assert all(len(row) == 3 for layer in report["critic"]["negative_share"] for row in layer)
+    assert report["actor"]["rule"] == {"conal": "any_pair", "conal_pro": "consensus"}.get(
+        method, "none"
+    )
+    trees = load_trees(whole / "tree.json", (*TASKS, "tests.agents.toy:Target-v0"), 2)
+    assert ConalSAC.load_weights(whole / "model").derive() == trees
+    if method == "recon":
+        for tree in trees:
+            assert sorted(tree.modules) == [1, 3]
+
+    command = [toy, *options, "--out", str(parts)]
+    for step in (60, 111, 180):  # CoNAL-Pro's second stage begins at step 80
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at(step, patch)
+            assert train.main(command) == 130
+        command = ["--resume", str(parts)]
+    assert train.main(command) == 0
+    assert evaluation(parts)["steps"] == evaluation(whole)["steps"]
+
+
+@pytest.mark.parametrize("method", ["conal", "conal_pro", "ltb", "recon"])
+def test_the_searchs_weights_are_kept(
+    method: str, toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The derived agent begins with what the search has learnt, where it is asked to."""
+    same: list[bool] = []
+    train_trees = train.Training._train_trees
+
+    def spied(self: train.Training, trees: tuple[Tree, ...]) -> None:
+        before = self.agent
+        train_trees(self, trees)
+        for name in ("actor", "critic", "critic_target"):
+            old, new = getattr(before, name), getattr(self.agent, name)
+            pairs = list(zip(old.head.parameters(), new.head.parameters()))
+            if isinstance(old.encoder, SearchSpace):
+                derived = old.encoder.derive()
+                pairs += zip(derived.parameters(), new.encoder.parameters())
+            same.append(all(torch.equal(*pair) for pair in pairs))
+
+    monkeypatch.setattr(train.Training, "_train_trees", spied)
+    options = [*DEEPER, "--search.method", method, "--total-steps", "170", "--search.steps", "160"]
+    for keeps, flag in ((True, "--search.keep-weights"), (False, "--search.no-keep-weights")):
+        same.clear()
+        assert train.main([toy, *options, flag, "--out", str(tmp_path / str(keeps))]) == 0
+        assert same == [keeps] * 3
+
+
+def test_conal_pro_goes_on_from_stage_to_stage(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The actor's tasks join at once, the critics' never: a tree beside a second stage."""
+    agents: list[ConalSAC] = []
+    next_stage = ConalSAC.next_stage
+
+    def decided(agent: ConalSAC) -> Any:
+        with torch.no_grad():
+            agent.gates.get("actor", torch.zeros(2, 2))[:, 0] += 9
+            agent.gates["critic"][:, 1] += 9
+        agents.append(agent)
+        return next_stage(agent)
+
+    monkeypatch.setattr(ConalSAC, "next_stage", decided)
+    run = tmp_path / "run"
+    options = [*DEEPER[:3], "--search.method", "conal_pro"]
+    assert train.main([toy, *options, "--out", str(run)]) == 0
+    first, second = agents
+    assert first.structures == (ProStage(1, (None, None)),) * 2
+    assert second.structures == (Tree.shared(TASKS, 2), ProStage(2, (None, None)))
+    assert (first.num_timesteps, second.num_timesteps) == (80, 160)
+    assert first.log_ent_coef is not None and second.log_ent_coef is not None
+    assert (first.log_ent_coef != 0).all()  # from where it went on in the second stage
+    validation = second.replay_buffer.validation.sizes
+    assert (validation > 0).all() and (first.replay_buffer.validation.sizes > 0).all()
+    assert load_trees(run / "tree.json", TASKS, 2) == (
+        Tree.shared(TASKS, 2),
+        Tree.independent(TASKS, 2),
+    )
+    drawn = state(run)["agent"]["model"]["trees"]
+    assert "space" not in drawn["actor"] and "space" not in drawn["critic"]
+
+
+def test_a_fixed_tree_counts_conflicts(toy: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ["--agent.tree", "shared", "--agent.conflict-rule", "none"]
+    assert train.main([toy, *options, "--out", str(run)]) == 0
+    report = json.loads((run / "training.json").read_text())
+    assert report["method"] == "shared"
+    assert report["critic"]["rule"] == "none" and report["critic"]["gates"] == {}
+    assert report["critic"]["task_dropped"]["none"] == [[0, 0]]
+    assert 0 < report["critic"]["negative_share"][0][0][1] < 1
+
+
+# What goes wrong at the end of a search
+
+
+def test_a_search_is_not_lost_where_its_end_fails(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, data: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phases, "atomic_write", full)
+        assert train.main([toy, "--out", str(run)]) == 2
+    told = capfd.readouterr().err.splitlines()[-1]
+    assert told == f"error: {run / 'search.json'}: No space left on device"
+    assert train.main(["--resume", str(run)]) == 0
+    assert evaluation(run)["search_steps"] == 160
+
+
+def test_a_stage_leaves_its_conflicts_and_gates(toy: str, tmp_path: Path) -> None:
+    """Of every task that was not settled before; `report conflicts` draws all stages."""
+    run = tmp_path / "run"
+    assert train.main([toy, *DEEPER, "--search.method", "conal_pro", "--out", str(run)]) == 0
+    stages = [json.loads(path.read_text()) for path in sorted(run.glob("search-stage-*.json"))]
+    assert [len(stages[0][network]["gates"]) for network in ("actor", "critic")] == [3, 3]
+    last = json.loads((run / "search.json").read_text())
+    assert last["actor"] == stages[-1]["actor"] and last["critic"] == stages[-1]["critic"]
+    drawn = [phase.name for phase in read_record(run, "run").phases]
+    assert drawn == [f"search-stage-{number}" for number in range(1, len(stages) + 1)]
+
+
+def test_what_is_settled_first_goes_on_as_the_search_does(toy: str) -> None:
+    """No aggregation before the search is over."""
+    config = load_config(toy, ["--agent.weighting", "pcgrad", "--search.method", "conal_pro"])
+    assert isinstance(config, Config)
+    env = make(list(TASKS))
+    pair = Tree.shared(TASKS, 1), ProStage.first(2)
+    rules = [learner.rule for learner in make_agent(config, env, pair).learners.values()]
+    assert all(isinstance(rule, ConflictNoticing) for rule in rules)
+    trees = Tree.shared(TASKS, 1), Tree.shared(TASKS, 1)
+    rules = [learner.rule for learner in make_agent(config, env, trees).learners.values()]
+    assert all(isinstance(rule, weighting.Aggregation) for rule in rules)
+
+
+# Envs without an end
+
+
+def test_a_search_without_an_update_derives_nothing(
+    toy: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    suite = ["--env.suite", "tests.agents.toy:Endless-v0", "tests.agents.toy:Left-v0"]
+    run = tmp_path / "run"
+    assert train.main([toy, "--out", str(run), *suite]) == 2
+    told = capfd.readouterr().err.splitlines()[-1]
+    assert told.startswith(
+        "error: no tree can be derived: the 160 steps of the search were without"
+    )
+    assert "max_episode_steps" in told
+    assert not (run / "tree.json").exists()

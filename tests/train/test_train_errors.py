@@ -1,0 +1,215 @@
+"""What the train command refuses, in one line each."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conal_rl import train
+from conal_rl.core import Tree, weighting
+from conal_rl.progress import PhaseDisplay
+from conal_rl.runs import Run, load_checkpoint, save_checkpoint
+from tests.train.toy_runs import CONFIG, TASKS, copied
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (["--env.suite", "cartpol"], "unknown suite 'cartpol'"),
+        (["--env.suite", "Pendulum-v1", "Pendulun-v1"], "did you mean"),
+        (["--env.suite", "Pendulum-v1", "MountainCarContinuous-v0"], "action spaces"),
+        (["--env.suite", "CartPole-v1"], "a list of tasks, in YAML [CartPole-v1]"),
+        (["--threads", "1000000"], "threads: got 1000000, expected at most 1024"),
+        (["--agent.critic-range", "-1e300", "1e300"], "agent.critic_range"),
+        (["--agent.buffer-size", "100000000000"], "buffer_size"),
+        (["--env.suite", "no_such_module:Env-v0", "Pendulum-v1"], "no_such_module"),
+        (["--agent.bath-size", "3"], "did you mean --agent.batch-size?"),
+        (["--agent.batch-size", "many"], "agent.batch_size: got 'many', expected an integer"),
+        (["--agent.batch-size", "1.5"], "agent.batch_size: got 1.5, expected an integer"),
+        (["--agent.buffer-size", "-1"], "agent.buffer_size: got -1, expected more than 0"),
+        (["--agent.widths", "0"], "agent.widths"),
+        (["--total-steps", "0"], "total_steps: got 0"),
+        (["--search.steps", "320"], "search.steps: got 320, expected at most 319"),
+        (["--agent.tree", "shard"], "agent.tree: got 'shard'"),
+        (["--env.suite", "mt1:reach-v3"], "agent.tree: got 'search', but reach-v3 is the only"),
+        (["--search.method", "recon", "--search.specific-layers", "2"], "expected at most 1"),
+        (["--search.rule", "most"], "search.rule: got 'most', expected one of any_pair"),
+        (["--agent.tree", "none.json"], "none.json: cannot be read: No such file"),
+        (["--agent.tree", "broken.json"], "broken.json: is not JSON"),
+        (["--agent.tree", "other.json"], "other.json: the tree has a task 'a'"),
+        (["--agent.tree", "deep.json"], "deep.json: the tree has 2 layers, the network 1"),
+        (["--agent.tree", "mixed.json"], "mixed.json: 'a' and 'c' part"),
+        (["--agent.tree", ".json"], "Is a directory"),
+        (["--device", "cuda:99"], "device: cuda:99 cannot be used here"),
+        (["extra"], "got "),
+    ],
+)
+def test_wrong_commands_start_nothing(
+    options: list[str],
+    told: str,
+    toy: str,
+    one_line: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = Tree.shared(TASKS, 1).to_json()
+    Path("broken.json").write_text(whole[:-3])
+    Path("other.json").write_text(Tree.shared("ab", 1).to_json())
+    Path("deep.json").write_text(Tree.shared(TASKS, 2).to_json())
+    Path("mixed.json").write_text(
+        Tree.shared("abc", 2).to_json().replace('[["a", "b", "c"]]', '[["a", "b"], ["c"]]', 1)
+    )
+    Path(".json").mkdir()
+    files = set(tmp_path.iterdir())
+    assert told in one_line(toy, *options, "--out", "run")
+    assert told in one_line(toy, *options)
+    assert set(tmp_path.iterdir()) == files
+
+
+@pytest.mark.parametrize("tree", ["shared", "search"])
+def test_a_missing_extra_starts_nothing(
+    tree: str, toy: str, one_line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weighting, "find_spec", lambda name: None)
+    options = ["--agent.weighting", "upgrad", "--out", str(tmp_path / "r")]
+    told = one_line(toy, "--agent.tree", tree, *options)
+    assert told.startswith(
+        "upgrad needs qpsolvers and quadprog: pip install 'conal_rl[aggregation]"
+    )
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_config_that_is_none(one_line: Any, tmp_path: Path) -> None:
+    assert "did you mean cartpole?" in one_line("cartpol")
+    assert "No such file" in one_line(str(tmp_path / "none.yaml"))
+    assert "name one" in one_line()
+    path = tmp_path / "bad.yaml"
+    path.write_text("total_steps: 10\nenv: {suite: cartpole}\nagent: {batch_size: [1]}\n")
+    assert one_line(str(path)).startswith(f"{path}: agent.batch_size: got [1]")
+    path.write_text("total_steps: {")
+    assert "not valid YAML" in one_line(str(path))
+
+
+def test_a_folder_in_use(toy: str, finished: Path, one_line: Any, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert "holds files already" in one_line(toy, "--out", str(finished))
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_resume_without_a_run(one_line: Any, tmp_path: Path, toy: str) -> None:
+    assert "nowhere" in one_line("--resume", str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    assert "empty" in one_line("--resume", str(tmp_path / "empty"))
+    started = tmp_path / "started"
+    started.mkdir()
+    shutil.copy(toy, started / "config.yaml")
+    assert "no complete checkpoint" in one_line("--resume", str(started))
+    assert not any((tmp_path / "empty").iterdir())
+    assert "leave out --out" in one_line("--resume", str(started), "--out", "x")
+    assert "leave out cartpole" in one_line("cartpole", "--resume", str(started))
+
+
+def test_two_processes_on_one_run(stopped: dict[str, Path], one_line: Any, tmp_path: Path) -> None:
+    run = copied(stopped["train"], tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with Run(run).alone():
+        assert "another process is training in it" in one_line("--resume", str(run))
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert train.main(["--resume", str(run)]) == 0
+
+
+CHECKPOINT_FILES = ("manifest.json", "state.json", "policy.safetensors", "replay.safetensors")
+
+
+@pytest.mark.parametrize("name", CHECKPOINT_FILES)
+def test_resume_from_a_truncated_checkpoint(
+    name: str, stopped: dict[str, Path], one_line: Any, tmp_path: Path
+) -> None:
+    run = copied(stopped["train"], tmp_path)
+    (path,) = run.glob(f"checkpoints/*/{name}")
+    os.truncate(path, path.stat().st_size - 1)
+    before = (run / "progress.csv").read_bytes()
+    assert name in one_line("--resume", str(run))
+    assert (run / "progress.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("phase", ["search", "train"])
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (["--env.suite", "cartpole"], "the checkpoint is of tasks"),
+        # The same spaces: only the names tell.
+        (["--env.suite", "tests.agents.toy:Left-v0", "tests.agents.toy:Broken-v0"], "Broken-v0"),
+        (["--env.suite", "nothing"], "unknown suite 'nothing'"),
+        (["--agent.widths", "16"], "size mismatch for actor"),
+        (["--agent.critic", "hl_gauss"], "size mismatch for critic"),
+        (["--agent.buffer-size", "20"], "buffer_size"),
+        (["--agent.tree", "shared"], "agent.tree"),
+        (["--search.method", "ltb"], "search.method: got 'ltb', but"),
+    ],
+)
+def test_resume_as_another_run(
+    phase: str,
+    options: list[str],
+    told: str,
+    stopped: dict[str, Path],
+    one_line: Any,
+) -> None:
+    run = stopped[phase]
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert told in one_line("--resume", str(run), *options)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_strangers_state(stopped: dict[str, Path], one_line: Any, tmp_path: Path) -> None:
+    """JSON that is whole and of this format, but lacks what a run needs."""
+    run = copied(stopped["search"], tmp_path)
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    content = json.loads((checkpoint / "state.json").read_text())
+    tensors = load_checkpoint(run)[0]
+    for name in ("phase", "seconds", "agent"):
+        lacking = {key: value for key, value in content.items() if key != name}
+        save_checkpoint(run, 1_000, tensors, lacking)
+        assert name in one_line("--resume", str(run))
+    for trees in ({}, {"actor": {"space": "conal"}}, {"actor": {"space": "x"}, "critic": 3}):
+        content["agent"]["model"]["trees"] = trees
+        save_checkpoint(run, 1_000, tensors, content)
+        assert "does not describe a run" in one_line("--resume", str(run))
+
+
+def test_an_env_that_breaks(one_line: Any, tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    suite = [TASKS[0], "tests.agents.toy:Broken-v0"]
+    path.write_text(yaml.safe_dump(CONFIG | {"env": {"suite": suite}, "log_interval": 1000}))
+    line = one_line(str(path), "--out", str(tmp_path / "run"))
+    assert line.startswith("task 'tests.agents.toy:Broken-v0', env 0 of the task: the observation")
+    assert "NaN" in line
+    assert (tmp_path / "run" / "config.yaml").is_file()  # this one was started
+
+
+def test_an_env_that_is_broken_from_the_start(one_line: Any, tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(
+        yaml.safe_dump(CONFIG | {"env": {"suite": ["tests.agents.toy:BrokenAtOnce-v0"]}})
+    )
+    line = one_line(str(path), "--out", str(tmp_path / "run"))
+    assert "NaN or inf at step 0" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_time_left_is_what_ends_first(capfd: pytest.CaptureFixture[str]) -> None:
+    for left, told in ((120.0, "2 min left"), (-5.0, "0 min left"), (math.inf, " min left")):
+        display = PhaseDisplay("train", 0, 10**12, lambda left=left: left)  # type: ignore[misc]
+        display.line(10, "")
+        display.close()
+        line = capfd.readouterr().err
+        assert told in line
+    assert int(line.split(", ")[-2].split()[0]) > 2  # by steps

@@ -1,0 +1,82 @@
+"""Small runs of the train command, and what tests read in their folders."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conal_rl.agents.callback import RunCallback
+from conal_rl.progress import PhaseDisplay
+from conal_rl.runs import load_checkpoint
+
+TASKS = ("tests.agents.toy:Left-v0", "tests.agents.toy:Right-v0")
+ROOT = Path(__file__).parents[2]
+CONFIG: dict[str, Any] = {
+    "total_steps": 320,
+    "log_interval": 40,
+    "env": {"suite": list(TASKS)},
+    "agent": {
+        "widths": [8],
+        "critic": "mse",
+        "batch_size": 4,
+        "buffer_size": 400,
+        "learning_starts": 20,
+        "update_every": 4,
+    },
+    "search": {"steps": 160, "validation_share": 0.3},
+    "evaluation": {"episodes": 2},
+}
+
+
+def stop_at(step: int, patch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
+    """Send this process a signal once the run has taken `step` steps."""
+    on_step = RunCallback._on_step
+    sent: list[int] = []
+
+    def spied(self: RunCallback) -> bool:
+        if self.num_timesteps >= step and not sent:
+            sent.append(step)
+            signal.raise_signal(number)
+        return on_step(self)
+
+    patch.setattr(RunCallback, "_on_step", spied)
+
+
+def killed_in_training(self: RunCallback) -> None:
+    """As the process were, after the checkpoint of the derivation and before any other."""
+    if self.phase == "train":
+        raise RuntimeError("killed")
+    self.saved, self.next_log, self.next_evaluation = time.monotonic(), 10**9, 10**9
+    self.display = PhaseDisplay(self.phase, self.num_timesteps, self.until, self.seconds_left)
+
+
+def copied(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / run.name))
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "progress.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def steps(run: Path) -> list[int]:
+    """Of every row of progress.csv, which must rise from one to the next."""
+    found = [int(row["time/total_timesteps"]) for row in rows(run)]
+    assert found == sorted(set(found))
+    return found
+
+
+def state(run: Path) -> dict[str, Any]:
+    return load_checkpoint(run, groups=[])[1]
+
+
+def evaluation(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "evaluation.json").read_text())
+    return content
