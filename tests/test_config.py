@@ -234,38 +234,61 @@ def test_a_file_may_begin_from_another(tmp_path: Path) -> None:
     """A preset, or a file beside it; lists are replaced, sections are not."""
     below = tmp_path / "sub" / "below.yaml"
     below.parent.mkdir()
+    (tmp_path / "plain").write_text("base: sub/below.yaml\n")
     below.write_text(
         "base: mt10\nname: other\nagent: {widths: [8, 9], n_steps: 2}\nthreads: null\n"
     )
-    mine = write(tmp_path, "base: sub/below.yaml\nagent: {widths: [7], batch_size: 5}\n")
     preset = load_rl("mt10")
     assert (preset.threads, preset.agent.n_steps) == (1, 3)
     agent = dataclasses.replace(preset.agent, widths=(7,), n_steps=2, batch_size=5)
     expected = dataclasses.replace(preset, name="mine", threads=None, agent=agent)
-    assert load_config(mine) == expected
-    assert load_config(mine, ["--seed", "4"]) == dataclasses.replace(expected, seed=4)
+    for base in ("sub/below.yaml", "plain", "./plain", "sub/../plain"):
+        mine = write(tmp_path, f"base: {base}\nagent: {{widths: [7], batch_size: 5}}\n")
+        assert load_config(mine) == expected
+        assert load_config(mine, ["--seed", "4"]) == dataclasses.replace(expected, seed=4)
+    named_alike = tmp_path / "mt10"
+    named_alike.write_text("base: mt10\n")
+    assert load_config(named_alike) == preset
 
 
 def test_a_smaller_budget_than_the_bases_shrinks_the_search(tmp_path: Path) -> None:
     for steps, search in ((20_000, 4_000), (30_000_000, 400_000)):
         mine = write(tmp_path, f"base: mt10\ntotal_steps: {steps}\n")
         assert load_config(mine).search.steps == search
+        above = tmp_path / "above.yaml"
+        above.write_text("base: mine.yaml\ntotal_steps: 10_000_000\n")
+        assert load_config(above).search.steps == 400_000
     mine = write(tmp_path, "base: mt10\ntotal_steps: 20_000\nsearch: {steps: 7_000}\n")
     assert load_config(mine).search.steps == 7_000
+    assert load_config(mine, ["--total-steps", "10000"]).search.steps == 2_000
+    mine = write(tmp_path, "base: mt10\ntotal_steps: 30_000_000\nsearch: {steps: null}\n")
+    assert load_config(mine).search.steps == 6_000_000
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("base: cartpol", "cartpol: no such config; did you mean cartpole"),
+        ("base: cartpol", "mine.yaml: base: cartpol: no such config"),
         ("base: none.yaml", "none.yaml: cannot be read: No such file or directory"),
+        ("base: none.yaml", "mine.yaml: base: "),
         ("base: [mt10]", "mine.yaml: base: got ['mt10'], expected a preset or a YAML file"),
+        ("base:", "mine.yaml: base: got nothing, expected a preset or a YAML file"),
+        ("base: ''", "mine.yaml: base: got '', expected a preset or a YAML file"),
+        ('base: "mt10\\nx"', "mine.yaml: base: got 'mt10\\nx', expected a preset or a YAML file"),
         ("base: mine.yaml", "mine.yaml is itself based on this file"),
         ("base: circle.yaml", "mine.yaml is itself based on this file"),
         ("base: ../here/mine.yaml", "mine.yaml is itself based on this file"),
         ("base: mt10\nseed: -1", "mine.yaml: seed: got -1, expected 0 or more"),
         ("base: broken.yaml", "broken.yaml: agent.batch_size: got 0, expected more than 0"),
-        ("base: mt10\ndata: {set: digits}", "mine.yaml: "),
+        (
+            "base: mt10\ndata: {set: digits}",
+            "mine.yaml: data.set: no such field here; it is one of supervised learning",
+        ),
+        (
+            "base: digits\nenv: {suite: mt10}",
+            "mine.yaml: env.suite: no such field here; it is one of reinforcement learning",
+        ),
         ("base: mt10\ntotal_steps: many", "mine.yaml: total_steps: got 'many', expected an inte"),
     ],
 )

@@ -7,6 +7,8 @@ squared error; actor losses that do not depend on the scale of a task's values.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -14,38 +16,36 @@ from conal_rl.agents.policies import TaskActor, TaskCritics
 from conal_rl.agents.replay import TaskBatch
 
 
-class SACLosses:
-    """Targets and losses of an actor and its critics. Temperatures are `(task,)`.
+class Settings(Protocol):
+    """What an agent may change while it learns.
 
-    Args:
-        actor, critic, critic_target: the networks.
+    Attributes:
         gamma: discount, where a batch has none of its own.
         reward_scale: factor on rewards.
         critic_reduce: `min` of the critics (SAC), or their `mean`.
         normalize_actor_loss: divide each task's actor loss by the mean magnitude of its values in
             the batch (Fujimoto and Gu, "A Minimalist Approach to Offline RL", NeurIPS 2021,
             equation 5).
-
-    Raises:
-        ValueError: no such `critic_reduce`.
     """
+
+    gamma: float
+    reward_scale: float
+    critic_reduce: str
+    normalize_actor_loss: bool
+
+
+class SACLosses:
+    """Targets and losses of an actor and its critics. Temperatures are `(task,)`."""
 
     def __init__(
         self,
         actor: TaskActor,
         critic: TaskCritics,
         critic_target: TaskCritics,
-        *,
-        gamma: float,
-        reward_scale: float,
-        critic_reduce: str,
-        normalize_actor_loss: bool,
+        settings: Settings,
     ):
-        if critic_reduce not in ("min", "mean"):
-            raise ValueError(f"critic_reduce is min or mean, not {critic_reduce!r}")
         self._actor, self._critic, self._critic_target = actor, critic, critic_target
-        self._gamma, self._reward_scale = gamma, reward_scale
-        self._critic_reduce, self._normalize_actor_loss = critic_reduce, normalize_actor_loss
+        self._settings = settings
 
     @torch.no_grad()
     def target(self, batch: TaskBatch, temperature: Tensor) -> Tensor:
@@ -53,8 +53,9 @@ class SACLosses:
         actions, log_prob = self._actor.sample(batch.next_observations)
         value = self._reduce(self._critic_target.values(batch.next_observations, actions))
         value = value - temperature.unsqueeze(1) * log_prob
-        discount = self._gamma if batch.discounts is None else batch.discounts
-        return self._reward_scale * batch.rewards + (1 - batch.dones) * discount * value
+        discount = self._settings.gamma if batch.discounts is None else batch.discounts
+        rewards = self._settings.reward_scale * batch.rewards
+        return rewards + (1 - batch.dones) * discount * value
 
     def of_critics(self, batch: TaskBatch, target: Tensor) -> Tensor:
         """Per task, summed over critics: `(task,)`."""
@@ -69,9 +70,11 @@ class SACLosses:
         value = self._reduce(self._critic.values(batch.observations, actions))
         self._critic.requires_grad_(True)
         losses = (temperature.unsqueeze(1) * log_prob - value).mean(dim=1)
-        if self._normalize_actor_loss:
+        if self._settings.normalize_actor_loss:
             losses = losses / value.detach().abs().mean(dim=1).clamp(min=1e-4)
         return losses
 
     def _reduce(self, values: Tensor) -> Tensor:
-        return values.amin(dim=0) if self._critic_reduce == "min" else values.mean(dim=0)
+        if self._settings.critic_reduce == "min":
+            return values.amin(dim=0)
+        return values.mean(dim=0)

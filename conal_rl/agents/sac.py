@@ -73,7 +73,7 @@ class ConalSAC(SAC):
         reset_at: numbers of updates after which all weights but the gates begin anew, with new
             optimisers; replay and temperatures stay (Nikishin et al., "The Primacy Bias in Deep
             Reinforcement Learning", ICML 2022).
-        critic_reduce, normalize_actor_loss: see `conal_rl.agents.losses.SACLosses`.
+        critic_reduce, normalize_actor_loss: see `conal_rl.agents.losses.Settings`.
         actor_every: updates of the critics for each update of the actor and its temperatures.
         max_grad_norm: clip for actor and critics, None for none.
         conflict_rule, conflict_margin, conflict_smoothing: see `conal_rl.core.ConflictNoticing`.
@@ -146,6 +146,8 @@ class ConalSAC(SAC):
             _init_setup_model=False,
             **sac,
         )
+        if critic_reduce not in ("min", "mean"):
+            raise ValueError(f"critic_reduce is min or mean, not {critic_reduce!r}")
         self.reward_scale = reward_scale
         self.normalize_returns = normalize_returns
         self.reset_at = tuple(reset_at)
@@ -197,14 +199,6 @@ class ConalSAC(SAC):
             **(architecture or {}),
         }
         self.largest_returns = np.zeros(len(tasks), dtype=np.float32)
-        self.replay_buffer_kwargs = {
-            **self.replay_buffer_kwargs,
-            "num_tasks": len(tasks),
-            "n_steps": self.n_steps,
-            "gamma": self.gamma,
-            "normalize_returns": self.normalize_returns,
-            "validation_share": self.validation_share * any(map(_has_gates, trees.values())),
-        }
         self._setup_model()
 
     def _setup_model(self) -> None:
@@ -213,6 +207,15 @@ class ConalSAC(SAC):
             raise ValueError("VecNormalize is not supported: it would change the one-hot task ID")
         if self.target_entropy == "auto":
             self.target_entropy = -float(np.prod(self.action_space.shape or ()))
+        trees = (self.policy_kwargs["actor_tree"], self.policy_kwargs["critic_tree"])
+        self.replay_buffer_kwargs = {  # here, as SB3's `load` may change the settings
+            **self.replay_buffer_kwargs,
+            "num_tasks": len(self.tasks),
+            "n_steps": self.n_steps,
+            "gamma": self.gamma,
+            "normalize_returns": self.normalize_returns,
+            "validation_share": self.validation_share * any(map(_has_gates, trees)),
+        }
         with warnings.catch_warnings():
             # SB3 warns that a replay buffer which is not its own may ignore this.
             warnings.filterwarnings("ignore", "`n_steps=")
@@ -227,15 +230,7 @@ class ConalSAC(SAC):
             if self.specific_decay and isinstance(network.encoder, SearchSpace):
                 specific = network.encoder.specific_weights()
                 decay_specific(network.optimizer, specific, self.specific_decay)
-        self.losses = SACLosses(
-            self.actor,
-            self.critic,
-            self.critic_target,
-            gamma=self.gamma,
-            reward_scale=self.reward_scale,
-            critic_reduce=self.critic_reduce,
-            normalize_actor_loss=self.normalize_actor_loss,
-        )
+        self.losses = SACLosses(self.actor, self.critic, self.critic_target, settings=self)
         self.gates = {
             name: network.gates
             for name, network in (("actor", self.actor), ("critic", self.critic))
@@ -538,6 +533,12 @@ class ConalSAC(SAC):
         actions = super()._sample_action(*given)
         self.finish_updates()
         return actions
+
+    def load_replay_buffer(self, *given: Any, **named: Any) -> None:
+        """As SB3's."""
+        super().load_replay_buffer(*given, **named)
+        if self.replay_buffer.largest_returns is not None:  # which `save` keeps
+            self.largest_returns = self.replay_buffer.largest_returns.largest
 
     def set_parameters(self, *given: Any, **named: Any) -> None:
         """As SB3's."""

@@ -212,6 +212,7 @@ def training_state(agent: ConalSAC) -> tuple[Tensors, dict[str, Any]]:
         "steps": agent.num_timesteps,
         "updates": agent._n_updates,
         "put_off": agent._put_off,
+        "progress_left": agent._current_progress_remaining,
         "episodes": agent._episode_num,
         "replay": counters,
         "numpy_random": np.random.get_state(legacy=False),  # noqa: NPY002 - the stream SB3 uses
@@ -253,6 +254,8 @@ def restore(
         agent.num_timesteps = state["steps"]
         agent._n_updates = state["updates"]
         agent._put_off = state.get("put_off", 0)
+        # SB3 sets it after a step of the envs, which updates that wait come before.
+        agent._current_progress_remaining = state.get("progress_left", 1.0)
         agent._episode_num = state["episodes"]
         torch.set_rng_state(groups["random"]["torch"])
         if agent.device.type == "cuda" and "cuda" in groups["random"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -70,18 +71,38 @@ def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
 
 
 def _load(name: str, overrides: Mapping[str, Any], keep_search: bool = False) -> AnyConfig:
-    source, flat = _read(name)
-    # The file is checked alone first, so that an error says which of the two is at fault.
-    kind = _kind_of(flat)
-    config = _build(kind, flat, source)
-    if not overrides:
-        return config
-    flat = _changed(kind, flat, overrides, "command line", config, keep_search)
-    return _build(kind, flat, "command line")
+    layers = _read(name)
+    kind = _SUPERVISED if any(path.startswith("data.") for path in layers[0].fields) else _RL
+    if overrides:
+        layers.append(_Layer("command line", overrides))
+    flat: dict[str, Any] = {}
+    sized_for = 0  # the total_steps beside which search.steps was written
+    # Each is checked on those below it alone, so that an error says which is at fault.
+    for source, fields in layers:
+        flat |= fields
+        if flat.get("search.steps", 0) is None:  # the default again
+            del flat["search.steps"]
+        sized = flat
+        if "search.steps" in flat and not keep_search:
+            whole = _build(kind, {**flat, "search.steps": 1}, source).total_steps
+            if "search.steps" in fields:
+                sized_for = whole
+            elif whole < sized_for:  # a smaller budget shrinks the search
+                fifth = max(1, whole // 5)
+                sized = {**flat, "search.steps": min(flat["search.steps"], fifth)}
+        config = _build(kind, sized, source)
+    return config
 
 
-def _read(name: str, above: tuple[Path, ...] = ()) -> tuple[str, dict[str, Any]]:
-    """Find a preset or file; return what to call it in errors, and its fields on its base's.
+class _Layer(NamedTuple):
+    """Fields by their paths, and what to call in errors the file that they come from."""
+
+    source: str
+    fields: Mapping[str, Any]
+
+
+def _read(name: str, above: tuple[str, ...] = ()) -> list[_Layer]:
+    """Read a preset or file, and before it what it is based on.
 
     `above` are the files whose bases led here.
     """
@@ -93,41 +114,23 @@ def _read(name: str, above: tuple[Path, ...] = ()) -> tuple[str, dict[str, Any]]
             close = difflib.get_close_matches(name, presets(), 1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(presets())}"
             raise ConfigError(f"{name}: no such config; {hint}")
-    own = {"name": Path(source).stem, **_read_flat(path, source)}
-    base = own.pop("base", None)
-    if base is None:
-        return source, own
-    if not isinstance(base, str):
+    fields = {"name": Path(source).stem, **_read_flat(path, source)}
+    if "base" not in fields:
+        return [_Layer(source, fields)]
+    base = fields.pop("base")
+    if not (isinstance(base, str) and base.isprintable() and base):
         raise ConfigError(f"{source}: base: got {shown(base)}, expected a preset or a YAML file")
-    if Path(base).suffix:
-        base = str(Path(source).parent / base)
-    above = *above, Path(source).resolve()
-    if Path(base).resolve() in above:
-        raise ConfigError(f"{source}: base: {base} is itself based on this file")
-    below, inherited = _read(base, above)
-    config = _build(_kind_of(inherited), inherited, below)
-    kind = _kind_of({**inherited, **own})
-    return source, _changed(kind, inherited, own, source, config)
-
-
-def _changed(
-    kind: _Kind,
-    flat: Mapping[str, Any],
-    changes: Mapping[str, Any],
-    source: str,
-    config: AnyConfig,
-    keep_search: bool = False,
-) -> dict[str, Any]:
-    """The fields of `config`, which are `flat`, with others on top.
-
-    A smaller budget shrinks a search that was sized for its own, unless that is to be kept.
-    """
-    changed = {**flat, **changes}
-    if "total_steps" in changes and "search.steps" not in changes and not keep_search:
-        whole = _build(kind, {**changed, "search.steps": 1}, source).total_steps
-        if whole < config.total_steps:
-            changed["search.steps"] = max(1, min(config.search.steps, whole // 5))
-    return changed
+    if base not in presets():
+        beside = os.path.join(os.path.dirname(source), base)
+        if os.path.dirname(base) or Path(base).suffix or os.path.exists(beside):
+            base = beside
+        above = *above, os.path.abspath(source)
+        if os.path.abspath(base) in above:
+            raise ConfigError(f"{source}: base: {base} is itself based on this file")
+    try:
+        return [*_read(base, above), _Layer(source, fields)]
+    except ConfigError as error:
+        raise ConfigError(f"{source}: base: {error}") from None
 
 
 def _read_flat(path: Any, source: str) -> dict[str, Any]:
@@ -161,10 +164,6 @@ class _Loader(yaml.SafeLoader):
         if twice:
             raise yaml.YAMLError(f"{twice[0]} is given twice in the mapping {node.start_mark}")
         return super().construct_mapping(node, deep)
-
-
-def _kind_of(flat: Mapping[str, Any]) -> _Kind:
-    return _SUPERVISED if any(path.startswith("data.") for path in flat) else _RL
 
 
 def _build(kind: _Kind, flat: Mapping[str, Any], source: str) -> AnyConfig:

@@ -80,7 +80,7 @@ class SearchConfig:
     """Layers that recon makes task-specific (K)."""
     steps: int = 400_000
     """Steps of the search, counted in total_steps; where not given, a fifth of those. A smaller
-    total_steps on the command line cuts it to a fifth as well."""
+    total_steps than beside it, on the command line or above a base, cuts it to a fifth as well."""
     rule: Rule = "consensus"
     """For conal and conal_pro: what is held back in a shared module where tasks conflict.
     any_pair: one conflicting pair holds the module for all tasks;

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import LinearSchedule
 from torch.distributions import Distribution
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -93,7 +94,7 @@ def as_with_graphs(agent: ConalSAC, patch: pytest.MonkeyPatch) -> None:
     """Updates wait for the envs as on a CUDA device, and are done as on a CPU."""
     agent._recorder = object()  # type: ignore[assignment]
     patch.setattr(agent, "_run_update", lambda size: agent._whole_update(size, agent._parts_due()))
-    patch.setattr(agent, "_update_learning_rate", lambda _: None)
+    patch.setattr(agent, "_update_learning_rate", super(ConalSAC, agent)._update_learning_rate)
     patch.setattr(agent, "predict", super(ConalSAC, agent).predict)
     patch.setattr(agent, "forget_recorded", lambda: None)
 
@@ -131,9 +132,11 @@ def test_updates_in_learn_are_beside_the_step_of_the_environments(
 def test_a_checkpoint_changes_nothing_where_updates_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The step size falls, and is that of the update's time also after a restore."""
+    falls = LinearSchedule(1e-2, 1e-4, end_fraction=1.0)
     agents = []
     for written in (True, False):
-        agent = make_agent(BRANCHED, env=make_env(TARGETS, 2))
+        agent = make_agent(BRANCHED, env=make_env(TARGETS, 2), learning_rate=falls)
         as_with_graphs(agent, monkeypatch)
         checkpoints = Checkpoints(written)
         agent.learn(180, checkpoints, log_interval=None)
@@ -142,7 +145,7 @@ def test_a_checkpoint_changes_nothing_where_updates_wait(
         agents.append(agent)
     assert same_tensors(*(agent.policy.state_dict() for agent in agents))
 
-    before, after = agents[0], make_agent(BRANCHED, env=make_env(TARGETS, 2))
+    before, after = agents[0], make_agent(BRANCHED, env=make_env(TARGETS, 2), learning_rate=falls)
     as_with_graphs(after, monkeypatch)
     before._put_off = 1
     restore(after, *copy.deepcopy(training_state(before)))

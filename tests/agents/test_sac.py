@@ -608,6 +608,30 @@ def test_features_come_before_the_one_hot() -> None:
     assert list(islice(batch.observations[..., 0].unique(), 5)) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("gamma", 0.5),
+        ("reward_scale", 3.0),
+        ("critic_reduce", "mean"),
+        ("normalize_actor_loss", True),
+        ("max_grad_norm", 1e-3),
+    ],
+)
+def test_settings_may_change_while_it_learns(name: str, value: Any) -> None:
+    """As SB3's do: callbacks assign them."""
+    learnt = []
+    for changed in (True, False):
+        agent = make_agent(Tree.shared(TASKS, 2), TARGETS, critic_reduce="min")
+        if changed:
+            setattr(agent, name, value)
+        torch.manual_seed(0)
+        agent._update(random_batch(3, 16))
+        agent._update(random_batch(3, 16))
+        learnt.append(agent.policy.state_dict())
+    assert not same_tensors(*learnt)
+
+
 def test_the_search_alone_decays_specific_modules() -> None:
     tree = Tree.shared(tasks_named(3), 2)
     for given, groups in ((None, 2), (tree, 1)):

@@ -218,6 +218,29 @@ def test_zip_file_with_the_unit_of_normalised_returns(tmp_path: Path) -> None:
     assert (loaded.replay_buffer.largest_returns.largest >= largest).all()
 
 
+def test_zip_file_after_a_replay_of_its_own_unit_was_loaded(tmp_path: Path) -> None:
+    agent = make_agent(TREES["shared"], normalize_returns=True)
+    agent.learn(60)
+    agent.save(tmp_path / "agent.zip")
+    agent.save_replay_buffer(tmp_path / "replay.pkl")
+    loaded = ConalSAC.load(tmp_path / "agent.zip", env=make_env((-0.5, 0.5)), device="cpu")
+    loaded.load_replay_buffer(tmp_path / "replay.pkl")
+    assert loaded.replay_buffer.largest_returns is not None
+    loaded.replay_buffer.largest_returns.largest *= 7
+    loaded.save(tmp_path / "again.zip")
+    again = ConalSAC.load(tmp_path / "again.zip", env=make_env((-0.5, 0.5)), device="cpu")
+    np.testing.assert_allclose(again.largest_returns, 7 * agent.largest_returns)
+
+
+def test_settings_given_to_load_are_the_replays_too(tmp_path: Path) -> None:
+    make_agent(TREES["shared"], n_steps=3).save(tmp_path / "agent.zip")
+    loaded = ConalSAC.load(
+        tmp_path / "agent.zip", env=make_env((-0.5, 0.5)), device="cpu", gamma=0.5, n_steps=2
+    )
+    assert loaded.replay_buffer.returns is not None
+    assert (loaded.replay_buffer.returns.gamma, loaded.replay_buffer.returns.n) == (0.5, 2)
+
+
 def test_zip_file_with_a_fixed_temperature(tmp_path: Path) -> None:
     agent = make_agent(TREES["shared"], ent_coef=0.05)
     agent.learn(60)
