@@ -42,7 +42,7 @@ Progress = Callable[[int, int], None]
 """Called with (episodes done, episodes wanted) over all tasks, after every episode that counts."""
 
 ENDLESS = 100_000
-"""Steps of all envs after which evaluation no longer waits for an episode to end."""
+"""Steps of an env after which evaluation no longer waits for its episode to end."""
 _Z95 = NormalDist().inv_cdf(0.975)
 
 
@@ -139,7 +139,9 @@ class Evaluation:
             table.add_row(task, *_cells(rate, interval), f"{self.returns[task]:.1f}")
         table.add_section()
         mean_return = float(np.mean(list(self.returns.values())))
-        table.add_row("mean", *_cells(self.mean_success, self.ci95), f"{mean_return:.1f}")
+        known = sum(rate is not None for rate in self.success.values())
+        of = "" if known in (0, len(self.success)) else f" (success: of {known} tasks)"
+        table.add_row(f"mean{of}", *_cells(self.mean_success, self.ci95), f"{mean_return:.1f}")
         return table
 
 
@@ -315,18 +317,20 @@ def _evaluate_vec_env(
     returns: dict[str, list[float]] = {task: [] for task in envs.tasks}
     successes: dict[str, list[bool]] = {task: [] for task in envs.tasks}
     count = _counter(progress, int(targets.sum()))
-    steps = 0
+    steps = np.zeros_like(targets)  # of the episodes under way
     try:
         _check_fits(policy, envs.observation_space)
         observations = cast(NDArray[np.float32], envs.reset())
         while (done_counts < targets).any():
             actions, _ = policy.predict(observations, deterministic=True)
             observations, _, dones, infos = cast(Any, envs.step(actions))
-            steps = 0 if dones.any() else steps + 1
-            if steps == ENDLESS:
+            steps = np.where(dones, 0, steps + 1)
+            endless = (steps >= ENDLESS) & (done_counts < targets)
+            if endless.any():
+                task = envs.tasks[int(endless.argmax()) // per_task]
                 raise SuiteError(
-                    f"no episode has ended in {ENDLESS:,} steps; give the envs a time limit "
-                    "(max_episode_steps)"
+                    f"{task}: an episode has not ended in {ENDLESS:,} steps; give the env a time "
+                    "limit (max_episode_steps)"
                 )
             for i in np.flatnonzero(dones & (done_counts < targets)):
                 done_counts[i] += 1

@@ -106,6 +106,22 @@ class PhasedRun(ABC, Generic[C]):
             raise
         return 0
 
+    def _go_on(self, began: RunConfig) -> None:
+        """Train on where there is something left, and keep what the config changes for that."""
+        if self.phase == "done" and self.steps < self.config.total_steps:
+            self.phase = "train"
+        if self.phase != "done":
+            atomic_write(self.run.config_path, self.config.to_yaml())
+            return
+        changed = self.config.differences(began)
+        idle = [p for p in changed if p.startswith(("total_steps", "agent.", "search.", "env."))]
+        if idle:
+            print(
+                f"{self.run.folder} has finished its {self.steps:,} steps: it is evaluated, and "
+                f"{', '.join(idle)} change nothing unless total_steps is larger",
+                file=sys.stderr,
+            )
+
     def _search(self) -> bool:
         """All of the search, which for CoNAL-Pro comes in stages; False if stopped before."""
         steps, stages = self.config.search.steps, self.config.agent.depth
@@ -183,18 +199,27 @@ class PhasedRun(ABC, Generic[C]):
         )
 
 
-def require_same_search(config: RunConfig, began: RunConfig, run: Run) -> None:
-    """Raise ConfigError where a resumed run would look for its tree in another way."""
-    for field, now, then in (
-        ("agent.tree", config.agent.tree, began.agent.tree),
-        ("search.method", config.search.method, began.search.method),
-        ("search.specific_decay", config.search.specific_decay, began.search.specific_decay),
-    ):
-        if now != then:
+def require_same_run(config: RunConfig, run: Run, phase: Phase) -> None:
+    """Raise ConfigError where a resumed run would be another one, or said to have been one.
+
+    After a search, that is any field of it but what becomes of its replay and weights.
+    """
+    for path, (now, then) in config.differences(run.config()).items():
+        searched = path.startswith("search.") and phase != "search"
+        if path in _OF_A_RUN or (searched and path not in _AFTER_A_SEARCH):
             raise ConfigError(
-                f"{field}: got {now!r}, but {run.folder} began with {then!r}; start a new run "
-                "for another tree"
+                f"{path}: got {now!r}, but {run.folder} began with {then!r}; start a new run"
             )
+
+
+_OF_A_RUN = {
+    "seed",
+    *(f"agent.{name}" for name in ("tree", "widths", "layer_norm", "n_steps")),
+    *(f"agent.{name}" for name in ("critic", "critic_bins", "critics", "actor_averaging")),
+    *(f"search.{name}" for name in ("method", "rule", "purely_specific", "copies", "gumbel")),
+    *(f"search.{name}" for name in ("specific_layers", "specific_decay")),
+}
+_AFTER_A_SEARCH = {f"search.{name}" for name in ("keep_replay", "keep_weights", "only")}
 
 
 def require_compiler(device: torch.device) -> None:

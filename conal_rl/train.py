@@ -30,14 +30,21 @@ from conal_rl.core.learner import Learner
 from conal_rl.core.network import bfloat16_pays
 from conal_rl.envs import SuiteVecEnv, make
 from conal_rl.envs.vec_env import Standing
-from conal_rl.errors import CheckpointError, ConalError, ObservationError, SuiteError, TreeError
+from conal_rl.errors import (
+    CheckpointError,
+    ConalError,
+    ConfigError,
+    ObservationError,
+    SuiteError,
+    TreeError,
+)
 from conal_rl.phases import (
     Phase,
     PhasedRun,
     conflict_rule,
     gumbel_temperature,
     require_compiler,
-    require_same_search,
+    require_same_run,
     search_space,
 )
 from conal_rl.progress import Stopped, make_logger
@@ -96,6 +103,8 @@ class Training(PhasedRun[Config]):
         env.reset()  # envs that are broken from the start are refused too
         env.seed(config.seed)
         trees = _fixed_trees(config, env.tasks)
+        if trees is None:
+            _require_updates(config, env.num_tasks)
         agent = make_agent(config, env, trees or (search_space(config, env.tasks),) * 2)
         run = Run.create(config, out)
         training = cls(config, run, env, "search" if trees is None else "train")
@@ -108,10 +117,11 @@ class Training(PhasedRun[Config]):
     def resume(cls, run: Run, config: Config) -> Training:
         """Go on from the newest checkpoint of `run`; official environments begin new episodes.
 
-        What `config` changes is kept in the run's config.yaml, for later resumes.
+        What `config` changes is kept in the run's config.yaml, for later resumes, where there is
+        something left to train.
         """
         tensors, state = load_checkpoint(run.folder)
-        require_same_search(config, run.config(), run)
+        began = run.config()
         env = _make_env(config)
         try:
             training = cls(config, run, env, state["phase"])
@@ -129,6 +139,7 @@ class Training(PhasedRun[Config]):
                 f"{run.folder}: the checkpoint is of tasks {', '.join(tasks)}, "
                 f"but env.suite has {', '.join(env.tasks)}; resume with the run's own suite"
             )
+        require_same_run(config, run, training.phase)
         training.agent = make_agent(config, env, structures)
         if training.phase != "search" and not config.search.keep_replay:
             training.agent.learning_starts += int(training.search_steps)
@@ -137,9 +148,7 @@ class Training(PhasedRun[Config]):
         except CheckpointError as error:
             raise CheckpointError(f"{run.folder}: {error}") from error
         training._resume_episodes(tensors, state)
-        if training.phase == "done" and training.agent.num_timesteps < config.total_steps:
-            training.phase = "train"
-        atomic_write(run.config_path, config.to_yaml())
+        training._go_on(began)
         return training
 
     @property
@@ -193,8 +202,9 @@ class Training(PhasedRun[Config]):
         if self.agent._n_updates == 0:
             raise ConalError(
                 f"no tree can be derived: the {self.steps:,} steps of the search were without an "
-                "update; they must go beyond agent.learning_starts, and every task must have ended "
-                "two episodes: give more search.steps, or envs a time limit (max_episode_steps)"
+                f"update; they must go beyond the {self.agent.learning_starts:,} random ones of "
+                "all tasks, and every task must have ended two episodes: give more search.steps, "
+                "or envs a time limit (max_episode_steps)"
             )
         return self.agent.derive()
 
@@ -297,6 +307,18 @@ class Training(PhasedRun[Config]):
 def _make_env(config: Config) -> SuiteVecEnv:
     env = config.env
     return make(env.suite, env.envs_per_task, config.seed, env.engine)
+
+
+def _require_updates(config: Config, tasks: int) -> None:
+    """Raise ConfigError where a search, or the first stage of one, would be without an update."""
+    search, random = config.search, config.agent.learning_starts * tasks
+    stages = config.agent.depth if search.method == "conal_pro" else 1
+    if search.steps // stages <= random:
+        raise ConfigError(
+            f"search.steps: got {search.steps}, expected more than {stages * random}: every one of "
+            f"{tasks} tasks begins with agent.learning_starts = {config.agent.learning_starts} "
+            f"random steps{', and every stage takes its share' * (stages > 1)}"
+        )
 
 
 def _fixed_trees(config: Config, tasks: tuple[str, ...]) -> tuple[Tree, Tree] | None:

@@ -229,6 +229,16 @@ def test_tasks_without_success_are_left_out_of_the_mean() -> None:
     assert result.table().row_count == 3
 
 
+def test_the_table_says_of_how_many_tasks_success_is() -> None:
+    some: dict[str, float | None] = {"a": 0.5, "b": None, "c": 1.0}
+    every: dict[str, float | None] = {"a": 0.5}
+    for given, told in ((some, "mean (success: of 2 tasks)"), (every, "mean")):
+        result = evaluation.Evaluation(
+            "cartpole", "official", 0, 2, given, dict.fromkeys(given, 1.0), {}
+        )
+        assert list(result.table().columns[0].cells)[-1] == told
+
+
 # Bad input
 
 
@@ -440,9 +450,10 @@ def test_episodes_without_an_end_are_not_waited_for(monkeypatch: pytest.MonkeyPa
             return np.zeros((len(observation), 1), dtype=np.float32), None
 
     monkeypatch.setattr(evaluation, "ENDLESS", 50)
-    suite = ("tests.agents.toy:Endless-v0",)
-    with pytest.raises(SuiteError, match="no episode has ended in 50 steps"):
-        evaluation.evaluate_policy(Still(), suite, 1)
+    endless = "tests.agents.toy:Endless-v0"
+    for suite in ((endless,), ("tests.agents.toy:Left-v0", endless)):
+        with pytest.raises(SuiteError, match=f"{endless}: an episode has not ended in 50 steps"):
+            evaluation.evaluate_policy(Still(), suite, 1)
 
 
 @pytest.mark.parametrize("name", ["mt10", "mt10_paper"])

@@ -240,6 +240,12 @@ def test_methods_names(tmp_path: Path) -> None:
     config = (tmp_path / "conal" / "config.yaml").read_text() + "search: {method: recon}\n"
     (tmp_path / "conal" / "config.yaml").write_text(config)
     assert read_record(tmp_path / "conal", "conal").method == "Recon", "still searching"
+    pcgrad = make_run(tmp_path / "pcgrad", "shared", options=", weighting: pcgrad")
+    assert read_record(pcgrad, "pcgrad").method == "HPS + pcgrad"
+    plain = make_run(tmp_path / "plain")
+    with (plain / "config.yaml").open("a") as file:
+        file.write("search: {rule: none}\n")
+    assert read_record(plain, "plain").method == "CoNAL without noticing"
     ltb_like = make_run(tmp_path / "ablation")
     with (ltb_like / "config.yaml").open("a") as file:
         file.write("search: {purely_specific: false}\n")

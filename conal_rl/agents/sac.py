@@ -323,8 +323,14 @@ class ConalSAC(SAC):
         """The trees of actor and critics: by the strongest gates or the conflicts, or the fixed.
 
         Raises:
-            ConalError: the gates are not finite, or there were no steps to count conflicts in.
+            ConalError: the gates have not moved or are not finite, or there were no steps to count
+                conflicts in.
         """
+        if self.gates and all(bool((g == g[:, :1]).all()) for g in self.gates.values()):
+            raise ConalError("no tree can be derived: the gates have not moved, as with no update")
+        return self._strongest()
+
+    def _strongest(self) -> tuple[Tree, Tree]:
         try:
             return self.learners["actor"].tree(), self.learners["critic"].tree()
         except ValueError as error:
@@ -338,7 +344,7 @@ class ConalSAC(SAC):
         Raises:
             ConalError: the gates are not finite.
         """
-        trees = self.derive()
+        trees = self._strongest()
         actor, critic = (learner.next_stage() for learner in self.learners.values())
         return (actor or trees[0], critic or trees[1]) if actor or critic else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -182,6 +182,26 @@ class RunConfig:
         """Return every field as YAML; `load_config` reads exactly this config from it."""
         return yaml.safe_dump(lists_for_tuples(dataclasses.asdict(self)), sort_keys=False)
 
+    def differences(self, other: RunConfig) -> dict[str, tuple[Any, Any]]:
+        """Fields of this config that the other has otherwise, by path: `(here, there)`."""
+        here, there = _by_path(self), _by_path(other)
+        return {
+            path: (here[path], there[path])
+            for path in here
+            if path in there and here[path] != there[path]
+        }
+
     def save(self, path: Path) -> None:
         """Write `to_yaml()` to `path`."""
         path.write_text(self.to_yaml(), encoding="utf-8")
+
+
+def _by_path(config: RunConfig) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        found |= (
+            {f"{name}.{n}": v for n, v in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    return found

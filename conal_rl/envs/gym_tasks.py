@@ -43,3 +43,6 @@ def _build(env_id: str, other_names: Sequence[str]) -> gym.Env[Any, Any]:
         ) from error
     except (gym.error.Error, ImportError) as error:  # e.g. a package of the env is missing
         raise SuiteError(f"gymnasium cannot make {env_id!r}: {error}") from error
+    except Exception as error:  # whatever the env's own code raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SuiteError(f"gymnasium cannot make {env_id!r}: {reason}") from error

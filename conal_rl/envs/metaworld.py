@@ -60,15 +60,32 @@ def is_published(suite: str | Sequence[str]) -> bool:
 
 
 def _find_class(name: str) -> type[SawyerXYZEnv] | None:
-    """The env of a task's name: Meta-World's, or a user's subclass as `module:Class`."""
+    """The env of a task's name: Meta-World's, or a user's subclass as `module:Class`.
+
+    Raises:
+        SuiteError: `name` looks like a subclass, and is none.
+    """
     module, _, attribute = name.rpartition(":")
     if not module or not attribute.isidentifier():  # gymnasium's IDs end in -v0
         return ALL_V3_ENVIRONMENTS.get(name)
     try:
-        found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError as error:
-        raise SuiteError(f"task {name!r}: cannot import {module}: {error}") from error
-    return found if isinstance(found, type) and issubclass(found, SawyerXYZEnv) else None
+        imported = importlib.import_module(module)
+    except Exception as error:  # whatever the user's own code raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SuiteError(f"task {name!r}: cannot import {module}: {reason}") from error
+    found = getattr(imported, attribute, None)
+    if isinstance(found, type) and issubclass(found, SawyerXYZEnv):
+        return found
+    if attribute in gym.registry:  # an ID without a version
+        return None
+    if found is None:
+        classes = [own for own, value in vars(imported).items() if isinstance(value, type)]
+        close = did_you_mean(attribute, classes)
+        raise SuiteError(f"task {name!r}: {module} has no {attribute}{close}")
+    raise SuiteError(
+        f"task {name!r}: {attribute} is no subclass of a Meta-World env; a gymnasium env is named "
+        f"by the ID it is registered with, as {module}:{attribute}-v0"
+    )
 
 
 def env_class(name: str) -> type[SawyerXYZEnv]:

@@ -232,12 +232,15 @@ def _statistics(entry: Any, tasks: int) -> Statistics:
 def _method(config: AnyConfig, phases: Sequence[Phase]) -> str:
     """The method's name for labels."""
     if config.agent.tree != "search":
-        return "HPS" if config.agent.tree == "shared" else "tree"
+        weighting = "" if config.agent.weighting == "equal" else f" + {config.agent.weighting}"
+        return ("HPS" if config.agent.tree == "shared" else "tree") + weighting
     # A search that is not over yet has no file.
     searched: str = config.search.method
     if phases and phases[0].name.startswith("search"):
         searched = phases[0].method
     ablation = "" if config.search.purely_specific else " without specific modules"
+    if searched in ("conal", "conal_pro") and config.search.rule == "none":
+        ablation += " without noticing"
     return METHODS.get(searched, searched) + ablation
 
 

@@ -26,7 +26,7 @@ from conal_rl.phases import (
     conflict_rule,
     gumbel_temperature,
     require_compiler,
-    require_same_search,
+    require_same_run,
     search_space,
 )
 from conal_rl.progress import PhaseDisplay, make_logger
@@ -101,12 +101,12 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
     def resume(cls, run: Run, config: SupervisedConfig) -> SupervisedTraining:
         """Go on from the newest checkpoint of `run`.
 
-        What `config` changes is kept in the run's config.yaml, for later resumes.
+        What `config` changes is kept in the run's config.yaml, for later resumes, where there is
+        something left to train.
         """
         tensors, state = load_checkpoint(run.folder)
         began = run.config()
         assert isinstance(began, SupervisedConfig)
-        require_same_search(config, began, run)
         if config.agent.optimizer != began.agent.optimizer:
             raise ConfigError(
                 f"agent.optimizer: got {config.agent.optimizer!r}, but {run.folder} has the state "
@@ -121,14 +121,13 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
                 raise CheckpointError(f"{run.folder}: the checkpoint is of tasks {names}")
             structure = structure_from_json(state["structure"])
             training = cls(config, run, state["phase"], problem, structure)
+            require_same_run(config, run, training.phase)
             training._restore(tensors, state)
         except UNFIT as error:
             raise CheckpointError(
                 f"{run.folder}: the checkpoint does not fit this config: {reason(error)}"
             ) from error
-        if training.phase == "done" and training.steps < config.total_steps:
-            training.phase = "train"
-        atomic_write(run.config_path, config.to_yaml())
+        training._go_on(began)
         return training
 
     # What PhasedRun asks for.

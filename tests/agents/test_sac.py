@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from conal_rl.agents import ConalSAC, TaskBatch
 from conal_rl.agents import sac as sac_module
-from conal_rl.core import ProStage, SearchSpace, Tree
+from conal_rl.core import BranchingSpace, ConalSpace, ProStage, SearchSpace, Structure, Tree
 from conal_rl.core import layers as layers_module
 from conal_rl.core import learner as learner_module
 from conal_rl.core.layers import LinearStack
@@ -598,6 +598,13 @@ def test_divergence_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
         searching.gates["actor"][0, 0] = torch.nan
     with pytest.raises(ConalError, match="no tree can be derived"):
         searching.derive()
+
+
+@pytest.mark.parametrize("structure", [ConalSpace(), BranchingSpace(2), ProStage.first(3)])
+def test_nothing_is_derived_from_gates_that_have_not_moved(structure: Structure) -> None:
+    agent = make_agent(structure, TARGETS)
+    with pytest.raises(ConalError, match="the gates have not moved"):
+        agent.derive()
 
 
 def test_features_come_before_the_one_hot() -> None:

@@ -71,6 +71,8 @@ def registered() -> Iterator[None]:
     gym.register("Strong-v0", entry_point=toy, kwargs={"bound": 2.0})
     gym.register("Image-v0", entry_point=image)
     gym.register("Pushes-v0", entry_point=pushes)
+    fails: Any = lambda: Path("none/model.xml").read_text()  # noqa: E731
+    gym.register("Fails-v0", entry_point=fails)
     yield
     gym.registry.clear()
     gym.registry.update(registry)
@@ -196,7 +198,11 @@ def test_nan_at_reset_is_step_0() -> None:
         (["raech-v3"], "unknown task 'raech-v3'; did you mean 'reach-v3'"),
         (["qqqqqq"], "unknown task 'qqqqqq'; give gymnasium env IDs or Meta-World tasks"),
         (["no_such_module:Env-v0"], "cannot make 'no_such_module:Env-v0': No module named"),
+        (["Fails-v0"], "gymnasium cannot make 'Fails-v0': FileNotFoundError: .*model.xml"),
         (["bad name!"], "gymnasium cannot make 'bad name!': Malformed"),
+        (["json:Decoder"], "'json:Decoder': json has no Decoder; did you mean 'JSONDecoder'"),
+        (["json:JSONDecoder"], "JSONDecoder is no subclass of a Meta-World env; .*JSONDecoder-v0"),
+        (["no_such_module:Env"], "cannot import no_such_module: ModuleNotFoundError: No module"),
         (["Short-v0", "reach-v3"], "'Short-v0' is no Meta-World v3 task, and a list cannot mix"),
         (["reach-v3", "psuh-v3"], "'psuh-v3' is no Meta-World .*; did you mean 'push-v3'"),
         (["reach-v3", "push-v3", "reach-v3"], "'reach-v3' is in the list twice"),

@@ -385,7 +385,8 @@ def test_a_finished_run_goes_on(finished: Path, tmp_path: Path) -> None:
     assert (read(folder)["steps"], read(folder)["search_steps"]) == (15, 6)
     assert train.main(["--resume", str(folder), "--agent.select"]) == 0  # too late to train for it
     assert read(folder)["selected_step"] is None
-    assert train.main(["--resume", str(folder), "--total-steps", "16"]) == 0
+    more = ["--agent.select", "--total-steps", "16"]
+    assert train.main(["--resume", str(folder), *more]) == 0
     assert read(folder)["selected_step"] == 16
 
 

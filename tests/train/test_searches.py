@@ -185,5 +185,6 @@ def test_a_search_without_an_update_derives_nothing(
     assert told.startswith(
         "error: no tree can be derived: the 160 steps of the search were without"
     )
+    assert "beyond the 40 random ones" in told
     assert "max_episode_steps" in told
     assert not (run / "tree.json").exists()

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from conal_rl import train
+from conal_rl.config import load_config
 from conal_rl.core import Tree, weighting
 from conal_rl.progress import PhaseDisplay
 from conal_rl.runs import Run, load_checkpoint, save_checkpoint
@@ -37,6 +38,8 @@ from tests.train.toy_runs import CONFIG, TASKS, copied
         (["--agent.widths", "0"], "agent.widths"),
         (["--total-steps", "0"], "total_steps: got 0"),
         (["--search.steps", "320"], "search.steps: got 320, expected at most 319"),
+        (["--search.steps", "40"], "search.steps: got 40, expected more than 40: every one of 2"),
+        (["--agent.learning-starts", "80"], "expected more than 160: every one"),
         (["--agent.tree", "shard"], "agent.tree: got 'shard'"),
         (["--env.suite", "mt1:reach-v3"], "agent.tree: got 'search', but reach-v3 is the only"),
         (["--search.method", "recon", "--search.specific-layers", "2"], "expected at most 1"),
@@ -149,8 +152,12 @@ def test_resume_from_a_truncated_checkpoint(
         # The same spaces: only the names tell.
         (["--env.suite", "tests.agents.toy:Left-v0", "tests.agents.toy:Broken-v0"], "Broken-v0"),
         (["--env.suite", "nothing"], "unknown suite 'nothing'"),
-        (["--agent.widths", "16"], "size mismatch for actor"),
-        (["--agent.critic", "hl_gauss"], "size mismatch for critic"),
+        (["--agent.widths", "16"], "agent.widths: got (16,), but"),
+        (["--agent.widths", "8", "8"], "agent.widths: got (8, 8), but"),
+        (["--agent.critic", "hl_gauss"], "agent.critic: got 'hl_gauss', but"),
+        (["--agent.n-steps", "2"], "agent.n_steps: got 2, but"),
+        (["--seed", "7"], "seed: got 7, but"),
+        (["--search.rule", "none"], "search.rule: got 'none', but"),
         (["--agent.buffer-size", "20"], "buffer_size"),
         (["--agent.tree", "shared"], "agent.tree"),
         (["--search.method", "ltb"], "search.method: got 'ltb', but"),
@@ -167,6 +174,29 @@ def test_resume_as_another_run(
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert told in one_line("--resume", str(run), *options)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_what_a_search_was_cannot_be_changed_afterwards(
+    stopped: dict[str, Path], one_line: Any, tmp_path: Path
+) -> None:
+    told = one_line("--resume", str(stopped["train"]), "--search.gate-learning-rate", "0.5")
+    assert told.startswith("search.gate_learning_rate: got 0.5, but ")
+    run = copied(stopped["search"], tmp_path)
+    assert train.main(["--resume", str(run), "--search.gate-learning-rate", "0.5"]) == 0
+    assert load_config(run / "config.yaml").search.gate_learning_rate == 0.5
+
+
+def test_a_finished_runs_config_says_what_it_was(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = copied(finished, tmp_path)
+    before = (run / "config.yaml").read_bytes()
+    options = ["--agent.learning-rate", "0.5", "--total-steps", "200", "--threads", "1"]
+    assert train.main(["--resume", str(run), *options]) == 0
+    told = capfd.readouterr().err
+    assert "finished its 320 steps" in told
+    assert "total_steps, agent.learning_rate change nothing" in told
+    assert (run / "config.yaml").read_bytes() == before
 
 
 def test_a_strangers_state(stopped: dict[str, Path], one_line: Any, tmp_path: Path) -> None:
