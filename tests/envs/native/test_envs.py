@@ -101,9 +101,9 @@ def test_a_subclass_of_an_official_env_runs_its_own_code() -> None:
 
 
 def test_what_is_no_subclass_is_named() -> None:
-    for name in (f"{__name__}:PAIR", f"{__name__}:Missing"):
-        with pytest.raises(SuiteError, match="Meta-World"):
-            make(["push-v3", name])
+    for name, told in (("PAIR", "no subclass of a Meta-World"), ("Ender", "did you mean 'Ends'")):
+        with pytest.raises(SuiteError, match=told):
+            make(["push-v3", f"{__name__}:{name}"])
     with pytest.raises(SuiteError, match="cannot import no_such_module"):
         make(["no_such_module:Env"])
 
