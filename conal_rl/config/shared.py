@@ -199,9 +199,8 @@ class RunConfig:
 def _by_path(config: RunConfig) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in dataclasses.asdict(config).items():
-        found |= (
-            {f"{name}.{n}": v for n, v in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
+        if isinstance(value, dict):
+            found |= {f"{name}.{field}": inner for field, inner in value.items()}
+        else:
+            found[name] = value
     return found
