@@ -29,6 +29,11 @@ class ExtraError(ConalError, ImportError):
     """An optional package is missing; the message names it and the extra that brings it."""
 
 
+def of_user_code(error: Exception) -> str:
+    """What to say, in one line, of whatever a user's own module raised."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def diverged(what: str, updates: int) -> ConalError:
     """The error to raise where `what` says that training cannot go on."""
     return ConalError(

@@ -24,6 +24,16 @@ from conal_rl.runs import Run, atomic_write
 Phase = Literal["search", "train", "done"]
 C = TypeVar("C", bound=RunConfig)
 Gumbel = tuple[float, float]  # temperature at the start and at the end
+_OF_A_RUN = {
+    "seed",
+    *(f"agent.{name}" for name in ("tree", "widths", "layer_norm", "n_steps", "optimizer")),
+    *(f"agent.{name}" for name in ("critic", "critic_bins", "critics", "actor_averaging")),
+    *(f"search.{name}" for name in ("method", "rule", "purely_specific", "copies", "gumbel")),
+    *(f"search.{name}" for name in ("specific_layers", "specific_decay")),
+}
+"""Fields that make a run what it is, whenever it is gone on with."""
+_AFTER_A_SEARCH = {f"search.{name}" for name in ("keep_replay", "keep_weights", "only")}
+"""Fields of a search that may change once it is over."""
 
 
 class PhasedRun(ABC, Generic[C]):
@@ -105,6 +115,16 @@ class PhasedRun(ABC, Generic[C]):
             self._say_how_to_go_on()
             raise
         return 0
+
+    def _require_same_run(self, began: RunConfig) -> None:
+        """Raise ConfigError where this would be another run, or said to have been one."""
+        for path, (now, then) in self.config.differences(began).items():
+            searched = path.startswith("search.") and self.phase != "search"
+            if path in _OF_A_RUN or (searched and path not in _AFTER_A_SEARCH):
+                raise ConfigError(
+                    f"{path}: got {now!r}, but {self.run.folder} began with {then!r}; "
+                    "start a new run"
+                )
 
     def _go_on(self, began: RunConfig) -> None:
         """Train on where there is something left, and keep what the config changes for that."""
@@ -197,29 +217,6 @@ class PhasedRun(ABC, Generic[C]):
             f"python -m conal_rl.train --resume {shlex.quote(str(self.run.folder))}",
             file=sys.stderr,
         )
-
-
-def require_same_run(config: RunConfig, run: Run, phase: Phase) -> None:
-    """Raise ConfigError where a resumed run would be another one, or said to have been one.
-
-    After a search, that is any field of it but what becomes of its replay and weights.
-    """
-    for path, (now, then) in config.differences(run.config()).items():
-        searched = path.startswith("search.") and phase != "search"
-        if path in _OF_A_RUN or (searched and path not in _AFTER_A_SEARCH):
-            raise ConfigError(
-                f"{path}: got {now!r}, but {run.folder} began with {then!r}; start a new run"
-            )
-
-
-_OF_A_RUN = {
-    "seed",
-    *(f"agent.{name}" for name in ("tree", "widths", "layer_norm", "n_steps")),
-    *(f"agent.{name}" for name in ("critic", "critic_bins", "critics", "actor_averaging")),
-    *(f"search.{name}" for name in ("method", "rule", "purely_specific", "copies", "gumbel")),
-    *(f"search.{name}" for name in ("specific_layers", "specific_decay")),
-}
-_AFTER_A_SEARCH = {f"search.{name}" for name in ("keep_replay", "keep_weights", "only")}
 
 
 def require_compiler(device: torch.device) -> None:

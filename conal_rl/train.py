@@ -44,7 +44,6 @@ from conal_rl.phases import (
     conflict_rule,
     gumbel_temperature,
     require_compiler,
-    require_same_run,
     search_space,
 )
 from conal_rl.progress import Stopped, make_logger
@@ -139,7 +138,7 @@ class Training(PhasedRun[Config]):
                 f"{run.folder}: the checkpoint is of tasks {', '.join(tasks)}, "
                 f"but env.suite has {', '.join(env.tasks)}; resume with the run's own suite"
             )
-        require_same_run(config, run, training.phase)
+        training._require_same_run(began)
         training.agent = make_agent(config, env, structures)
         if training.phase != "search" and not config.search.keep_replay:
             training.agent.learning_starts += int(training.search_steps)

@@ -83,14 +83,14 @@ def _load(name: str, overrides: Mapping[str, Any], keep_search: bool = False) ->
         if flat.get("search.steps", 0) is None:  # the default again
             del flat["search.steps"]
         sized = flat
-        if "search.steps" in flat and not keep_search:
+        if "search.steps" in flat.keys() - fields.keys() and not keep_search:
             whole = _build(kind, {**flat, "search.steps": 1}, source).total_steps
-            if "search.steps" in fields:
-                sized_for = whole
-            elif whole < sized_for:  # a smaller budget shrinks the search
+            if whole < sized_for:  # a smaller budget shrinks the search
                 fifth = max(1, whole // 5)
                 sized = {**flat, "search.steps": min(flat["search.steps"], fifth)}
         config = _build(kind, sized, source)
+        if "search.steps" in fields:
+            sized_for = config.total_steps
     return config
 
 

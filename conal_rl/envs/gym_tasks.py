@@ -11,7 +11,7 @@ import gymnasium as gym
 
 from conal_rl.envs.suggest import did_you_mean
 from conal_rl.envs.vec_env import Task
-from conal_rl.errors import SuiteError
+from conal_rl.errors import SuiteError, of_user_code
 
 
 def tasks(env_ids: Sequence[str], other_names: Sequence[str] = ()) -> list[Task]:
@@ -44,5 +44,4 @@ def _build(env_id: str, other_names: Sequence[str]) -> gym.Env[Any, Any]:
     except (gym.error.Error, ImportError) as error:  # e.g. a package of the env is missing
         raise SuiteError(f"gymnasium cannot make {env_id!r}: {error}") from error
     except Exception as error:  # whatever the env's own code raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise SuiteError(f"gymnasium cannot make {env_id!r}: {reason}") from error
+        raise SuiteError(f"gymnasium cannot make {env_id!r}: {of_user_code(error)}") from error

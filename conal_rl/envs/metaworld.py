@@ -35,7 +35,7 @@ from metaworld.types import Task as Goal  # what metaworld calls a task: an env 
 
 from conal_rl.envs.suggest import did_you_mean
 from conal_rl.envs.vec_env import Suite, Task
-from conal_rl.errors import ConalError, SuiteError
+from conal_rl.errors import ConalError, SuiteError, of_user_code
 
 HORIZON = 500
 NUM_GOALS = 50
@@ -71,8 +71,7 @@ def _find_class(name: str) -> type[SawyerXYZEnv] | None:
     try:
         imported = importlib.import_module(module)
     except Exception as error:  # whatever the user's own code raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise SuiteError(f"task {name!r}: cannot import {module}: {reason}") from error
+        raise SuiteError(f"task {name!r}: cannot import {module}: {of_user_code(error)}") from error
     found = getattr(imported, attribute, None)
     if isinstance(found, type) and issubclass(found, SawyerXYZEnv):
         return found

@@ -19,14 +19,13 @@ from conal_rl.config import SupervisedConfig
 from conal_rl.core import ProStage, SearchSpace, Structure, Tree
 from conal_rl.core.learner import ConflictSettings, Learner
 from conal_rl.core.search import decay_specific, gate_step
-from conal_rl.errors import CheckpointError, ConalError, ConfigError, TreeError, diverged
+from conal_rl.errors import CheckpointError, ConalError, TreeError, diverged
 from conal_rl.phases import (
     Phase,
     PhasedRun,
     conflict_rule,
     gumbel_temperature,
     require_compiler,
-    require_same_run,
     search_space,
 )
 from conal_rl.progress import PhaseDisplay, make_logger
@@ -106,12 +105,6 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         """
         tensors, state = load_checkpoint(run.folder)
         began = run.config()
-        assert isinstance(began, SupervisedConfig)
-        if config.agent.optimizer != began.agent.optimizer:
-            raise ConfigError(
-                f"agent.optimizer: got {config.agent.optimizer!r}, but {run.folder} has the state "
-                f"of {began.agent.optimizer!r}; go on with that"
-            )
         problem = make_problem(config)
         if config.evaluation.reference is not None:
             read_reference(config.evaluation.reference, problem.tasks)
@@ -121,7 +114,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
                 raise CheckpointError(f"{run.folder}: the checkpoint is of tasks {names}")
             structure = structure_from_json(state["structure"])
             training = cls(config, run, state["phase"], problem, structure)
-            require_same_run(config, run, training.phase)
+            training._require_same_run(began)
             training._restore(tensors, state)
         except UNFIT as error:
             raise CheckpointError(

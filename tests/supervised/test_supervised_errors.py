@@ -22,21 +22,6 @@ from tests.supervised.test_problem import WRITERS, options_of, write_text
 from tests.supervised.test_supervised_commands import DIGITS, METHODS, TASKS, run, stop_at
 
 
-@pytest.fixture
-def one_line(capfd: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command, which must fail with status 2; returns the last line on stderr."""
-
-    def refused(*words: str, lines: int | None = 1) -> str:
-        capfd.readouterr()
-        assert train.main(list(words)) == 2
-        told = capfd.readouterr().err.splitlines()
-        assert lines is None or len(told) == lines
-        assert told[-1].startswith("error: ")
-        return told[-1].removeprefix("error: ")
-
-    return refused
-
-
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Runs that Ctrl-C ended, by the phase in which it came."""

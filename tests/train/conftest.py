@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -40,17 +39,3 @@ def stopped(toy: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
             assert train.main([toy, "--out", str(folders[phase])]) == 130
         assert load_checkpoint(folders[phase], groups=[])[1]["phase"] == phase
     return folders
-
-
-@pytest.fixture
-def one_line(capfd: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command, which must fail with status 2; returns its one line on stderr."""
-
-    def run(*words: str) -> str:
-        capfd.readouterr()
-        assert train.main(list(words)) == 2
-        (line,) = capfd.readouterr().err.splitlines()
-        assert line.startswith("error: ")
-        return line.removeprefix("error: ")
-
-    return run
