@@ -1,60 +1,40 @@
-"""Agents that are trained on one task each, and evaluated together as one policy of the suite."""
+"""Agents that are trained on one task each, and count together as one row of a table."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from stable_baselines3 import SAC
-
-from conal_rl.agents import ConalSAC
 from conal_rl.benchmarks.study import finish
 from conal_rl.config import Config, load_config
 from conal_rl.envs.metaworld import suite_tasks
-from conal_rl.evaluation import evaluate_policy
+from conal_rl.evaluation import Evaluation
 from conal_rl.runs import atomic_write
 
 
-class OnePerTask:
-    """Agents of one task each, as one policy of all of them."""
+def write_together(parts: Sequence[Path], suite: str | Sequence[str], evaluation: Path) -> None:
+    """Write the evaluations of one task each as one of the suite, with what all have cost.
 
-    def __init__(self, agents: Sequence[SAC]):
-        self.agents = agents
-
-    def predict(
-        self, observation: NDArray[np.float32], *, deterministic: bool = False
-    ) -> tuple[NDArray[Any], None]:
-        """Actions (row, action) for observations (row, feature + task); every agent acts alone."""
-        features, task_id = np.split(observation, [-len(self.agents)], axis=1)
-        alone = np.column_stack([features, np.ones(len(features), dtype=np.float32)])
-        task = task_id.argmax(axis=1)
-        actions = np.empty((len(task), *self.agents[0].action_space.shape), dtype=np.float32)  # type: ignore[misc]
-        for number in np.unique(task):
-            rows = task == number
-            actions[rows] = self.agents[number].predict(alone[rows], deterministic=deterministic)[0]
-        return actions, None
-
-
-def evaluate_together(
-    agents: Sequence[SAC], config: Config, steps: int, seconds: float, evaluation: Path
-) -> None:
-    """Evaluate on the goals of the whole suite, and write it with what all agents have cost.
+    By the official protocol of MT1, the goals of a task are as many and drawn as those of a suite,
+    but others.
 
     Args:
-        agents: in the order of the tasks of `config.env.suite`.
-        config: its suite and evaluation count.
-        steps: env steps of all agents together.
-        seconds: of training, of all agents one after another.
+        parts: files of one task each, in the order of the suite's.
+        suite: what they make together.
         evaluation: the file to write.
     """
-    settings = config.evaluation
-    result = evaluate_policy(OnePerTask(agents), config.env.suite, settings.episodes, settings.seed)
-    report = result.to_json() | {"steps": steps, "seconds": round(seconds)}
-    atomic_write(evaluation, json.dumps(report, indent=2) + "\n")
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in parts]
+    whole = Evaluation(
+        suite if isinstance(suite, str) else ",".join(suite),
+        *(reports[0][key] for key in ("engine", "seed", "episodes_per_task")),
+        *(
+            {task: value for report in reports for task, value in report[key].items()}
+            for key in ("success", "returns", "episodes")
+        ),
+    )
+    cost = {key: round(sum(report[key] for report in reports)) for key in ("steps", "seconds")}
+    atomic_write(evaluation, json.dumps(whole.to_json() | cost, indent=2) + "\n")
 
 
 def run_one_by_one(
@@ -79,9 +59,5 @@ def run_one_by_one(
     for task in tasks:
         own = ["--env.suite", f"mt1:{task}"]
         finish(out / task, [preset, *common, *options, *own], f"{what}, {task}")
-    evaluation = out / "evaluation.json"
-    if not evaluation.is_file():
-        reports = [json.loads((out / task / evaluation.name).read_text("utf-8")) for task in tasks]
-        agents = [ConalSAC.load_weights(out / task / "model", "cpu") for task in tasks]
-        taken, seconds = (sum(report[key] for report in reports) for key in ("steps", "seconds"))
-        evaluate_together(agents, config, taken, seconds, evaluation)
+    parts = [out / task / "evaluation.json" for task in tasks]
+    write_together(parts, config.env.suite, out / "evaluation.json")

@@ -2,7 +2,8 @@
 
 One network per task and SB3's defaults, but for what the comparison fixes: hidden widths, number of
 envs, random steps at the start, and one update per step of all envs. The reference that no code of
-this package's agent is in. All are evaluated together, on the goals of the whole suite.
+this package's agent is in. A task that has been done is its TASK.json, and a later call goes on
+behind it.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from pathlib import Path
 
 from stable_baselines3 import SAC
 
-from conal_rl.benchmarks.one_per_task import evaluate_together
+from conal_rl.benchmarks.one_per_task import write_together
 from conal_rl.benchmarks.study import require_config
 from conal_rl.commands import Parser, exit_status, keep_memory
 from conal_rl.config import Config, load_config
 from conal_rl.envs import make
 from conal_rl.envs.metaworld import suite_tasks
 from conal_rl.errors import ConfigError
+from conal_rl.evaluation import evaluate_policy
 from conal_rl.runs import atomic_write
 
 
@@ -56,21 +58,17 @@ def run(arguments: Sequence[str]) -> None:
     if (out / "evaluation.json").is_file():
         return
     atomic_write(out / "config.yaml", config.to_yaml())
-    seconds = [_train(config, task, out) for task in tasks]
-    agents = [SAC.load(_saved(out, task), device="cpu") for task in tasks]
-    evaluate_together(agents, config, config.total_steps, sum(seconds), out / "evaluation.json")
+    parts = {task: out / f"{task}.json" for task in tasks}
+    for task, done in parts.items():
+        if not done.is_file():
+            _train_and_evaluate(config, task, done)
+    write_together(list(parts.values()), config.env.suite, out / "evaluation.json")
 
 
-def _saved(out: Path, task: str) -> Path:
-    return out / f"{task}.zip"
-
-
-def _train(config: Config, task: str, out: Path) -> float:
-    """Train on a task unless that has been done; returns the seconds that it took."""
-    done = out / f"{task}.json"
-    if done.is_file():
-        return float(json.loads(done.read_text(encoding="utf-8"))["seconds"])
-    env = make(f"mt1:{task}", config.env.envs_per_task, config.seed)
+def _train_and_evaluate(config: Config, task: str, done: Path) -> None:
+    """Train on a task, keep the agent beside `done`, and write its evaluation there."""
+    suite = f"mt1:{task}"
+    env = make(suite, config.env.envs_per_task, config.seed)
     env.seed(config.seed)
     began = time.monotonic()
     agent = SAC(
@@ -85,11 +83,13 @@ def _train(config: Config, task: str, out: Path) -> float:
     agent.learn(steps, log_interval=None)  # type: ignore[arg-type]
     seconds = time.monotonic() - began
     env.close()
-    draft = out / f".{task}.zip"
+    draft = done.with_name(f".{task}.zip")
     agent.save(draft)
-    os.replace(draft, _saved(out, task))
-    atomic_write(done, json.dumps({"seconds": round(seconds, 1)}) + "\n")
-    return seconds
+    os.replace(draft, done.with_suffix(".zip"))
+    settings = config.evaluation
+    result = evaluate_policy(agent, suite, settings.episodes, settings.seed)
+    report = result.to_json() | {"steps": agent.num_timesteps, "seconds": round(seconds, 1)}
+    atomic_write(done, json.dumps(report, indent=2) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
