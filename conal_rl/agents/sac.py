@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from conal_rl.agents import storage
 from conal_rl.agents.graphs import Recorder, prepare_optimizer, set_step_size
-from conal_rl.agents.losses import SACLosses
 from conal_rl.agents.policies import CONAL, ConalPolicy, TaskActor, TaskCritics
 from conal_rl.agents.records import Means, RecentEpisodes
-from conal_rl.agents.replay import TaskBatch, TaskReplayBuffer
-from conal_rl.agents.value import HLGauss
+from conal_rl.agents.replay import TaskReplayBuffer
+from conal_rl.agents.update import CLAMPED, SACUpdate, Temperatures, make_learners
 from conal_rl.core import (
     ConflictNoticing,
     ProStage,
@@ -34,20 +33,11 @@ from conal_rl.core import (
     Structure,
     Tree,
 )
-from conal_rl.core.learner import ConflictSettings, Learner
-from conal_rl.core.search import apply_gradients, decay_specific, gate_step
+from conal_rl.core.learner import ConflictSettings
+from conal_rl.core.search import decay_specific
 from conal_rl.errors import ConalError, diverged
 
-CLAMPED = "clamped_targets"
 MUCH_CLAMPED = 0.2
-
-
-class Parts(NamedTuple):
-    """What an update does beside the critics' step."""
-
-    actor: bool
-    gates: bool
-    targets: bool
 
 
 class ConalSAC(SAC):
@@ -230,7 +220,6 @@ class ConalSAC(SAC):
             if self.specific_decay and isinstance(network.encoder, SearchSpace):
                 specific = network.encoder.specific_weights()
                 decay_specific(network.optimizer, specific, self.specific_decay)
-        self.losses = SACLosses(self.actor, self.critic, self.critic_target, settings=self)
         self.gates = {
             name: network.gates
             for name, network in (("actor", self.actor), ("critic", self.critic))
@@ -244,22 +233,20 @@ class ConalSAC(SAC):
         conflicts = ConflictSettings(
             self.conflict_rule, self.conflict_margin, self.conflict_smoothing
         )
-        self.learners = {
-            name: Learner(
-                network.encoder,
-                network.optimizer,
-                tree,
-                self.tasks,
-                conflicts,
-                self.hold_after_search,
-                self.weighting,
-                likelihoods=name == "critic",
-            )
-            for name, network, tree in (
-                ("actor", self.actor, self.policy.actor_tree),
-                ("critic", self.critic, self.policy.critic_tree),
-            )
-        }
+        self.learners = make_learners(
+            self.policy, conflicts, self.hold_after_search, self.weighting
+        )
+        fixed = None
+        if self.log_ent_coef is None:
+            fixed = self.ent_coef_tensor.expand(len(self.tasks))
+        self.update = SACUpdate(
+            self.policy,
+            self.learners,
+            self.gates,
+            self.gate_optimizer,
+            Temperatures(fixed, self.log_ent_coef, self.ent_coef_optimizer),
+            settings=self,
+        )
         if self.compile:
             self._compile()
         self._recorder = Recorder(self.device) if self._can_record() else None
@@ -355,7 +342,7 @@ class ConalSAC(SAC):
         if self.log_ent_coef is not None and before.log_ent_coef is not None:
             self.log_ent_coef.copy_(before.log_ent_coef)
 
-    # The update: sample, temperatures, critics, actor, gates, targets.
+    # When updates are done, and what beside them.
 
     def train(self, gradient_steps: int, batch_size: int = 128) -> None:
         """Do `gradient_steps` updates on `batch_size` transitions of every task each.
@@ -389,17 +376,10 @@ class ConalSAC(SAC):
             self.policy.average_actor(max(1, self._n_updates - reset))
             self._means.add(metrics)
 
-    def _parts_due(self) -> Parts:
-        def due(every: int) -> bool:
-            return self._n_updates % every == 0
-
-        gates = bool(self.gates) and due(self.gate_every)
-        return Parts(due(self.actor_every), gates, due(self.target_update_interval))
-
     def _run_update(self, batch_size: int) -> dict[str, Tensor]:
-        parts = self._parts_due()
+        parts = self.update.parts_due(self._n_updates)
         if self._recorder is None:
-            return self._whole_update(batch_size, parts)
+            return self.update(self.replay_buffer, batch_size, parts)
         stepping = [name for name in self.noticing if parts.actor or name != "actor"]
         noticing = [self.noticing[name] for name in stepping if self.noticing[name].layers]
         rings = self.replay_buffer.training, self.replay_buffer.validation
@@ -410,84 +390,10 @@ class ConalSAC(SAC):
             for own in noticing:
                 own.count_step()
 
-        update = partial(self._whole_update, batch_size, parts)
+        update = partial(self.update, self.replay_buffer, batch_size, parts)
         metrics = self._recorder.run(kind, update, replayed=count)
         assert isinstance(metrics, dict)
         return metrics
-
-    def _whole_update(self, batch_size: int, parts: Parts) -> dict[str, Tensor]:
-        self.policy.set_training_mode(True)
-        metrics = self._update(self.replay_buffer.sample(batch_size), parts.actor)
-        if parts.gates:
-            metrics |= self._update_gates(self.replay_buffer.sample_validation(batch_size))
-        if parts.targets:
-            self._update_targets()
-        return metrics
-
-    def _update(self, batch: TaskBatch, acting: bool = True) -> dict[str, Tensor]:
-        temperature = self._temperatures()
-        if acting:
-            actions, log_prob = self._sample_actions(batch)
-            self._update_temperatures(log_prob)
-
-        target = self.losses.target(batch, temperature)
-        with self.learners["critic"].capture():
-            critic_losses = self.losses.of_critics(batch, target)
-        self.learners["critic"].step(critic_losses, self.max_grad_norm)
-        metrics = {"critic_loss": critic_losses.detach().mean(), "target_q": target.mean()}
-        if isinstance(self.critic.value_loss, HLGauss):
-            metrics[CLAMPED] = self.critic.value_loss.outside(target).float().mean()
-        if acting:
-            actor_losses = self.losses.of_actor(batch, actions, log_prob, temperature)
-            self.learners["actor"].step(actor_losses, self.max_grad_norm)
-            metrics |= {
-                "actor_loss": actor_losses.detach().mean(),
-                "ent_coef": temperature.mean(),
-                "entropy": -log_prob.detach().mean(),
-            }
-        return metrics
-
-    def _sample_actions(self, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-        with self.learners["actor"].capture():
-            return self.actor.sample(batch.observations)
-
-    def _update_temperatures(self, log_prob: Tensor) -> None:
-        """One step on every task's log temperature, where they are learnt."""
-        if self.log_ent_coef is None or self.ent_coef_optimizer is None:
-            return
-        gap = log_prob.detach().mean(dim=1) + float(self.target_entropy)
-        (-(self.log_ent_coef * gap).sum()).backward()
-        apply_gradients(self.ent_coef_optimizer)
-
-    def _update_gates(self, batch: TaskBatch) -> dict[str, Tensor]:
-        """One step on all gates, down the SAC losses of validation transitions.
-
-        Target critics copy their critics'.
-        """
-        assert self.gate_optimizer is not None
-        temperature = self._temperatures()
-        loss = torch.zeros((), device=self.device)
-        if "critic" in self.gates:
-            target = self.losses.target(batch, temperature)
-            loss = loss + self.losses.of_critics(batch, target).sum()
-        if "actor" in self.gates:
-            actions, log_prob = self.actor.sample(batch.observations)
-            loss = loss + self.losses.of_actor(batch, actions, log_prob, temperature).sum()
-        gate_step(loss, list(self.gates.values()), self.gate_optimizer)
-        if self.critic.gates is not None:
-            with torch.no_grad():
-                self.critic_target.gates.copy_(self.critic.gates)  # type: ignore[union-attr]
-        return {"gate_loss": loss.detach()}
-
-    def _temperatures(self) -> Tensor:
-        if self.log_ent_coef is None:
-            return self.ent_coef_tensor.expand(len(self.tasks))
-        return self.log_ent_coef.detach().exp()
-
-    @torch.no_grad()
-    def _update_targets(self) -> None:
-        """Polyak averaging of the weights."""
-        torch._foreach_lerp_(self.critic_target.weights(), self.critic.weights(), self.tau)
 
     def _anneal_gates(self) -> None:
         if self.gumbel_temperature is None:
@@ -648,7 +554,7 @@ class ConalSAC(SAC):
         return storage.load_weights(Path(folder), device)
 
     def _excluded_save_params(self) -> list[str]:
-        live = ["losses", "gates", "learners", "gate_optimizer", "_means", "_recorder"]
+        live = ["update", "gates", "learners", "gate_optimizer", "_means", "_recorder"]
         return [*super()._excluded_save_params(), *live]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import traceback
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def test_an_update_asks_nothing_of_the_device(
     assert isinstance(agent._last_obs, np.ndarray)
     observation = torch.from_numpy(agent._last_obs)
     with Waiting() as waiting:
-        agent._whole_update(4, agent._parts_due())
+        _unrecorded(agent, 4)
         agent.policy.draw_actions(observation, 2)
     # Adam's step counts are on the device only there.
     assert [found for found in waiting.found if "adam.py" not in found] == []
@@ -90,10 +91,15 @@ def test_the_dispatch_mode_sees_what_waits() -> None:
     assert len(waiting.found) == 1
 
 
+def _unrecorded(agent: ConalSAC, batch_size: int) -> dict[str, torch.Tensor]:
+    parts = agent.update.parts_due(agent._n_updates)
+    return agent.update(agent.replay_buffer, batch_size, parts)
+
+
 def as_with_graphs(agent: ConalSAC, patch: pytest.MonkeyPatch) -> None:
     """Updates wait for the envs as on a CUDA device, and are done as on a CPU."""
     agent._recorder = object()  # type: ignore[assignment]
-    patch.setattr(agent, "_run_update", lambda size: agent._whole_update(size, agent._parts_due()))
+    patch.setattr(agent, "_run_update", partial(_unrecorded, agent))
     patch.setattr(agent, "_update_learning_rate", super(ConalSAC, agent)._update_learning_rate)
     patch.setattr(agent, "predict", super(ConalSAC, agent).predict)
     patch.setattr(agent, "forget_recorded", lambda: None)
@@ -118,7 +124,7 @@ def test_updates_in_learn_are_beside_the_step_of_the_environments(
 
     monkeypatch.setattr(agent, "predict", noting("act", agent.predict))
     monkeypatch.setattr(agent.env, "step", noting("step", agent.env.step))
-    monkeypatch.setattr(agent, "_whole_update", noting("update", agent._whole_update))
+    monkeypatch.setattr(agent, "_run_update", noting("update", agent._run_update))
     agent.learn(120, log_interval=None)
     assert agent._put_off == 0
     rounds = events.count("update")

@@ -32,7 +32,7 @@ def critic_gradients(agent: ConalSAC, monkeypatch: pytest.MonkeyPatch) -> dict[s
 
     monkeypatch.setattr(search_module, "apply_gradients", noted)
     torch.manual_seed(3)
-    agent._update(random_batch(3, 16, seed=1))
+    agent.update.step_weights(random_batch(3, 16, seed=1))
     return found
 
 
@@ -45,10 +45,10 @@ def losses_per_critic(agent: ConalSAC, monkeypatch: pytest.MonkeyPatch) -> Tenso
         kept.append(0.5 * (outputs.squeeze(-1) - target).square().mean(dim=2))
         return kept[0].sum(dim=0)
 
-    monkeypatch.setattr(agent.losses, "of_critics", noted)
+    monkeypatch.setattr(agent.update.losses, "of_critics", noted)
     monkeypatch.setattr(agent.learners["critic"], "step", lambda *_: None)
     torch.manual_seed(3)
-    agent._update(random_batch(3, 16, seed=1))
+    agent.update.step_weights(random_batch(3, 16, seed=1))
     return kept[0]
 
 
@@ -93,7 +93,7 @@ def test_uncertainty_weights_are_learnt_for_the_critics_alone() -> None:
     assert sum(p.numel() for p in learnt) == 3
     assert not list(agent.learners["actor"].loss_weights.parameters())
     before = [p.detach().clone() for p in learnt]
-    agent._update(random_batch(3, 16))
+    agent.update.step_weights(random_batch(3, 16))
     assert all((p != old).all() for p, old in zip(learnt, before, strict=True))
 
 
@@ -106,14 +106,14 @@ def test_every_weighting_trains_and_searches(name: str) -> None:
         agent = make_agent(tree, TARGETS, weighting=name)
         before = [p.detach().clone() for p in agent.critic.weights()]
         for seed in range(3):
-            agent._update(random_batch(3, 8, seed=seed))
+            agent.update.step_weights(random_batch(3, 8, seed=seed))
         assert all(p.isfinite().all() for p in agent.policy.parameters())
         assert not all(torch.equal(p, q) for p, q in zip(agent.critic.weights(), before))
 
 
 def test_one_task_has_nothing_to_aggregate() -> None:
     agent = make_agent(Tree.shared(tasks_named(1), 2), (0.5,), weighting="mgda")
-    agent._update(random_batch(1, 8))
+    agent.update.step_weights(random_batch(1, 8))
 
 
 def test_what_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

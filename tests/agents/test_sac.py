@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
 
 from conal_rl.agents import ConalSAC, TaskBatch
-from conal_rl.agents import sac as sac_module
+from conal_rl.agents import update as update_module
 from conal_rl.core import BranchingSpace, ConalSpace, ProStage, SearchSpace, Structure, Tree
 from conal_rl.core import layers as layers_module
 from conal_rl.core import learner as learner_module
@@ -202,7 +202,7 @@ def test_target_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         actions, log_prob = agent.actor.sample(batch.next_observations)
         q = agent.critic_target.values(batch.next_observations, actions).amin(dim=0)
         soft = q - temperature.view(3, 1) * log_prob
-        target = agent.losses.target(batch, temperature)
+        target = agent.update.losses.target(batch, temperature)
     over = batch.dones.bool()
     assert over.any() and not over.all()
     torch.testing.assert_close(target[over], 0.1 * batch.rewards[over])
@@ -261,9 +261,9 @@ def test_steps_touch_their_own_parameters_alone(
     feed(agent, monkeypatch, cycle(batches_of(3)))
     steps: list[tuple[str, set[str]]] = []
     for module, name in (
-        (sac_module, "gate_step"),
+        (update_module, "gate_step"),
         (learner_module, "weight_step"),
-        (sac_module, "apply_gradients"),
+        (update_module, "apply_gradients"),
     ):
         step = getattr(module, name)
 
@@ -315,17 +315,17 @@ def test_gates_follow_the_gradient_of_the_validation_loss(
         for name, loss in (("critic", critic_loss), ("actor", actor_loss)):
             assert isinstance(loss, Tensor)
             (expected[name],) = torch.autograd.grad(loss, agent.gates[name])
-        return update(*batches)
+        return step(*batches)
 
-    update = agent._update_gates
-    monkeypatch.setattr(agent, "_update_gates", reference)
+    step = agent.update.step_gates
+    monkeypatch.setattr(agent.update, "step_gates", reference)
     seen: list[Tensor] = []
 
     def spied(loss: Tensor, gates: list[nn.Parameter], optimizer: Any) -> None:
         seen.extend(torch.autograd.grad(loss, gates, retain_graph=True))
         gate_step(loss, gates, optimizer)
 
-    monkeypatch.setattr(sac_module, "gate_step", spied)
+    monkeypatch.setattr(update_module, "gate_step", spied)
     agent.train(gradient_steps=1, batch_size=16)
     for gradient, name in zip(seen, ("actor", "critic"), strict=True):
         torch.testing.assert_close(gradient, expected[name])
@@ -429,7 +429,7 @@ def test_normalised_actor_losses_ignore_the_scale_of_a_tasks_values(
         monkeypatch.setattr(
             agent.critic, "values", lambda *x, by=scales: values(*x) * by.view(3, 1)
         )
-        losses.append(agent.losses.of_actor(batch, actions, log_prob, 0.1 * scales))
+        losses.append(agent.update.losses.of_actor(batch, actions, log_prob, 0.1 * scales))
     torch.testing.assert_close(losses[0], losses[1])
 
 
@@ -453,9 +453,9 @@ def test_n_step_targets_by_hand() -> None:
     several = one._replace(discounts=torch.full((3, 16), 0.9**3))
     temperature = torch.ones(3)
     torch.manual_seed(0)
-    first = agent.losses.target(one, temperature) - one.rewards
+    first = agent.update.losses.target(one, temperature) - one.rewards
     torch.manual_seed(0)
-    discounted = agent.losses.target(several, temperature) - one.rewards
+    discounted = agent.update.losses.target(several, temperature) - one.rewards
     torch.testing.assert_close(discounted, first * 0.81)
 
 
@@ -633,8 +633,8 @@ def test_settings_may_change_while_it_learns(name: str, value: Any) -> None:
         if changed:
             setattr(agent, name, value)
         torch.manual_seed(0)
-        agent._update(random_batch(3, 16))
-        agent._update(random_batch(3, 16))
+        agent.update.step_weights(random_batch(3, 16))
+        agent.update.step_weights(random_batch(3, 16))
         learnt.append(agent.policy.state_dict())
     assert not same_tensors(*learnt)
 
@@ -651,4 +651,4 @@ def test_the_search_alone_decays_specific_modules() -> None:
                 assert {id(p) for p in found[1]["params"]} == own
                 assert [group["weight_decay"] for group in found] == [0, 0.5]
             assert sum(len(group["params"]) for group in found) == len(list(network.weights()))
-        agent._update(random_batch(3, 8))
+        agent.update.step_weights(random_batch(3, 8))

@@ -6,7 +6,6 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -213,15 +212,15 @@ def test_divergence_is_one_line(
     """However soon: whether the next actions cannot be drawn, or an env refuses them. The folder
     keeps what is sound."""
     monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", validated)
-    update = ConalSAC._update
+    update = ConalSAC._run_update
 
-    def broken(self: ConalSAC, *given: Any) -> dict[str, torch.Tensor]:
+    def broken(self: ConalSAC, batch_size: int) -> dict[str, torch.Tensor]:
         if self.num_timesteps > 200:
             with torch.no_grad():
                 self.actor.head.weight[0] = torch.nan
-        return update(self, *given)
+        return update(self, batch_size)
 
-    monkeypatch.setattr(ConalSAC, "_update", broken)
+    monkeypatch.setattr(ConalSAC, "_run_update", broken)
     run = tmp_path / "run"
     assert train.main([toy, "--out", str(run)]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
