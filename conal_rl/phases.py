@@ -27,13 +27,12 @@ Gumbel = tuple[float, float]  # temperature at the start and at the end
 _OF_A_RUN = {
     "seed",
     *(f"agent.{name}" for name in ("tree", "widths", "layer_norm", "n_steps", "optimizer")),
-    *(f"agent.{name}" for name in ("critic", "critic_bins", "critics", "actor_averaging")),
+    *(f"agent.{name}" for name in ("critic", "critic_bins", "critic_range", "critic_linear_to")),
+    *(f"agent.{name}" for name in ("critics", "actor_averaging")),
     *(f"search.{name}" for name in ("method", "rule", "purely_specific", "copies", "gumbel")),
     *(f"search.{name}" for name in ("specific_layers", "specific_decay")),
 }
 """Fields that make a run what it is, whenever it is gone on with."""
-_AFTER_A_SEARCH = {f"search.{name}" for name in ("keep_replay", "keep_weights", "only")}
-"""Fields of a search that may change once it is over."""
 
 
 class PhasedRun(ABC, Generic[C]):
@@ -120,7 +119,7 @@ class PhasedRun(ABC, Generic[C]):
         """Raise ConfigError where this would be another run, or said to have been one."""
         for path, (now, then) in self.config.differences(began).items():
             searched = path.startswith("search.") and self.phase != "search"
-            if path in _OF_A_RUN or (searched and path not in _AFTER_A_SEARCH):
+            if path in _OF_A_RUN or (searched and path != "search.only"):
                 raise ConfigError(
                     f"{path}: got {now!r}, but {self.run.folder} began with {then!r}; "
                     "start a new run"

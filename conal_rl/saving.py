@@ -98,11 +98,18 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 
 def write_model(folder: Path, about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Write `model.json` and `model.safetensors` into `folder`, replacing what was there.
+    """Write `model.json` and `model.safetensors` as `folder`, replacing such a folder.
 
     Raises:
-        CheckpointError: the disk refuses; what was there is as it was.
+        CheckpointError: something else is there, or the disk refuses; what was there is as it was.
     """
+    folder = folder.resolve()
+    if folder.exists():
+        others = {p.name for p in folder.iterdir()} - {_JSON, _WEIGHTS} if folder.is_dir() else True
+        if others:
+            raise CheckpointError(
+                f"{folder}: there is something else than a model; name a new folder for its weights"
+            )
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     try:

@@ -525,7 +525,7 @@ class ConalSAC(SAC):
                 warnings.warn(
                     f"over {MUCH_CLAMPED:.0%} of the critics' targets are outside of critic_range "
                     f"{self.policy.architecture['critic_range']} and clamped to it: scale the "
-                    "rewards by another reward_scale, or widen the range",
+                    "rewards by another reward_scale, or widen the range, in a new run",
                     stacklevel=2,
                 )
         self.logger.record("train/n_updates", self._n_updates)

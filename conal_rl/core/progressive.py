@@ -114,7 +114,7 @@ class StageNetwork(SearchSpace):
         x = x.expand(rows, *x.shape[1:])
         gates = self.gate_weights().repeat(self.replicas, 1).view(-1, 2, *[1] * (x.ndim - 1))
         mixed = gates[:, JOIN] * x[self.open_rows] + gates[:, LEAVE] * own
-        return x.index_copy(0, self.open_rows, mixed)
+        return x.index_copy(0, self.open_rows, mixed.to(x.dtype))
 
     def specific_weights(self) -> list[nn.Parameter]:
         """The parameters of the tasks' own modules."""

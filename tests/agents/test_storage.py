@@ -107,6 +107,17 @@ def test_a_disk_that_refuses_leaves_the_old_weights(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("other", ["folder", "file"])
+def test_weights_never_replace_anything_else(other: str, tmp_path: Path) -> None:
+    there = tmp_path / "results" if other == "file" else tmp_path / "results" / "thesis.txt"
+    there.parent.mkdir(exist_ok=True)
+    there.write_text("long work")
+    with pytest.raises(CheckpointError, match="results: there is something else than a model"):
+        make_agent(TREES["pair"]).save_weights(tmp_path / "results")
+    assert there.read_text() == "long work"
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
 @pytest.mark.parametrize("tree", TREES)
 def test_half_the_weights_do_the_same_in_mixed_precision(tree: str, tmp_path: Path) -> None:
     """And in single precision nearly the same."""

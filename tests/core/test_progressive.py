@@ -210,6 +210,16 @@ def test_output_is_the_mixture_of_joining_and_leaving(
     torch.testing.assert_close(network(x), torch.stack(stage_outputs(network, x)))
 
 
+def test_modules_in_half_precision_beside_gates_in_single() -> None:
+    """As a card's autocast has them, of convolutions."""
+    network = make_stage(ProStage.first(3), 2, "conv", 1).float()
+    x = make_input("conv", 3, 2).float()
+    single = network(x)
+    for modules in (network.joint, network.specific):
+        modules.bfloat16()
+    torch.testing.assert_close(network(x.bfloat16()).float(), single, rtol=0.1, atol=0.5)
+
+
 @settings(max_examples=20, deadline=None)
 @given(stage_=stages(), **shapes)
 def test_gradients_of_gates_and_weights(

@@ -155,6 +155,8 @@ def test_resume_from_a_truncated_checkpoint(
         (["--agent.widths", "16"], "agent.widths: got (16,), but"),
         (["--agent.widths", "8", "8"], "agent.widths: got (8, 8), but"),
         (["--agent.critic", "hl_gauss"], "agent.critic: got 'hl_gauss', but"),
+        (["--agent.critic-range", "-1", "22"], "agent.critic_range: got (-1.0, 22.0), but"),
+        (["--agent.critic-linear-to", "0.5"], "agent.critic_linear_to: got 0.5, but"),
         (["--agent.n-steps", "2"], "agent.n_steps: got 2, but"),
         (["--seed", "7"], "seed: got 7, but"),
         (["--search.rule", "none"], "search.rule: got 'none', but"),
@@ -179,8 +181,13 @@ def test_resume_as_another_run(
 def test_what_a_search_was_cannot_be_changed_afterwards(
     stopped: dict[str, Path], one_line: Any, tmp_path: Path
 ) -> None:
-    told = one_line("--resume", str(stopped["train"]), "--search.gate-learning-rate", "0.5")
-    assert told.startswith("search.gate_learning_rate: got 0.5, but ")
+    for name, value in (
+        ("gate-learning-rate", 0.5),
+        ("keep-replay", False),
+        ("keep-weights", True),
+    ):
+        told = one_line("--resume", str(stopped["train"]), f"--search.{name}", str(value).lower())
+        assert told.startswith(f"search.{name.replace('-', '_')}: got {value}, but ")
     run = copied(stopped["search"], tmp_path)
     assert train.main(["--resume", str(run), "--search.gate-learning-rate", "0.5"]) == 0
     assert load_config(run / "config.yaml").search.gate_learning_rate == 0.5
