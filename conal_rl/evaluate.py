@@ -91,11 +91,13 @@ def config_of(path: Path) -> AnyConfig:
     path = path.resolve()
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder")
-    if (path / "model").is_dir():
-        return load_config(path / "config.yaml")
-    if not (path / "state.json").is_file():
-        raise CheckpointError(f"{path}: neither a run with a model/ folder nor a checkpoint")
-    return load_config(path.parents[1] / "config.yaml")
+    if (path / "state.json").is_file():
+        return load_config(path.parents[1] / "config.yaml")
+    if not any((path / part).is_dir() for part in ("model", "checkpoints")):
+        raise CheckpointError(
+            f"{path}: neither a run, with model/ or checkpoints/, nor a checkpoint"
+        )
+    return load_config(path / "config.yaml")
 
 
 def write_json(report: Mapping[str, Any], file: Path) -> None:

@@ -9,7 +9,8 @@ import shlex
 import sys
 import time
 from abc import ABC, abstractmethod
-from typing import Generic, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from rich.console import Console
@@ -23,12 +24,13 @@ from conal_rl.runs import Run, atomic_write
 
 Phase = Literal["search", "train", "done"]
 C = TypeVar("C", bound=RunConfig)
+_OF_THE_CLOCK = ("seconds", "search_steps", "search_seconds")
 Gumbel = tuple[float, float]  # temperature at the start and at the end
 _OF_A_RUN = {
     "seed",
     *(f"agent.{name}" for name in ("tree", "widths", "layer_norm", "n_steps", "optimizer")),
     *(f"agent.{name}" for name in ("critic", "critic_bins", "critic_range", "critic_linear_to")),
-    *(f"agent.{name}" for name in ("critics", "actor_averaging")),
+    *(f"agent.{name}" for name in ("critics", "actor_averaging", "conflict_rule", "weighting")),
     *(f"search.{name}" for name in ("method", "rule", "purely_specific", "copies", "gumbel")),
     *(f"search.{name}" for name in ("specific_layers", "specific_decay")),
 }
@@ -96,18 +98,19 @@ class PhasedRun(ABC, Generic[C]):
         """Do what is left of search, training and evaluation; return the exit status."""
         with self.stop.watching():
             self._begin()
-            if self.phase == "search":
-                if not self._search():
-                    return self._interrupted()
+            if self.phase == "search" and self._search():
                 self._derive()
                 if self.config.search.only:
                     return 0
-            if self.phase == "train":
-                if not self._learn(self.config.total_steps):
-                    return self._interrupted()
+            if self.phase == "train" and self._learn(self.config.total_steps):
                 self.phase = "done"
                 self._report_conflicts("training.json")
                 self._checkpoint()
+            if self.stop.signal is not None:
+                if self.phase != "done":
+                    self._checkpoint()
+                self._say_how_to_go_on()
+                return 128 + self.stop.signal
         try:
             self._evaluate_finally()
         except KeyboardInterrupt:
@@ -195,6 +198,15 @@ class PhasedRun(ABC, Generic[C]):
         figure.savefig(image, format="png", dpi=120)
         atomic_write(self.run.folder / "tree.png", image.getvalue())
 
+    def _progress(self) -> dict[str, Any]:
+        """How far the phases are, as a checkpoint's state."""
+        clock = {name: getattr(self, name) for name in _OF_THE_CLOCK}
+        return {"phase": self.phase, **clock, "seconds": self._elapsed()}
+
+    def _restore_progress(self, state: Mapping[str, Any]) -> None:
+        for name in _OF_THE_CLOCK:
+            setattr(self, name, state[name])
+
     def _elapsed(self) -> float:
         return self.seconds + time.monotonic() - self._clock
 
@@ -203,12 +215,6 @@ class PhasedRun(ABC, Generic[C]):
         if self.config.minutes is None or self.phase != "train":
             return math.inf
         return 60 * self.config.minutes - self._elapsed()
-
-    def _interrupted(self) -> int:
-        self._checkpoint()
-        self._say_how_to_go_on()
-        assert self.stop.signal is not None
-        return 128 + self.stop.signal
 
     def _say_how_to_go_on(self) -> None:
         print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import signal
 import sys
 import time
@@ -78,11 +79,15 @@ class ContinuedCSV(CSVOutputFormat):
                 raise CheckpointError(
                     f"{path}: damaged, no log of a run; move it away to go on with a new one"
                 ) from error
-        super().__init__(str(path))
+        # Under another name until it holds what is kept; SB3 goes on writing to the same file.
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        super().__init__(str(draft))
         for row in rows:
             self.write(
                 {key: value for key, value in row.items() if value}, {key: () for key in row}
             )
+        self.file.flush()
+        os.replace(draft, path)
 
 
 def make_logger(folder: Path, steps: int) -> Logger:

@@ -177,6 +177,15 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         draft.unlink(missing_ok=True)
 
 
+def sync(path: Path) -> None:
+    """Bring a file or a folder's entries to the disk, so that a rename never precedes them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def save_checkpoint(
     folder: Path,
     step: int,
@@ -212,7 +221,7 @@ def save_checkpoint(
         # No newline at the end: a manifest that lost its last byte must not parse.
         (draft / _MANIFEST).write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
         for path in draft.iterdir():
-            _sync(path)
+            sync(path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise CheckpointError(f"{draft}: cannot be written: {error}") from error
@@ -221,7 +230,7 @@ def save_checkpoint(
     again = [_order(path)[1] + 1 for path in older if _order(path)[0] == step]
     final = parent / (f"step-{step:09d}" + (f".{max(again)}" if again else ""))
     os.rename(draft, final)
-    _sync(parent)
+    sync(parent)
     for path in older[: max(0, len(older) + 1 - keep)]:
         doomed = path.with_name(f".removing-{path.name}")
         os.rename(path, doomed)
@@ -337,12 +346,3 @@ def _check(path: Path, written: tuple[int, str]) -> None:
         raise CheckpointError(f"{path}: has {size} bytes, not the {written[0]} written")
     if _sha256(path) != written[1]:
         raise CheckpointError(f"{path}: altered since it was written")
-
-
-def _sync(path: Path) -> None:
-    """Bring a file or a folder's entries to the disk, so that a rename never precedes them."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from conal_rl.core import BranchingSpace, ConalSpace, ProStage, ReconSpace, Space, Structure, Tree
 from conal_rl.errors import CheckpointError, TreeError, diverged
+from conal_rl.runs import sync
 
 _JSON, _WEIGHTS = "model.json", "model.safetensors"
 _SPACES: dict[str, Callable[..., Space]] = {
@@ -118,6 +119,8 @@ def write_model(folder: Path, about: Mapping[str, Any], weights: Mapping[str, Te
         digest = hashlib.sha256((draft / _WEIGHTS).read_bytes()).hexdigest()
         text = json.dumps({**about, "sha256": digest}, indent=2) + "\n"
         (draft / _JSON).write_text(text, encoding="utf-8")
+        for path in draft.iterdir():
+            sync(path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise CheckpointError(f"{folder}: cannot be written: {error}") from error

@@ -124,8 +124,7 @@ class Training(PhasedRun[Config]):
         env = _make_env(config)
         try:
             training = cls(config, run, env, state["phase"])
-            for name in ("seconds", "search_steps", "search_seconds"):
-                setattr(training, name, state[name])
+            training._restore_progress(state)
             agent_state = state["agent"]
             tasks = agent_state["model"]["tasks"]
             structures = structures_from_json(agent_state["model"]["trees"])
@@ -258,10 +257,7 @@ class Training(PhasedRun[Config]):
         require_finite(self.agent.policy, self.agent._n_updates)
         groups, agent_state = training_state(self.agent)
         state: dict[str, Any] = {
-            "phase": self.phase,
-            "seconds": self._elapsed(),
-            "search_steps": self.search_steps,
-            "search_seconds": self.search_seconds,
+            **self._progress(),
             "agent": agent_state,
             "episodes": None,
         }

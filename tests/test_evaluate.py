@@ -407,6 +407,11 @@ def test_a_run_and_its_checkpoint_hold_the_same_agent(tmp_path: Path) -> None:
         assert found == config
         np.testing.assert_array_equal(policy.predict(observations, deterministic=True)[0], expected)
 
+    (tmp_path / "model").rename(tmp_path / "elsewhere")
+    newest, _ = evaluate.load_policy(tmp_path, "cpu")  # killed before it could write model/
+    np.testing.assert_array_equal(newest.predict(observations, deterministic=True)[0], expected)
+    (tmp_path / "elsewhere").rename(tmp_path / "model")
+
     (checkpoint / "policy.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"policy\.safetensors"):
         evaluate.load_policy(checkpoint, "cpu")
@@ -418,7 +423,7 @@ def test_a_run_and_its_checkpoint_hold_the_same_agent(tmp_path: Path) -> None:
 def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         evaluate.load_policy(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match="neither a run with a model/ folder nor"):
+    with pytest.raises(CheckpointError, match="neither a run, with model/ or checkpoints/, nor a"):
         evaluate.load_policy(tmp_path)
 
 

@@ -72,7 +72,7 @@ def test_open_says_what_is_missing(tmp_path: Path) -> None:
     (folder / "notes.txt").touch()
     with pytest.raises(ConfigError, match=r"config\.yaml: missing"):
         Run.open(folder)
-    load_config("mt10").save(folder / "config.yaml")
+    (folder / "config.yaml").write_text(load_config("mt10").to_yaml())
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         Run.open(folder)
 

@@ -162,9 +162,9 @@ class ConalSAC(SAC):
             return
         pair = tree if isinstance(tree, tuple) else (tree, tree)
         actor_tree, critic_tree = (CONAL if tree is None else tree for tree in pair)
-        self.configure(_task_names(tasks, self.env), actor_tree, critic_tree)
+        self._configure(_task_names(tasks, self.env), actor_tree, critic_tree)
 
-    def configure(
+    def _configure(
         self,
         tasks: tuple[str, ...],
         actor_tree: Structure,
@@ -315,13 +315,7 @@ class ConalSAC(SAC):
         """
         if self.gates and all(bool((g == g[:, :1]).all()) for g in self.gates.values()):
             raise ConalError("no tree can be derived: the gates have not moved, as with no update")
-        return self._strongest()
-
-    def _strongest(self) -> tuple[Tree, Tree]:
-        try:
-            return self.learners["actor"].tree(), self.learners["critic"].tree()
-        except ValueError as error:
-            raise ConalError(f"no tree can be derived: {error}") from error
+        return self.learners["actor"].tree(), self.learners["critic"].tree()
 
     def next_stage(self) -> tuple[Structure, Structure] | None:
         """CoNAL-Pro's next stage by the strongest gates; None where there is none to come.
@@ -331,9 +325,11 @@ class ConalSAC(SAC):
         Raises:
             ConalError: the gates are not finite.
         """
-        trees = self._strongest()
-        actor, critic = (learner.next_stage() for learner in self.learners.values())
-        return (actor or trees[0], critic or trees[1]) if actor or critic else None
+        actor, critic = self.learners["actor"], self.learners["critic"]
+        stages = actor.next_stage(), critic.next_stage()
+        if not any(stages):
+            return None
+        return stages[0] or actor.tree(), stages[1] or critic.tree()
 
     @torch.no_grad()
     def go_on_from(self, before: "ConalSAC") -> None:

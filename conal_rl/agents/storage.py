@@ -134,7 +134,7 @@ def build(about: Any, weights: Mapping[str, Tensor], device: str, source: Path) 
         agent.buffer_size = 2  # it only predicts
         agent.reward_scale = about["reward_scale"]
         agent.num_timesteps = about["steps"]
-        agent.configure(tuple(about["tasks"]), *structures, about["architecture"])
+        agent._configure(tuple(about["tasks"]), *structures, about["architecture"])
         if not about.get("critics", True):
             unknown = {
                 name: torch.full_like(tensor, torch.nan)

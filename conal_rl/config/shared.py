@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
@@ -190,10 +189,6 @@ class RunConfig:
             for path in here
             if path in there and here[path] != there[path]
         }
-
-    def save(self, path: Path) -> None:
-        """Write `to_yaml()` to `path`."""
-        path.write_text(self.to_yaml(), encoding="utf-8")
 
 
 def _by_path(config: RunConfig) -> dict[str, Any]:

@@ -156,7 +156,8 @@ class ConflictNoticing:
         self._pairs: dict[str, Tensor | int] = dict.fromkeys(_PAIRS, 0)
         self._held: dict[Rule, Tensor | int] = dict.fromkeys(RULES, 0)
         self._module_held: dict[Rule, Tensor | int] = dict.fromkeys(RULES, 0)
-        self.reset_statistics()
+        self._studied = 0
+        self._before = _copied(self._pairs)
 
     def capture(self) -> AbstractContextManager[None]:
         """Forward passes in this context leave per-task gradients at the next `backward`."""
@@ -218,15 +219,6 @@ class ConflictNoticing:
                 _add(self._module_held, rule, module)
         self.count_step()
         return held
-
-    def reset_statistics(self) -> None:
-        """Start the shares and means anew (the step counter and the running Gram stay)."""
-        self._studied = 0
-        for sums in (self._pairs, self._held, self._module_held):
-            for total in sums.values():
-                if isinstance(total, Tensor):
-                    total.zero_()
-        self._before = _copied(self._pairs)
 
     def statistics(self) -> ConflictStatistics | None:
         """Shares and means over the studied steps; None before the first one."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from conal_rl.core import (
 from conal_rl.core.gradients import GradientRule
 from conal_rl.core.progressive import StageNetwork
 from conal_rl.core.search import weight_step
+from conal_rl.errors import ConalError
 
 
 class ConflictSettings(NamedTuple):
@@ -113,22 +115,30 @@ class Learner:
         """The fixed tree; in a search, that of the strongest gates or of the conflicts so far.
 
         Raises:
-            ValueError: the gates are not finite, or no conflicts have been counted.
+            ConalError: the gates are not finite, or no conflicts have been counted.
         """
         if isinstance(self.encoder, SearchSpace):
-            return self.encoder.tree()
+            with _no_tree():
+                return self.encoder.tree()
         if not isinstance(self.structure, ReconSpace):
             assert isinstance(self.structure, Tree)
             return self.structure
         statistics = self.noticing.statistics() if self.noticing else None
         if statistics is None:
-            raise ValueError("no conflicts have been counted, as there was no update")
+            raise ConalError("no tree can be derived: no conflicts have been counted")
         counts = (statistics.conflicting * statistics.counted).sum(dim=(1, 2))
         return recon(self.tasks, counts.tolist(), self.structure.specific)
 
     def next_stage(self) -> ProStage | None:
-        """CoNAL-Pro's next stage by the strongest gates, if there is one to come."""
-        return self.encoder.next_stage() if isinstance(self.encoder, StageNetwork) else None
+        """CoNAL-Pro's next stage by the strongest gates, if there is one to come.
+
+        Raises:
+            ConalError: the gates are not finite.
+        """
+        if not isinstance(self.encoder, StageNetwork):
+            return None
+        with _no_tree():
+            return self.encoder.next_stage()
 
     def gate_weights(self) -> dict[str, list[float]]:
         """The softmax of each choice's gates; empty where there are none."""
@@ -183,3 +193,12 @@ class Learner:
             "mean_cosine": rounded(statistics.of_tasks(statistics.cosine, tasks)),
             "negative_share": rounded(statistics.of_tasks(statistics.negative, tasks)),
         }
+
+
+@contextmanager
+def _no_tree() -> Iterator[None]:
+    """What is wrong with gates, as users are told of it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConalError(f"no tree can be derived: {error}") from error

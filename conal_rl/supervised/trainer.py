@@ -19,7 +19,7 @@ from conal_rl.config import SupervisedConfig
 from conal_rl.core import ProStage, SearchSpace, Structure, Tree
 from conal_rl.core.learner import ConflictSettings, Learner
 from conal_rl.core.search import decay_specific, gate_step
-from conal_rl.errors import CheckpointError, ConalError, TreeError, diverged
+from conal_rl.errors import CheckpointError, TreeError, diverged
 from conal_rl.phases import (
     Phase,
     PhasedRun,
@@ -173,7 +173,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         return True
 
     def _next_stage(self) -> bool:
-        following = self._asked_learner(self.learner.next_stage)
+        following = self.learner.next_stage()
         if following is not None:
             before = self.network
             self._build(following)
@@ -181,7 +181,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         return following is not None
 
     def _derive_trees(self) -> tuple[Tree, ...]:
-        return (self._asked_learner(self.learner.tree),)
+        return (self.learner.tree(),)
 
     def _train_trees(self, trees: tuple[Tree, ...]) -> None:
         self._first_step = self._step
@@ -208,10 +208,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         if self._selection.weights:
             groups["best"] = self._selection.weights
         state: dict[str, Any] = {
-            "phase": self.phase,
-            "seconds": self._elapsed(),
-            "search_steps": self.search_steps,
-            "search_seconds": self.search_seconds,
+            **self._progress(),
             "tasks": list(self.tasks),
             "structure": structure_to_json(self.structure),
             "step": self._step,
@@ -414,8 +411,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         return {name: scaler for name, scaler in named.items() if scaler is not None}
 
     def _restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        for name in ("seconds", "search_steps", "search_seconds"):
-            setattr(self, name, state[name])
+        self._restore_progress(state)
         self._step, self._first_step = state["step"], state["first_step"]
         self._sums += torch.tensor(state["losses"]["sums"], device=self.device)
         self._summed = state["losses"]["summed"]
@@ -433,12 +429,6 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         torch.set_rng_state(tensors["random"]["torch"])
         if self.device.type == "cuda" and "cuda" in tensors["random"]:
             torch.cuda.set_rng_state(tensors["random"]["cuda"], self.device)
-
-    def _asked_learner(self, question: Any) -> Any:
-        try:
-            return question()
-        except ValueError as error:
-            raise ConalError(f"no tree can be derived: {error}") from error
 
 
 def _fixed_tree(config: SupervisedConfig, tasks: tuple[str, ...]) -> Tree | None:

@@ -270,6 +270,19 @@ def test_a_log_goes_on(log: Path) -> None:
         ]
 
 
+def test_a_log_is_whole_while_it_is_taken_over(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.write_text("time/total_timesteps,x\n40,1\n80,2\n")
+    before = log.read_bytes()
+
+    def killed(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(ContinuedCSV, "write", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        ContinuedCSV(log, 80)
+    assert log.read_bytes() == before
+
+
 # Machines without fast products in bfloat16
 
 

@@ -163,6 +163,22 @@ def test_resume_with_more_steps(finished: Path, tmp_path: Path) -> None:
     assert (run / "tree.json").read_bytes() == (finished / "tree.json").read_bytes()
 
 
+def test_ctrl_c_while_the_last_checkpoint_is_written(toy: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def interrupted(folder: Path, step: int, tensors: Any, about: Any) -> Path:
+        if about["phase"] == "done":
+            signal.raise_signal(signal.SIGINT)
+        return save_checkpoint(folder, step, tensors, about)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "save_checkpoint", interrupted)
+        assert train.main([toy, "--out", str(run)]) == 130
+    assert state(run)["phase"] == "done" and not (run / "evaluation.json").exists()
+    assert train.main(["--resume", str(run)]) == 0
+    assert evaluation(run)["steps"] == 320
+
+
 def test_resume_after_a_power_cut(toy: str, tmp_path: Path) -> None:
     """Without a last checkpoint: what was logged after the newest one comes again, once."""
     run = tmp_path / "run"
