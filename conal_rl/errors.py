@@ -22,7 +22,7 @@ class CheckpointError(ConalError):
 
 
 class ObservationError(ConalError):
-    """An observation or action has the wrong shape or routes to no task."""
+    """An observation or action of the wrong shape or of no task, or a value that is not finite."""
 
 
 class ExtraError(ConalError, ImportError):

@@ -83,7 +83,7 @@ class AgentConfig(LearnerConfig):
     On CPUs and GPUs that have none, all is in single precision."""
     cuda_graphs: bool = True
     """On a CUDA device, record updates as CUDA graphs, and update while the environments step. Not
-    with aggregations, normalize_returns or search.gumbel, which cannot be recorded."""
+    with aggregations, normalize_returns, search.gumbel or LTB, which cannot be recorded."""
     actor_averaging: float | None = None
     """Evaluate an average of the actor's weights in which update t counts as t**this (0: all alike;
     4: mostly the last third of training); None: evaluate the newest weights."""
