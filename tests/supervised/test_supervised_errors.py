@@ -234,7 +234,7 @@ def test_a_strangers_state(stopped: dict[str, Path], one_line: Any, tmp_path: Pa
         (["--data.set", "terrain"], "the checkpoint is of tasks digit, parity"),
         (["--agent.channels", "4", "5"], "size mismatch"),
         (["--agent.channels", "4", "4", "4", "--agent.strides", "1", "1", "1"], "does not fit"),
-        (["--agent.weighting", "uncertainty"], "does not fit this config"),
+        (["--agent.weighting", "uncertainty"], "agent.weighting: got 'uncertainty', but"),
         (["--agent.optimizer", "sgd"], "agent.optimizer: got 'sgd', but"),
         (["--evaluation.reference", "none.json"], "evaluation.reference: none.json"),
     ],
