@@ -143,7 +143,7 @@ def read_model(folder: Path) -> tuple[Any, dict[str, Tensor]]:
         data = (folder / _WEIGHTS).read_bytes()
     except OSError as error:
         raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / _JSON}: is not JSON: {error}") from error
     digest = about.get("sha256") if isinstance(about, dict) else None
     if hashlib.sha256(data).hexdigest() != digest:

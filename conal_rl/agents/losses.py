@@ -7,10 +7,12 @@ squared error; actor losses that do not depend on the scale of a task's values.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conal_rl.agents.policies import TaskActor, TaskCritics
 from conal_rl.agents.replay import TaskBatch
@@ -32,6 +34,19 @@ class Settings(Protocol):
     reward_scale: float
     critic_reduce: str
     normalize_actor_loss: bool
+
+
+@contextmanager
+def without_gradients(module: nn.Module) -> Iterator[None]:
+    """The module's parameters are constants in here; those that are frozen stay it afterwards."""
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 class SACLosses:
@@ -66,9 +81,8 @@ class SACLosses:
         self, batch: TaskBatch, actions: Tensor, log_prob: Tensor, temperature: Tensor
     ) -> Tensor:
         """Per task, of the actor's own `actions`: `(task,)`. Critics' parameters take no part."""
-        self._critic.requires_grad_(False)
-        value = self._reduce(self._critic.values(batch.observations, actions))
-        self._critic.requires_grad_(True)
+        with without_gradients(self._critic):
+            value = self._reduce(self._critic.values(batch.observations, actions))
         losses = (temperature.unsqueeze(1) * log_prob - value).mean(dim=1)
         if self._settings.normalize_actor_loss:
             losses = losses / value.detach().abs().mean(dim=1).clamp(min=1e-4)

@@ -65,6 +65,7 @@ class RecentEpisodes:
     def restore(self, state: Mapping[str, Iterable[Sequence[float]]]) -> None:
         """Inverse of `state`."""
         for task, own in state.items():
+            self._episodes[task].clear()
             self._episodes[task].extend((total, success) for total, success in own)
 
 

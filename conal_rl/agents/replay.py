@@ -34,6 +34,12 @@ class Ring:
         self._held = torch.zeros(tasks, 1, device=device, dtype=exact)
         self._first = torch.arange(tasks, device=device).unsqueeze(1) * capacity
 
+    def move(self, device: torch.device) -> None:
+        """Go on on another device."""
+        self.data, self._first = self.data.to(device), self._first.to(device)
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        self._held = self._held.to(device, exact)
+
     @property
     def capacity(self) -> int:
         """Transitions per task that fit."""
@@ -238,6 +244,12 @@ class TaskReplayBuffer(ReplayBuffer):
     def cut_episodes(self) -> None:
         """Every environment begins a new episode (after a reset); what was stored stays."""
         self._validating = None
+
+    def move(self, device: torch.device) -> None:
+        """Go on on another device, where it was unpickled from one."""
+        self.device = device
+        for ring in (self.training, self.validation):
+            ring.move(device)
 
     def size(self) -> int:
         """Transitions held, of all tasks, for training and validation."""

@@ -61,8 +61,8 @@ class ConalSAC(SAC):
             sum has had, before `reward_scale` (after Nauman et al., "Bigger, Regularized,
             Categorical", 2025, who divide by the largest return).
         reset_at: numbers of updates after which all weights but the gates begin anew, with new
-            optimisers; replay and temperatures stay (Nikishin et al., "The Primacy Bias in Deep
-            Reinforcement Learning", ICML 2022).
+            optimisers; replay, temperatures and learnt loss weights stay (Nikishin et al., "The
+            Primacy Bias in Deep Reinforcement Learning", ICML 2022).
         critic_reduce, normalize_actor_loss: see `conal_rl.agents.losses.Settings`.
         actor_every: updates of the critics for each update of the actor and its temperatures.
         max_grad_norm: clip for actor and critics, None for none.
@@ -158,6 +158,7 @@ class ConalSAC(SAC):
         self.compile = compile
         self.cuda_graphs = cuda_graphs
         self.replay_buffer_class = TaskReplayBuffer
+        self._counted: dict[str, Any] = {}  # what `save` keeps of conflicts and episodes
         if not _init_setup_model:  # `load` fills in the saved attributes and sets up
             return
         pair = tree if isinstance(tree, tuple) else (tree, tree)
@@ -189,6 +190,7 @@ class ConalSAC(SAC):
             **(architecture or {}),
         }
         self.largest_returns = np.zeros(len(tasks), dtype=np.float32)
+        self._counted = {}
         self._setup_model()
 
     def _setup_model(self) -> None:
@@ -255,6 +257,10 @@ class ConalSAC(SAC):
         self._put_off = 0  # updates that wait for the environments to step
         self._means = Means()
         self.recent = RecentEpisodes(self.tasks)
+        self.recent.restore(self._counted.get("recent", {}))
+        for name, noticing in self.noticing.items():
+            if name in self._counted:
+                noticing.restore(*self._counted[name])
 
     def _compile(self) -> None:
         torch.compiler.reset()  # it compiles one function for a few networks only
@@ -442,9 +448,18 @@ class ConalSAC(SAC):
         self.finish_updates()
         return actions
 
+    def save(self, *given: Any, **named: Any) -> None:
+        """As SB3's."""
+        self._counted = {"recent": self.recent.state()}
+        for name, noticing in self.noticing.items():
+            tensors, counters = noticing.state()
+            self._counted[name] = {n: t.cpu() for n, t in tensors.items()}, counters
+        super().save(*given, **named)
+
     def load_replay_buffer(self, *given: Any, **named: Any) -> None:
         """As SB3's."""
         super().load_replay_buffer(*given, **named)
+        self.replay_buffer.move(self.device)
         if self.replay_buffer.largest_returns is not None:  # which `save` keeps
             self.largest_returns = self.replay_buffer.largest_returns.largest
 

@@ -71,7 +71,7 @@ def load_trees(path: Path, tasks: tuple[str, ...], depth: int) -> tuple[Tree, Tr
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise TreeError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TreeError(f"{path}: is not JSON: {error}") from error
     try:
         if isinstance(content, dict) and content.get("format") == TREES_FORMAT:

@@ -38,6 +38,9 @@ class HLGauss(nn.Module):
         bins: number of bins.
         low, high: the support, in units of the scaled return.
         linear_to: see above; None for bins of one width.
+
+    Raises:
+        ValueError: there is no support, or only one bin.
     """
 
     edges: Tensor  # (bins + 1,), equally spaced; of asinh(value / linear_to), or of values
@@ -52,6 +55,11 @@ class HLGauss(nn.Module):
         sigma_in_bins: float = 0.75,
     ):
         super().__init__()
+        if bins < 2 or not low < high or (linear_to is not None and linear_to <= 0):
+            raise ValueError(
+                f"{bins} bins from {low} to {high}, linear to {linear_to}: needs 2 or more, "
+                "the lower end first, and a linear_to above 0"
+            )
         self.outputs, self.linear_to = bins, linear_to
         if linear_to is not None:
             low, high = math.asinh(low / linear_to), math.asinh(high / linear_to)

@@ -120,6 +120,11 @@ class SearchConfig:
         require(self.copies >= 2, "search.copies", self.copies, "2 or more")
         if self.method != "conal" and not self.purely_specific:
             raise ConfigError(f"search.purely_specific: only conal has them, not {self.method}")
+        if not self.purely_specific and self.rule == "and_deeper":
+            raise ConfigError(
+                "search.rule: and_deeper would hold all that is behind a conflict, and without "
+                "purely-specific modules that is everything; take any_pair"
+            )
         require(0 <= self.margin < 1, "search.margin", self.margin, "0 or more and below 1")
         smoothing = self.smoothing
         require(0 <= smoothing < 1, "search.smoothing", smoothing, "0 or more and below 1")

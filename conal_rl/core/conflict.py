@@ -143,6 +143,8 @@ class ConflictNoticing:
             raise ValueError(f"unknown conflict rule {rule!r}; there are {', '.join(RULES)}")
         if not 0 <= smoothing < 1 or not 0 <= margin < 1:
             raise ValueError("smoothing and margin lie in [0, 1)")
+        if study_every < 1:
+            raise ValueError(f"study_every counts steps, from 1, not {study_every}")
         self.layers = list(layers)
         self._gradients = TaskGradients(layers)
         self.rule: Rule = rule
@@ -197,7 +199,9 @@ class ConflictNoticing:
             self._same = _pad([same_module(layer) for layer in self.layers]).to(gram.device)
         if self.smoothing and self._gram is not None:
             gram = torch.lerp(gram, self._gram, self.smoothing)
-        finite = gram.nan_to_num(posinf=0, neginf=0)
+        # Where half precision overflows, what was known before stays.
+        known = torch.zeros_like(gram) if self._gram is None else self._gram
+        finite = torch.where(gram.isfinite(), gram, known)
         self._gram = finite if self._gram is None else self._gram.copy_(finite)
         held = held_rows(gram, self._same, self.rule, self.margin)
         if self.studying:

@@ -338,8 +338,8 @@ class ModuleStack(nn.Module):
         out as all rows.
         """
         if by_module:
-            x = x.contiguous()  # a copy for each, as a module may work in place
-            return torch.stack([m(part) for m, part in zip(self.modules_, x, strict=True)])
+            # A copy for each, as a module may work in place.
+            return torch.stack([m(x[n].clone()) for n, m in enumerate(self.modules_)])
         if self.count == 1 and captures(self) and is_one_input(x, len(self.index)):
             return capture_one_input([self], x)
         if self.count == 1:

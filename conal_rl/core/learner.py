@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from conal_rl.core import (
+    BranchingSpace,
     ConflictNoticing,
     ProStage,
     ReconSpace,
@@ -63,7 +64,7 @@ class Learner:
 
     Raises:
         ExtraError: the weighting needs a package that is not installed.
-        ValueError: no such weighting.
+        ValueError: no such weighting, or a rule that the search space has no use for.
     """
 
     def __init__(
@@ -85,6 +86,13 @@ class Learner:
         self.rule: GradientRule | None = None
         self.loss_weights: nn.Module = Total()
         shared = encoder.shared_layers()
+        if isinstance(structure, ReconSpace):  # which counts conflicts in plain training
+            conflicts = conflicts._replace(rule="none")
+        if isinstance(structure, BranchingSpace) and conflicts.rule == "and_deeper":
+            raise ValueError(
+                "and_deeper holds all modules behind a conflict, and in a branching space these "
+                "are all copies of all later layers: take another rule"
+            )
         if hold or not isinstance(structure, Tree):
             self.rule = self.noticing = ConflictNoticing(shared, *conflicts)
         if weighting == "equal":
@@ -123,6 +131,8 @@ class Learner:
         if not isinstance(self.structure, ReconSpace):
             assert isinstance(self.structure, Tree)
             return self.structure
+        if len(self.tasks) == 1:
+            return Tree.independent(self.tasks, len(self.encoder.layers))
         statistics = self.noticing.statistics() if self.noticing else None
         if statistics is None:
             raise ConalError("no tree can be derived: no conflicts have been counted")

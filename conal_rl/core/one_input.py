@@ -80,7 +80,8 @@ def _ways(layers: Sequence[ModuleStack], x: Tensor) -> list[_Way]:
     for layer in layers:
         first = [layer.index.index(number) for number in range(layer.count)]
         longer = [
-            _Way([*ways[row].modules, module], module(ways[row].y))
+            # A copy for each, as a module may work in place.
+            _Way([*ways[row].modules, module], module(ways[row].y.clone()))
             for row, module in zip(first, layer.modules_, strict=True)
         ]
         ways = [longer[number] for number in layer.index]

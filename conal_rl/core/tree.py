@@ -120,7 +120,7 @@ class Tree:
             tasks: names in order; default the mapping's keys, or "task-0", "task-1", ...
 
         Raises:
-            TreeError: a point outside 1..P, or points and tasks that do not match.
+            TreeError: a point that is no integer in 1..P, or points and tasks that do not match.
         """
         if isinstance(points, Mapping):
             tasks = tuple(points if tasks is None else tasks)
@@ -133,7 +133,10 @@ class Tree:
             tasks = tuple(tasks)
         if len(points) != len(tasks):
             raise TreeError(f"{len(points)} branch points for {len(tasks)} tasks")
-        points = [operator.index(point) for point in points]
+        try:
+            points = [operator.index(point) for point in points]
+        except TypeError as error:
+            raise TreeError(f"branch points are integers: {error}") from error
         for name, point in zip(tasks, points):
             if not 1 <= point <= depth + 1:
                 raise TreeError(f"task {name!r}: branch point {point} is not in 1..{depth + 1}")

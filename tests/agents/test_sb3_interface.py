@@ -20,7 +20,8 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecNormalize
 
 from conal_rl.agents import ConalSAC
-from conal_rl.core import Tree
+from conal_rl.core import BranchingSpace, ReconSpace, Tree
+from conal_rl.core.network import typed
 from tests.agents.test_policies import random_rows
 from tests.agents.toy import make_agent, make_env, same_tensors, tasks_named
 
@@ -331,3 +332,51 @@ def test_targets_that_the_critics_cannot_express_are_told() -> None:
         warnings.simplefilter("error")
         fine.learn(400, log_interval=4)
     assert logged.lines[-1]["train/clamped_targets"] == 0
+
+
+@pytest.mark.parametrize("tree", ["search", "recon"])
+def test_zip_file_keeps_the_conflicts_and_the_episodes(tree: str, tmp_path: Path) -> None:
+    structure = ReconSpace(1) if tree == "recon" else TREES[tree]
+    agent = make_agent(structure, **SEARCH, conflict_smoothing=0.9)
+    agent.learn(96)
+    agent.save(tmp_path / "agent.zip")
+    loaded = ConalSAC.load(tmp_path / "agent.zip", env=make_env((-0.5, 0.5)), device="cpu")
+    assert loaded.derive() == agent.derive()
+    assert loaded.recent.returns() == agent.recent.returns()
+    for name, noticing in agent.noticing.items():
+        (tensors, counters), (mine, counted) = noticing.state(), loaded.noticing[name].state()
+        assert counters == counted and counters["steps"] > 0
+        assert "gram" in tensors and same_tensors(tensors, mine)
+
+
+def test_a_replay_moves_to_the_device_of_its_new_agent(tmp_path: Path) -> None:
+    agent = make_agent(TREES["shared"])
+    agent.learn(60)
+    agent.save_replay_buffer(tmp_path / "replay.pkl")
+    agent.device = torch.device("meta")
+    agent.load_replay_buffer(tmp_path / "replay.pkl")
+    batch = agent.replay_buffer.sample(4)
+    assert {tensor.device.type for tensor in batch[:5]} == {"meta"}
+
+
+def test_frozen_weights_stay_frozen() -> None:
+    agent = make_agent(TREES["shared"])
+    frozen = [typed(network.encoder.layers)[0] for network in (agent.critic, agent.actor)]  # type: ignore[arg-type]
+    for layer in frozen:
+        layer.requires_grad_(False)
+    before = copy.deepcopy([layer.state_dict() for layer in frozen])
+    agent.learn(96)
+    assert agent._n_updates > 0
+    assert all(same_tensors(a.state_dict(), b) for a, b in zip(frozen, before, strict=True))
+
+
+def test_recon_counts_in_plain_training() -> None:
+    agent = make_agent(ReconSpace(1), conflict_rule="any_pair")
+    assert {noticing.rule for noticing in agent.noticing.values()} == {"none"}
+    alone = make_agent(ReconSpace(1), (0.5,))
+    assert all(tree == Tree.independent(TASKS[:1], 2) for tree in alone.derive())
+
+
+def test_and_deeper_is_refused_where_nothing_is_behind_one_copy_alone() -> None:
+    with pytest.raises(ValueError, match="and_deeper"):
+        make_agent(BranchingSpace(2), conflict_rule="and_deeper")

@@ -125,3 +125,14 @@ def test_squared_error_against_torch() -> None:
     sb3 = 0.5 * sum(F.mse_loss(critic[..., 0], target) for critic in outputs)
     assert isinstance(sb3, torch.Tensor)
     torch.testing.assert_close(mine, torch.autograd.grad(sb3, outputs)[0])
+
+
+@pytest.mark.parametrize(
+    ("bins", "low", "high", "linear_to"),
+    [(1, 0, 1, None), (11, 1, 1, None), (11, 1, 0, 0.5), (11, 0, 1, 0.0)],
+)
+def test_a_support_that_is_none_is_refused(
+    bins: int, low: float, high: float, linear_to: float | None
+) -> None:
+    with pytest.raises(ValueError, match="bins from"):
+        HLGauss(bins, low, high, linear_to)

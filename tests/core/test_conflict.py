@@ -641,3 +641,13 @@ def test_shares_of_a_layer_are_over_the_tasks_that_share_it() -> None:
     assert statistics is not None
     assert statistics.of_layers(statistics.module_held["any_pair"]).tolist() == [1.0]
     assert statistics.of_layers(statistics.module_held["none"]).tolist() == [0.0]
+
+
+def test_an_overflow_forgets_nothing() -> None:
+    layer = LinearStack((0, 0), 1, 1)
+    noticing = ConflictNoticing([layer], smoothing=0.9)
+    opposed = torch.tensor([[[1.0, -1.0], [-1.0, 1.0]]])
+    noticing._notice(opposed.clone())
+    noticing._notice(torch.full((1, 2, 2), torch.inf))
+    assert noticing._notice(torch.eye(2).unsqueeze(0)).all()  # still held by what was
+    assert noticing._gram is not None and noticing._gram[0, 0, 1] < -0.5

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from conal_rl.core import (
     BranchingSpace,
+    ConflictNoticing,
     ProStage,
     Tree,
     TreeNetwork,
@@ -209,13 +211,55 @@ def test_one_task() -> None:
     torch.testing.assert_close(network(x), torch.stack(tree_outputs(network, x)))
 
 
-def test_modules_that_work_in_place_leave_their_siblings_inputs_alone() -> None:
-    chain = module_chain([lambda: nn.Sequential(nn.ELU(inplace=True), nn.Linear(IN, 4))])
-    network = TreeNetwork(Tree.independent("ab", 1), chain).double()
+IN_PLACE = [
+    TreeNetwork(
+        tree,
+        module_chain(
+            [
+                lambda: nn.Sequential(nn.ELU(inplace=True), nn.Linear(IN, 4)),
+                lambda: nn.Sequential(nn.ELU(inplace=True), nn.Linear(4, 2)),
+            ]
+        ),
+    )
+    for tree in (
+        Tree.shared("abc", 2),
+        Tree.independent("abc", 2),
+        Tree.from_branch_points([3, 2, 2], 2, "abc"),
+        Tree.from_labels("abc", [[0, 0, 1], [0, 0, 1]]),
+    )
+]
+
+
+@pytest.mark.parametrize("captured", [True, False])
+@pytest.mark.parametrize("network", IN_PLACE, ids=["shared", "independent", "late", "groups"])
+def test_modules_that_work_in_place_leave_their_siblings_inputs_alone(
+    network: TreeNetwork, captured: bool
+) -> None:
+    network = network.double()
     x = make_input("plain", 1, 3)
-    with torch.no_grad():
-        rows = network(x.repeat(2, 1, 1))
-        torch.testing.assert_close(network(x.clone()), rows)
+    by_row, at_once = (
+        _outputs_and_gradients(network, x.repeat(rows, 1, 1), captured) for rows in (3, 1)
+    )
+    for expected, found in zip(by_row, at_once, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def _outputs_and_gradients(
+    network: TreeNetwork, x: Tensor, captured: bool
+) -> tuple[Tensor, list[Tensor | None]]:
+    network.zero_grad()
+    x = x.clone()
+    before = x.clone()
+    noticing = ConflictNoticing(network.shared_layers(), "none")
+    with noticing.capture() if captured else nullcontext():
+        outputs = network(x)
+    if captured:
+        noticing.backward(outputs.square().sum(dim=(1, 2)))
+    else:
+        outputs.square().sum().backward()
+    if len(x) == 1 < len(outputs):
+        assert torch.equal(x, before)
+    return outputs.detach(), [p.grad for p in network.parameters()]
 
 
 def test_one_input_goes_through_what_is_shared_once() -> None:

@@ -510,3 +510,8 @@ def test_drawing_any_rejoining_tasks(tree: Tree) -> None:
     ax = tree.draw()
     ax.figure.draw_without_rendering()  # type: ignore[union-attr]
     assert len(ax.collections) == sum(tree.modules)
+
+
+def test_branch_points_are_integers() -> None:
+    with pytest.raises(TreeError, match="integers"):
+        Tree.from_branch_points([1.5, 2], 2)  # type: ignore[list-item]
