@@ -139,6 +139,10 @@ def test_yaml_round_trip_is_exact(config: Config, tmp_path_factory: pytest.TempP
             "search: {method: conal_pro, purely_specific: false}",
             "search.purely_specific: only conal has them, not conal_pro",
         ),
+        (
+            "search: {purely_specific: false, rule: and_deeper}",
+            "search.rule: and_deeper would hold all that is behind a conflict",
+        ),
         ("search: {validation_share: 1}", "search.validation_share: got 1.0, expected between 0"),
         ("search: {steps: 1000}", "search.steps: got 1000, expected at most 999"),
         ("agent:", "agent: expected a section of fields, got nothing"),

@@ -295,6 +295,7 @@ def test_trees_of_a_run_or_one_for_both(tmp_path: Path) -> None:
         ("", "is not JSON"),
         ("[]", "not a tree"),
         (b"\xff\xfe", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
         ('{"format": "conal_rl.trees"}', "the actor's tree is missing"),
         (trees_to_json(*[Tree.shared(TASKS, 2)] * 2)[:-3], "is not JSON"),
         (trees_to_json(*[Tree.shared(TASKS, 3)] * 2), "3 layers, the network 2"),
