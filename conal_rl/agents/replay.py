@@ -29,16 +29,15 @@ class Ring:
     def __init__(self, tasks: int, capacity: int, width: int, device: torch.device):
         self.data = torch.zeros(tasks, capacity, width, device=device)
         self.added = np.zeros(tasks, dtype=np.int64)
-        # What `sample` needs of the sizes is on the device, so that it waits for nothing.
-        exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
-        self._held = torch.zeros(tasks, 1, device=device, dtype=exact)
-        self._first = torch.arange(tasks, device=device).unsqueeze(1) * capacity
+        self.move(device)
 
     def move(self, device: torch.device) -> None:
         """Go on on another device."""
-        self.data, self._first = self.data.to(device), self._first.to(device)
-        exact = torch.float32 if device.type == "mps" else torch.float64
-        self._held = self._held.to(device, exact)
+        self.data = self.data.to(device)
+        # What `sample` needs of the sizes is on the device, so that it waits for nothing.
+        exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
+        self._held = torch.from_numpy(self.sizes).unsqueeze(1).to(device, exact)
+        self._first = torch.arange(len(self.added), device=device).unsqueeze(1) * self.capacity
 
     @property
     def capacity(self) -> int:

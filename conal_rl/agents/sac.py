@@ -190,7 +190,6 @@ class ConalSAC(SAC):
             **(architecture or {}),
         }
         self.largest_returns = np.zeros(len(tasks), dtype=np.float32)
-        self._counted = {}
         self._setup_model()
 
     def _setup_model(self) -> None:

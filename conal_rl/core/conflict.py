@@ -200,7 +200,7 @@ class ConflictNoticing:
         if self.smoothing and self._gram is not None:
             gram = torch.lerp(gram, self._gram, self.smoothing)
         # Where half precision overflows, what was known before stays.
-        known = torch.zeros_like(gram) if self._gram is None else self._gram
+        known = 0.0 if self._gram is None else self._gram
         finite = torch.where(gram.isfinite(), gram, known)
         self._gram = finite if self._gram is None else self._gram.copy_(finite)
         held = held_rows(gram, self._same, self.rule, self.margin)
