@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from conal_rl import __version__
 from conal_rl.config import AnyConfig, RunConfig, load_config
-from conal_rl.errors import CheckpointError, ConfigError
+from conal_rl.errors import CheckpointError, ConalError, ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -177,6 +177,16 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         draft.unlink(missing_ok=True)
 
 
+def read_json(path: Path, problem: type[ConalError] = CheckpointError) -> Any:
+    """What a JSON file holds; raises `problem`, in one line, where it cannot be read as such."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise problem(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise problem(f"{path}: is not JSON: {error}") from error
+
+
 def sync(path: Path) -> None:
     """Bring a file or a folder's entries to the disk, so that a rename never precedes them."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -264,10 +274,9 @@ def load_checkpoint(
         _check(checkpoint / name, files[name])
     try:
         tensors = {Path(name).stem: load_file(checkpoint / name) for name in wanted}
-        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{checkpoint}: cannot be read: {error}") from error
-    return tensors, state
+    return tensors, read_json(checkpoint / _STATE)
 
 
 def _new_folder(parent: Path, config: RunConfig) -> Path:
@@ -323,12 +332,13 @@ def _sha256(path: Path) -> str:
 def _read_manifest(checkpoint: Path) -> dict[str, tuple[int, str]]:
     """Return length and SHA-256 of each of the checkpoint's files."""
     path = checkpoint / _MANIFEST
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing, the checkpoint is not complete")
+    manifest = read_json(path)
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        files = manifest["files"]
         plain = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: missing, the checkpoint is not complete") from error
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except (LookupError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged, not a checkpoint's manifest") from error
     for name in plain:
         # A name from a stranger's manifest must not lead out of the checkpoint.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from conal_rl.core import BranchingSpace, ConalSpace, ProStage, ReconSpace, Space, Structure, Tree
 from conal_rl.errors import CheckpointError, TreeError, diverged
-from conal_rl.runs import sync
+from conal_rl.runs import read_json, sync
 
 _JSON, _WEIGHTS = "model.json", "model.safetensors"
 _SPACES: dict[str, Callable[..., Space]] = {
@@ -138,13 +138,11 @@ def read_model(folder: Path) -> tuple[Any, dict[str, Tensor]]:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
+    about = read_json(folder / _JSON)
     try:
-        about = json.loads((folder / _JSON).read_text(encoding="utf-8"))
         data = (folder / _WEIGHTS).read_bytes()
     except OSError as error:
         raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / _JSON}: is not JSON: {error}") from error
     digest = about.get("sha256") if isinstance(about, dict) else None
     if hashlib.sha256(data).hexdigest() != digest:
         raise CheckpointError(f"{folder / _WEIGHTS}: damaged, or of another network (SHA-256)")

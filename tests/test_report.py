@@ -495,7 +495,8 @@ def test_damaged_json(tmp_path: Path, damage: Any, capsys: pytest.CaptureFixture
     out = tmp_path / "out"
     assert report.main(["conflicts", str(good), str(bad), "--out", str(out)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {bad / 'search.json'}: damaged")
+    what = "is not JSON" if text == "{" else "damaged"
+    assert error.startswith(f"error: {bad / 'search.json'}: {what}")
     assert error.count("\n") == 1
     assert not out.exists()
 

@@ -46,8 +46,9 @@ class RunCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self.saved = time.monotonic()
-        self.next_log = self.num_timesteps + self.config.log_interval
-        self.next_evaluation = self.num_timesteps + self.config.evaluation.every
+        # Multiples, so that a resumed run logs and evaluates where it would have without a stop.
+        self.next_log = _next_multiple(self.config.log_interval, self.num_timesteps)
+        self.next_evaluation = _next_multiple(self.config.evaluation.every, self.num_timesteps)
         self.display = PhaseDisplay(self.phase, self.num_timesteps, self.until, self.seconds_left)
 
     def _on_rollout_start(self) -> None:
@@ -105,3 +106,8 @@ class RunCallback(BaseCallback):
         if self.evaluated is not None:
             parts.append(f"evaluated {self.evaluated:.2f}")
         return ", ".join(parts)
+
+
+def _next_multiple(every: int, steps: int) -> int:
+    """The first multiple beyond `steps`; 0 where `every` is."""
+    return every and (steps // every + 1) * every

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from conal_rl.core import Structure, Tree
 from conal_rl.errors import CheckpointError, TreeError
+from conal_rl.runs import read_json
 from conal_rl.saving import (
     UNFIT,
     optimizer_tensors,
@@ -67,12 +68,7 @@ def load_trees(path: Path, tasks: tuple[str, ...], depth: int) -> tuple[Tree, Tr
     Raises:
         TreeError: the file is missing or damaged, or its trees are for other tasks or depths.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TreeError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise TreeError(f"{path}: is not JSON: {error}") from error
+    content = read_json(path, TreeError)
     try:
         if isinstance(content, dict) and content.get("format") == TREES_FORMAT:
             missing = [name for name in ("actor", "critic") if name not in content]

@@ -7,7 +7,6 @@ same wall-clock, since what a choice costs is part of what it brings.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -26,6 +25,7 @@ from conal_rl.benchmarks.study import finish, slug, start
 from conal_rl.config import load_config
 from conal_rl.core import Tree, TreeNetwork, linear_chain
 from conal_rl.core.network import parameter_count
+from conal_rl.runs import read_json
 
 HPS, STL = ["--agent.tree", "shared"], ["--agent.tree", "independent"]
 SB3, WIDENED = "SB3's SAC, one per task", "HPS, as large as CoNAL"
@@ -173,7 +173,7 @@ def _has_budget(run: Path, budget: Mapping[str, float]) -> bool:
 
 def read(evaluation: Path) -> Result:
     """What a finished run has left."""
-    report = json.loads(evaluation.read_text(encoding="utf-8"))
+    report = read_json(evaluation)
     return Result(report["success"], report["steps"], report["seconds"])
 
 

@@ -10,7 +10,7 @@ from conal_rl.benchmarks.study import finish
 from conal_rl.config import Config, load_config
 from conal_rl.envs.metaworld import suite_tasks
 from conal_rl.evaluation import Evaluation
-from conal_rl.runs import atomic_write
+from conal_rl.runs import atomic_write, read_json
 
 
 def write_together(parts: Sequence[Path], suite: str | Sequence[str], evaluation: Path) -> None:
@@ -24,7 +24,7 @@ def write_together(parts: Sequence[Path], suite: str | Sequence[str], evaluation
         suite: what they make together.
         evaluation: the file to write.
     """
-    reports = [json.loads(path.read_text(encoding="utf-8")) for path in parts]
+    reports = [read_json(path) for path in parts]
     whole = Evaluation(
         suite if isinstance(suite, str) else ",".join(suite),
         *(reports[0][key] for key in ("engine", "seed", "episodes_per_task")),

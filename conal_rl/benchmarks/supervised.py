@@ -9,7 +9,6 @@ the losses are summed in any case.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +22,7 @@ from rich.table import Table
 from conal_rl.benchmarks.study import finish, slug
 from conal_rl.config import SupervisedConfig, load_config
 from conal_rl.core import Tree
+from conal_rl.runs import read_json
 from conal_rl.supervised.metrics import delta_p
 
 Sets = ("digits", "terrain")
@@ -93,7 +93,7 @@ def _run_seed(config: SupervisedConfig, seed: int, folder: Path, options: Sequen
         command = [config.name, "--seed", str(seed), *options, *words]
         run, what = folder / slug(method, seed), f"{method}, seed {seed}"
         finish(run, command, what)
-        report = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+        report = read_json(run / "evaluation.json")
         if 0 < report["search_steps"] < config.search.steps:  # the rest went into training
             again = [*command, "--agent.tree", str(run / "tree.json"), "--total-steps", training]
             finish(folder / slug(f"{method} {AGAIN}", seed), again, f"{what}, {AGAIN}")
@@ -109,10 +109,10 @@ def _read(folder: Path, method: str, seed: int) -> Result:
 
 def read(run: Path) -> Result:
     """What a finished run has left."""
-    report: dict[str, Any] = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    report: dict[str, Any] = read_json(run / "evaluation.json")
     path, shares = run / "training.json", []
     if path.is_file():
-        encoder = json.loads(path.read_text(encoding="utf-8"))["encoder"]
+        encoder = read_json(path)["encoder"]
         cosine, negative = (
             np.array(encoder.get(key, []), dtype=float) for key in ("mean_cosine", "negative_share")
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from conal_rl.config import AnyConfig, Config
 from conal_rl.errors import CheckpointError, ConfigError
-from conal_rl.runs import Run
+from conal_rl.runs import Run, read_json
 
 Array = NDArray[np.float64]
 
@@ -178,14 +177,9 @@ def read_phase(path: Path) -> Phase | None:
     Raises:
         CheckpointError: it is damaged, or not such a file.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged, not JSON: {error}") from error
+    content = read_json(path)
     try:
         tasks = tuple(map(str, content["tasks"]))
         given = {network: content[network] for network in NETWORKS if network in content}

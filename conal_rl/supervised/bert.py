@@ -12,7 +12,6 @@ that of the hidden states, and heads need not know.
 """
 
 import copy
-import json
 from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from conal_rl.core import module_chain
 from conal_rl.core.layers import LayerFactory
 from conal_rl.errors import CheckpointError, ConfigError, ExtraError
+from conal_rl.runs import read_json
 from conal_rl.supervised.encoders import check_fit, fill, read_weights
 
 if TYPE_CHECKING:
@@ -89,12 +89,7 @@ def read_config(folder: Path) -> "BertConfig":
     path = folder / _CONFIG
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is not JSON: {error}") from error
+    about = read_json(path)
     kind = about.get("model_type", "bert") if isinstance(about, dict) else None
     if kind != "bert":
         raise CheckpointError(f"{path}: describes a model of type {kind!r}, not 'bert'")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -15,6 +14,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from conal_rl.errors import CheckpointError, ConalError, ConfigError
+from conal_rl.runs import read_json
 from conal_rl.supervised.data.common import Batch, SharedLoader, TaskLoaders
 from conal_rl.supervised.metrics import LOWER_IS_BETTER, Scores, delta_p, total_error
 from conal_rl.supervised.network import task_losses, to_device
@@ -93,13 +93,11 @@ def read_reference(path: str, tasks: Mapping[str, Task]) -> Scores:
         ConfigError: there is no such file, or the scores are of other tasks or not above 0.
         CheckpointError: it is damaged, or not of a supervised run.
     """
+    if not Path(path).is_file():
+        raise ConfigError(f"evaluation.reference: {path}: no such file")
+    content = read_json(Path(path))
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
         found = {str(task): from_json(metrics) for task, metrics in content["scores"].items()}
-    except OSError as error:
-        raise ConfigError(
-            f"evaluation.reference: {path}: cannot be read: {error.strerror}"
-        ) from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not the evaluation.json of a supervised run") from error
     ours = {name: dict.fromkeys(task.metric().names, 0.0) for name, task in tasks.items()}

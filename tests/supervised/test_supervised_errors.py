@@ -51,12 +51,9 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (["--search.steps", "12"], "search.steps: got 12, expected at most 11"),
         (
             ["--evaluation.reference", "none.json"],
-            "evaluation.reference: none.json: cannot be read",
+            "evaluation.reference: none.json: no such file",
         ),
-        (
-            ["--evaluation.reference", "broken.json"],
-            "broken.json: not the evaluation.json of a sup",
-        ),
+        (["--evaluation.reference", "broken.json"], "broken.json: is not JSON"),
         (
             ["--evaluation.reference", "agents.json"],
             "agents.json: not the evaluation.json of a sup",
