@@ -162,6 +162,8 @@ def _play(options: argparse.Namespace) -> None:
         evaluation.prepare_videos(suite, options.video)
     episodes = config.evaluation.episodes if options.episodes is None else options.episodes
     seed = config.evaluation.seed if options.seed is None else options.seed
+    if seed == config.seed:
+        print(f"seed {seed} is that of training: so are the goals", file=sys.stderr)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("episodes", total=None)
         result = evaluation.evaluate_policy(

@@ -178,6 +178,8 @@ def evaluate_policy(
     require_seed("seed", seed)
     if engine not in ("official", "native"):
         raise ConfigError(f"unknown engine {engine!r}: choose official or native")
+    if engine == "native" and not is_published(suite):
+        raise SuiteError("the native engine has Meta-World's own tasks alone; evaluate without it")
     if is_published(suite):
         outcomes, returns = _evaluate_officially(policy, suite, episodes, seed, engine, progress)
     else:
@@ -316,6 +318,7 @@ def _evaluate_vec_env(
     done_counts = np.zeros_like(targets)
     returns: dict[str, list[float]] = {task: [] for task in envs.tasks}
     successes: dict[str, list[bool]] = {task: [] for task in envs.tasks}
+    say_so: set[str] = set()  # tasks that define success; what they say nothing of has failed
     count = _counter(progress, int(targets.sum()))
     steps = np.zeros_like(targets)  # of the episodes under way
     try:
@@ -336,12 +339,13 @@ def _evaluate_vec_env(
                 done_counts[i] += 1
                 task = envs.tasks[i // per_task]
                 returns[task].append(float(infos[i]["episode"]["r"]))
+                successes[task].append(bool(infos[i].get("is_success", False)))
                 if "is_success" in infos[i]:
-                    successes[task].append(bool(infos[i]["is_success"]))
+                    say_so.add(task)
                 count()
     finally:
         envs.close()
-    outcomes = {task: o if len(o) == episodes else None for task, o in successes.items()}
+    outcomes = {task: o if task in say_so else None for task, o in successes.items()}
     return outcomes, {task: float(np.mean(r)) for task, r in returns.items()}
 
 

@@ -113,7 +113,7 @@ def _conflicts(options: argparse.Namespace) -> None:
     records = [read_record(folder, name) for name, folder in _named(options.runs).items()]
     # All is drawn before anything is written, so that an error leaves nothing half done.
     images = {name: _png(figure) for name, figure in draw(records).items()}
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     for record in records:
         console.print(table(record))
     for path in write(images, options.out):
@@ -193,15 +193,15 @@ def table(record: ConflictRecord) -> Table:
         pad_edge=False,
     )
     for heading in ("phase", "layer"):
-        rows.add_column(heading)
+        rows.add_column(heading, no_wrap=True)
     for heading in ("negative cosines", "mean cosine", *rules):
         rows.add_column(heading.replace(" ", "\n").replace("_", "\n"), justify="right")
     for phase, network, found in statistics:
         negative, cosine = mean_over_pairs(found.negative), mean_over_pairs(found.cosine)
-        for layer in range(len(cosine)):
+        for layer, layer_number in enumerate(found.layers):
             shares = [_shown(found.held[r][layer]) if r in found.held else "-" for r in rules]
             numbers = [_shown(negative[layer]), _shown(cosine[layer], "+.3f"), *shares]
-            rows.add_row(phase, f"{NETWORKS[network]} {layer + 1}", *numbers)
+            rows.add_row(phase, f"{NETWORKS[network]} {layer_number}", *numbers)
     if not rows.row_count:
         for network, layers in record.negative.items():
             for layer, curve in sorted(layers.items()):

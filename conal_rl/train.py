@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import LinearSchedule, get_device
 from torch import Tensor
 
 from conal_rl.agents import ConalSAC
-from conal_rl.agents.callback import RunCallback
+from conal_rl.agents.callback import RunCallback, next_multiple
 from conal_rl.agents.storage import (
     load_trees,
     restore,
@@ -92,6 +92,7 @@ class Training(PhasedRun[Config]):
         super().__init__(config, run, phase)
         self.env = env
         self.agent: ConalSAC
+        self._next_evaluation = config.evaluation.every  # the step from which on it is due
         if config.agent.mixed_precision and not bfloat16_pays(get_device(config.device)):
             print("bfloat16 would be slower here: all is in single precision", file=sys.stderr)
 
@@ -125,6 +126,10 @@ class Training(PhasedRun[Config]):
         try:
             training = cls(config, run, env, state["phase"])
             training._restore_progress(state)
+            training._plan_evaluation(state["agent"]["steps"])
+            if state.get("next_evaluation"):  # it may have been due when the run was stopped
+                planned = training._next_evaluation, int(state["next_evaluation"])
+                training._next_evaluation = min(planned)
             agent_state = state["agent"]
             tasks = agent_state["model"]["tasks"]
             structures = structures_from_json(agent_state["model"]["trees"])
@@ -229,6 +234,7 @@ class Training(PhasedRun[Config]):
         else:
             self.agent.learning_starts += before.num_timesteps
         self._seed_envs()
+        self._plan_evaluation(self.steps)
         return before
 
     def _seed_envs(self) -> None:
@@ -260,6 +266,7 @@ class Training(PhasedRun[Config]):
             **self._progress(),
             "agent": agent_state,
             "episodes": None,
+            "next_evaluation": self._next_evaluation,
         }
         # An agent that has not acted yet begins new episodes, also after a resume.
         standing = None if self.agent._last_obs is None else self.env.standing()
@@ -270,14 +277,25 @@ class Training(PhasedRun[Config]):
         save_checkpoint(self.run.folder, self.agent.num_timesteps, groups, state)
         self.agent.save_weights(self.run.folder / "model")
 
+    def _plan_evaluation(self, steps: int) -> None:
+        if self.config.evaluation.every:
+            self._next_evaluation = next_multiple(self.config.evaluation.every, steps)
+
     def _evaluate_briefly(self) -> float | None:
+        """Mean success where an evaluation is due and can be made; training goes on if not."""
         from conal_rl.evaluation import evaluate_policy
 
         settings = self.config.evaluation
-        # Another seed than the final evaluation's: nothing is chosen on those episodes.
-        return evaluate_policy(
-            self.agent, self.config.env.suite, settings.every_episodes, settings.seed ^ 1
-        ).mean_success
+        if not settings.every or self.steps < self._next_evaluation:
+            return None
+        self._plan_evaluation(self.steps)
+        try:
+            return evaluate_policy(
+                self.agent, self.config.env.suite, settings.every_episodes, settings.brief_seed
+            ).mean_success
+        except ConalError as error:
+            print(f"not evaluated at {self.steps:,} steps: {error}", file=sys.stderr)
+            return None
 
     def _evaluate_finally(self) -> None:
         from conal_rl.evaluation import evaluate_policy

@@ -151,6 +151,19 @@ def test_rows_of_another_budget_are_not_shown(
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:3] == ["STL", "1", "0.500"] for line in lines)
     assert any(line.split() == ["HPS", "not", "run"] for line in lines)
+    per_task = tmp_path / study.slug(mt10.ONE_BY_ONE, 0) / "evaluation.json"
+    per_task.parent.mkdir()
+    for taken, shown in ((10, "not run"), (20, "0.500")):
+        report = {"success": {"reach-v3": 0.5}, "steps": taken, "seconds": 60}
+        per_task.write_text(json.dumps(report), encoding="utf-8")
+        assert benchmark.main([*command, "--steps", "20"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        line = next(line for line in lines if line.split()[:2] == ["STL,", "a"])
+        assert shown in line
+    for damage in ("[]", "{}"):
+        per_task.write_text(damage)
+        assert benchmark.main([*command, "--steps", "20"]) == 2
+        assert f"{per_task}: not the evaluation of a run" in capsys.readouterr().err
 
 
 def test_a_run_of_another_process_is_left_alone(

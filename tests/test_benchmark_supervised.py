@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from conal_rl import benchmark, report, train
 from conal_rl.benchmarks import study, supervised
 from conal_rl.benchmarks.supervised import Result, comparison, interval, mean_scores, trees_table
 from conal_rl.config import load_config
 from conal_rl.core import Tree
+from conal_rl.reports.predictions import _pair
+from conal_rl.supervised.metrics import AbsoluteError, Cosine
 
 TASKS = ("a", "b", "c")
 
@@ -125,6 +131,26 @@ def test_a_picture_of_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[
     picture = Path(capsys.readouterr().out.strip())
     assert picture.name == "predictions-run.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_has_no_label_is_not_drawn() -> None:
+    problem: Any = SimpleNamespace(
+        tasks={
+            "normals": SimpleNamespace(metric=Cosine),
+            "depth": SimpleNamespace(metric=partial(AbsoluteError, 0)),
+        }
+    )
+    torch.manual_seed(0)
+    target = torch.rand(1, 3, 4, 4) + 0.1
+    target[0, :, 1, 2] = 0
+    _, truth = _pair(problem, "normals", torch.rand(1, 3, 4, 4), target)
+    assert np.argwhere(np.isnan(truth).all(axis=-1)).tolist() == [[1, 2]]
+    depth = torch.rand(1, 1, 4, 4)
+    predicted, truth = _pair(problem, "depth", depth, torch.zeros(1, 1, 4, 4))
+    assert np.isnan(truth).all()
+    assert (predicted.min(), predicted.max()) == (0, 1)
+    low, high = _pair(problem, "depth", depth, torch.linspace(0, 2, 16).view(1, 1, 4, 4))
+    assert np.isnan(high[0, 0]) and high[3, 3] == 1 and low.max() < 0.5
 
 
 def test_digits_have_no_pixels_to_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from conal_rl import envs, evaluate, evaluation
 from conal_rl.agents import ConalSAC
+from conal_rl.agents.records import RecentEpisodes
 from conal_rl.agents.storage import load_trees, training_state
 from conal_rl.config import Config, load_config
 from conal_rl.core import Tree
@@ -38,6 +39,7 @@ from conal_rl.evaluation import (
 )
 from conal_rl.runs import find_run, save_checkpoint
 from conal_rl.train import make_agent
+from tests.agents.toy import Target
 from tests.scripted import ScriptedPolicy
 
 PAIR = ("window-open-v3", "pick-place-v3")
@@ -229,6 +231,36 @@ def test_tasks_without_success_are_left_out_of_the_mean() -> None:
     assert result.table().row_count == 3
 
 
+def test_an_episode_of_which_a_task_says_nothing_has_failed() -> None:
+    """Where the task says so of others: `info["success"]` may be there on success alone."""
+
+    class Half(Target):
+        episode = 0
+
+        def step(self, action: Any) -> Any:
+            obs, reward, terminated, truncated, info = super().step(action)
+            if truncated:
+                self.episode += 1
+                info |= {"success": True} if self.episode % 2 else {}
+            return obs, reward, terminated, truncated, info
+
+    entry: Any = Half
+    suite = ("Half-v0", "Pendulum-v1")
+    gym.register("Half-v0", entry, kwargs={"bounds": (-2.0, 2.0)})
+    try:
+        result = evaluate_policy(Still(1), suite, episodes=40, seed=0)
+    finally:
+        del gym.registry["Half-v0"]
+    assert result.success == {suite[0]: 0.5, suite[1]: None}
+    assert sum(result.episodes[suite[0]]) == 20
+    recent = RecentEpisodes(("told", "untold"))
+    for success in (1.0, float("nan"), float("nan"), float("nan")):
+        recent.add("told", -1.0, success)
+        recent.add("untold", -1.0, float("nan"))
+    assert recent.scalars()["success/mean"] == recent.scalars()["success/told"] == 0.25
+    assert "success/untold" not in recent.scalars()
+
+
 def test_the_table_says_of_how_many_tasks_success_is() -> None:
     some: dict[str, float | None] = {"a": 0.5, "b": None, "c": 1.0}
     every: dict[str, float | None] = {"a": 0.5}
@@ -249,6 +281,7 @@ def test_the_table_says_of_how_many_tasks_success_is() -> None:
         (ConfigError, {"seed": -1}),
         (ConfigError, {"seed": 2**32, "suite": "mt1:reach-v3"}),
         (ConfigError, {"engine": "quick"}),
+        (SuiteError, {"engine": "native"}),
         (SuiteError, {"suite": "mt11"}),
         (SuiteError, {"suite": ("reach-v3", "CartPole-v1")}),
     ],

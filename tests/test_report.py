@@ -260,7 +260,7 @@ def test_methods_names(tmp_path: Path) -> None:
 def test_each_layer_has_its_panel_and_each_run_its_line(tmp_path: Path) -> None:
     records = [record(tmp_path / name, name) for name in ("conal", "ltb", "shared")]
     figure = draw_conflicts(records)
-    titles = [f"{name}, shared layer {n}" for name in ("actor", "critics") for n in (1, 2)]
+    titles = [f"{name}, layer {n}" for name in ("actor", "critics") for n in (1, 2)]
     assert [axes.get_title() for axes in figure.axes] == titles
     colours = labels(figure)
     assert list(colours) == ["CoNAL", "LTB", "HPS", "noise alone"]
@@ -282,7 +282,7 @@ def test_seeds_are_a_mean_within_a_band(tmp_path: Path) -> None:
     figure = draw_conflicts(records)
     colours = labels(figure)
     assert list(colours) == ["CoNAL (3 seeds)", "noise alone", "end of search"]
-    axes = panel(figure, "actor, shared layer 1")
+    axes = panel(figure, "actor, layer 1")
     # At 150 the first two are between their points, at 300 only the third has come so far.
     expected = [(100, 0.82 / 3), (150, 0.97 / 3), (200, 1.12 / 3), (300, 0.6)]
     assert_allclose(points(axes, colours["CoNAL (3 seeds)"]), expected)
@@ -312,6 +312,25 @@ def test_the_end_of_a_search_is_marked_where_counting_goes_on(tmp_path: Path) ->
     marks = [found for _, found in drawn(figure.axes[0]) if len({x for x, _ in found}) == 1]
     assert [[x for x, _ in mark] for mark in marks] == [[200, 200]]
     assert "end of search" in labels(figure)
+    pro = make_run(tmp_path / "pro", "conal_pro", lines=lines)
+    for stage, steps in ((1, 100), (2, 200)):
+        content = json.loads((pro / "search.json").read_text()) | {"steps": steps}
+        (pro / f"search-stage-{stage}.json").write_text(json.dumps(content))
+    figure = draw_conflicts([read_record(pro, "pro")])
+    marks = [found for _, found in drawn(figure.axes[0]) if len({x for x, _ in found}) == 1]
+    assert [[x for x, _ in mark] for mark in marks] == [[200, 200]], "of the last stage"
+
+
+def test_layers_keep_their_numbers_where_one_before_them_is_not_shared(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "shared")
+    content = json.loads((run / "training.json").read_text())
+    content["actor"]["layers"] = [2, 4]
+    (run / "training.json").write_text(json.dumps(content))
+    found = read_record(run, "run")
+    rows = report.table(found)
+    assert list(rows.columns[1].cells) == ["actor 2", "actor 4", "critics 1", "critics 2"]
+    titles = {axes.get_title() for axes in draw_cosines(found, found.phases[0]).axes}
+    assert {"actor, layer 2", "actor, layer 4", "critics, layer 1"} <= titles
 
 
 # Cosines
@@ -322,7 +341,7 @@ def test_heat_maps(tmp_path: Path) -> None:
     figure = draw_cosines(run, run.phases[0])
     render(figure)  # names are no formulas
     for name, layer in itertools.product(("actor", "critics"), (1, 2)):
-        axes = panel(figure, f"{name}, shared layer {layer}")
+        axes = panel(figure, f"{name}, layer {layer}")
         (image,) = axes.images
         shown: Any = image.get_array()
         expected = statistics(3)["mean_cosine"][layer - 1]
@@ -331,7 +350,7 @@ def test_heat_maps(tmp_path: Path) -> None:
         assert (shown.mask == ~off).all()
         low, high = image.get_clim()
         assert low == -high == pytest.approx(-np.abs(expected).max() * layer)
-    cells = [t.get_text() for t in panel(figure, "actor, shared layer 1").texts]
+    cells = [t.get_text() for t in panel(figure, "actor, layer 1").texts]
     assert [text for text in cells if text.isdigit()] == ["37", "43", "37", "50", "43", "50"]
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert tuple(names) == TASKS
@@ -351,7 +370,7 @@ def test_names_do_not_overlap(tmp_path: Path, count: int) -> None:
     run = record(tmp_path / "many", tasks=tasks)
     figure = draw_cosines(run, run.phases[0])
     render(figure)
-    corner = panel(figure, "critics, shared layer 1")
+    corner = panel(figure, "critics, layer 1")
     below = [text for text in corner.texts if text.get_text() in tasks]
     assert len(below) == count
     assert not overlap(below)
@@ -388,14 +407,24 @@ def test_gates_over_the_search(tmp_path: Path) -> None:
 
 
 def test_gates_of_other_searches(tmp_path: Path) -> None:
+    two = dict.fromkeys(TASKS, 2)
     gates = {f"layer 2 copy {copy}": 2 for copy in (1, 2, 10)} | dict.fromkeys(TASKS, 3)
-    ltb = record(tmp_path / "ltb", "ltb", gates=gates)
-    figure = draw_gates(ltb)
+    ltb = make_run(tmp_path / "ltb", "ltb", gates=gates)
+    with (ltb / "config.yaml").open("a") as file:
+        file.write("search: {method: ltb}\n")
+    figure = draw_gates(read_record(ltb, "ltb"))
     shown = [axes.get_title() for axes in figure.axes if axes.get_visible()]
     assert shown == 2 * list(gates), "copy 2 before copy 10, tasks last and in their order"
     assert list(labels(figure)) == ["option 1", "option 2", "option 3"]
-    pro = record(tmp_path / "pro", "conal_pro", gates=dict.fromkeys(TASKS, 2))
-    assert list(labels(draw_gates(pro))) == ["join", "leave"]
+    for name, options, expected in (
+        ("pro", "method: conal_pro", ["join", "leave"]),
+        ("pro-plain", "method: conal_pro, rule: none", ["join", "leave"]),
+        ("plain", "rule: none", ["branch point 1 (all its own)", "branch point 2 (all shared)"]),
+    ):
+        run = make_run(tmp_path / name, "conal_pro" * name.startswith("pro") or "conal", gates=two)
+        with (run / "config.yaml").open("a") as file:
+            file.write(f"search: {{{options}}}\n")
+        assert list(labels(draw_gates(read_record(run, name)))) == expected
 
 
 # The command

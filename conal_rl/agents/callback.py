@@ -23,7 +23,7 @@ class RunCallback(BaseCallback):
         seconds_left: after which `learn` is to end before its last step.
         checkpoint: writes a checkpoint; called when nothing is half done. Updates that are put off
             stay so.
-        evaluate: returns mean success, or None; called every `config.evaluation.every` steps.
+        evaluate: returns mean success where an evaluation is due, otherwise None.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class RunCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self.saved = time.monotonic()
-        # Multiples, so that a resumed run logs and evaluates where it would have without a stop.
-        self.next_log = _next_multiple(self.config.log_interval, self.num_timesteps)
-        self.next_evaluation = _next_multiple(self.config.evaluation.every, self.num_timesteps)
+        self.began = self.num_timesteps
+        # A multiple, so that a resumed run logs where it would have without a stop.
+        self.next_log = next_multiple(self.config.log_interval, self.num_timesteps)
         self.display = PhaseDisplay(self.phase, self.num_timesteps, self.until, self.seconds_left)
 
     def _on_rollout_start(self) -> None:
@@ -57,12 +57,10 @@ class RunCallback(BaseCallback):
             self._on_training_end()
             raise Stopped
         assert self.display is not None
-        every = self.config.evaluation.every
-        if every and self.num_timesteps >= self.next_evaluation:
-            self.next_evaluation += every
-            self.evaluated = self.evaluate()
-            if self.evaluated is not None:  # it is in the next line of the log
-                self.logger.record("evaluation/mean_success", self.evaluated)
+        evaluated = self.evaluate()
+        if evaluated is not None:  # it is in the next line of the log
+            self.evaluated = evaluated
+            self.logger.record("evaluation/mean_success", evaluated)
         if self.num_timesteps >= self.next_log:
             self.next_log += self.config.log_interval
             self._log()
@@ -84,7 +82,8 @@ class RunCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         assert self.display is not None
-        self._log()
+        if self.num_timesteps > self.began:
+            self._log()
         self.display.show(self.num_timesteps, self._outcome())
 
     def _log(self) -> None:
@@ -108,6 +107,6 @@ class RunCallback(BaseCallback):
         return ", ".join(parts)
 
 
-def _next_multiple(every: int, steps: int) -> int:
-    """The first multiple beyond `steps`; 0 where `every` is."""
-    return every and (steps // every + 1) * every
+def next_multiple(every: int, steps: int) -> int:
+    """The first multiple of `every` beyond `steps`."""
+    return (steps // every + 1) * every

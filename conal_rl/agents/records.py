@@ -40,12 +40,20 @@ class RecentEpisodes:
         }
 
     def add(self, task: str, episode_return: float, success: float) -> None:
-        """Take a finished episode; NaN where success is not known."""
+        """Take a finished episode; NaN where the env does not say whether it succeeded."""
         self._episodes[task].append((episode_return, success))
 
     def success(self) -> dict[str, float]:
-        """Share of successful episodes (NaN: none known)."""
-        return {task: _mean(success for _, success in own) for task, own in self._episodes.items()}
+        """Share of successful episodes; NaN where nothing was said of any.
+
+        Where something was, an episode of which nothing was said has failed.
+        """
+        shares = {}
+        for task, own in self._episodes.items():
+            said = np.array([success for _, success in own])
+            known = bool(np.isfinite(said).any())
+            shares[task] = float(np.nan_to_num(said).mean()) if known else np.nan
+        return shares
 
     def returns(self) -> dict[str, float]:
         """Mean return (NaN: no episodes yet)."""

@@ -7,6 +7,7 @@ same wall-clock, since what a choice costs is part of what it brings.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ from conal_rl.benchmarks.study import finish, slug, start
 from conal_rl.config import load_config
 from conal_rl.core import Tree, TreeNetwork, linear_chain
 from conal_rl.core.network import parameter_count
+from conal_rl.errors import CheckpointError
 from conal_rl.runs import read_json
 
 HPS, STL = ["--agent.tree", "shared"], ["--agent.tree", "independent"]
@@ -163,18 +165,22 @@ def _run_and_read(
 
 
 def _has_budget(run: Path, budget: Mapping[str, float]) -> bool:
-    """Whether a run's config, where there is one of all of it, is of this budget."""
+    """Whether a run is of this budget, by its config or, of runs of each task, by its steps."""
     written = run / "config.yaml"
     if not written.is_file():
-        return True
+        steps = read(run / "evaluation.json").steps
+        return math.isclose(steps, budget.get("total_steps", steps), rel_tol=0.01)
     config = load_config(written)
     return all(getattr(config, field) == value for field, value in budget.items())
 
 
 def read(evaluation: Path) -> Result:
-    """What a finished run has left."""
+    """What a finished run has left. Raises CheckpointError where that is damaged."""
     report = read_json(evaluation)
-    return Result(report["success"], report["steps"], report["seconds"])
+    try:
+        return Result(report["success"], report["steps"], report["seconds"])
+    except (LookupError, TypeError) as error:
+        raise CheckpointError(f"{evaluation}: not the evaluation of a run") from error
 
 
 def widened(run: Path) -> list[int]:

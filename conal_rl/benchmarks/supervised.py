@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from rich import box
@@ -22,6 +22,7 @@ from rich.table import Table
 from conal_rl.benchmarks.study import finish, slug
 from conal_rl.config import SupervisedConfig, load_config
 from conal_rl.core import Tree
+from conal_rl.errors import CheckpointError
 from conal_rl.runs import read_json
 from conal_rl.supervised.metrics import delta_p
 
@@ -108,23 +109,25 @@ def _read(folder: Path, method: str, seed: int) -> Result:
 
 
 def read(run: Path) -> Result:
-    """What a finished run has left."""
-    report: dict[str, Any] = read_json(run / "evaluation.json")
+    """What a finished run has left. Raises CheckpointError where that is damaged."""
+    report = read_json(run / "evaluation.json")
     path, shares = run / "training.json", []
-    if path.is_file():
-        encoder = read_json(path)["encoder"]
+    encoder = read_json(path)["encoder"] if path.is_file() else {}
+    try:
         cosine, negative = (
             np.array(encoder.get(key, []), dtype=float) for key in ("mean_cosine", "negative_share")
         )
         # Two tasks that share no module have no cosine; both are written as 0.
         shares = negative[cosine != 0].tolist()
-    return Result(
-        report["scores"],
-        report["parameters"]["encoder"],
-        fmean(shares) if shares else float("nan"),
-        report["seconds"],
-        Tree.load(run / "tree.json"),
-    )
+        return Result(
+            report["scores"],
+            report["parameters"]["encoder"],
+            fmean(shares) if shares else float("nan"),
+            report["seconds"],
+            Tree.load(run / "tree.json"),
+        )
+    except (LookupError, TypeError) as error:
+        raise CheckpointError(f"{run}: its evaluation.json is not that of a run") from error
 
 
 def comparison(name: str, results: Mapping[str, Sequence[Result]]) -> Table:

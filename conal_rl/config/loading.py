@@ -57,6 +57,9 @@ def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
         _print_help([word for word in argv if not word.startswith("-")], description)
     given, words = parse_options(argv, {**_FIELDS, "out": str, "resume": str})
     out, resume = given.pop("out", None), given.pop("resume", None)
+    for option, folder in (("--out", out), ("--resume", resume)):
+        if folder == "":
+            raise ConfigError(f"command line: {option}: got nothing, expected a folder")
     if resume is not None and (words or out is not None):
         other = words[0] if words else "--out"
         raise ConfigError(f"command line: --resume reads the run's own config; leave out {other}")

@@ -7,6 +7,7 @@ from typing import Literal
 
 from conal_rl.config.checks import not_negative, positive, require, require_seed
 from conal_rl.config.shared import LearnerConfig, RunConfig
+from conal_rl.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +36,8 @@ class AgentConfig(LearnerConfig):
     layer_norm: bool = True
     """Normalise each hidden layer of actor and critics (LayerNorm)."""
     learning_rate_end: float | None = None
-    """Step size at the end of training, reached linearly; the search keeps it constant. None: it
-    stays constant throughout."""
+    """Step size at total_steps, reached linearly; the search keeps it constant, and a run that its
+    minutes end before does not get there. None: it stays constant throughout."""
     buffer_size: int = 200_000
     """Transitions per task that the replay buffer holds."""
     learning_starts: int = 1_000
@@ -126,7 +127,7 @@ class EvaluationConfig:
     episodes: int = 50
     """Episodes per task after training."""
     seed: int = 1_000
-    """Seed of the evaluation's environments; a stream of its own, apart from training's."""
+    """Seed of the evaluation's environments; not that of training."""
     every: int = 0
     """Env steps between evaluations during training, for the progress line; 0: none."""
     every_episodes: int = 5
@@ -136,6 +137,11 @@ class EvaluationConfig:
         positive(self, "evaluation", "episodes", "every_episodes")
         not_negative(self, "evaluation", "every")
         require_seed("evaluation.seed", self.seed)
+
+    @property
+    def brief_seed(self) -> int:
+        """Of evaluations during training: nothing is chosen on the episodes of the last one."""
+        return self.seed ^ 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,3 +153,12 @@ class Config(RunConfig):
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     log_interval: int = 20_000
     """Env steps between lines of the log."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        taken = [self.evaluation.seed] + [self.evaluation.brief_seed] * bool(self.evaluation.every)
+        if self.seed in taken:
+            raise ConfigError(
+                f"seed: got {self.seed}, from which evaluation draws its goals (evaluation.seed is "
+                f"{self.evaluation.seed}): it would be on those of training"
+            )

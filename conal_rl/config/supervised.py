@@ -167,7 +167,11 @@ class SupervisedConfig(RunConfig):
 
         def whole(section: Any, *fields: str) -> Any:
             given = {field: getattr(section, field) for field in fields}
-            found = {f: str(Path(path).resolve()) for f, path in given.items() if path is not None}
+            found = {
+                name: str(Path(path).expanduser().resolve())
+                for name, path in given.items()
+                if path is not None
+            }
             return dataclasses.replace(section, **found)
 
         return dataclasses.replace(

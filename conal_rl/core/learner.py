@@ -86,6 +86,12 @@ class Learner:
         self.rule: GradientRule | None = None
         self.loss_weights: nn.Module = Total()
         shared = encoder.shared_layers()
+        # Of a tree that Recon or its user made, others may come before a shared layer.
+        self._numbers = (
+            [n for n in range(1, structure.depth + 1) if len(structure.groups(n - 1)) < len(tasks)]
+            if isinstance(structure, Tree)
+            else list(range(1, len(shared) + 1))
+        )
         if isinstance(structure, ReconSpace):  # which counts conflicts in plain training
             conflicts = conflicts._replace(rule="none")
         if isinstance(structure, BranchingSpace) and conflicts.rule == "and_deeper":
@@ -166,20 +172,22 @@ class Learner:
         }
         if self.noticing is None:
             return found
-        for layer, share in enumerate(self.noticing.recently_negative(), start=1):
+        for layer, share in zip(self._numbers, self.noticing.recently_negative(), strict=False):
             found[f"conflicts_{name}/negative/{layer}"] = share
         statistics = self.noticing.statistics()
         if statistics is None:
             return found
         for rule, held in statistics.module_held.items():
-            for layer, share in enumerate(statistics.of_layers(held).tolist(), start=1):
+            shares = statistics.of_layers(held).tolist()
+            for layer, share in zip(self._numbers, shares, strict=True):
                 found[f"held_{name}/{rule}/{layer}"] = share
         return found
 
     def report(self) -> dict[str, Any]:
         """Gates and conflicts as JSON types: why the tree is what it is.
 
-        Conflicts are `(layer, task)` and `(layer, task, task)`, means over an ensemble's members.
+        Conflicts are `(layer, task)` and `(layer, task, task)`, means over an ensemble's members;
+        `layers` has the numbers of these layers, which are those with a shared module, from 1.
         """
         report: dict[str, Any] = {"gates": self.gate_weights()}
         statistics = self.noticing.statistics() if self.noticing else None
@@ -192,6 +200,7 @@ class Learner:
 
         return report | {
             "rule": self.noticing.rule,
+            "layers": self._numbers,
             "module_held": {
                 rule: rounded(statistics.of_layers(held))
                 for rule, held in statistics.module_held.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -36,7 +37,11 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
 
     `info["is_success"]` at the end of an episode is the env's own. Where it has none, it says
     whether `info["success"]` was true at any step, or else whether the return reached the
-    `reward_threshold` of the env's gymnasium spec.
+    `reward_threshold` of the env's gymnasium spec. Of an env that says so at some episodes only,
+    the others count as failed.
+
+    Raises:
+        SuiteError: the env's `reset` takes no seed.
     """
 
     def __init__(
@@ -53,6 +58,9 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
         self._where = f"task {name!r}, env {index} of the task"
         assert env.observation_space.shape is not None
         (self._length,) = env.observation_space.shape
+        taken = inspect.signature(env.unwrapped.reset).parameters.values()
+        if not any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in taken):
+            raise SuiteError(f"{self._where}: its reset takes no seed; mend the env")
         self._threshold = env.spec.reward_threshold if env.spec else None
         self._begin()
 
@@ -66,16 +74,27 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode; see the class."""
         self._begin()
-        obs, info = self.env.reset(seed=seed, options=options)
-        return self._observation(obs), info
+        answer: Any = self.env.reset(seed=seed, options=options)
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise ObservationError(
+                f"{self._where}: its reset does not return an observation and an info; mend the env"
+            )
+        return self._observation(answer[0]), answer[1]
 
     def step(
         self, action: npt.NDArray[Any]
     ) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
         """Take one step; see the class."""
         self._step += 1
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        reward = float(reward)
+        obs, given, terminated, truncated, info = self.env.step(action)
+        info = dict(info)  # the env may keep its own, and return it again
+        try:
+            reward = float(given)
+        except (TypeError, ValueError) as error:
+            raise ObservationError(
+                f"{self._where}: the reward at step {self._step} of the episode is {given!r:.60}, "
+                "expected a number; mend the env"
+            ) from error
         if not math.isfinite(reward):
             raise self._error("reward")
         self._return += reward

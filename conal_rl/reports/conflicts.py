@@ -65,7 +65,7 @@ def draw_conflicts(records: Sequence[ConflictRecord]) -> Figure:
             axes.set_visible(False)
         for axes, layer in zip(row, layers[network], strict=False):
             _draw_shares(axes, [_curves(line, network, layer) for line in lines], styles)
-            axes.set_title(f"{NETWORKS[network]}, shared layer {layer}", size=8, color=INK)
+            axes.set_title(f"{NETWORKS[network]}, layer {layer}", size=8, color=INK)
     found = [c.values for r in records for n in r.negative.values() for c in n.values()]
     low, high = (20 * edge(0.5, *map(edge, found)) for edge in (min, max))
     low, high = math.floor(low - 0.2) / 20, math.ceil(high + 0.2) / 20
@@ -168,8 +168,8 @@ def _end_searches(
         (phase.steps, style["color"])
         for line, style in zip(lines, styles, strict=True)
         for record in line.records
-        for phase in record.phases
-        if phase.name == "search" and phase.steps < _last_step(record)
+        for phase in [p for p in record.phases if p.name.startswith("search")][-1:]
+        if phase.steps < _last_step(record)
     }
     for axes in panels:
         for step, colour in ends:
@@ -213,7 +213,7 @@ def draw_cosines(record: ConflictRecord, phase: Phase) -> Figure:
             axes.set_visible(False)
         for layer, (axes, cosine) in enumerate(zip(row, found.cosine, strict=False)):
             _draw_map(axes, cosine, found.negative[layer], limit)
-            axes.set_title(f"{NETWORKS[network]}, shared layer {layer + 1}", size=8, color=INK)
+            axes.set_title(f"{NETWORKS[network]}, layer {found.layers[layer]}", size=8, color=INK)
     _name_tasks(panels, phase.tasks)
     shown = panels[0, 0].images[0]
     bar = figure.colorbar(shown, ax=list(panels.flat), shrink=0.6, aspect=25, pad=0.02)

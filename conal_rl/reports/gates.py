@@ -99,16 +99,24 @@ def _option_colours(record: ConflictRecord, count: int) -> list[str]:
     from matplotlib.colors import to_hex
 
     palette = list(COLOURS.values())
-    if record.method == "CoNAL" or count > len(palette):
+    if _options_are(record) == "branch points" or count > len(palette):
         # Orange for own and blue for shared, as in the drawings of trees.
         return [to_hex(colour) for colour in colormaps["plasma"](np.linspace(0.8, 0.05, count))]
     return [palette[option % len(palette)] for option in range(count)]
 
 
+def _options_are(record: ConflictRecord) -> str:
+    search = record.config.search
+    if search.purely_specific and search.method in ("conal", "conal_pro"):
+        return {"conal": "branch points", "conal_pro": "join or leave"}[search.method]
+    return "modules"  # of a branching space
+
+
 def _option(record: ConflictRecord, option: int, options: Sequence[int]) -> str:
-    if record.method == "CoNAL-Pro":
+    options_are = _options_are(record)
+    if options_are == "join or leave":
         return ("join", "leave")[option - 1]
-    if record.method != "CoNAL":
+    if options_are == "modules":
         return f"option {option}"
     ends = {options[0]: " (all its own)", options[-1]: " (all shared)"}
     return f"branch point {option}{ends.get(option, '')}"

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from conal_rl.config import SupervisedConfig
 from conal_rl.errors import ConfigError
 from conal_rl.reports.style import INK
+from conal_rl.supervised.losses import has_normal
 from conal_rl.supervised.metrics import Edges, Saliency
 from conal_rl.supervised.problem import Problem
 from conal_rl.supervised.testing import load_network
@@ -59,14 +60,17 @@ def _pair(problem: Problem, task: str, prediction: Tensor, target: Tensor) -> li
         truth[(truth < 0) | (truth >= classes)] = torch.nan
         return [(x / max(classes - 1, 1)).numpy() for x in (prediction[0].argmax(dim=0), truth)]
     if target.shape[1] == 3:  # normals
+        target = target.where(has_normal(prediction, target)[:, None], torch.nan)
         return [(x[0].movedim(0, -1) / 2 + 0.5).numpy() for x in (F.normalize(prediction), target)]
     truth = target[0, 0].double()
     if metric.void is not None:
         truth[truth == metric.void] = torch.nan
     if isinstance(metric, Edges | Saliency):
         return [prediction[0, 0].sigmoid().numpy(), truth.numpy()]
-    low, high = np.nanmin(truth), np.nanmax(truth)
-    scaled = [(x - low) / max(high - low, 1e-9) for x in (prediction[0, 0].double(), truth)]
+    labelled = truth[truth.isfinite()]
+    of_scale = labelled if len(labelled) else prediction[0, 0].double()
+    low, high = of_scale.min(), of_scale.max()
+    scaled = [(x - low) / (high - low).clamp(min=1e-9) for x in (prediction[0, 0].double(), truth)]
     return [x.clamp(0, 1).numpy() for x in scaled]
 
 

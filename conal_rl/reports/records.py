@@ -38,12 +38,14 @@ class Statistics:
     """Conflicts in the actor or the critics, over a whole phase.
 
     Attributes:
+        layers: numbers of the layers, from 1.
         cosine: mean cosine of two tasks' gradients, `(layer, task, task)`; NaN where the two share
             no module, and for a task with itself.
         negative: share of steps in which it was negative, `(layer, task, task)`, NaN alike.
         held: per rule the share of steps in which it would have held each module, `(layer,)`.
     """
 
+    layers: tuple[int, ...]
     cosine: Array
     negative: Array
     held: dict[str, Array]
@@ -206,6 +208,9 @@ def _statistics(entry: Any, tasks: int) -> Statistics:
         np.array(entry[name], dtype=float) for name in ("mean_cosine", "negative_share")
     )
     layers = len(cosine)
+    numbers = tuple(map(int, entry.get("layers", range(1, layers + 1))))
+    if len(numbers) != layers:
+        raise ValueError(f"{len(numbers)} numbers for {layers} layers")
     cosine, negative = (
         a.reshape(0, tasks, tasks) if a.size == 0 else a for a in (cosine, negative)
     )
@@ -220,7 +225,7 @@ def _statistics(entry: Any, tasks: int) -> Statistics:
     # it was negative. Two tasks that share a module never come out so.
     apart = ((cosine == 0) & (negative == 0)) | np.eye(tasks, dtype=bool)
     cosine[apart] = negative[apart] = np.nan
-    return Statistics(cosine, negative, held)
+    return Statistics(numbers, cosine, negative, held)
 
 
 def _method(config: AnyConfig, phases: Sequence[Phase]) -> str:

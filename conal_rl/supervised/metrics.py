@@ -6,9 +6,9 @@ percent; `delta_p` and `total_error` are in percent. Voids and masks are those o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
-from math import nan
 from statistics import fmean
 from typing import Any, ClassVar
 from warnings import catch_warnings, simplefilter
@@ -83,7 +83,7 @@ class Metric:
 
     def compute(self) -> dict[str, float]:
         """Return the values by name; NaN where nothing labelled was counted."""
-        values = [nan] * len(self.names) if self._is_empty() else self._values(self.state)
+        values = [math.nan] * len(self.names) if self._is_empty() else self._values(self.state)
         return {name: float(value) for name, value in zip(self.names, values, strict=True)}
 
     def reset(self) -> None:
@@ -383,7 +383,7 @@ def _require_same_names(what: str, values: Mapping[str, Any], reference: Mapping
 def _change(task: str, name: str, value: float, reference: float) -> float:
     if name not in LOWER_IS_BETTER:
         raise ConalError(f"{name} of {task}: whether lower is better is not known")
-    if not reference > 0:
+    if not 0 < reference < math.inf:
         raise ConalError(f"{name} of {task}: no change is relative to a reference of {reference}")
     return (-1) ** LOWER_IS_BETTER[name] * (value - reference) / reference
 

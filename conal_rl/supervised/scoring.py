@@ -98,7 +98,7 @@ def read_reference(path: str, tasks: Mapping[str, Task]) -> Scores:
     content = read_json(Path(path))
     try:
         found = {str(task): from_json(metrics) for task, metrics in content["scores"].items()}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not the evaluation.json of a supervised run") from error
     ours = {name: dict.fromkeys(task.metric().names, 0.0) for name, task in tasks.items()}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rich.console import Console
 from stable_baselines3.common.utils import get_device
 
 from conal_rl.config import SupervisedConfig
-from conal_rl.errors import CheckpointError
+from conal_rl.errors import CheckpointError, ConalError
 from conal_rl.runs import load_checkpoint
 from conal_rl.saving import UNFIT, read_model, reason, structure_from_json
 from conal_rl.supervised.network import MultiTaskNetwork, autocast
@@ -22,9 +23,16 @@ from conal_rl.supervised.scoring import from_json, read_reference, scores, summa
 def test(
     network: MultiTaskNetwork, problem: Problem, config: SupervisedConfig, device: torch.device
 ) -> dict[str, Any]:
-    """Scores on the test part, and the network's size, as JSON types."""
+    """Scores on the test part, and the network's size, as JSON types.
+
+    A reference that is no longer there costs the comparison with it alone.
+    """
     path = config.evaluation.reference
-    reference = None if path is None else read_reference(path, problem.tasks)
+    try:
+        reference = None if path is None else read_reference(path, problem.tasks)
+    except ConalError as error:
+        print(f"{error}; there is no delta_p", file=sys.stderr)
+        reference = None
     loader = problem.loader("test", config.evaluation.batch_size, False)
     precision = autocast(device, config.agent.mixed_precision)
     found = scores(network, problem, loader, device, precision)
@@ -57,8 +65,9 @@ def load_network(
     if (path / "model").is_dir():
         about, weights = read_model(path / "model")
     else:
-        tensors, about = load_checkpoint(path, groups=["network"])
-        weights = tensors["network"]
+        about = load_checkpoint(path, groups=[])[1]
+        group = "best" if about.get("phase") == "done" and about.get("best") else "network"
+        weights = load_checkpoint(path, groups=[group])[0][group]
     agent = replace(config.agent, pretrained=None, bert_from_config=True)  # they come from the run
     problem = make_problem(replace(config, agent=agent))
     try:

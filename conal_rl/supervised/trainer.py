@@ -165,11 +165,10 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         if self.stop.signal is not None:
             return False
         if self._selects:
-            if not self._selection.weights:  # training went to its end before it was to select
+            if not self._selection.weights:  # its minutes ended before the first look
                 self._look_at_validation()
             if not self._selection.weights:
                 raise diverged("no validation loss has been finite", self._step)
-            self.network.load_state_dict(self._selection.weights)
         return True
 
     def _next_stage(self) -> bool:
@@ -227,10 +226,13 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
             "structure": structure_to_json(self.structure),
             "steps": self._step,
         }
-        write_model(self.run.folder / "model", about, self.network.state_dict())
+        selected = self._selection.weights if self.phase == "done" else {}
+        write_model(self.run.folder / "model", about, selected or self.network.state_dict())
 
     def _evaluate_finally(self) -> None:
         seconds = self._elapsed()
+        if self._selection.weights:  # not before: from the last ones training can go on
+            self.network.load_state_dict(self._selection.weights)
         report = test(self.network, self.problem, self.config, self.device)
         report |= {
             "steps": self._step,

@@ -275,6 +275,57 @@ def test_success_is_what_the_env_says_or_else_the_threshold(threshold: float | N
         assert infos[2].get("is_success") is (None if threshold is None else False)
 
 
+def test_an_info_that_the_env_returns_again_and_again_is_left_as_it_is() -> None:
+    """What is added to it for one episode would otherwise be there in the next."""
+
+    class Same(Toy):
+        info: dict[str, Any]
+
+        def reset(self, **given: Any) -> Any:
+            self.episode = getattr(self, "episode", -1) + 1
+            self.info = getattr(self, "info", {})
+            return super().reset(**given)[0], self.info
+
+        def step(self, action: Any) -> Any:
+            self.info["success"] = self.episode % 2 == 0
+            return *super().step(action)[:4], self.info
+
+    envs = TaskVecEnv("toy", [Task("a", Same)])
+    envs.reset()
+    for episode in range(4):
+        for step in range(1, 6):
+            _, _, _, (info,) = envs.step(np.zeros((1, 1), dtype=np.float32))
+            assert ("episode" in info) == ("is_success" in info) == (step == 5)
+        assert info["is_success"] is (episode % 2 == 0)
+
+
+def test_what_an_env_returns_amiss_is_named() -> None:
+    class Reward(Toy):
+        def step(self, action: Any) -> Any:
+            obs, _, *rest = super().step(action)
+            return obs, np.array([0.5]) if self.t == 2 else 0.5, *rest
+
+    class Bare(Toy):
+        def reset(self, **given: Any) -> Any:
+            return super().reset(**given)[0]
+
+    class Seedless(Toy):
+        def reset(self) -> Any:  # type: ignore[override]
+            return super().reset()
+
+    envs = TaskVecEnv("toy", [Task("a", Toy), Task("b", Reward)])
+    envs.reset()
+    actions = np.zeros((2, 1), dtype=np.float32)
+    envs.step(actions)
+    told = r"task 'b', env 0 .*: the reward at step 2 of the episode is array\(\[0.5\]\), expected"
+    with pytest.raises(ObservationError, match=told):
+        envs.step(actions)
+    with pytest.raises(ObservationError, match="its reset does not return an observation and an"):
+        TaskVecEnv("toy", [Task("a", Bare)]).reset()
+    with pytest.raises(SuiteError, match="task 'a', env 0 of the task: its reset takes no seed"):
+        TaskVecEnv("toy", [Task("a", Seedless)])
+
+
 @pytest.mark.parametrize("length", [1, 3])
 def test_an_observation_of_another_length_is_refused(length: int) -> None:
     """It would change the task ID, or be padded in silence."""

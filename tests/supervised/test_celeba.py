@@ -85,6 +85,8 @@ def test_missing_files_are_named(written: Written, tmp_path: Path) -> None:
         (ATTRIBUTES, "000004.jpg", "000044.jpg", "no row for 000004.jpg"),
         (PARTITION, "000002.jpg 1", "000002.jpg 3", "row 2: expected a name and 0, 1 or 2"),
         (PARTITION, "000002.jpg 1", "000002.jpg", "row 2: expected a name and 0, 1 or 2"),
+        (PARTITION, "000002.jpg 1", "000001.jpg 2", "row 2: 000001.jpg comes a second time"),
+        (ATTRIBUTES, "000002.jpg", "000001.jpg", "row 4: 000001.jpg comes a second time"),
         (PARTITION, " 0\n", " 2\n", "expected images with 0, found none"),
     ],
 )

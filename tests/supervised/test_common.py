@@ -272,6 +272,12 @@ def test_arrays_that_are_none_are_refused(tmp_path: Path) -> None:
     np.save(path, np.zeros((2, 3)))
     with pytest.raises(DataError, match=r"expected shape \(1,\), found \(2, 3\)"):
         files.read_npy(path, (1,), "a depth")
+    for values in (["3"], [3 + 5j], np.array(["2020-01-01"], dtype="M8[D]")):
+        np.save(path, np.array(values))
+        with pytest.raises(DataError, match=r"0\.npy: expected numbers, found (<U1|complex|datet)"):
+            files.read_npy(path, (1,), "a depth")
+        with pytest.raises(DataError, match="expected numbers"):
+            files.require_values(path, np.array(values), 0, 9)
     with np.testing.assert_raises(DataError):
         np.savez(tmp_path / "z.npz", a=np.zeros(1))
         files.read_npy(tmp_path / "z.npz", (1,), "a depth")

@@ -383,11 +383,15 @@ def test_a_finished_run_goes_on(finished: Path, tmp_path: Path) -> None:
     assert train.main(["--resume", str(folder), "--total-steps", "15"]) == 0
     assert steps(folder) == [2, 4, 6, 8, 10, 12, 14, 15]
     assert (read(folder)["steps"], read(folder)["search_steps"]) == (15, 6)
-    assert train.main(["--resume", str(folder), "--agent.select"]) == 0  # too late to train for it
-    assert read(folder)["selected_step"] is None
-    more = ["--agent.select", "--total-steps", "16"]
-    assert train.main(["--resume", str(folder), *more]) == 0
-    assert read(folder)["selected_step"] == 16
+
+
+@pytest.mark.parametrize("options", [["--agent.select"], ["--search.validation-share", "0.5"]])
+def test_samples_stay_in_their_parts(
+    options: list[str], finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights would be selected on samples that they have learnt from."""
+    assert train.main(["--resume", str(finished), *options, "--total-steps", "16"]) == 2
+    assert "began with" in capsys.readouterr().err
 
 
 # Against another run
@@ -461,3 +465,31 @@ def test_report_of_conflicts(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     written = {path.name for path in out.iterdir()}
     assert {"conflicts.png", "cosines-run.png", "gates-run.png"} <= written
     assert report.main(["conflicts", str(folder / "model"), "--out", str(out)]) == 2
+
+
+def test_a_home_directory_in_a_path(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = options_of("nyuv2", tmp_path / "nyu")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["~/nyu" if word == str(tmp_path / "nyu") else word for word in options]
+    assert "~/nyu" in words
+    few = ["--agent.tree", "shared", "--total-steps", "2"]
+    folder = run(tmp_path / "run", "nyuv2", *words, *few)
+    assert evaluate.main([str(folder)]) == 0
+    assert train.main(["--resume", str(folder), "--total-steps", "3"]) == 0
+
+
+def test_a_reference_that_is_gone_costs_the_comparison_alone(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = Path(shutil.copy(finished / "evaluation.json", tmp_path / "reference.json"))
+    few = ["--agent.tree", "shared", "--total-steps", "2"]
+    folder = run(tmp_path / "run", *DIGITS, *few, "--evaluation.reference", str(reference))
+    assert "delta_p" in read(folder)
+    reference.unlink()
+    result = tmp_path / "result.json"
+    assert evaluate.main([str(folder), "--json", str(result)]) == 0
+    assert "reference.json: no such file; there is no delta_p" in capsys.readouterr().err
+    found = json.loads(result.read_text())
+    assert found["scores"] == read(folder)["scores"] and "delta_p" not in found

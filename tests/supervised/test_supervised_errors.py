@@ -62,6 +62,8 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             ["--evaluation.reference", "tasks.json"],
             "evaluation.reference: tasks.json: tasks: ['at_",
         ),
+        (["--evaluation.reference", "huge.json"], "huge.json: not the evaluation.json of a sup"),
+        (["--evaluation.reference", "infinite.json"], "relative to a reference of inf"),
         (["--evaluation.reference", "metrics.json"], "metrics.json: metrics of ink: ['squared_err"),
         (["--evaluation.reference", "null.json"], "null.json: squared_error of ink: no change is"),
         (["--device", "gpu"], "device: got 'gpu'"),
@@ -79,6 +81,8 @@ def test_wrong_options_start_nothing(
     for name, of_ink in (
         ("metrics", {"accuracy": 0.5}),
         ("null", {"squared_error": None}),
+        ("huge", {"squared_error": 10**400}),
+        ("infinite", {"squared_error": float("inf")}),
         ("tasks", None),
     ):
         own = {k: v for k, v in (scores | {"ink": of_ink}).items() if v is not None}

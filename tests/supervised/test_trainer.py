@@ -271,6 +271,23 @@ def test_selection(
     assert read(folder)["selected_step"] == kept
 
 
+def test_training_goes_on_from_its_last_weights_not_from_the_selected(tmp_path: Path) -> None:
+    words = [*DIGITS, "--agent.tree", "shared", "--agent.select", "--evaluation.every", "2"]
+    words += ["--agent.schedule", "constant", "--agent.learning-rate", "0.1"]
+    whole = run(tmp_path / "whole", *words, "--total-steps", "20")
+    parts = run(tmp_path / "parts", *words, "--total-steps", "14")
+    first = read(parts)
+    assert first["selected_step"] < 14, "otherwise there is nothing to tell apart"
+    (checkpoint,) = (parts / "checkpoints").iterdir()
+    config = load_config(str(parts / "config.yaml"))
+    assert isinstance(config, SupervisedConfig)
+    selected, last = load_network(parts, config)[0], load_network(checkpoint, config)[0]
+    assert not changed(dict(selected.state_dict()), last.state_dict())
+    assert train.main(["--resume", str(parts), "--total-steps", "20"]) == 0
+    for name in ("selected_step", "scores"):
+        assert read(parts)[name] == read(whole)[name]
+
+
 def test_no_finite_validation_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

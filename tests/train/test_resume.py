@@ -49,6 +49,22 @@ def test_stop_and_resume(phase: str, stopped: dict[str, Path], tmp_path: Path) -
     report = evaluation(run)
     assert (report["steps"], report["search_steps"]) == (320, 160)
     assert report["seconds"] >= report["search_seconds"]
+    assert train.main(["--resume", str(run)]) == 0
+    assert rows(run) == after  # nothing was left to log
+
+
+def test_an_evaluation_that_was_due_at_the_stop_comes_after_it(toy: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ["--agent.tree", "shared", "--total-steps", "200", "--evaluation.every", "80"]
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(80, patch)
+        assert train.main([toy, "--out", str(run), *options]) == 130
+    assert state(run)["agent"]["steps"] == 80 == state(run)["next_evaluation"]
+    assert train.main(["--resume", str(run)]) == 0
+    assert [s for s, row in zip(steps(run), rows(run)) if row["evaluation/mean_success"]] == [
+        120,  # the line after it
+        160,
+    ]
 
 
 def test_no_episode_comes_twice(finished: Path, stopped: dict[str, Path], tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
+from conal_rl import evaluation as conal_evaluation
 from conal_rl import train
 from conal_rl.config import load_config
 from conal_rl.core import Tree, weighting
+from conal_rl.errors import SuiteError
 from conal_rl.progress import PhaseDisplay
 from conal_rl.runs import Run, load_checkpoint, save_checkpoint
-from tests.train.toy_runs import CONFIG, TASKS, copied
+from tests.train.toy_runs import CONFIG, TASKS, copied, state
 
 
 @pytest.mark.parametrize(
@@ -252,3 +254,21 @@ def test_the_time_left_is_what_ends_first(capfd: pytest.CaptureFixture[str]) -> 
         line = capfd.readouterr().err
         assert told in line
     assert int(line.split(", ")[-2].split()[0]) > 2  # by steps
+
+
+def test_an_evaluation_that_fails_on_the_way_is_said_and_training_goes_on(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def endless(*_: Any, **__: Any) -> Any:
+        raise SuiteError("an episode has not ended")
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(conal_evaluation, "evaluate_policy", endless)
+        options = ["--agent.tree", "shared", "--total-steps", "160", "--evaluation.every", "60"]
+        assert train.main([toy, "--out", str(run), *options]) == 2  # the last one fails, too
+    error = capsys.readouterr().err
+    for step in (64, 120):
+        assert f"not evaluated at {step} steps: an episode has not ended" in error
+    assert state(run)["phase"] == "done"
+    assert train.main(["--resume", str(run)]) == 0

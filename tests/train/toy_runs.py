@@ -53,7 +53,7 @@ def killed_in_training(self: RunCallback) -> None:
     """As the process were, after the checkpoint of the derivation and before any other."""
     if self.phase == "train":
         raise RuntimeError("killed")
-    self.saved, self.next_log, self.next_evaluation = time.monotonic(), 10**9, 10**9
+    self.saved, self.next_log, self.began = time.monotonic(), 10**9, self.num_timesteps
     self.display = PhaseDisplay(self.phase, self.num_timesteps, self.until, self.seconds_left)
 
 

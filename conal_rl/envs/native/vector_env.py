@@ -188,6 +188,7 @@ class MetaWorldEnv(gym.Env[Floats, npt.NDArray[Any]]):
 
     def __init__(self, task: str, render_mode: str | None = None, **options: Any) -> None:
         self._seeded = "seed" in options
+        self._begun: Floats | None = None  # of the episode after one that has just ended
         options = {"use_one_hot": False, "threads": 1} | options
         self._envs = MetaWorldVectorEnv(f"mt1:{task}", render_mode=render_mode, **options)
         self.render_mode = render_mode
@@ -199,6 +200,9 @@ class MetaWorldEnv(gym.Env[Floats, npt.NDArray[Any]]):
     ) -> tuple[Floats, dict[str, Any]]:
         """Begin an episode; a seed begins the stream of goals anew."""
         super().reset(seed=seed)
+        begun, self._begun = self._begun, None
+        if begun is not None and seed is None and not options:
+            return begun, {}  # another reset would leave this one's goal out
         if seed is None and not self._seeded:
             seed = int(self.np_random.integers(2**32))
         self._seeded = True
@@ -208,7 +212,9 @@ class MetaWorldEnv(gym.Env[Floats, npt.NDArray[Any]]):
     def step(self, action: npt.NDArray[Any]) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
         """Take one step; after a terminated or truncated one, `reset`."""
         observations, rewards, terminated, truncated, info = self._envs.step(action[None])
-        observation = info["final_obs"][0] if "final_obs" in info else observations[0]
+        ended = "final_obs" in info
+        observation = info["final_obs"][0] if ended else observations[0]
+        self._begun = observations[0] if ended else None
         success = {"success": float(info["success"][0])}
         return observation, float(rewards[0]), bool(terminated[0]), bool(truncated[0]), success
 

@@ -106,17 +106,22 @@ def _read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, bytes]]:
         image, *values = line.split()
         if len(values) != len(names) or not set(values) <= {"1", "-1"}:
             raise DataError(f"{path}, row {number}: expected {len(names)} values of 1 or -1")
+        if image in rows:
+            raise DataError(f"{path}, row {number}: {image} comes a second time")
         rows[image] = bytes(value == "1" for value in values)
     return names, rows
 
 
 def _read_partition(path: Path, wanted: str) -> list[str]:
     """Names of the images of a split, in the order of the file."""
-    names = []
+    names, known = [], set()
     for number, line in enumerate(read_lines(path, "a name and 0, 1 or 2 per image"), start=1):
         name, *part = line.split()
         if len(part) != 1 or part[0] not in PARTITIONS.values():
             raise DataError(f"{path}, row {number}: expected a name and 0, 1 or 2, found {line!r}")
+        if name in known:  # it might be in two splits
+            raise DataError(f"{path}, row {number}: {name} comes a second time")
+        known.add(name)
         if part[0] == wanted:
             names.append(name)
     if not names:

@@ -56,6 +56,7 @@ def read_npy(path: Path, shape: tuple[int, ...], what: str) -> Array:
     with reading(path, what):
         array = np.load(path, allow_pickle=False)
     require_shape(path, array, shape)
+    require_numbers(path, array)
     return np.asarray(array)
 
 
@@ -77,11 +78,18 @@ def require_shape(path: Path, array: Any, shape: tuple[int, ...]) -> None:
         raise DataError(f"{path}: expected shape {shape}, found {found}")
 
 
+def require_numbers(path: Path, array: Array) -> None:
+    """Raise a DataError that names the file unless the array is of real numbers."""
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{path}: expected numbers, found {array.dtype}")
+
+
 def require_values(path: Path, array: Array, low: float, high: float) -> None:
     """Raise a DataError that names the file unless values are `low` to `high`; NaN never is.
 
     With integers for both bounds, the values must be integers too.
     """
+    require_numbers(path, array)
     whole = isinstance(low, int) and isinstance(high, int)
     bad = ~((array >= low) & (array <= high))
     if whole:

@@ -390,3 +390,19 @@ def test_unseeded_envs_of_one_task_begin_with_goals_of_their_own() -> None:
     assert len({tuple(env.reset()[0][36:39]) for env in seeded}) == 1
     for env in seeded:
         env.close()
+
+
+def test_an_env_plays_each_goal_once_in_fifty_episodes() -> None:
+    env = gym.make("conal_rl/MT1-v3", task="reach-v3", task_select="pseudorandom", seed=1)
+    goals = set()
+    observation, _ = env.reset()
+    for _ in range(NUM_GOALS):
+        goals.add(tuple(observation[36:39]))
+        ended = False
+        while not ended:
+            _, _, terminated, truncated, _ = env.step(np.zeros(4, dtype=np.float32))
+            ended = terminated or truncated
+        observation, _ = env.reset()
+    assert len(goals) == NUM_GOALS
+    assert tuple(observation[36:39]) in goals
+    env.close()
