@@ -41,9 +41,14 @@ def reason(error: Exception) -> str:
     return " ".join(line.strip() for line in str(error).splitlines()[:2])
 
 
+def is_finite(network: nn.Module) -> bool:
+    """Whether every weight is."""
+    return all(bool(weight.isfinite().all()) for weight in network.parameters())
+
+
 def require_finite(network: nn.Module, updates: int) -> None:
     """Raise ConalError where a weight is not: a diverged one must not replace a checkpoint."""
-    if not all(bool(weight.isfinite().all()) for weight in network.parameters()):
+    if not is_finite(network):
         raise diverged("a weight is not finite", updates)
 
 

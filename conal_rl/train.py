@@ -99,6 +99,7 @@ class Training(PhasedRun[Config]):
     @classmethod
     def start(cls, config: Config, out: Path | None) -> Training:
         """Begin a run in a new folder. Everything that can be refused is, before it exists."""
+        _require_other_goals(config)
         env = _make_env(config)
         env.reset()  # envs that are broken from the start are refused too
         env.seed(config.seed)
@@ -127,9 +128,9 @@ class Training(PhasedRun[Config]):
             training = cls(config, run, env, state["phase"])
             training._restore_progress(state)
             training._plan_evaluation(state["agent"]["steps"])
-            if state.get("next_evaluation"):  # it may have been due when the run was stopped
-                planned = training._next_evaluation, int(state["next_evaluation"])
-                training._next_evaluation = min(planned)
+            planned, every = state.get("next_evaluation", 0), config.evaluation.every
+            if planned and every and planned % every == 0:  # it may have been due at the stop
+                training._next_evaluation = min(training._next_evaluation, planned)
             agent_state = state["agent"]
             tasks = agent_state["model"]["tasks"]
             structures = structures_from_json(agent_state["model"]["trees"])
@@ -320,6 +321,16 @@ class Training(PhasedRun[Config]):
 def _make_env(config: Config) -> SuiteVecEnv:
     env = config.env
     return make(env.suite, env.envs_per_task, config.seed, env.engine)
+
+
+def _require_other_goals(config: Config) -> None:
+    """Raise ConfigError where evaluation would be on the goals of training."""
+    settings = config.evaluation
+    if config.seed in [settings.seed] + [settings.brief_seed] * bool(settings.every):
+        raise ConfigError(
+            f"seed: got {config.seed}, from which evaluation draws its goals (evaluation.seed is "
+            f"{settings.seed}): it would be on those of training"
+        )
 
 
 def _require_updates(config: Config, tasks: int) -> None:

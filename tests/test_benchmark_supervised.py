@@ -17,6 +17,7 @@ from conal_rl.benchmarks import study, supervised
 from conal_rl.benchmarks.supervised import Result, comparison, interval, mean_scores, trees_table
 from conal_rl.config import load_config
 from conal_rl.core import Tree
+from conal_rl.errors import CheckpointError
 from conal_rl.reports.predictions import _pair
 from conal_rl.supervised.metrics import AbsoluteError, Cosine
 
@@ -131,6 +132,27 @@ def test_a_picture_of_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[
     picture = Path(capsys.readouterr().out.strip())
     assert picture.name == "predictions-run.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "name, damage",
+    [
+        ("evaluation.json", "[]"),
+        ("evaluation.json", "{}"),
+        ("training.json", "[]"),
+        ("training.json", '{"encoder": []}'),
+        ("training.json", '{"encoder": {"mean_cosine": [[1], [1, 2]]}}'),
+    ],
+)
+def test_damaged_runs_are_one_line(name: str, damage: str, tmp_path: Path) -> None:
+    report = {"scores": {}, "parameters": {"encoder": 1}, "seconds": 1}
+    (tmp_path / "evaluation.json").write_text(json.dumps(report))
+    (tmp_path / "training.json").write_text('{"encoder": {}}')
+    Tree.shared(TASKS, 2).save(tmp_path / "tree.json")
+    assert supervised.read(tmp_path).parameters == 1
+    (tmp_path / name).write_text(damage)
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: its evaluation.json or training.json"):
+        supervised.read(tmp_path)
 
 
 def test_what_has_no_label_is_not_drawn() -> None:

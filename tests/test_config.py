@@ -331,14 +331,6 @@ def test_search_only_needs_a_search() -> None:
         load_config("mt10", ["--search.only", "--agent.tree", "shared"])
 
 
-def test_evaluation_is_on_other_goals_than_training() -> None:
-    for taken in (["--seed", "1000"], ["--seed", "1001", "--evaluation.every", "100000"]):
-        with pytest.raises(ConfigError, match=rf"seed: got {taken[1]}, from which evaluation"):
-            load_config("mt10", taken)
-    load_config("mt10", ["--seed", "1001"])
-    load_config("mt10", ["--seed", "1000", "--evaluation.seed", "7"])
-
-
 def test_command_line(tmp_path: Path) -> None:
     config, out, resume = parse_command_line(["--seed", "7", "mt10", "--out", "here"], "")
     assert (config, out, resume) == (load_config("mt10", ["--seed", "7"]), Path("here"), None)

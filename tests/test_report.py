@@ -319,6 +319,9 @@ def test_the_end_of_a_search_is_marked_where_counting_goes_on(tmp_path: Path) ->
     figure = draw_conflicts([read_record(pro, "pro")])
     marks = [found for _, found in drawn(figure.axes[0]) if len({x for x, _ in found}) == 1]
     assert [[x for x, _ in mark] for mark in marks] == [[200, 200]], "of the last stage"
+    (pro / "search.json").unlink()
+    (pro / "search-stage-2.json").unlink()
+    assert "end of search" not in labels(draw_conflicts([read_record(pro, "pro")]))
 
 
 def test_layers_keep_their_numbers_where_one_before_them_is_not_shared(tmp_path: Path) -> None:

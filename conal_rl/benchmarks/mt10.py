@@ -178,8 +178,8 @@ def read(evaluation: Path) -> Result:
     """What a finished run has left. Raises CheckpointError where that is damaged."""
     report = read_json(evaluation)
     try:
-        return Result(report["success"], report["steps"], report["seconds"])
-    except (LookupError, TypeError) as error:
+        return Result(dict(report["success"]), int(report["steps"]), float(report["seconds"]))
+    except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{evaluation}: not the evaluation of a run") from error
 
 

@@ -112,8 +112,9 @@ def read(run: Path) -> Result:
     """What a finished run has left. Raises CheckpointError where that is damaged."""
     report = read_json(run / "evaluation.json")
     path, shares = run / "training.json", []
-    encoder = read_json(path)["encoder"] if path.is_file() else {}
+    training = read_json(path) if path.is_file() else {"encoder": {}}
     try:
+        encoder = training["encoder"]
         cosine, negative = (
             np.array(encoder.get(key, []), dtype=float) for key in ("mean_cosine", "negative_share")
         )
@@ -126,8 +127,10 @@ def read(run: Path) -> Result:
             report["seconds"],
             Tree.load(run / "tree.json"),
         )
-    except (LookupError, TypeError) as error:
-        raise CheckpointError(f"{run}: its evaluation.json is not that of a run") from error
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{run}: its evaluation.json or training.json is not that of a run"
+        ) from error
 
 
 def comparison(name: str, results: Mapping[str, Sequence[Result]]) -> Table:

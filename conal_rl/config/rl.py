@@ -7,7 +7,6 @@ from typing import Literal
 
 from conal_rl.config.checks import not_negative, positive, require, require_seed
 from conal_rl.config.shared import LearnerConfig, RunConfig
-from conal_rl.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,12 +152,3 @@ class Config(RunConfig):
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     log_interval: int = 20_000
     """Env steps between lines of the log."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        taken = [self.evaluation.seed] + [self.evaluation.brief_seed] * bool(self.evaluation.every)
-        if self.seed in taken:
-            raise ConfigError(
-                f"seed: got {self.seed}, from which evaluation draws its goals (evaluation.seed is "
-                f"{self.evaluation.seed}): it would be on those of training"
-            )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, SupportsFloat
+from typing import Any, NamedTuple, SupportsFloat, cast
 
 import gymnasium as gym
 import numpy as np
@@ -37,11 +36,8 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
 
     `info["is_success"]` at the end of an episode is the env's own. Where it has none, it says
     whether `info["success"]` was true at any step, or else whether the return reached the
-    `reward_threshold` of the env's gymnasium spec. Of an env that says so at some episodes only,
-    the others count as failed.
-
-    Raises:
-        SuiteError: the env's `reset` takes no seed.
+    `reward_threshold` of the env's gymnasium spec. Once an env has spoken of success, an episode
+    of which it says nothing counts as failed.
     """
 
     def __init__(
@@ -58,9 +54,7 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
         self._where = f"task {name!r}, env {index} of the task"
         assert env.observation_space.shape is not None
         (self._length,) = env.observation_space.shape
-        taken = inspect.signature(env.unwrapped.reset).parameters.values()
-        if not any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in taken):
-            raise SuiteError(f"{self._where}: its reset takes no seed; mend the env")
+        self._speaks = False  # of success
         self._threshold = env.spec.reward_threshold if env.spec else None
         self._begin()
 
@@ -74,7 +68,14 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode; see the class."""
         self._begin()
-        answer: Any = self.env.reset(seed=seed, options=options)
+        try:
+            answer: Any = self.env.reset(seed=seed, options=options)
+        except TypeError as error:
+            if "keyword argument" not in str(error):
+                raise
+            raise SuiteError(
+                f"{self._where}: its reset does not take seed and options: {error}; mend the env"
+            ) from error
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise ObservationError(
                 f"{self._where}: its reset does not return an observation and an info; mend the env"
@@ -88,21 +89,21 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
         self._step += 1
         obs, given, terminated, truncated, info = self.env.step(action)
         info = dict(info)  # the env may keep its own, and return it again
-        try:
-            reward = float(given)
-        except (TypeError, ValueError) as error:
+        if np.ndim(cast(Any, given)) or not isinstance(given, SupportsFloat):
             raise ObservationError(
                 f"{self._where}: the reward at step {self._step} of the episode is {given!r:.60}, "
                 "expected a number; mend the env"
-            ) from error
+            )
+        reward = float(given)
         if not math.isfinite(reward):
             raise self._error("reward")
         self._return += reward
         if "success" in info:
             self._solved = bool(self._solved) or bool(info["success"])
+        self._speaks |= "success" in info or "is_success" in info
         if (terminated or truncated) and "is_success" not in info:
-            if self._solved is not None:
-                info["is_success"] = self._solved
+            if self._solved is not None or self._speaks:
+                info["is_success"] = bool(self._solved)
             elif self._threshold is not None:
                 info["is_success"] = self._return >= self._threshold
         return self._observation(obs), reward, terminated, truncated, info

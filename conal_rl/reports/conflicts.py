@@ -165,11 +165,10 @@ def _end_searches(
 ) -> bool:
     """Mark where searches ended whose runs counted on, in another tree then; whether any did."""
     ends = {
-        (phase.steps, style["color"])
+        (record.searched, style["color"])
         for line, style in zip(lines, styles, strict=True)
         for record in line.records
-        for phase in [p for p in record.phases if p.name.startswith("search")][-1:]
-        if phase.steps < _last_step(record)
+        if record.searched is not None and record.searched < _last_step(record)
     }
     for axes in panels:
         for step, colour in ends:

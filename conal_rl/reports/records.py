@@ -73,6 +73,7 @@ class ConflictRecord:
         name: of the folder, made unique among those that are drawn together.
         method: for labels, as "CoNAL" or "HPS".
         phases: search, or its stages, and training; those that there are.
+        searched: steps at the end of the search; None where there is none, or it goes on.
         negative: per network and layer (from 1) the share of negative cosines over training.
         gates: per network, choice and option (from 1) the gate's weight over the search.
     """
@@ -81,6 +82,7 @@ class ConflictRecord:
     method: str
     config: AnyConfig
     phases: tuple[Phase, ...]
+    searched: int | None
     negative: dict[str, dict[int, Curve]]
     gates: dict[str, dict[str, dict[int, Curve]]]
 
@@ -106,8 +108,9 @@ def read_record(folder: Path, name: str) -> ConflictRecord:
     stages = sorted(
         folder.glob("search-stage-*.json"), key=lambda path: (len(path.name), path.name)
     )
-    search = stages or [folder / "search.json"]  # which of CoNAL-Pro is its last stage's again
-    read = [read_phase(path) for path in (*search, folder / "training.json")]
+    search = read_phase(folder / "search.json")  # which of CoNAL-Pro is its last stage's again
+    searches = [read_phase(path) for path in stages] or [search]
+    read = [*searches, read_phase(folder / "training.json")]
     phases = tuple(phase for phase in read if phase is not None)
     negative: dict[str, dict[int, Curve]] = {}
     gates: dict[str, dict[str, dict[int, Curve]]] = {}
@@ -125,7 +128,8 @@ def read_record(folder: Path, name: str) -> ConflictRecord:
             f"{folder}: no conflicts were counted; run it with a search, or with "
             "--agent.conflict-rule none to count conflicts"
         )
-    return ConflictRecord(name, _method(config, phases), config, phases, negative, gates)
+    searched = None if search is None else search.steps
+    return ConflictRecord(name, _method(config, phases), config, phases, searched, negative, gates)
 
 
 def read_scalars(folder: Path) -> dict[str, Curve]:

@@ -32,6 +32,7 @@ from conal_rl.progress import PhaseDisplay, make_logger
 from conal_rl.runs import Run, atomic_write, load_checkpoint, save_checkpoint
 from conal_rl.saving import (
     UNFIT,
+    is_finite,
     optimizer_tensors,
     reason,
     require_finite,
@@ -169,6 +170,8 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
                 self._look_at_validation()
             if not self._selection.weights:
                 raise diverged("no validation loss has been finite", self._step)
+            if not is_finite(self.network):  # the last step's; nothing can go on from them
+                self.network.load_state_dict(self._selection.weights)
         return True
 
     def _next_stage(self) -> bool:

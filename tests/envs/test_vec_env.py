@@ -299,11 +299,29 @@ def test_an_info_that_the_env_returns_again_and_again_is_left_as_it_is() -> None
         assert info["is_success"] is (episode % 2 == 0)
 
 
+def test_an_env_that_has_spoken_of_success_speaks_of_it_always() -> None:
+    class Rarely(Toy):
+        episodes = 0
+
+        def step(self, action: Any) -> Any:
+            *rest, info = super().step(action)
+            self.episodes += self.t == self.end
+            return *rest, {"success": True} if self.episodes == 2 and self.t == self.end else info
+
+    envs = TaskVecEnv("toy", [Task("a", Rarely)])
+    envs.reset()
+    found = []
+    for _ in range(4 * 5):
+        _, _, dones, (info,) = envs.step(np.zeros((1, 1), dtype=np.float32))
+        found += [info.get("is_success")] * bool(dones[0])
+    assert found == [None, True, False, False]
+
+
 def test_what_an_env_returns_amiss_is_named() -> None:
     class Reward(Toy):
         def step(self, action: Any) -> Any:
             obs, _, *rest = super().step(action)
-            return obs, np.array([0.5]) if self.t == 2 else 0.5, *rest
+            return obs, np.array([0.5]) if self.t == 2 else np.float32(0.5), *rest
 
     class Bare(Toy):
         def reset(self, **given: Any) -> Any:
@@ -312,6 +330,10 @@ def test_what_an_env_returns_amiss_is_named() -> None:
     class Seedless(Toy):
         def reset(self) -> Any:  # type: ignore[override]
             return super().reset()
+
+    class Seeded(gym.Wrapper[Any, Any, Any, Any]):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return self.env.reset()  # without a seed, as an old env wants it
 
     envs = TaskVecEnv("toy", [Task("a", Toy), Task("b", Reward)])
     envs.reset()
@@ -322,8 +344,10 @@ def test_what_an_env_returns_amiss_is_named() -> None:
         envs.step(actions)
     with pytest.raises(ObservationError, match="its reset does not return an observation and an"):
         TaskVecEnv("toy", [Task("a", Bare)]).reset()
-    with pytest.raises(SuiteError, match="task 'a', env 0 of the task: its reset takes no seed"):
-        TaskVecEnv("toy", [Task("a", Seedless)])
+    with pytest.raises(SuiteError, match="task 'a', env 0 of the task: its reset does not take se"):
+        TaskVecEnv("toy", [Task("a", Seedless)]).reset()
+    adapted: Any = TaskVecEnv("toy", [Task("a", lambda: Seeded(Seedless()))]).reset()
+    assert adapted.shape == (1, 3)
 
 
 @pytest.mark.parametrize("length", [1, 3])

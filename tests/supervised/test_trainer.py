@@ -288,6 +288,24 @@ def test_training_goes_on_from_its_last_weights_not_from_the_selected(tmp_path: 
         assert read(parts)[name] == read(whole)[name]
 
 
+def test_a_last_step_that_spoils_the_weights_takes_nothing_from_the_selected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoiled(self: SupervisedTraining, *batches: Any) -> None:
+        step(self, *batches)
+        if self.steps == 9:
+            with torch.no_grad():
+                for weight in self.network.parameters():
+                    weight.fill_(torch.inf)
+
+    step = SupervisedTraining._update
+    monkeypatch.setattr(SupervisedTraining, "_update", spoiled)
+    words = [*DIGITS, "--agent.tree", "shared", "--agent.select", "--evaluation.every", "2"]
+    folder = run(tmp_path / "run", *words, "--total-steps", "10")
+    assert 0 < read(folder)["selected_step"] < 10
+    assert list((folder / "checkpoints").iterdir())
+
+
 def test_no_finite_validation_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

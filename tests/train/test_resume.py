@@ -65,6 +65,10 @@ def test_an_evaluation_that_was_due_at_the_stop_comes_after_it(toy: str, tmp_pat
         120,  # the line after it
         160,
     ]
+    longer = ["--total-steps", "320", "--evaluation.every", "100"]  # what is next is 300
+    assert train.main(["--resume", str(run), *longer]) == 0
+    evaluated = [s for s, row in zip(steps(run), rows(run)) if row["evaluation/mean_success"]]
+    assert evaluated == [120, 160, 320]
 
 
 def test_no_episode_comes_twice(finished: Path, stopped: dict[str, Path], tmp_path: Path) -> None:

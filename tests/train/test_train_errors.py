@@ -43,6 +43,8 @@ from tests.train.toy_runs import CONFIG, TASKS, copied, state
         (["--search.steps", "40"], "search.steps: got 40, expected more than 40: every one of 2"),
         (["--agent.learning-starts", "80"], "expected more than 160: every one"),
         (["--agent.tree", "shard"], "agent.tree: got 'shard'"),
+        (["--seed", "1000"], "seed: got 1000, from which evaluation draws its goals"),
+        (["--seed", "1001", "--evaluation.every", "80"], "(evaluation.seed is 1000): it would be"),
         (["--env.suite", "mt1:reach-v3"], "agent.tree: got 'search', but reach-v3 is the only"),
         (["--search.method", "recon", "--search.specific-layers", "2"], "expected at most 1"),
         (["--search.rule", "most"], "search.rule: got 'most', expected one of any_pair"),
