@@ -22,7 +22,6 @@ from rich.progress import (
 )
 from stable_baselines3.common.logger import (
     CSVOutputFormat,
-    KVWriter,
     Logger,
     TensorBoardOutputFormat,
 )
@@ -92,11 +91,16 @@ class ContinuedCSV(CSVOutputFormat):
 
 def make_logger(folder: Path, steps: int) -> Logger:
     """Log to progress.csv and TensorBoard files in `folder`, going on at `steps`."""
-    outputs: list[KVWriter] = [
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # not above: it is slow
+
+    table, curves = (
         ContinuedCSV(folder / "progress.csv", steps),
         TensorBoardOutputFormat(str(folder)),
-    ]
-    return Logger(folder=str(folder), output_formats=outputs)
+    )
+    # TensorBoard then leaves out what an earlier process has logged beyond.
+    start = SessionLog(status=SessionLog.START)
+    curves.writer._get_file_writer().add_event(Event(step=steps + 1, session_log=start))
+    return Logger(folder=str(folder), output_formats=[table, curves])
 
 
 class PhaseDisplay:

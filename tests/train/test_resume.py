@@ -17,6 +17,7 @@ import yaml
 
 from conal_rl import train
 from conal_rl.agents.callback import RunCallback
+from conal_rl.progress import make_logger
 from conal_rl.runs import load_checkpoint, save_checkpoint
 from tests.train.toy_runs import (
     CONFIG,
@@ -69,6 +70,23 @@ def test_an_evaluation_that_was_due_at_the_stop_comes_after_it(toy: str, tmp_pat
     assert train.main(["--resume", str(run), *longer]) == 0
     evaluated = [s for s, row in zip(steps(run), rows(run)) if row["evaluation/mean_success"]]
     assert evaluated == [120, 160, 320]
+
+
+def test_curves_of_a_resumed_run_are_one_branch(tmp_path: Path) -> None:
+    """What was logged after the checkpoint that a crashed run resumes from comes again, once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for resumed_at, logged in ((0, (10, 20, 30, 40)), (20, (30, 35)), (35, ()), (30, (40,))):
+        logger = make_logger(tmp_path, resumed_at)
+        for step in logged:
+            logger.record("time/total_timesteps", step)
+            logger.record("loss", resumed_at)
+            logger.dump(step)
+        logger.close()
+        time.sleep(1.1)  # a file's name has the second in which it was begun
+    events = EventAccumulator(str(tmp_path)).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert found == [(10, 0), (20, 0), (30, 20), (40, 30)]
 
 
 def test_no_episode_comes_twice(finished: Path, stopped: dict[str, Path], tmp_path: Path) -> None:
