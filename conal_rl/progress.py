@@ -93,10 +93,8 @@ def make_logger(folder: Path, steps: int) -> Logger:
     """Log to progress.csv and TensorBoard files in `folder`, going on at `steps`."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # not above: it is slow
 
-    table, curves = (
-        ContinuedCSV(folder / "progress.csv", steps),
-        TensorBoardOutputFormat(str(folder)),
-    )
+    table = ContinuedCSV(folder / "progress.csv", steps)
+    curves = TensorBoardOutputFormat(str(folder))
     # TensorBoard then leaves out what an earlier process has logged beyond.
     start = SessionLog(status=SessionLog.START)
     curves.writer._get_file_writer().add_event(Event(step=steps + 1, session_log=start))
