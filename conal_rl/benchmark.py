@@ -1,4 +1,4 @@
-"""`python -m conal_rl.benchmark WHAT`: speed as ratios between peers, measured in one run."""
+"""`python -m conal_rl.benchmark WHAT`: speed as ratios between peers, methods beside each other."""
 
 from __future__ import annotations
 
