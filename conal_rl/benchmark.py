@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from conal_rl.commands import Parser, exit_status, usable_device
+from conal_rl.commands import Parser, exit_status, usable_device, wide_console
 from conal_rl.errors import ConfigError
 
 ONE_INPUT_TASKS = 5
@@ -138,7 +138,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     _require(options, "at least 2", lambda value: value >= 2, "tasks")
     _require(options, "at least 0", lambda value: value >= 0, "episodes")
     # Tables that go into a file have the room they need.
-    options.measure(options, Console(width=None if sys.stdout.isatty() else 160))
+    options.measure(options, wide_console())
 
 
 def _require(

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
+from rich.console import Console
+
 from conal_rl.config.checks import require_device
 from conal_rl.errors import ConalError, ConfigError
 
@@ -22,6 +24,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError."""
         raise ConfigError(f"{message} (see --help)")
+
+
+def wide_console() -> Console:
+    """For tables on stdout, which are not cut to 80 columns where that is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def exit_status(run: Callable[[], int | None]) -> int:

@@ -317,8 +317,7 @@ def _evaluate_vec_env(
     targets = np.tile([(episodes + k) // per_task for k in range(per_task)], len(envs.tasks))
     done_counts = np.zeros_like(targets)
     returns: dict[str, list[float]] = {task: [] for task in envs.tasks}
-    successes: dict[str, list[bool]] = {task: [] for task in envs.tasks}
-    say_so: set[str] = set()  # tasks that define success; what they say nothing of has failed
+    successes: dict[str, list[bool | None]] = {task: [] for task in envs.tasks}
     count = _counter(progress, int(targets.sum()))
     steps = np.zeros_like(targets)  # of the episodes under way
     try:
@@ -339,13 +338,15 @@ def _evaluate_vec_env(
                 done_counts[i] += 1
                 task = envs.tasks[i // per_task]
                 returns[task].append(float(infos[i]["episode"]["r"]))
-                successes[task].append(bool(infos[i].get("is_success", False)))
-                if "is_success" in infos[i]:
-                    say_so.add(task)
+                successes[task].append(infos[i].get("is_success"))
                 count()
     finally:
         envs.close()
-    outcomes = {task: o if task in say_so else None for task, o in successes.items()}
+    outcomes = {
+        # Where a task speaks of success at all, an episode of which it says nothing has failed.
+        task: None if all(said is None for said in own) else list(map(bool, own))
+        for task, own in successes.items()
+    }
     return outcomes, {task: float(np.mean(r)) for task, r in returns.items()}
 
 

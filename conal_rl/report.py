@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from conal_rl.commands import Parser, exit_status, usable_device
+from conal_rl.commands import Parser, exit_status, usable_device, wide_console
 from conal_rl.config import SupervisedConfig
 from conal_rl.errors import ConfigError
 from conal_rl.evaluate import add_root, at_root, config_of
@@ -113,7 +112,7 @@ def _conflicts(options: argparse.Namespace) -> None:
     records = [read_record(folder, name) for name, folder in _named(options.runs).items()]
     # All is drawn before anything is written, so that an error leaves nothing half done.
     images = {name: _png(figure) for name, figure in draw(records).items()}
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = wide_console()
     for record in records:
         console.print(table(record))
     for path in write(images, options.out):

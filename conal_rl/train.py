@@ -284,11 +284,11 @@ class Training(PhasedRun[Config]):
 
     def _evaluate_briefly(self) -> float | None:
         """Mean success where an evaluation is due and can be made; training goes on if not."""
-        from conal_rl.evaluation import evaluate_policy
-
         settings = self.config.evaluation
         if not settings.every or self.steps < self._next_evaluation:
             return None
+        from conal_rl.evaluation import evaluate_policy  # not above: this is asked every round
+
         self._plan_evaluation(self.steps)
         try:
             return evaluate_policy(

@@ -54,14 +54,14 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
         self._where = f"task {name!r}, env {index} of the task"
         assert env.observation_space.shape is not None
         (self._length,) = env.observation_space.shape
-        self._speaks = False  # of success
+        self._solved: bool | None = None  # None: the env has never spoken of success
         self._threshold = env.spec.reward_threshold if env.spec else None
         self._begin()
 
     def _begin(self) -> None:
         self._step = 0
         self._return = 0.0
-        self._solved: bool | None = None  # None: the env has not said
+        self._solved = None if self._solved is None else False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -98,12 +98,11 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
         if not math.isfinite(reward):
             raise self._error("reward")
         self._return += reward
-        if "success" in info:
-            self._solved = bool(self._solved) or bool(info["success"])
-        self._speaks |= "success" in info or "is_success" in info
+        if "success" in info or "is_success" in info:
+            self._solved = bool(self._solved or info.get("success"))
         if (terminated or truncated) and "is_success" not in info:
-            if self._solved is not None or self._speaks:
-                info["is_success"] = bool(self._solved)
+            if self._solved is not None:
+                info["is_success"] = self._solved
             elif self._threshold is not None:
                 info["is_success"] = self._return >= self._threshold
         return self._observation(obs), reward, terminated, truncated, info
