@@ -35,6 +35,7 @@ from conal_rl.core import (
 )
 from conal_rl.core.learner import ConflictSettings
 from conal_rl.core.search import decay_specific
+from conal_rl.envs.vec_env import SuiteVecEnv
 from conal_rl.errors import ConalError, diverged
 
 MUCH_CLAMPED = 0.2
@@ -348,8 +349,8 @@ class ConalSAC(SAC):
     def train(self, gradient_steps: int, batch_size: int = 128) -> None:
         """Do `gradient_steps` updates on `batch_size` transitions of every task each.
 
-        In `learn`, those that are CUDA graphs wait until the next actions are known: the device
-        then works while the environments step.
+        In `learn`, those that are CUDA graphs wait until the next actions are known, and where
+        the environments can tell, until these step: the device then works beside them.
         """
         if not self.replay_buffer.ready():
             return  # a task has no finished validation data yet
@@ -444,7 +445,8 @@ class ConalSAC(SAC):
 
     def _sample_action(self, *given: Any) -> tuple[np.ndarray, np.ndarray]:
         actions = super()._sample_action(*given)
-        self.finish_updates()
+        if not isinstance(self.env, SuiteVecEnv):  # those call it once their step has begun
+            self.finish_updates()
         return actions
 
     def save(self, *given: Any, **named: Any) -> None:
@@ -486,6 +488,8 @@ class ConalSAC(SAC):
     ) -> "ConalSAC":
         """Train for `total_timesteps` steps of all environments together, as SB3's SAC."""
         self._learning = True
+        if isinstance(self.env, SuiteVecEnv):
+            self.env.meanwhile = self.finish_updates
         try:
             super().learn(
                 total_timesteps,
@@ -497,6 +501,8 @@ class ConalSAC(SAC):
             )
         finally:
             self._learning = False
+            if isinstance(self.env, SuiteVecEnv):
+                self.env.meanwhile = None
         self.finish_updates()
         return self
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from gymnasium.spaces import Box
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from conal_rl.errors import ObservationError, SuiteError
 
@@ -144,12 +145,27 @@ class Standing(NamedTuple):
 
 
 class SuiteVecEnv(VecEnv):
-    """What the `VecEnv` of a suite has, whatever steps it."""
+    """What the `VecEnv` of a suite has, whatever steps it.
+
+    Attributes:
+        meanwhile: called in every `step`, once the environments have begun it.
+    """
 
     suite: Suite
     tasks: tuple[str, ...]
     num_tasks: int
     envs_per_task: int
+    meanwhile: Callable[[], object] | None = None
+
+    def step(self, actions: npt.NDArray[Any]) -> VecEnvStepReturn:
+        """As SB3's, with `meanwhile` in between."""
+        self.step_async(actions)
+        try:
+            if self.meanwhile is not None:
+                self.meanwhile()
+        finally:  # a step that has begun must end
+            result = self.step_wait()
+        return result
 
     def standing(self) -> Standing | None:
         """Where the episodes stand; None where they cannot be left and gone on with."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecCheckNan
 from torch.distributions import Distribution
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -105,14 +106,22 @@ def as_with_graphs(agent: ConalSAC, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(agent, "forget_recorded", lambda: None)
 
 
-@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize(
+    ("waits", "tells", "circle"),
+    [
+        (False, True, ["act", "begin", "end", "update"]),
+        (True, True, ["act", "begin", "update", "end"]),
+        (True, False, ["act", "update", "begin", "end"]),
+    ],
+    ids=["no graphs", "graphs", "graphs, envs wrapped"],
+)
 def test_updates_in_learn_are_beside_the_step_of_the_environments(
-    waits: bool, monkeypatch: pytest.MonkeyPatch
+    waits: bool, tells: bool, circle: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agent = make_agent(BRANCHED, env=make_env(TARGETS, 2))
+    env = make_env(TARGETS, 2)
+    agent = make_agent(BRANCHED, env=env if tells else VecCheckNan(env))
     if waits:
         as_with_graphs(agent, monkeypatch)
-    assert agent.env is not None
     events: list[str] = []
 
     def noting(event: str, function: Any) -> Any:
@@ -123,16 +132,17 @@ def test_updates_in_learn_are_beside_the_step_of_the_environments(
         return noted
 
     monkeypatch.setattr(agent, "predict", noting("act", agent.predict))
-    monkeypatch.setattr(agent.env, "step", noting("step", agent.env.step))
+    monkeypatch.setattr(env, "step_async", noting("begin", env.step_async))
+    monkeypatch.setattr(env, "step_wait", noting("end", env.step_wait))
     monkeypatch.setattr(agent, "_run_update", noting("update", agent._run_update))
     agent.learn(120, log_interval=None)
     assert agent._put_off == 0
     rounds = events.count("update")
     assert agent._n_updates == rounds > 10
-    circle = ["act", "update", "step"] if waits else ["act", "step", "update"]
-    in_the_middle = events[events.index("act") + 2 :][: 3 * (rounds - 3)]
+    assert env.meanwhile is None
+    in_the_middle = events[events.index("update") + 1 :]
     start = in_the_middle.index("act")
-    assert in_the_middle[start : start + 9] == 3 * circle
+    assert in_the_middle[start : start + 12] == 3 * circle
 
 
 def test_a_checkpoint_changes_nothing_where_updates_wait(

@@ -156,6 +156,23 @@ def test_vec_env_as_sb3_knows_it() -> None:
     wrapped.close()
 
 
+def test_a_step_that_has_begun_ends_whatever_is_done_meanwhile() -> None:
+    envs = make(PAIR, seed=1)
+    envs.reset()
+    actions = random_actions(3, 2)
+    before = envs.step(actions[0])[0]
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    envs.meanwhile = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        envs.step(actions[1])
+    envs.meanwhile = None
+    assert not np.array_equal(envs.step(actions[2])[0], before)
+    envs.close()
+
+
 @pytest.fixture
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For MuJoCo, which logs its warnings in the present folder."""
