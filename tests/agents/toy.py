@@ -12,6 +12,7 @@ import torch
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from conal_rl.agents import ConalSAC
@@ -100,7 +101,7 @@ def make_env(
 def make_agent(
     tree: Structure | tuple[Structure | None, Structure | None] | None,
     targets: Sequence[float | None] = (-0.5, 0.5),
-    env: TaskVecEnv | None = None,
+    env: VecEnv | None = None,
     widths: Sequence[int] = (8, 8),
     **settings: Any,
 ) -> ConalSAC:

@@ -160,7 +160,7 @@ def test_a_step_that_has_begun_ends_whatever_is_done_meanwhile() -> None:
     envs = make(PAIR, seed=1)
     envs.reset()
     actions = random_actions(3, 2)
-    before = envs.step(actions[0])[0]
+    before = np.asarray(envs.step(actions[0])[0])
 
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -169,7 +169,7 @@ def test_a_step_that_has_begun_ends_whatever_is_done_meanwhile() -> None:
     with pytest.raises(KeyboardInterrupt):
         envs.step(actions[1])
     envs.meanwhile = None
-    assert not np.array_equal(envs.step(actions[2])[0], before)
+    assert not np.array_equal(np.asarray(envs.step(actions[2])[0]), before)
     envs.close()
 
 
