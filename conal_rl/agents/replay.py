@@ -144,7 +144,7 @@ class TaskReplayBuffer(ReplayBuffer):
 
     A fixed share of whole episodes goes to a second ring, the validation data of the gates; an
     episode is never split between the two. Which task a transition belongs to is read from the
-    one-hot tail of its observation, so any order of environments works.
+    one-hot tail of its observation, so any order of environments works; each keeps to its task.
 
     Args:
         buffer_size: transitions per task.
@@ -244,6 +244,26 @@ class TaskReplayBuffer(ReplayBuffer):
         """Every environment begins a new episode (after a reset); what was stored stays."""
         self._validating = None
 
+    def reset(self) -> None:
+        """Forget all transitions and episodes."""
+        super().reset()
+        for ring in (self.training, self.validation):
+            ring.count(np.zeros_like(ring.added))
+        self._episodes[:] = self._validation_episodes[:] = 0
+        self.cut_episodes()
+
+    def settings(self) -> dict[str, Any]:
+        """What another agent's buffer must have alike to take this one's place."""
+        return {
+            "tasks": self.num_tasks,
+            "observations": self.features,
+            "actions": self.action_dim,
+            "n_steps": 1 if self.returns is None else self.returns.n,
+            "gamma": None if self.returns is None else self.returns.gamma,
+            "normalize_returns": self.largest_returns is not None,
+            "validation_share": self.validation_share,
+        }
+
     def move(self, device: torch.device) -> None:
         """Go on on another device, where it was unpickled from one."""
         self.device = device
@@ -283,7 +303,7 @@ class TaskReplayBuffer(ReplayBuffer):
         join the training.
         """
         apart = self.validation if self.validation_share else self.training
-        if self.validation_share:
+        if self.validation_share and other.validation_share:
             self._episodes[:] = other._episodes
             self._validation_episodes[:] = other._validation_episodes
         if self.largest_returns is not None and other.largest_returns is not None:

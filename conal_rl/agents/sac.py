@@ -68,7 +68,8 @@ class ConalSAC(SAC):
         actor_every: updates of the critics for each update of the actor and its temperatures.
         max_grad_norm: clip for actor and critics, None for none.
         conflict_rule, conflict_margin, conflict_smoothing: see `conal_rl.core.ConflictNoticing`.
-        hold_after_search: notice conflicts also while training a fixed tree.
+        hold_after_search: notice conflicts also while training a fixed tree, in place of an
+            aggregation.
         weighting: `equal`, `random` or `uncertainty` weights of the tasks' losses, or one of
             `conal_rl.core.weighting.AGGREGATIONS` for the gradients of what a fixed tree shares.
             Uncertainty weights take losses for likelihoods, so that the actor's stay equal.
@@ -139,6 +140,9 @@ class ConalSAC(SAC):
         )
         if critic_reduce not in ("min", "mean"):
             raise ValueError(f"critic_reduce is min or mean, not {critic_reduce!r}")
+        for argument in ("replay_buffer_class", "optimize_memory_usage"):
+            if sac.pop(argument, None):
+                raise ValueError(f"{argument} is not supported: a task-balanced replay is used")
         self.reward_scale = reward_scale
         self.normalize_returns = normalize_returns
         self.reset_at = tuple(reset_at)
@@ -200,13 +204,18 @@ class ConalSAC(SAC):
         if self.target_entropy == "auto":
             self.target_entropy = -float(np.prod(self.action_space.shape or ()))
         trees = (self.policy_kwargs["actor_tree"], self.policy_kwargs["critic_tree"])
+        gated = any(map(_has_gates, trees))
+        if gated and not 0 < self.validation_share < 1:
+            raise ValueError(
+                f"validation_share is between 0 and 1 in a search, not {self.validation_share}"
+            )
         self.replay_buffer_kwargs = {  # here, as SB3's `load` may change the settings
             **self.replay_buffer_kwargs,
             "num_tasks": len(self.tasks),
             "n_steps": self.n_steps,
             "gamma": self.gamma,
             "normalize_returns": self.normalize_returns,
-            "validation_share": self.validation_share * any(map(_has_gates, trees)),
+            "validation_share": self.validation_share * gated,
         }
         with warnings.catch_warnings():
             # SB3 warns that a replay buffer which is not its own may ignore this.
@@ -458,9 +467,24 @@ class ConalSAC(SAC):
         super().save(*given, **named)
 
     def load_replay_buffer(self, *given: Any, **named: Any) -> None:
-        """As SB3's."""
+        """As SB3's; the environments' next transitions are of new episodes.
+
+        Raises:
+            ValueError: the replay is of other settings than the agent, which keeps its own.
+        """
+        own = self.replay_buffer
         super().load_replay_buffer(*given, **named)
+        found = self.replay_buffer.settings()
+        differing = [name for name, wanted in own.settings().items() if found[name] != wanted]
+        if differing:
+            self.replay_buffer = own
+            name = differing[0]
+            raise ValueError(
+                f"the replay buffer has {name} {found[name]}, the agent {own.settings()[name]}; "
+                "load it into an agent of the same settings"
+            )
         self.replay_buffer.move(self.device)
+        self.replay_buffer.cut_episodes()
         if self.replay_buffer.largest_returns is not None:  # which `save` keeps
             self.largest_returns = self.replay_buffer.largest_returns.largest
 

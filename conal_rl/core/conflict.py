@@ -66,7 +66,7 @@ def held_rows(gram: Tensor, same: Tensor, rule: Rule, margin: float = 0.0) -> Te
 
 @dataclass(frozen=True)
 class ConflictStatistics:
-    """What was noticed in the steps studied since the statistics were last reset.
+    """What was noticed in the steps studied since the start.
 
     Attributes:
         steps: weight steps in all, since the start.

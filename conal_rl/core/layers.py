@@ -122,7 +122,7 @@ class _StackedLinear(torch.autograd.Function):
                 torch.bmm(block.rows(grad_y), block.modules(weight).mT, out=block.rows(grad_x))
         if ctx.captured is not None:
             ctx.captured.fill(x, grad_y)
-        elif ctx.needs_input_grad[1]:
+        elif ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             grad_weight = torch.zeros_like(weight)
             grad_bias = weight.new_zeros(weight.shape[0], 1, weight.shape[2])
             for block in ctx.blocks:

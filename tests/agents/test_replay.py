@@ -258,6 +258,37 @@ def test_take_over_keeps_everything() -> None:
     assert oldest not in held(new.training)[1]
 
 
+def test_take_over_from_a_buffer_without_validation_keeps_the_share() -> None:
+    old, new = make_buffer(60, 1, 1), make_buffer(60, 1, 1, 0.1)
+    feeder = Feeder([0], 1)
+    for _ in range(40):
+        feeder.add([True], old)
+    new.take_over(old)
+    new.cut_episodes()
+    for _ in range(20):
+        feeder.add([True], new)
+    assert new.validation.added.tolist() == [2]
+    assert new.training.added.tolist() == [40 + 18]
+
+
+def test_reset_forgets_everything() -> None:
+    buffer, fresh = make_buffer(60, 2, 3, 0.3), make_buffer(60, 2, 3, 0.3)
+    feeder = Feeder([0, 1, 0], 2)
+    for step in range(30):
+        feeder.add([step % 7 == 6] * 3, buffer)
+    buffer.reset()
+    assert buffer.size() == 0 and not buffer.ready()
+    first = feeder.count
+    for step in range(10):
+        feeder.add([step % 3 == 2] * 3, buffer)
+    again = Feeder([0, 1, 0], 2)
+    again.count = first
+    for step in range(10):
+        again.add([step % 3 == 2] * 3, fresh)
+    assert held(buffer.training) == held(fresh.training)
+    assert held(buffer.validation) == held(fresh.validation)
+
+
 def through_a_checkpoint(
     tensors: dict[str, Tensor], counters: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import (
     CheckpointCallback,
     EvalCallback,
@@ -347,6 +348,54 @@ def test_zip_file_keeps_the_conflicts_and_the_episodes(tree: str, tmp_path: Path
         (tensors, counters), (mine, counted) = noticing.state(), loaded.noticing[name].state()
         assert counters == counted and counters["steps"] > 0
         assert "gram" in tensors and same_tensors(tensors, mine)
+
+
+@pytest.mark.parametrize(
+    ("saved", "settings", "message"),
+    [
+        (TREES["shared"], {"normalize_returns": True}, "normalize_returns True, the agent False"),
+        (TREES["shared"], {"n_steps": 3}, "n_steps 3, the agent 1"),
+        (None, {"validation_share": 0.3}, "validation_share 0.3, the agent 0"),
+    ],
+)
+def test_a_replay_of_other_settings_is_refused(
+    saved: Any, settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    make_agent(saved, **settings).save_replay_buffer(tmp_path / "replay.pkl")
+    agent = make_agent(TREES["shared"])
+    own = agent.replay_buffer
+    with pytest.raises(ValueError, match=message):
+        agent.load_replay_buffer(tmp_path / "replay.pkl")
+    assert agent.replay_buffer is own
+
+
+def test_returns_do_not_go_on_in_a_replay_that_was_loaded(tmp_path: Path) -> None:
+    """Rewards and discounts of a buffer's open transitions are of episodes that ended elsewhere."""
+    agents = [make_agent(TREES["shared"], n_steps=3, train_freq=4) for _ in range(2)]
+    for agent in agents:
+        agent.learn(10)
+    agents[0].save_replay_buffer(tmp_path / "replay.pkl")
+    agents[1].load_replay_buffer(tmp_path / "replay.pkl")
+    replay = agents[1].replay_buffer
+    held = replay.training.sizes.copy()
+    agents[1].learn(2, reset_num_timesteps=False)  # rounds of 4: each transition was its episode's
+    assert replay.returns is not None
+    assert (replay.training.sizes - held).tolist() == [2, 2]  # 4 steps, of which 2 are still open
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_search_needs_data_of_both_kinds(share: float) -> None:
+    with pytest.raises(ValueError, match="validation_share is between 0 and 1 in a search"):
+        make_agent(None, validation_share=share)
+    make_agent(TREES["shared"], validation_share=share)
+
+
+@pytest.mark.parametrize(
+    "argument", [{"replay_buffer_class": HerReplayBuffer}, {"optimize_memory_usage": True}]
+)
+def test_another_replay_is_refused(argument: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(argument))} is not supported"):
+        make_agent(TREES["shared"], **argument)
 
 
 def test_a_replay_moves_to_the_device_of_its_new_agent(tmp_path: Path) -> None:

@@ -55,9 +55,15 @@ def test_a_layer_and_its_gradients_in_loops(
     torch.testing.assert_close(y, expected)
     cotangent = torch.randn_like(y)
     leaves = [x, *layer.parameters()]
-    torch.testing.assert_close(
-        torch.autograd.grad(y, leaves, cotangent), torch.autograd.grad(expected, leaves, cotangent)
-    )
+    gradients = torch.autograd.grad(expected, leaves, cotangent)
+    torch.testing.assert_close(torch.autograd.grad(y, leaves, cotangent), gradients)
+    for frozen in layer.parameters():
+        frozen.requires_grad_(False)
+        learning = [leaf for leaf in leaves if leaf is not frozen]
+        found = torch.autograd.grad(layer(x), learning, cotangent)
+        expected_ones = [g for g, leaf in zip(gradients, leaves, strict=True) if leaf is not frozen]
+        torch.testing.assert_close(found, tuple(expected_ones))
+        frozen.requires_grad_(True)
 
 
 @settings(max_examples=40, deadline=None)
