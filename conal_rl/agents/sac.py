@@ -474,15 +474,17 @@ class ConalSAC(SAC):
         """
         own = self.replay_buffer
         super().load_replay_buffer(*given, **named)
-        found = self.replay_buffer.settings()
-        differing = [name for name, wanted in own.settings().items() if found[name] != wanted]
-        if differing:
-            self.replay_buffer = own
-            name = differing[0]
-            raise ValueError(
-                f"the replay buffer has {name} {found[name]}, the agent {own.settings()[name]}; "
-                "load it into an agent of the same settings"
-            )
+        loaded, self.replay_buffer = self.replay_buffer, own
+        if not isinstance(loaded, TaskReplayBuffer):
+            raise ValueError(f"a {type(loaded).__name__} is no replay of a ConalSAC")
+        found = loaded.settings()
+        for name, wanted in own.settings().items():
+            if found[name] != wanted:
+                raise ValueError(
+                    f"the replay buffer has {name} {found[name]}, the agent {wanted}; "
+                    "load it into an agent of the same settings"
+                )
+        self.replay_buffer = loaded
         self.replay_buffer.move(self.device)
         self.replay_buffer.cut_episodes()
         if self.replay_buffer.largest_returns is not None:  # which `save` keeps

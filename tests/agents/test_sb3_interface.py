@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import HerReplayBuffer
+from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.callbacks import (
     CheckpointCallback,
     EvalCallback,
@@ -367,6 +367,12 @@ def test_a_replay_of_other_settings_is_refused(
     with pytest.raises(ValueError, match=message):
         agent.load_replay_buffer(tmp_path / "replay.pkl")
     assert agent.replay_buffer is own
+
+
+def test_a_replay_of_another_algorithm_is_refused(tmp_path: Path) -> None:
+    SAC("MlpPolicy", "Pendulum-v1", buffer_size=10).save_replay_buffer(tmp_path / "replay.pkl")
+    with pytest.raises(ValueError, match="a ReplayBuffer is no replay of a ConalSAC"):
+        make_agent(TREES["shared"]).load_replay_buffer(tmp_path / "replay.pkl")
 
 
 def test_returns_do_not_go_on_in_a_replay_that_was_loaded(tmp_path: Path) -> None:
