@@ -1,5 +1,8 @@
 """What conal_rl raises when a user's input is at fault: one line, no traceback."""
 
+import traceback
+from collections.abc import Sequence
+
 
 class ConalError(Exception):
     """A problem the user can mend; commands print it in one line and exit with status 2."""
@@ -30,8 +33,18 @@ class ExtraError(ConalError, ImportError):
 
 
 def of_user_code(error: Exception) -> str:
-    """What to say, in one line, of whatever a user's own module raised."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """What to say, in one line, of whatever a user's own module raised, and where."""
+    told = " ".join(f"{type(error).__name__}: {error}".split())
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{told} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else told
+
+
+def other_tasks(where: str, there: Sequence[str], agents: Sequence[str]) -> str:
+    """What to say where tasks are not those that an agent's heads are for."""
+    return (
+        f"{where} has the tasks {', '.join(there)}; the agent is of {', '.join(agents)}, and its "
+        "heads are theirs, in that order"
+    )
 
 
 def diverged(what: str, updates: int) -> ConalError:

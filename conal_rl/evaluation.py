@@ -34,7 +34,7 @@ from conal_rl.envs.metaworld import (
     suite_tasks,
 )
 from conal_rl.envs.native import require_exact
-from conal_rl.errors import ConfigError, ObservationError, SuiteError
+from conal_rl.errors import ConfigError, ObservationError, SuiteError, other_tasks
 
 Engine = Literal["official", "native"]
 Interval = tuple[float, float]
@@ -171,7 +171,8 @@ def evaluate_policy(
     Raises:
         ConfigError: `episodes` below 1, `seed` below 0, or an unknown engine.
         SuiteError: unknown suite, or one that the engine does not have.
-        ObservationError: the policy was made for other observations.
+        ObservationError: the policy has `tasks` that are not the suite's, or takes other
+            observations.
     """
     if episodes < 1:
         raise ConfigError(f"episodes must be at least 1, not {episodes}")
@@ -294,7 +295,7 @@ def _evaluate_officially(
         envs = official_vector_env(suite, seed)
         recorders = envs.envs = [_EpisodeRecorder(env, episodes, count) for env in envs.envs]
     try:
-        _check_fits(policy, envs.single_observation_space)
+        _check_fits(policy, tasks, envs.single_observation_space)
         _, _, success, returns = official_evaluation(_OfficialAgent(policy), envs, episodes)
     finally:
         envs.close()
@@ -321,7 +322,7 @@ def _evaluate_vec_env(
     count = _counter(progress, int(targets.sum()))
     steps = np.zeros_like(targets)  # of the episodes under way
     try:
-        _check_fits(policy, envs.observation_space)
+        _check_fits(policy, envs.tasks, envs.observation_space)
         observations = cast(NDArray[np.float32], envs.reset())
         while (done_counts < targets).any():
             actions, _ = policy.predict(observations, deterministic=True)
@@ -362,7 +363,10 @@ def _counter(progress: Progress | None, wanted: int) -> Callable[[], None]:
     return count
 
 
-def _check_fits(policy: Policy, space: gym.Space[Any]) -> None:
+def _check_fits(policy: Policy, tasks: Sequence[str], space: gym.Space[Any]) -> None:
+    own: Sequence[str] | None = getattr(policy, "tasks", None)
+    if own is not None and tuple(own) != tuple(tasks):
+        raise ObservationError(other_tasks("the suite", tasks, own))
     expected: gym.Space[Any] | None = getattr(policy, "observation_space", None)
     if expected is not None and expected.shape != space.shape:
         raise ObservationError(
@@ -410,7 +414,7 @@ def record_videos(
     paths = []
     envs = cast(gym.vector.SyncVectorEnv, official_vector_env(suite, seed))
     try:
-        _check_fits(policy, envs.single_observation_space)
+        _check_fits(policy, suite_tasks(suite), envs.single_observation_space)
         envs.call("toggle_terminate_on_success", True)
         for task, env in zip(suite_tasks(suite), envs.envs, strict=True):
             paths.append(directory / f"{task}{suffix}")

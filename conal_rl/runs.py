@@ -50,7 +50,8 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
                 raise ConfigError(
-                    f"{folder}: holds files already; choose another --out, or --resume"
+                    f"{folder}: holds files already; choose another --out"
+                    + f", or go on with --resume {folder}" * bool(_checkpoints(folder))
                 )
             run = cls(folder)
             atomic_write(run.config_path, config.to_yaml())
@@ -72,9 +73,15 @@ class Run:
             raise CheckpointError(f"{folder}: empty, there is no run in it")
         run = cls(folder)
         if not run.config_path.is_file():
-            raise ConfigError(f"{run.config_path}: missing; is {folder} a run's folder?")
+            raise ConfigError(
+                f"{run.config_path}: missing; {folder} is not the folder of a run, which `train` "
+                "names when it begins"
+            )
         if not _checkpoints(folder):
-            raise CheckpointError(f"{run.checkpoints_path}: no complete checkpoint")
+            raise CheckpointError(
+                f"{run.checkpoints_path}: no complete checkpoint to go on from; where no process "
+                "is training in it, start the run anew with another --out"
+            )
         return run
 
     @contextmanager
@@ -224,6 +231,8 @@ def save_checkpoint(
             # A tensor that is contiguous, as replay data is, goes to the file without a copy.
             save_file({name: t.contiguous() for name, t in named.items()}, draft / _file_of(group))
         (draft / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        for path in draft.glob("*.safetensors"):  # whose own mode is the owner's alone
+            shutil.copymode(draft / _STATE, path)
         files = {
             path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
             for path in sorted(draft.iterdir())

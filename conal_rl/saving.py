@@ -124,6 +124,7 @@ def write_model(folder: Path, about: Mapping[str, Any], weights: Mapping[str, Te
         digest = hashlib.sha256((draft / _WEIGHTS).read_bytes()).hexdigest()
         text = json.dumps({**about, "sha256": digest}, indent=2) + "\n"
         (draft / _JSON).write_text(text, encoding="utf-8")
+        shutil.copymode(draft / _JSON, draft / _WEIGHTS)  # safetensors' own is the owner's alone
         for path in draft.iterdir():
             sync(path)
     except (OSError, SafetensorError) as error:

@@ -102,6 +102,7 @@ class Training(PhasedRun[Config]):
         _require_other_goals(config)
         env = _make_env(config)
         env.reset()  # envs that are broken from the start are refused too
+        env.step(np.zeros((env.num_envs, *(env.action_space.shape or ())), dtype=np.float32))
         env.seed(config.seed)
         trees = _fixed_trees(config, env.tasks)
         if trees is None:

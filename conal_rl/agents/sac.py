@@ -5,7 +5,7 @@ loop; the networks, the conflict noticing and the gates are conal_rl.core's.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,13 @@ from torch import Tensor, nn
 
 from conal_rl.agents import storage
 from conal_rl.agents.graphs import Recorder, prepare_optimizer, set_step_size
-from conal_rl.agents.policies import CONAL, ConalPolicy, TaskActor, TaskCritics
+from conal_rl.agents.policies import (
+    CONAL,
+    ConalPolicy,
+    TaskActor,
+    TaskCritics,
+    require_task_ids,
+)
 from conal_rl.agents.records import Means, RecentEpisodes
 from conal_rl.agents.replay import TaskReplayBuffer
 from conal_rl.agents.update import CLAMPED, SACUpdate, Temperatures, make_learners
@@ -30,13 +36,14 @@ from conal_rl.core import (
     ReconSpace,
     Rule,
     SearchSpace,
+    Space,
     Structure,
     Tree,
 )
 from conal_rl.core.learner import ConflictSettings
 from conal_rl.core.search import decay_specific
 from conal_rl.envs.vec_env import SuiteVecEnv
-from conal_rl.errors import ConalError, diverged
+from conal_rl.errors import ConalError, diverged, other_tasks
 
 MUCH_CLAMPED = 0.2
 
@@ -55,7 +62,7 @@ class ConalSAC(SAC):
         tree: a `Tree` for actor and critics, a search space (`ConalSpace`, `ProStage`,
             `BranchingSpace`, `ReconSpace`), None for `ConalSpace()`, or a pair of these
             `(actor's, critics')`.
-        tasks: task names in the order of the one-hot.
+        tasks: task names in the order of the one-hot; those of the env where it has any.
         reward_scale: factor on rewards before they enter the critics. Scaled returns must lie in
             the policy's `critic_range`, by default -1 to 11, unless `critic` is `mse`.
         normalize_returns: divide each task's rewards by the largest magnitude that their discounted
@@ -86,6 +93,10 @@ class ConalSAC(SAC):
             there before that step. Settings count as they were at the first update. Not in searches
             with Gumbel gates, nor with aggregations or `normalize_returns`.
         Others: as SB3's SAC.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of its range, or the env or a
+            tree is of other tasks.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"ConalPolicy": ConalPolicy}
@@ -167,6 +178,8 @@ class ConalSAC(SAC):
         if not _init_setup_model:  # `load` fills in the saved attributes and sets up
             return
         pair = tree if isinstance(tree, tuple) else (tree, tree)
+        if len(pair) != 2:
+            raise ValueError(f"tree is a pair of actor's and critics', not {len(pair)} of them")
         actor_tree, critic_tree = (CONAL if tree is None else tree for tree in pair)
         self._configure(_task_names(tasks, self.env), actor_tree, critic_tree)
 
@@ -180,9 +193,15 @@ class ConalSAC(SAC):
         """Build networks and replay for `tasks` and structures; forgets what was learnt.
 
         Raises:
+            TypeError: a tree is something else.
             ValueError: a tree is for other tasks.
         """
         for tree in (actor_tree, critic_tree):
+            if not isinstance(tree, Tree | Space):
+                raise TypeError(
+                    f"a tree is a Tree, such as Tree.shared(tasks, depth), or a search space, "
+                    f"not {tree!r}; a pair of them is a tuple"
+                )
             if isinstance(tree, Tree) and tree.tasks != tasks:
                 raise ValueError(f"the tree's tasks {tree.tasks} are not the agent's {tasks}")
         self.tasks = tasks
@@ -199,6 +218,8 @@ class ConalSAC(SAC):
 
     def _setup_model(self) -> None:
         self.tasks = tuple(self.tasks)  # SB3's `load` makes a list of it
+        _require_tasks(self.tasks, self.env)
+        self._require_ranges()
         if self._vec_normalize_env is not None:
             raise ValueError("VecNormalize is not supported: it would change the one-hot task ID")
         if self.target_entropy == "auto":
@@ -270,6 +291,13 @@ class ConalSAC(SAC):
         for name, noticing in self.noticing.items():
             if name in self._counted:
                 noticing.restore(*self._counted[name])
+
+    def _require_ranges(self) -> None:
+        for names, fits, allowed in _RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if not fits(value):
+                    raise ValueError(f"{name} is {allowed}, not {value!r}")
 
     def _compile(self) -> None:
         torch.compiler.reset()  # it compiles one function for a few networks only
@@ -439,8 +467,13 @@ class ConalSAC(SAC):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """As SB3's."""
+        """As SB3's.
+
+        Raises:
+            ObservationError: an observation does not end in the one-hot of a task.
+        """
         if deterministic or self._recorder is None or observation is not self._last_obs:
+            require_task_ids(observation, len(self.tasks))
             return super().predict(observation, state, episode_start, deterministic)
         # The environments that it learns from: as many, of the same tasks, each time.
         self.policy.set_training_mode(False)
@@ -541,7 +574,18 @@ class ConalSAC(SAC):
     ) -> Any:
         if reset_num_timesteps or self._last_obs is None:  # then SB3 resets the envs
             self.replay_buffer.cut_episodes()
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *rest)
+        learning = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *rest)
+        require_task_ids(self._last_obs, len(self.tasks))
+        return learning
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """As SB3's.
+
+        Raises:
+            ValueError: the env is of other tasks, or of other spaces or numbers of them.
+        """
+        _require_tasks(self.tasks, env)
+        super().set_env(env, force_reset)
 
     def _update_info_buffer(
         self, infos: list[dict[str, Any]], dones: np.ndarray | None = None
@@ -606,15 +650,54 @@ class ConalSAC(SAC):
         return [*state_dicts, *own], tensors
 
 
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (
+        ("batch_size", "buffer_size", "n_steps", "gate_every", "actor_every"),
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+    (("learning_starts", "specific_decay"), lambda value: value >= 0, "at least 0"),
+    (("reward_scale", "gate_learning_rate"), lambda value: value > 0, "above 0"),
+    (("max_grad_norm",), lambda value: value is None or value > 0, "None or above 0"),
+    (("gamma",), lambda value: 0 <= value <= 1, "between 0 and 1"),
+    (("tau",), lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    (
+        ("gumbel_temperature",),
+        lambda value: value is None or (len(value) == 2 and 0 < value[1] <= value[0]),
+        "None or two numbers above 0, the higher first",
+    ),
+)
+"""Arguments, whether a value of theirs will do, and what to say where it does not."""
+
+
 def _has_gates(structure: Structure) -> bool:
     return not isinstance(structure, Tree | ReconSpace)
 
 
 def _task_names(tasks: Sequence[str] | None, env: Any) -> tuple[str, ...]:
+    if env is None:
+        raise ValueError("a ConalSAC needs an env, such as conal_rl.envs.make('mt10')")
     names = tasks if tasks is not None else getattr(env, "tasks", None)
     if names is None:
         raise ValueError(
             "this environment does not name its tasks: pass tasks=[...], in the order of the "
             "one-hot tail of its observations, or make it with conal_rl.envs.make"
         )
+    if isinstance(names, str) or not names:
+        raise ValueError(f"tasks are a list of names, not {names!r}")
     return tuple(names)
+
+
+def _require_tasks(tasks: tuple[str, ...], env: Any) -> None:
+    """Raise ValueError where an env's tasks are others, or its observations have no room for them.
+
+    Envs of other tasks may have the same spaces: heads would be exchanged in silence.
+    """
+    there = getattr(env, "tasks", None)
+    if there is not None and tuple(there) != tasks:
+        raise ValueError(other_tasks("the environment", there, tasks))
+    shape = getattr(getattr(env, "observation_space", None), "shape", None)
+    if shape is not None and shape[-1] <= len(tasks):
+        raise ValueError(
+            f"observations of {shape[-1]} numbers cannot end in the one-hot of {len(tasks)} tasks"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, SupportsFloat, cast
 
@@ -15,7 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from conal_rl.errors import ObservationError, SuiteError
+from conal_rl.errors import ConalError, ObservationError, SuiteError, of_user_code
 
 Suite = str | tuple[str, ...]
 Observation = npt.NDArray[np.float32]  # (obs_dim + num_tasks,)
@@ -33,7 +33,7 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
 
     Pads the observation with zeros to `obs_dim`, appends the one-hot of `task`, and raises
     `ObservationError` on a NaN or inf, or on an observation of another length than its space's,
-    before it can reach a replay buffer.
+    before it can reach a replay buffer; `SuiteError` where the env's own code fails.
 
     `info["is_success"]` at the end of an episode is the env's own. Where it has none, it says
     whether `info["success"]` was true at any step, or else whether the return reached the
@@ -88,8 +88,22 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
     ) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
         """Take one step; see the class."""
         self._step += 1
-        obs, given, terminated, truncated, info = self.env.step(action)
-        info = dict(info)  # the env may keep its own, and return it again
+        try:
+            answer: Any = self.env.step(action)
+        except ConalError:
+            raise
+        except Exception as error:  # whatever the env's own code raises
+            raise SuiteError(
+                f"{self._where}: its step {self._step} of the episode fails: {of_user_code(error)}"
+            ) from error
+        fits = isinstance(answer, tuple) and len(answer) == 5 and isinstance(answer[4], Mapping)
+        if not fits:
+            raise ObservationError(
+                f"{self._where}: its step does not return an observation, a reward, terminated, "
+                "truncated and an info; mend the env"
+            )
+        obs, given, terminated, truncated, own_info = answer
+        info = dict(own_info)  # the env may keep its own, and return it again
         if np.ndim(cast(Any, given)) or not isinstance(given, SupportsFloat):
             raise ObservationError(
                 f"{self._where}: the reward at step {self._step} of the episode is {given!r:.60}, "
@@ -135,6 +149,24 @@ def stream_seeds(seed: int, num_tasks: int, envs_per_task: int) -> Sequence[int]
         for task in range(num_tasks)
         for k in range(envs_per_task)
     ]
+
+
+def require_actions(
+    actions: npt.NDArray[Any], tasks: Sequence[str], envs_per_task: int, size: int
+) -> None:
+    """Raise ObservationError unless actions are finite numbers `(env, size)`."""
+    shape = len(tasks) * envs_per_task, size
+    if np.shape(actions) != shape:
+        raise ObservationError(
+            f"got actions of shape {np.shape(actions)}, expected {shape}: a row for every env"
+        )
+    if not np.isfinite(actions).all():
+        i = int(np.argwhere(~np.isfinite(actions))[0, 0])
+        task, k = divmod(i, envs_per_task)
+        raise ObservationError(
+            f"task {tasks[task]!r}, env {k} of the task: its action is NaN or inf: "
+            f"{np.asarray(actions)[i].tolist()}"
+        )
 
 
 class Standing(NamedTuple):
@@ -223,6 +255,20 @@ class TaskVecEnv(SuiteVecEnv, DummyVecEnv):
             [partial(wrap, i, k) for i in range(len(tasks)) for k in range(envs_per_task)]
         )
         self.seed(seed)
+
+    def step_async(self, actions: npt.NDArray[Any]) -> None:
+        """As SB3's.
+
+        Raises:
+            ObservationError: the actions are of another shape, NaN or inf.
+        """
+        require_actions(
+            actions,
+            self.tasks,
+            self.envs_per_task,
+            self.action_space.shape[0],  # type: ignore[index]
+        )
+        super().step_async(actions)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seed all envs from their next reset on, and the action space from now on.

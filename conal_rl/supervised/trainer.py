@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -234,6 +235,8 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
 
     def _evaluate_finally(self) -> None:
         seconds = self._elapsed()
+        if self._step == self._first_step:
+            print("there was no update: what is tested has learnt nothing", file=sys.stderr)
         if self._selection.weights:  # not before: from the last ones training can go on
             self.network.load_state_dict(self._selection.weights)
         report = test(self.network, self.problem, self.config, self.device)

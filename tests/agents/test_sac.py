@@ -553,7 +553,7 @@ def test_deterministic_actions_are_those_of_the_averaged_actor(
     for _ in range(5):
         agent.train(gradient_steps=1, batch_size=16)
         actors.append([p.detach().clone() for p in agent.actor.parameters()])
-    rows = torch.randn(6, FEATURES + 3).numpy()
+    rows = torch.hstack([torch.randn(6, FEATURES), torch.eye(3).repeat(2, 1)]).numpy()
     found, _ = agent.predict(rows, deterministic=True)
     newest = agent.policy.actor_average
     agent.policy.actor_average = None

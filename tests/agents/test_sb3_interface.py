@@ -18,13 +18,16 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from conal_rl.agents import ConalSAC
 from conal_rl.core import BranchingSpace, ReconSpace, Tree
 from conal_rl.core.network import typed
+from conal_rl.envs import TaskVecEnv
+from conal_rl.envs.vec_env import Task
+from conal_rl.errors import ObservationError
 from tests.agents.test_policies import random_rows
-from tests.agents.toy import make_agent, make_env, same_tensors, tasks_named
+from tests.agents.toy import Target, make_agent, make_env, same_tensors, tasks_named
 
 TASKS = tasks_named(2)
 TREES = {
@@ -312,8 +315,8 @@ def test_an_env_without_names_needs_them() -> None:
 
 def test_sb3s_tables_take_long_names_that_begin_alike(capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"some_package.of_mine.envs:Pendulum{kind}-v1" for kind in ("Heavy", "Light")]
-    env = make_env((-0.5, 0.5))
-    agent = ConalSAC(env=env, tasks=names, verbose=1, policy_kwargs={"widths": (8,)}, seed=0)
+    env = TaskVecEnv("toy", [Task(name, Target) for name in names])
+    agent = ConalSAC(env=env, verbose=1, policy_kwargs={"widths": (8,)}, seed=0)
     agent.learn(200, log_interval=4)
     told = capsys.readouterr().out
     assert all(f"{name} " in told for name in names)
@@ -435,3 +438,80 @@ def test_recon_counts_in_plain_training() -> None:
 def test_and_deeper_is_refused_where_nothing_is_behind_one_copy_alone() -> None:
     with pytest.raises(ValueError, match="and_deeper"):
         make_agent(BranchingSpace(2), conflict_rule="and_deeper")
+
+
+def exchanged() -> TaskVecEnv:
+    """An env of the same spaces, whose tasks are in another order."""
+    return TaskVecEnv("toy", [Task(name, Target) for name in reversed(TASKS)])
+
+
+def test_envs_of_other_tasks_are_refused(tmp_path: Path) -> None:
+    """They would be given each other's heads."""
+    agent = make_agent(TREES["shared"])
+    agent.save(tmp_path / "agent.zip")
+    message = "has the tasks task-1, task-0; the agent is of task-0, task-1"
+    with pytest.raises(ValueError, match=message):
+        agent.set_env(exchanged())
+    with pytest.raises(ValueError, match=message):
+        ConalSAC.load(tmp_path / "agent.zip", env=exchanged())
+    with pytest.raises(ValueError, match=message):
+        ConalSAC(env=exchanged(), tasks=TASKS)
+    agent.set_env(make_env((0.1, 0.2), envs_per_task=1))
+    ConalSAC.load(tmp_path / "agent.zip", env=make_env((0.1, 0.2))).learn(30)
+
+
+@pytest.mark.parametrize(
+    ("tail", "named"),
+    [((0, 0), "[0.0, 0.0]"), ((1, 1), "[1.0, 1.0]"), ((0.5, 0.5), "[0.5, 0.5]"), ((2, 0), "2.0")],
+)
+def test_observations_of_no_task_are_refused(tail: tuple[float, float], named: str) -> None:
+    agent = make_agent(TREES["shared"])
+    rows = np.array([[0, 0, 0, 1, 0], [0, 0, 0, *tail]], dtype=np.float32)
+    for wrong in (rows, rows[1]):
+        with pytest.raises(ObservationError, match="not in the one-hot of one of 2 tasks") as error:
+            agent.predict(wrong)
+        assert named in str(error.value)
+    assert agent.predict(rows[0])[0].shape == (1,)
+
+
+def test_an_env_without_a_one_hot_is_refused() -> None:
+    class Unnamed(DummyVecEnv):
+        pass
+
+    env = Unnamed([Target])
+    with pytest.raises(ValueError, match="3 numbers cannot end in the one-hot of 3 tasks"):
+        ConalSAC(env=env, tasks=("a", "b", "c"))
+    agent = ConalSAC(env=env, tasks=("a", "b"))
+    with pytest.raises(ObservationError, match="not in the one-hot of one of 2 tasks"):
+        agent.learn(10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tree": "shared"}, r"a tree is a Tree, such as Tree.shared.* not 'shared'"),
+        ({"tree": [None, None]}, "a pair of them is a tuple"),
+        ({"tree": (None, None, None)}, "tree is a pair of actor's and critics', not 3"),
+        ({"tasks": "task-0"}, "tasks are a list of names, not 'task-0'"),
+        ({"tasks": ()}, r"tasks are a list of names, not \(\)"),
+        ({"n_steps": 0}, "n_steps is at least 1, not 0"),
+        ({"batch_size": 0}, "batch_size is at least 1, not 0"),
+        ({"buffer_size": 0}, "buffer_size is at least 1, not 0"),
+        ({"gate_every": 0}, "gate_every is at least 1, not 0"),
+        ({"actor_every": 0}, "actor_every is at least 1, not 0"),
+        ({"gamma": 2.0}, "gamma is between 0 and 1, not 2.0"),
+        ({"tau": 0.0}, "tau is above 0 and at most 1, not 0.0"),
+        ({"reward_scale": 0.0}, "reward_scale is above 0, not 0.0"),
+        ({"specific_decay": -1.0}, "specific_decay is at least 0, not -1.0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm is None or above 0, not 0.0"),
+        ({"gumbel_temperature": (1.0,)}, "two numbers above 0, the higher first"),
+        ({"gumbel_temperature": (0.1, 1.0)}, "two numbers above 0, the higher first"),
+        ({"policy_kwargs": {"widths": ()}}, r"widths are one or more .* not \(\)"),
+        ({"policy_kwargs": {"widths": (8, 0)}}, "widths are one or more"),
+        ({"policy_kwargs": {"critics": 0}}, "critics is at least 1, not 0"),
+        ({"env": None}, r"needs an env, such as conal_rl.envs.make\('mt10'\)"),
+    ],
+)
+def test_arguments_out_of_their_range(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        ConalSAC(**{"env": make_env((0.1, 0.2)), **arguments})

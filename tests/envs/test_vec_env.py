@@ -12,7 +12,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from conal_rl.envs import TaskVecEnv, make
 from conal_rl.envs.vec_env import Task
-from conal_rl.errors import ObservationError, SuiteError
+from conal_rl.errors import ConalError, ObservationError, SuiteError
 
 
 class Toy(gym.Env[Any, Any]):
@@ -384,3 +384,32 @@ def test_actions_that_no_policy_has_are_refused(space: Box) -> None:
 
     with pytest.raises(SuiteError, match="tasks need a 1-D Box of finite bounds"):
         TaskVecEnv("toy", [Task("a", Acts)])
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ((np.zeros(2), 0.0, False, {}), "its step does not return an observation, a reward"),
+        ((np.zeros(2), 0.0, False, False, None), "its step does not return an observation, a"),
+        (None, "its step does not return an observation, a reward"),
+        (KeyError("door"), r"its step 1 of the episode fails: KeyError: 'door' \(.*, line \d+\)"),
+    ],
+)
+def test_a_step_at_fault_is_named(returned: Any, message: str) -> None:
+    class Faulty(Toy):
+        def step(self, action: Any) -> Any:
+            if isinstance(returned, Exception):
+                raise returned
+            return returned
+
+    envs = TaskVecEnv("toy", [Task("a", Toy), Task("b", Faulty)])
+    envs.reset()
+    with pytest.raises(ConalError, match=f"task 'b', env 0 of the task: {message}"):
+        envs.step(np.zeros((2, 1), dtype=np.float32))
+
+
+def test_actions_of_another_shape_are_refused() -> None:
+    envs = TaskVecEnv("toy", [Task("a", Toy), Task("b", Toy)])
+    envs.reset()
+    with pytest.raises(ObservationError, match=r"shape \(2, 2\), expected \(2, 1\)"):
+        envs.step(np.zeros((2, 2), dtype=np.float32))

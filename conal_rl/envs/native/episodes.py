@@ -20,7 +20,7 @@ from conal_rl.envs.metaworld import (
 )
 from conal_rl.envs.native.engine import Engine, usable_cores
 from conal_rl.envs.native.physics import Floats, Integers
-from conal_rl.envs.vec_env import Standing
+from conal_rl.envs.vec_env import Standing, require_actions
 from conal_rl.errors import ObservationError, SuiteError
 
 TaskSelect = Literal["random", "pseudorandom"]
@@ -91,9 +91,10 @@ class Episodes:
             the shuffled goals (`"pseudorandom"`).
         terminate_on_success: Whether an episode ends at its first success, as in metaworld's
             evaluation.
-        threads: That step; the cores that this process may use when None.
+        threads: That step, at least 1; the cores that this process may use when None.
 
     Raises:
+        ValueError: `envs_per_task` or `threads` is below 1.
         SuiteError: A task is a user's own, whose code the engine cannot know.
     """
 
@@ -110,6 +111,10 @@ class Episodes:
             raise SuiteError(
                 f"the native engine has Meta-World's own tasks alone, not {', '.join(names)}; "
                 "conal_rl.envs.make runs subclasses of theirs on the official one"
+            )
+        if envs_per_task < 1 or (threads is not None and threads < 1):
+            raise ValueError(
+                f"envs_per_task is {envs_per_task}, threads {threads}; both must be at least 1"
             )
         self.names = tuple(names)
         self.terminate_on_success = terminate_on_success
@@ -160,7 +165,12 @@ class Episodes:
         self.engine.rows.warnings[envs] = 0
 
     def start(self, actions: npt.NDArray[np.floating[Any]]) -> None:
-        """Begin a step with actions `(env, 4)`, float32 or float64; threads go on with it."""
+        """Begin a step with actions `(env, 4)`, float32 or float64; threads go on with it.
+
+        Raises:
+            ObservationError: the actions are of another shape, NaN or inf.
+        """
+        require_actions(actions, self.names, self.engine.envs_per_task, 4)
         self.engine.start(actions)
 
     def finish(self) -> Step:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import warnings
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -263,17 +264,17 @@ def _step_worker(workers: Workers, envs: Envs, w: int, single: bool) -> None:
         envs.rewards[i], envs.successes[i] = reward, success
 
 
-def _entry_points(sources: str) -> tuple[Any, Any, Any]:
+def _entry_points(sources: str, cache: bool = True) -> tuple[Any, Any, Any]:
     # numba's cache of a function sees no change in the functions that it calls, but it does see
     # the values that a function closes over: `sources`, a digest of all of them.
 
-    @njit(cache=True, nogil=True, error_model="numpy")
+    @njit(cache=cache, nogil=True, error_model="numpy")
     def simulate(workers: Workers, envs: Envs, w: int, i: int) -> None:
         """One step of env `i` on worker `w`, physics alone."""
         assert len(sources) > 0
         _simulate(workers, envs, w, i)
 
-    @njit(cache=True, nogil=True, error_model="numpy")
+    @njit(cache=cache, nogil=True, error_model="numpy")
     def begin(envs: Envs, actions: Floats, scales: Floats, single: bool, control: Integers) -> None:
         """Open a step with `actions` (env, 4) to all threads; `scales` (env,) is their unit, m.
 
@@ -288,7 +289,7 @@ def _entry_points(sources: str) -> tuple[Any, Any, Any]:
         _clear(control[DONE:].ctypes.data)
         _clear(control[NEXT:].ctypes.data)
 
-    @njit(cache=True, nogil=True, error_model="numpy")
+    @njit(cache=cache, nogil=True, error_model="numpy")
     def step(
         workers: Workers, envs: Envs, order: Integers, control: Integers, patience: int
     ) -> None:
@@ -318,4 +319,12 @@ def _entry_points(sources: str) -> tuple[Any, Any, Any]:
 _files = [Path(__file__), Path(str(vectors.__file__))]
 _files += sorted(Path(str(rewards.__file__)).parent.glob("*.py"))
 _digest = sha256(b"".join(file.read_bytes() for file in _files) + mujoco.__version__.encode())
-simulate, begin, step = _entry_points(_digest.hexdigest())
+try:
+    simulate, begin, step = _entry_points(_digest.hexdigest())
+except RuntimeError:  # of numba, that finds no folder to write to
+    warnings.warn(
+        "compiled code can be kept nowhere, so that every process takes a minute to begin; "
+        "set NUMBA_CACHE_DIR to a folder that can be written",
+        stacklevel=1,
+    )
+    simulate, begin, step = _entry_points(_digest.hexdigest(), cache=False)

@@ -67,7 +67,9 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv[Floats, npt.NDArray[Any], Any]):
         render_mode: str | None = None,
     ) -> None:
         self.tasks = suite_tasks(suite)
-        per_task = envs_per_task or max(1, num_envs // len(self.tasks))
+        per_task = envs_per_task
+        if per_task is None:
+            per_task = max(1, num_envs // len(self.tasks))
         if num_envs not in (1, per_task * len(self.tasks)):
             raise ValueError(
                 f"num_envs is {num_envs}, but {suite} has {len(self.tasks)} tasks; "

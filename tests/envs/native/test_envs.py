@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -180,19 +180,19 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("own_folder")
-def test_nan_actions_are_reported_by_task_and_step() -> None:
-    envs = make(PAIR)
+@pytest.mark.parametrize("engine", ["native", "official"])
+def test_actions_that_are_none(engine: Literal["native", "official"]) -> None:
+    envs = make(PAIR, envs_per_task=2, engine=engine)
     envs.reset()
-    actions = random_actions(2, 2)
-    envs.step(actions[0])
-    actions[1, 1] = np.nan
-    try:
-        envs.step(actions[1])
-    except ObservationError as error:
-        assert "'window-open-v3'" in str(error) and "step 2" in str(error)
-    else:  # MuJoCo has reset its state by itself, which it counts
-        assert isinstance(envs, NativeVecEnv)
-        assert envs.episodes.warnings.tolist()[0] == 0 < envs.episodes.warnings[1]
+    first, second = random_actions(2, 4)
+    envs.step(first)
+    second[3, 3] = np.nan
+    with pytest.raises(ObservationError, match=r"'window-open-v3', env 1 of the task: its action"):
+        envs.step(second)
+    for shape in ((4, 2), (2, 4), (4,)):
+        with pytest.raises(ObservationError, match=r"got actions of shape .*, expected \(4, 4\)"):
+            envs.step(np.zeros(shape, np.float32))
+    envs.step(first)  # goes on
     envs.close()
 
 
