@@ -73,10 +73,7 @@ class Run:
             raise CheckpointError(f"{folder}: empty, there is no run in it")
         run = cls(folder)
         if not run.config_path.is_file():
-            raise ConfigError(
-                f"{run.config_path}: missing; {folder} is not the folder of a run, which `train` "
-                "names when it begins"
-            )
+            raise ConfigError(f"{run.config_path}: missing; is {folder} a run's folder?")
         if not _checkpoints(folder):
             raise CheckpointError(
                 f"{run.checkpoints_path}: no complete checkpoint to go on from; where no process "

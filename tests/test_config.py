@@ -352,7 +352,7 @@ def test_command_line(tmp_path: Path) -> None:
         (["mt10", "-x"], "-x: no such option"),
         (["--resume", "a", "mt10"], "leave out mt10"),
         (["--resume", "a", "--out", "b"], "leave out --out"),
-        (["--resume", "nowhere"], "nowhere/config.yaml: cannot be read"),
+        (["--resume", "nowhere"], "there is no run in nowhere, as it has no config.yaml"),
     ],
 )
 def test_command_line_errors(argv: list[str], message: str) -> None:

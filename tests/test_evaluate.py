@@ -198,6 +198,18 @@ def test_refuses_a_policy_made_for_other_observations() -> None:
         evaluate_policy(policy, PAIR[:1], 1, 0)
 
 
+def test_refuses_a_policy_of_other_tasks() -> None:
+    """Their heads would be exchanged, in observations of the same shape."""
+    policy: Any = Still()
+    policy.tasks = ("push-v3", "reach-v3")
+    message = "the suite has the tasks reach-v3, push-v3; the agent is of push-v3, reach-v3"
+    with pytest.raises(ObservationError, match=message):
+        evaluate_policy(policy, ("reach-v3", "push-v3"), 1, 0)
+    policy.tasks = ("push",)
+    with pytest.raises(ObservationError, match="the suite has the tasks"):
+        evaluate_policy(policy, "cartpole", 1, 0)
+
+
 # Other suites
 
 

@@ -55,7 +55,10 @@ def test_create_refuses_a_folder_in_use(tmp_path: Path) -> None:
     config = load_config("mt10")
     (tmp_path / "new").mkdir()
     Run.create(config, tmp_path / "new")
-    with pytest.raises(ConfigError, match="holds files already"):
+    with pytest.raises(ConfigError, match=r"holds files already; choose another --out$"):
+        Run.create(config, tmp_path / "new")
+    save_checkpoint(tmp_path / "new", 7, tensors(), STATE)
+    with pytest.raises(ConfigError, match=r"or go on with --resume .*new$"):
         Run.create(config, tmp_path / "new")
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot make the run"):
@@ -73,7 +76,7 @@ def test_open_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.yaml: missing"):
         Run.open(folder)
     (folder / "config.yaml").write_text(load_config("mt10").to_yaml())
-    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint.* start .* anew"):
         Run.open(folder)
 
 
@@ -105,6 +108,14 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     assert only.keys() == {"agent"}
     with pytest.raises(CheckpointError, match=r"critic\.safetensors"):
         load_checkpoint(tmp_path, groups=["critic"])
+
+
+def test_others_may_read_what_they_may_read_elsewhere(tmp_path: Path) -> None:
+    """safetensors makes files that are their owner's alone, whatever the umask."""
+    folder = save_checkpoint(tmp_path, 7, tensors(), STATE)
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in (*folder.iterdir(), tmp_path / "plain")}
+    assert len(modes) == 1
 
 
 @pytest.mark.parametrize("keep", [1, 2, 4])

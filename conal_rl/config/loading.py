@@ -65,6 +65,11 @@ def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
         raise ConfigError(f"command line: --resume reads the run's own config; leave out {other}")
     if resume is not None:
         words = [str(Path(resume) / "config.yaml")]
+        if not Path(words[0]).is_file():
+            raise ConfigError(
+                f"command line: --resume: there is no run in {resume}, as it has no config.yaml; "
+                "give the folder that `train` named when the run began"
+            )
     if len(words) != 1:
         found = f"got {' '.join(words)}" if words else "name one"
         names = ", ".join(presets())

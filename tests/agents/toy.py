@@ -28,7 +28,8 @@ class Target(gym.Env[Any, Any]):
     """Rewards `-(action - target)^2` (a constant 1 where `target` is None).
 
     Observes the step of the episode and noise. An episode ends after `length` steps: truncated, or
-    terminated with `terminates`. From step `broken_at` of the env's life on, it observes NaN.
+    terminated with `terminates`. From step `broken_at` of the env's life on, it observes NaN; its step
+    `fails_at` of that life fails.
     """
 
     def __init__(
@@ -39,11 +40,12 @@ class Target(gym.Env[Any, Any]):
         bounds: tuple[float, float] = (-1.0, 1.0),
         actions: int = 1,
         broken_at: int | None = None,
+        fails_at: int | None = None,
     ) -> None:
         self.observation_space = Box(-np.inf, np.inf, (FEATURES,), np.float64)
         self.action_space = Box(*bounds, (actions,), np.float32)
         self.target, self.length, self.terminates = target, length, terminates
-        self.broken_at, self.life = broken_at, 0
+        self.broken_at, self.fails_at, self.life = broken_at, fails_at, 0
 
     def _observe(self) -> NDArray[np.float64]:
         noise = self.np_random.uniform(-1, 1, FEATURES - 1)
@@ -60,6 +62,8 @@ class Target(gym.Env[Any, Any]):
     def step(self, action: Any) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
         self.steps += 1
         self.life += 1
+        if self.fails_at == self.life:
+            raise KeyError("door")
         reward = 1.0 if self.target is None else -float(((action - self.target) ** 2).sum())
         over = self.steps == self.length
         return self._observe(), reward, over and self.terminates, over and not self.terminates, {}
@@ -80,6 +84,7 @@ _register("Right-v0", target=0.5)
 _register("Target-v0", target=0.0)
 _register("Broken-v0", broken_at=40)
 _register("BrokenAtOnce-v0", broken_at=0)
+_register("FailsAtOnce-v0", fails_at=1)
 _register("Endless-v0", length=10**9)
 
 

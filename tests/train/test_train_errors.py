@@ -238,13 +238,17 @@ def test_an_env_that_breaks(one_line: Any, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "config.yaml").is_file()  # this one was started
 
 
-def test_an_env_that_is_broken_from_the_start(one_line: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [("BrokenAtOnce", "NaN or inf at step 0"), ("FailsAtOnce", "step 1 of the episode fails: Key")],
+)
+def test_an_env_that_is_broken_from_the_start(
+    env: str, told: str, one_line: Any, tmp_path: Path
+) -> None:
     path = tmp_path / "broken.yaml"
-    path.write_text(
-        yaml.safe_dump(CONFIG | {"env": {"suite": ["tests.agents.toy:BrokenAtOnce-v0"]}})
-    )
+    path.write_text(yaml.safe_dump(CONFIG | {"env": {"suite": [f"tests.agents.toy:{env}-v0"]}}))
     line = one_line(str(path), "--out", str(tmp_path / "run"))
-    assert "NaN or inf at step 0" in line
+    assert told in line
     assert not (tmp_path / "run").exists()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -423,3 +425,21 @@ def test_an_env_plays_each_goal_once_in_fifty_episodes() -> None:
     assert len(goals) == NUM_GOALS
     assert tuple(observation[36:39]) in goals
     env.close()
+
+
+def test_numbers_of_envs_and_threads() -> None:
+    for wrong in ({"envs_per_task": 0}, {"threads": 0}):
+        with pytest.raises(ValueError, match="both must be at least 1"):
+            gym.make_vec("conal_rl/MT10-v3", **wrong)  # type: ignore[arg-type]
+
+
+def test_where_compiled_code_cannot_be_kept() -> None:
+    """As in a read-only installation of a user without a home."""
+    code = (
+        "from numba.core import caching\n"
+        "caching.CacheImpl._locator_classes = []\n"
+        "from conal_rl.envs.native import physics\n"
+        "assert physics.step.stats.cache_path is None\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "set NUMBA_CACHE_DIR to a folder that can be written" in ran.stderr
