@@ -32,6 +32,13 @@ class ExtraError(ConalError, ImportError):
     """An optional package is missing; the message names it and the extra that brings it."""
 
 
+def missing_extra(what: str, extra: str) -> ExtraError:
+    """The error to raise where `what` says which package is missing, and `extra` brings it."""
+    return ExtraError(
+        f"{what}: pip install '.[{extra}]' -c constraints.txt, in the source folder of conal_rl"
+    )
+
+
 def of_user_code(error: Exception) -> str:
     """What to say, in one line, of whatever a user's own module raised, and where."""
     told = " ".join(f"{type(error).__name__}: {error}".split())

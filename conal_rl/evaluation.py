@@ -7,6 +7,7 @@ first success. That function is called, not restated; see `_EpisodeRecorder` for
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -422,7 +423,9 @@ def record_videos(
                 frames, solved = _film(policy, env)
                 if solved:
                     break
-            imageio.mimsave(paths[-1], cast(Any, frames), **cast(Any, timing))
+            draft = paths[-1].with_name(f".draft-{paths[-1].name}")  # of a process that may die
+            imageio.mimsave(draft, cast(Any, frames), **cast(Any, timing))
+            os.replace(draft, paths[-1])
     finally:
         envs.close()
     return paths

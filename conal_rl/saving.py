@@ -144,6 +144,8 @@ def read_model(folder: Path) -> tuple[Any, dict[str, Tensor]]:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
+    if (folder / "model" / _JSON).is_file():
+        raise CheckpointError(f"{folder}: a run's folder; its weights are in {folder / 'model'}")
     about = read_json(folder / _JSON)
     try:
         data = (folder / _WEIGHTS).read_bytes()

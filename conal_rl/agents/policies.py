@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
@@ -17,7 +16,6 @@ from conal_rl.agents.value import HLGauss, SquaredError
 from conal_rl.core import ConalSpace, SearchSpace, Structure, Tree, TreeNetwork, linear_chain
 from conal_rl.core.layers import LinearStack
 from conal_rl.core.progressive import take_over
-from conal_rl.errors import ObservationError
 
 CRITICS = 2
 CONAL = ConalSpace()
@@ -46,20 +44,6 @@ def to_task_major(
     features = observation.new_zeros(num_tasks, most, observation.shape[1] - num_tasks)
     features[task, place] = observation[:, :-num_tasks]
     return features, task, place
-
-
-def require_task_ids(observation: Any, num_tasks: int) -> None:
-    """Raise ObservationError unless each row `(..., feature + task)` ends in a task's one-hot."""
-    if not isinstance(observation, np.ndarray) or not observation.ndim:
-        return  # SB3 says what is wrong
-    ids = observation[..., -num_tasks:]
-    one_hot = (np.count_nonzero(ids, axis=-1) == 1) & (ids.max(axis=-1) == 1)
-    if not one_hot.all():
-        wrong = ids.reshape(-1, ids.shape[-1])[int(np.argmin(one_hot.ravel()))]
-        raise ObservationError(
-            f"an observation ends in {wrong.tolist()}, not in the one-hot of one of "
-            f"{num_tasks} tasks"
-        )
 
 
 class TaskNetwork(nn.Module):

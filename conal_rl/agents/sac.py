@@ -5,7 +5,7 @@ loop; the networks, the conflict noticing and the gates are conal_rl.core's.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,14 +19,15 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from torch import Tensor, nn
 
 from conal_rl.agents import storage
-from conal_rl.agents.graphs import Recorder, prepare_optimizer, set_step_size
-from conal_rl.agents.policies import (
-    CONAL,
-    ConalPolicy,
-    TaskActor,
-    TaskCritics,
+from conal_rl.agents.checks import (
+    require_ranges,
     require_task_ids,
+    require_tasks,
+    require_tree,
+    task_names,
 )
+from conal_rl.agents.graphs import Recorder, prepare_optimizer, set_step_size
+from conal_rl.agents.policies import CONAL, ConalPolicy, TaskActor, TaskCritics
 from conal_rl.agents.records import Means, RecentEpisodes
 from conal_rl.agents.replay import TaskReplayBuffer
 from conal_rl.agents.update import CLAMPED, SACUpdate, Temperatures, make_learners
@@ -36,14 +37,13 @@ from conal_rl.core import (
     ReconSpace,
     Rule,
     SearchSpace,
-    Space,
     Structure,
     Tree,
 )
 from conal_rl.core.learner import ConflictSettings
 from conal_rl.core.search import decay_specific
 from conal_rl.envs.vec_env import SuiteVecEnv
-from conal_rl.errors import ConalError, diverged, other_tasks
+from conal_rl.errors import ConalError, diverged
 
 MUCH_CLAMPED = 0.2
 
@@ -181,7 +181,7 @@ class ConalSAC(SAC):
         if len(pair) != 2:
             raise ValueError(f"tree is a pair of actor's and critics', not {len(pair)} of them")
         actor_tree, critic_tree = (CONAL if tree is None else tree for tree in pair)
-        self._configure(_task_names(tasks, self.env), actor_tree, critic_tree)
+        self._configure(task_names(tasks, self.env), actor_tree, critic_tree)
 
     def _configure(
         self,
@@ -194,16 +194,10 @@ class ConalSAC(SAC):
 
         Raises:
             TypeError: a tree is something else.
-            ValueError: a tree is for other tasks.
+            ValueError: a tree is for other tasks, or to be searched for a single one.
         """
         for tree in (actor_tree, critic_tree):
-            if not isinstance(tree, Tree | Space):
-                raise TypeError(
-                    f"a tree is a Tree, such as Tree.shared(tasks, depth), or a search space, "
-                    f"not {tree!r}; a pair of them is a tuple"
-                )
-            if isinstance(tree, Tree) and tree.tasks != tasks:
-                raise ValueError(f"the tree's tasks {tree.tasks} are not the agent's {tasks}")
+            require_tree(tree, tasks)
         self.tasks = tasks
         trees = {"actor_tree": actor_tree, "critic_tree": critic_tree}
         # New dicts: the caller's own may serve several agents.
@@ -218,8 +212,8 @@ class ConalSAC(SAC):
 
     def _setup_model(self) -> None:
         self.tasks = tuple(self.tasks)  # SB3's `load` makes a list of it
-        _require_tasks(self.tasks, self.env)
-        self._require_ranges()
+        require_tasks(self.tasks, self.env)
+        require_ranges(self)
         if self._vec_normalize_env is not None:
             raise ValueError("VecNormalize is not supported: it would change the one-hot task ID")
         if self.target_entropy == "auto":
@@ -291,13 +285,6 @@ class ConalSAC(SAC):
         for name, noticing in self.noticing.items():
             if name in self._counted:
                 noticing.restore(*self._counted[name])
-
-    def _require_ranges(self) -> None:
-        for names, fits, allowed in _RANGES:
-            for name in names:
-                value = getattr(self, name)
-                if not fits(value):
-                    raise ValueError(f"{name} is {allowed}, not {value!r}")
 
     def _compile(self) -> None:
         torch.compiler.reset()  # it compiles one function for a few networks only
@@ -584,7 +571,7 @@ class ConalSAC(SAC):
         Raises:
             ValueError: the env is of other tasks, or of other spaces or numbers of them.
         """
-        _require_tasks(self.tasks, env)
+        require_tasks(self.tasks, env)
         super().set_env(env, force_reset)
 
     def _update_info_buffer(
@@ -650,54 +637,5 @@ class ConalSAC(SAC):
         return [*state_dicts, *own], tensors
 
 
-_RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (
-        ("batch_size", "buffer_size", "n_steps", "gate_every", "actor_every"),
-        lambda value: value >= 1,
-        "at least 1",
-    ),
-    (("learning_starts", "specific_decay"), lambda value: value >= 0, "at least 0"),
-    (("reward_scale", "gate_learning_rate"), lambda value: value > 0, "above 0"),
-    (("max_grad_norm",), lambda value: value is None or value > 0, "None or above 0"),
-    (("gamma",), lambda value: 0 <= value <= 1, "between 0 and 1"),
-    (("tau",), lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    (
-        ("gumbel_temperature",),
-        lambda value: value is None or (len(value) == 2 and 0 < value[1] <= value[0]),
-        "None or two numbers above 0, the higher first",
-    ),
-)
-"""Arguments, whether a value of theirs will do, and what to say where it does not."""
-
-
 def _has_gates(structure: Structure) -> bool:
     return not isinstance(structure, Tree | ReconSpace)
-
-
-def _task_names(tasks: Sequence[str] | None, env: Any) -> tuple[str, ...]:
-    if env is None:
-        raise ValueError("a ConalSAC needs an env, such as conal_rl.envs.make('mt10')")
-    names = tasks if tasks is not None else getattr(env, "tasks", None)
-    if names is None:
-        raise ValueError(
-            "this environment does not name its tasks: pass tasks=[...], in the order of the "
-            "one-hot tail of its observations, or make it with conal_rl.envs.make"
-        )
-    if isinstance(names, str) or not names:
-        raise ValueError(f"tasks are a list of names, not {names!r}")
-    return tuple(names)
-
-
-def _require_tasks(tasks: tuple[str, ...], env: Any) -> None:
-    """Raise ValueError where an env's tasks are others, or its observations have no room for them.
-
-    Envs of other tasks may have the same spaces: heads would be exchanged in silence.
-    """
-    there = getattr(env, "tasks", None)
-    if there is not None and tuple(there) != tasks:
-        raise ValueError(other_tasks("the environment", there, tasks))
-    shape = getattr(getattr(env, "observation_space", None), "shape", None)
-    if shape is not None and shape[-1] <= len(tasks):
-        raise ValueError(
-            f"observations of {shape[-1]} numbers cannot end in the one-hot of {len(tasks)} tasks"
-        )

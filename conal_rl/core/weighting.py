@@ -26,7 +26,7 @@ from conal_rl.core.gradients import (
     set_module_gradients,
 )
 from conal_rl.core.layers import Layer
-from conal_rl.errors import ExtraError
+from conal_rl.errors import missing_extra
 from conal_rl.names import AggregationName, LossWeights, Rule
 
 LOSS_WEIGHTS: tuple[LossWeights, ...] = get_args(LossWeights)
@@ -56,10 +56,8 @@ def require_solvers(name: AggregationName) -> None:
     """Raise ExtraError where a package that the method needs is not installed."""
     missing = [solver for solver in _SOLVERS.get(name, ()) if find_spec(solver) is None]
     if missing:
-        raise ExtraError(
-            f"{name} needs {' and '.join(missing)}: pip install 'conal_rl[aggregation]'"
-            + " (ecos has no build for Python 3.13)" * ("ecos" in missing)
-        )
+        told = " (ecos has no build for Python 3.13)" * ("ecos" in missing)
+        raise missing_extra(f"{name} needs {' and '.join(missing)}{told}", "aggregation")
 
 
 def segments(layers: Sequence[Layer]) -> dict[tuple[int, ...], list[int]]:

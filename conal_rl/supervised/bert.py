@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from conal_rl.core import module_chain
 from conal_rl.core.layers import LayerFactory
-from conal_rl.errors import CheckpointError, ConfigError, ExtraError
+from conal_rl.errors import CheckpointError, ConfigError, missing_extra
 from conal_rl.runs import read_json
 from conal_rl.supervised.encoders import check_fit, fill, read_weights
 
@@ -167,7 +167,7 @@ def _check_extra() -> None:
     try:
         import transformers.models.bert.modeling_bert  # noqa: F401
     except ImportError as error:
-        raise ExtraError("BERT needs transformers: pip install 'conal_rl[nlp]'") from error
+        raise missing_extra("BERT needs transformers", "nlp") from error
 
 
 def _initialise(module: nn.Module, std: float) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from conal_rl.errors import ConalError, ExtraError
+from conal_rl.errors import ConalError, missing_extra
 from conal_rl.supervised.losses import (
     has_normal,
     has_value,
@@ -397,4 +397,4 @@ def _import(module: str, extra: str) -> Any:
         return import_module(module)
     except ModuleNotFoundError as missing:
         lacking = f"{module.partition('.')[0]} is not installed"
-        raise ExtraError(f"{lacking}: pip install 'conal_rl[{extra}]'") from missing
+        raise missing_extra(lacking, extra) from missing

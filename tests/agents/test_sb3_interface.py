@@ -492,6 +492,7 @@ def test_an_env_without_a_one_hot_is_refused() -> None:
         ({"tree": "shared"}, r"a tree is a Tree, such as Tree.shared.* not 'shared'"),
         ({"tree": [None, None]}, "a pair of them is a tuple"),
         ({"tree": (None, None, None)}, "tree is a pair of actor's and critics', not 3"),
+        ({"env": make_env((0.1,))}, "task-0 is the only task and has nobody to share with"),
         ({"tasks": "task-0"}, "tasks are a list of names, not 'task-0'"),
         ({"tasks": ()}, r"tasks are a list of names, not \(\)"),
         ({"n_steps": 0}, "n_steps is at least 1, not 0"),

@@ -212,6 +212,9 @@ def test_missing_files(shared_model: Path, name: str, tmp_path: Path) -> None:
         ConalSAC.load_weights(folder)
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):
         ConalSAC.load_weights(tmp_path / "nowhere")
+    copy_of(shared_model, tmp_path)
+    with pytest.raises(CheckpointError, match=r"a run's folder; its weights are in .*model$"):
+        ConalSAC.load_weights(tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"version": 2}, {"format": "other"}, {"version": None}])

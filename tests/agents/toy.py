@@ -28,8 +28,8 @@ class Target(gym.Env[Any, Any]):
     """Rewards `-(action - target)^2` (a constant 1 where `target` is None).
 
     Observes the step of the episode and noise. An episode ends after `length` steps: truncated, or
-    terminated with `terminates`. From step `broken_at` of the env's life on, it observes NaN; its step
-    `fails_at` of that life fails.
+    terminated with `terminates`. From step `broken_at` of the env's life on, it observes NaN; its
+    step `fails_at` of that life fails.
     """
 
     def __init__(

@@ -254,7 +254,7 @@ def test_what_does_not_fit_the_model_is_refused() -> None:
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     config = BertConfig(**SIZES)
     monkeypatch.setitem(sys.modules, "transformers.models.bert.modeling_bert", None)
-    with pytest.raises(ExtraError, match=r"pip install 'conal_rl\[nlp\]'"):
+    with pytest.raises(ExtraError, match=r"pip install '\.\[nlp\]'"):
         bert_chain(config, 2)
 
 

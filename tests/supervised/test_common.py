@@ -254,7 +254,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         raise ModuleNotFoundError(name=name)
 
     monkeypatch.setattr(files, "import_module", missing)
-    with pytest.raises(ExtraError, match=r"pillow is not installed: pip install 'conal_rl\[visio"):
+    with pytest.raises(ExtraError, match=r"pillow is not installed: pip install '\.\[visio"):
         files.read_image(tmp_path / "x.png", "an image")
 
 

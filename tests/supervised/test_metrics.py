@@ -401,9 +401,9 @@ def test_shapes_that_do_not_fit_name_both(
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.classification", None)
     monkeypatch.setitem(sys.modules, "seqeval.metrics.sequence_labeling", None)
-    with pytest.raises(ExtraError, match=r"torchmetrics is .* pip install 'conal_rl\[vision\]'"):
+    with pytest.raises(ExtraError, match=r"torchmetrics is .* pip install '\.\[vision\]'"):
         metrics.Segmentation(3)
-    with pytest.raises(ExtraError, match=r"seqeval is .* pip install 'conal_rl\[nlp\]'"):
+    with pytest.raises(ExtraError, match=r"seqeval is .* pip install '\.\[nlp\]'"):
         metrics.SpanF1(TAGS)
 
 

@@ -88,9 +88,7 @@ def test_a_missing_extra_starts_nothing(
     monkeypatch.setattr(weighting, "find_spec", lambda name: None)
     options = ["--agent.weighting", "upgrad", "--out", str(tmp_path / "r")]
     told = one_line(toy, "--agent.tree", tree, *options)
-    assert told.startswith(
-        "upgrad needs qpsolvers and quadprog: pip install 'conal_rl[aggregation]"
-    )
+    assert told.startswith("upgrad needs qpsolvers and quadprog: pip install '.[aggregation]")
     assert not (tmp_path / "r").exists()
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from conal_rl.errors import ConalError, ExtraError
+from conal_rl.errors import ConalError, missing_extra
 
 Array = NDArray[Any]
 
@@ -104,7 +104,7 @@ def optional_import(module: str, package: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as missing:
-        raise ExtraError(f"{package} is not installed: pip install 'conal_rl[vision]'") from missing
+        raise missing_extra(f"{package} is not installed", "vision") from missing
 
 
 def normalise(image: Array) -> Tensor:

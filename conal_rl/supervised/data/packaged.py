@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from conal_rl.errors import ConfigError, ExtraError
+from conal_rl.errors import ConfigError, missing_extra
 from conal_rl.supervised.data.common import Part, Sample, TargetSpec
 from conal_rl.supervised.data.common import split as cut
 from conal_rl.supervised.data.files import DataError
@@ -265,8 +265,7 @@ def _load_digits() -> tuple[Array, NDArray[np.int64]]:
     try:
         datasets: Any = import_module("sklearn.datasets")
     except ModuleNotFoundError as missing:
-        lacking = "scikit-learn is not installed"
-        raise ExtraError(f"{lacking}: pip install 'conal_rl[vision]'") from missing
+        raise missing_extra("scikit-learn is not installed", "vision") from missing
     digits = datasets.load_digits()
     return digits.images / 16, digits.target
 

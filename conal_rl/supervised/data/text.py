@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from conal_rl.errors import ConfigError, ExtraError
+from conal_rl.errors import ConfigError, missing_extra
 from conal_rl.supervised.data.common import TargetSpec
 from conal_rl.supervised.data.files import DataError
 
@@ -162,8 +162,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     try:
         transformers: Any = import_module("transformers")
     except ModuleNotFoundError as missing:
-        extra = "pip install 'conal_rl[nlp]'"
-        raise ExtraError(f"transformers is not installed: {extra}") from missing
+        raise missing_extra("transformers is not installed", "nlp") from missing
     vocabulary, settings = Path(folder) / "vocab.txt", Path(folder) / "tokenizer_config.json"
     # Without the file, transformers would make up an empty vocabulary.
     lacking = {"[PAD]", "[UNK]", "[CLS]", "[SEP]"} - set(_lines(vocabulary))
