@@ -2,6 +2,8 @@
 
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
 
 class ConalError(Exception):
@@ -37,6 +39,14 @@ def missing_extra(what: str, extra: str) -> ExtraError:
     return ExtraError(
         f"{what}: pip install '.[{extra}]' -c constraints.txt, in the source folder of conal_rl"
     )
+
+
+def import_extra(module: str, package: str, extra: str) -> Any:
+    """Import a module of an optional package, or raise an ExtraError that says how to get it."""
+    try:
+        return import_module(module)
+    except ImportError as missing:
+        raise missing_extra(f"{package} is not installed", extra) from missing
 
 
 def of_user_code(error: Exception) -> str:

@@ -33,7 +33,8 @@ _OF_A_RUN = {
     *(f"agent.{name}" for name in ("critics", "actor_averaging", "conflict_rule", "weighting")),
     *(f"search.{name}" for name in ("method", "rule", "purely_specific", "copies", "gumbel")),
     *(f"search.{name}" for name in ("specific_layers", "specific_decay", "validation_share")),
-    "agent.select",
+    *("agent.select", "agent.strides", "agent.dilated", "agent.aspp_rates"),
+    *("data.set", "data.size"),
 }
 """Fields that make a run what it is, whenever it is gone on with."""
 

@@ -68,12 +68,15 @@ class ContinuedCSV(CSVOutputFormat):
     """
 
     def __init__(self, path: Path, steps: int):
-        rows: list[dict[str, str]] = []
+        header, kept = "", list[str]()
         if path.exists():
             try:
                 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                whole = csv.DictReader(line for line in lines if line.endswith("\n"))
-                rows = [row for row in whole if float(row["time/total_timesteps"]) <= steps]
+                header, *whole = [line for line in lines if line.endswith("\n")] or [""]
+                rows = csv.DictReader([header, *whole])
+                for line, row in zip(whole, rows, strict=True):
+                    if float(row["time/total_timesteps"]) <= steps:
+                        kept.append(line)
             except (csv.Error, KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(
                     f"{path}: damaged, no log of a run; move it away to go on with a new one"
@@ -81,10 +84,8 @@ class ContinuedCSV(CSVOutputFormat):
         # Under another name until it holds what is kept; SB3 goes on writing to the same file.
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         super().__init__(str(draft))
-        for row in rows:
-            self.write(
-                {key: value for key, value in row.items() if value}, {key: () for key in row}
-            )
+        self.keys = next(csv.reader([header]), [])
+        self.file.writelines([header, *kept])
         self.file.flush()
         os.replace(draft, path)
 

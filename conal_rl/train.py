@@ -122,6 +122,7 @@ class Training(PhasedRun[Config]):
         What `config` changes is kept in the run's config.yaml, for later resumes, where there is
         something left to train.
         """
+        _require_other_goals(config)
         tensors, state = load_checkpoint(run.folder)
         began = run.config()
         env = _make_env(config)

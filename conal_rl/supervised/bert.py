@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from conal_rl.core import module_chain
 from conal_rl.core.layers import LayerFactory
-from conal_rl.errors import CheckpointError, ConfigError, missing_extra
+from conal_rl.errors import CheckpointError, ConfigError, import_extra
 from conal_rl.runs import read_json
 from conal_rl.supervised.encoders import check_fit, fill, read_weights
 
@@ -56,7 +56,7 @@ def bert_chain(
         CheckpointError: a folder or file is missing, damaged, or of another kind or size.
         ConfigError: fewer than 1 or more modules than layers.
     """
-    _check_extra()
+    import_extra("transformers.models.bert.modeling_bert", "transformers", "nlp")
     folder = Path(source) if isinstance(source, str | Path) else None
     config = read_config(Path(source)) if isinstance(source, str | Path) else source
     layers = config.num_hidden_layers
@@ -83,7 +83,7 @@ def read_config(folder: Path) -> "BertConfig":
         ExtraError: transformers is not installed.
         CheckpointError: no such folder or file, or it describes no BERT.
     """
-    _check_extra()
+    import_extra("transformers.models.bert.modeling_bert", "transformers", "nlp")
     from transformers import BertConfig
 
     path = folder / _CONFIG
@@ -161,13 +161,6 @@ class BertPart(nn.Module):
             return name
         number, rest = name.removeprefix("encoder.layer.").split(".", 1)
         return f"encoder.layer.{int(number) + self.start}.{rest}"
-
-
-def _check_extra() -> None:
-    try:
-        import transformers.models.bert.modeling_bert  # noqa: F401
-    except ImportError as error:
-        raise missing_extra("BERT needs transformers", "nlp") from error
 
 
 def _initialise(module: nn.Module, std: float) -> None:

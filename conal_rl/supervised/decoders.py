@@ -79,11 +79,6 @@ def token_head(in_features: int, outputs: int, dropout: float = 0.1) -> nn.Modul
     return nn.Sequential(nn.Dropout(dropout), nn.Linear(in_features, outputs))
 
 
-def first_token_head(in_features: int, outputs: int, dropout: float = 0.1) -> nn.Module:
-    """The same on the first token alone, which stands for the text: to `(batch, outputs)`."""
-    return nn.Sequential(_FirstToken(), *token_head(in_features, outputs, dropout).children())
-
-
 class _Pyramid(nn.Module):
     """Atrous spatial pyramid pooling: 1x1, 3x3 at each rate, and the image's mean, side by side."""
 
@@ -102,11 +97,6 @@ class _Pyramid(nn.Module):
         """Map `(batch, in_channels, h, w)` to `(batch, width, h, w)`."""
         *branches, mean = [conv(x) for conv in self.convs]
         return self.project(torch.cat([*branches, mean.expand_as(branches[0])], dim=1))
-
-
-class _FirstToken(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, 0]
 
 
 def _conv(inputs: int, outputs: int, size: int, rate: int = 1) -> list[nn.Module]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -93,12 +93,15 @@ def image_problem(config: SupervisedConfig) -> Problem:
         name: Task(_head(agent, channels, to.outputs, own.size), to.loss, to.metric, to.weight)
         for name, to in own.targets.items()
     }
-    test = Only(own.open("test", False), tuple(tasks))
+
+    @cache  # validation is looked at again and again
+    def opened(part: Part, augmented: bool) -> Only:
+        return Only(own.open(part, augmented), tuple(tasks))
+
+    opened("test", False)  # what is missing is said before the training
 
     def loader(part: Part, batch_size: int, training: bool) -> SharedLoader:
-        dataset = test
-        if part != "test":
-            dataset = Only(own.open(part, training and data.augment), tuple(tasks))
+        dataset = opened(part, training and data.augment and part != "test")
         if training:
             require_full_batch(len(dataset), batch_size, part)
         return SharedLoader(
@@ -178,6 +181,7 @@ def _pascal_context(config: SupervisedConfig) -> ImageSet:
 
 
 def _taskonomy(config: SupervisedConfig) -> ImageSet:
+    # The test is on the middle 224 of 256, as training is on crops of that; AdaShare tests on all.
     root = root_of(config, "taskonomy.json and semseg_prior_factor.npy")
     crop = _side(config, 224)
     size = 256 if 224 <= crop <= 256 else crop

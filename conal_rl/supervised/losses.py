@@ -32,8 +32,8 @@ def cross_entropy(
     Args:
         prediction: logits `(batch, classes, ...)`.
         target: class indices `(batch, ...)`.
-        void: the index that says unlabelled: -1 in NYUv2 and CityScapes, 255 in PASCAL-Context, 0
-            in Taskonomy. Never looked up, so it may be a class's index.
+        void: the index that says unlabelled: -1 in NYUv2, CityScapes and Taskonomy, 255
+            in PASCAL-Context. Never looked up, so it may be a class's index.
         class_weight: `(classes,)`, Taskonomy's prior; the mean is then weighted by it too, as
             torch's is.
         mask: `(batch,)`, see the module.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
 from statistics import fmean
 from typing import Any, ClassVar
 from warnings import catch_warnings, simplefilter
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from conal_rl.errors import ConalError, missing_extra
+from conal_rl.errors import ConalError, import_extra
 from conal_rl.supervised.losses import (
     has_normal,
     has_value,
@@ -62,11 +61,6 @@ class Metric:
         """All that was counted: what another device needs to be sent for its `merge`."""
         return self._state
 
-    @property
-    def lower_is_better(self) -> dict[str, bool]:
-        """For each name, whether its lower values are better."""
-        return {name: LOWER_IS_BETTER[name] for name in self.names}
-
     @torch.no_grad()
     def update(self, prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> None:
         """Count a batch: shapes as the class says, `mask` `(batch,)` as in `losses`."""
@@ -74,6 +68,8 @@ class Metric:
         if mask is not None:
             require_mask(mask, target)
             prediction, target = prediction[mask.bool()], target[mask.bool()]
+        if prediction.device.type == "mps":  # which has no double precision
+            prediction, target = prediction.cpu(), target.cpu()
         if len(target):
             self.merge(self._count(prediction, target))
 
@@ -119,8 +115,8 @@ class Segmentation(Metric):
     def __init__(self, classes: int, void: int = -1):
         super().__init__(void)
         self.classes = classes
-        torchmetrics = _import("torchmetrics.functional.classification", "vision")
-        self._confusion = torchmetrics.multiclass_confusion_matrix
+        functions = import_extra("torchmetrics.functional.classification", "torchmetrics", "vision")
+        self._confusion = functions.multiclass_confusion_matrix
 
     def _count(self, prediction: Tensor, target: Tensor) -> Tensor:
         return self._confusion(prediction, target.long(), self.classes, ignore_index=self.void)
@@ -144,7 +140,7 @@ class TaskonomySegmentation(Metric):
     names = ("cross_entropy", "pixel_accuracy")
     _require_shapes = staticmethod(require_classes)
 
-    def __init__(self, class_weight: Tensor, void: int = 0):
+    def __init__(self, class_weight: Tensor, void: int = -1):
         super().__init__(void)
         self.class_weight = class_weight
 
@@ -332,7 +328,8 @@ class SpanF1(Metric):
     def __init__(self, tags: Sequence[str], void: int = -100):
         super().__init__(void)
         self.tags = list(tags)
-        self._get_entities = _import("seqeval.metrics.sequence_labeling", "nlp").get_entities
+        labeling = import_extra("seqeval.metrics.sequence_labeling", "seqeval", "nlp")
+        self._get_entities = labeling.get_entities
 
     def _count(self, prediction: Tensor, target: Tensor) -> Tensor:
         labelled = has_value(target, self.void)
@@ -390,11 +387,3 @@ def _change(task: str, name: str, value: float, reference: float) -> float:
 
 def _sums(*values: Tensor) -> Tensor:
     return torch.stack([value.sum(dtype=torch.float64) for value in values])
-
-
-def _import(module: str, extra: str) -> Any:
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as missing:
-        lacking = f"{module.partition('.')[0]} is not installed"
-        raise missing_extra(lacking, extra) from missing

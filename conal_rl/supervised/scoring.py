@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
+from conal_rl.config import SupervisedConfig
 from conal_rl.errors import CheckpointError, ConalError, ConfigError
 from conal_rl.runs import read_json
 from conal_rl.supervised.data.common import Batch, SharedLoader, TaskLoaders
@@ -86,13 +87,17 @@ def summary(found: Scores, reference: Scores | None) -> dict[str, float]:
     return figures
 
 
-def read_reference(path: str, tasks: Mapping[str, Task]) -> Scores:
-    """The scores in another run's evaluation.json, which must be of these tasks.
+def read_reference(config: SupervisedConfig, tasks: Mapping[str, Task]) -> Scores | None:
+    """The scores in the evaluation.json that `evaluation.reference` names; None where it does not.
 
     Raises:
-        ConfigError: there is no such file, or the scores are of other tasks or not above 0.
+        ConfigError: there is no such file, or the scores are of another data set, of other tasks
+            or not above 0.
         CheckpointError: it is damaged, or not of a supervised run.
     """
+    path = config.evaluation.reference
+    if path is None:
+        return None
     if not Path(path).is_file():
         raise ConfigError(f"evaluation.reference: {path}: no such file")
     content = read_json(Path(path))
@@ -100,6 +105,11 @@ def read_reference(path: str, tasks: Mapping[str, Task]) -> Scores:
         found = {str(task): from_json(metrics) for task, metrics in content["scores"].items()}
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not the evaluation.json of a supervised run") from error
+    if content.get("set") != config.data.set:
+        raise ConfigError(
+            f"evaluation.reference: {path}: of the data set {content.get('set')}, "
+            f"not of {config.data.set}"
+        )
     ours = {name: dict.fromkeys(task.metric().names, 0.0) for name, task in tasks.items()}
     try:
         delta_p(ours, found)  # only whether there is one

@@ -27,9 +27,8 @@ def test(
 
     A reference that is no longer there costs the comparison with it alone.
     """
-    path = config.evaluation.reference
     try:
-        reference = None if path is None else read_reference(path, problem.tasks)
+        reference = read_reference(config, problem.tasks)
     except ConalError as error:
         print(f"{error}; there is no delta_p", file=sys.stderr)
         reference = None
@@ -40,6 +39,7 @@ def test(
         "set": config.data.set,
         "scores": {task: to_json(metrics) for task, metrics in found.items()},
         **to_json(summary(found, reference)),
+        "reference": None if reference is None else config.evaluation.reference,
         "parameters": {
             "encoder": sum(p.numel() for p in network.encoder.parameters()),
             "heads": sum(p.numel() for p in network.heads.parameters()),

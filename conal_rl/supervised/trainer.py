@@ -85,8 +85,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
     def start(cls, config: SupervisedConfig, out: Path | None) -> SupervisedTraining:
         """Begin a run in a new folder. Everything that can be refused is, before it exists."""
         problem = make_problem(config)
-        if config.evaluation.reference is not None:
-            read_reference(config.evaluation.reference, problem.tasks)
+        read_reference(config, problem.tasks)
         tree = _fixed_tree(config, tuple(problem.tasks))
         structure = tree or search_space(config, tuple(problem.tasks))
         draft = cls(config, Run(Path()), "train" if tree else "search", problem, structure)
@@ -105,11 +104,11 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         What `config` changes is kept in the run's config.yaml, for later resumes, where there is
         something left to train.
         """
+        config = config.with_whole_paths()
         tensors, state = load_checkpoint(run.folder)
         began = run.config()
         problem = make_problem(config)
-        if config.evaluation.reference is not None:
-            read_reference(config.evaluation.reference, problem.tasks)
+        read_reference(config, problem.tasks)
         try:
             if state["tasks"] != list(problem.tasks):
                 names = ", ".join(state["tasks"])
@@ -153,22 +152,25 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
                 self._update(batches, validation)
                 self._step += 1
                 last = self._step == until
-                if self._selects and (last or self._step % settings.evaluation.every == 0):
+                looks = self._selects and (last or self._step % settings.evaluation.every == 0)
+                if looks:
                     self._look_at_validation()
-                if last or self._out_of_patience() or self._step % settings.log_interval == 0:
+                if last or looks or self._step % settings.log_interval == 0:
                     self._log(display)
                 if time.monotonic() - saved > 60 * settings.checkpoint_minutes:
                     self._checkpoint()
                     saved = time.monotonic()
                 if display.due():
                     display.show(self._step, self._outcome())
+            if self._selects and not self._selection.weights:  # its minutes ended before a look
+                self._look_at_validation()
+            if self._summed:
+                self._log(display)
         finally:
             display.close()
         if self.stop.signal is not None:
             return False
         if self._selects:
-            if not self._selection.weights:  # its minutes ended before the first look
-                self._look_at_validation()
             if not self._selection.weights:
                 raise diverged("no validation loss has been finite", self._step)
             if not is_finite(self.network):  # the last step's; nothing can go on from them

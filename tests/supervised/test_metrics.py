@@ -67,7 +67,7 @@ METRICS: dict[str, tuple[Callable[[], Metric], Problem]] = {
     "segmentation": (lambda: metrics.Segmentation(4), lambda n, s: scored(n, s, (3, 4), -1)),
     "taskonomy": (
         lambda: metrics.TaskonomySegmentation(WEIGHT),
-        lambda n, s: scored(n, s, (3, 4), 0),
+        lambda n, s: scored(n, s, (3, 4), -1),
     ),
     "accuracy": (metrics.Accuracy, lambda n, s: scored(n, s, (), -1)),
     "depth": (metrics.Depth, images),
@@ -136,7 +136,7 @@ def test_names_have_directions_and_metrics_need_no_gradient(name: str) -> None:
     metric, (prediction, target) = make(), problem(4, 0)
     metric.update(prediction.requires_grad_(), target)
     assert not metric.state.requires_grad
-    assert list(metric.compute()) == list(metric.names) == list(metric.lower_is_better)
+    assert list(metric.compute()) == list(metric.names)
     assert pickle.loads(pickle.dumps(metric)).compute() == metric.compute()
 
 
@@ -157,8 +157,8 @@ def test_better_predictions_move_every_value_the_better_way(name: str) -> None:
         value_of(make(), (prediction, target)),
         value_of(make(), (ideal.float(), target)),
     )
-    for key, lower in make().lower_is_better.items():
-        assert after[key] < before[key] if lower else after[key] > before[key]
+    for key in make().names:
+        assert after[key] < before[key] if LOWER_IS_BETTER[key] else after[key] > before[key]
 
 
 def test_every_direction_belongs_to_a_metric() -> None:
@@ -193,12 +193,12 @@ def test_miou_comes_from_one_confusion_matrix_not_from_images() -> None:
 
 
 def test_taskonomy_segmentation_is_torchs_weighted_mean() -> None:
-    prediction, target = scored(5, 1, (3, 4), 0)
-    expected = F.cross_entropy(prediction, target, WEIGHT, ignore_index=0).item()
+    prediction, target = scored(5, 1, (3, 4), -1)
+    expected = F.cross_entropy(prediction, target, WEIGHT, ignore_index=-1).item()
     values = value_of(
         metrics.TaskonomySegmentation(WEIGHT), *zip(prediction[:, None], target[:, None])
     )
-    hits = (prediction.argmax(1) == target)[target != 0].float().mean().item()
+    hits = (prediction.argmax(1) == target)[target != -1].float().mean().item()
     assert values == pytest.approx({"cross_entropy": expected, "pixel_accuracy": hits}, rel=1e-5)
 
 

@@ -62,6 +62,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             ["--evaluation.reference", "tasks.json"],
             "evaluation.reference: tasks.json: tasks: ['at_",
         ),
+        (["--evaluation.reference", "set.json"], "of the data set terrain, not of digits"),
         (["--evaluation.reference", "huge.json"], "huge.json: not the evaluation.json of a sup"),
         (["--evaluation.reference", "infinite.json"], "relative to a reference of inf"),
         (["--evaluation.reference", "metrics.json"], "metrics.json: metrics of ink: ['squared_err"),
@@ -86,7 +87,8 @@ def test_wrong_options_start_nothing(
         ("tasks", None),
     ):
         own = {k: v for k, v in (scores | {"ink": of_ink}).items() if v is not None}
-        Path(f"{name}.json").write_text(json.dumps({"scores": own}))
+        Path(f"{name}.json").write_text(json.dumps({"set": "digits", "scores": own}))
+        Path("set.json").write_text(json.dumps({"set": "terrain", "scores": own}))
     files = set(tmp_path.iterdir())
     assert told in one_line(*DIGITS, *options, "--out", "run")
     assert told in one_line(*DIGITS, *options)
@@ -234,10 +236,11 @@ def test_a_strangers_state(stopped: dict[str, Path], one_line: Any, tmp_path: Pa
         (["--data.tasks", *TASKS[::-1]], "the checkpoint is of tasks digit, parity"),
         (["--data.set", "terrain"], "the checkpoint is of tasks digit, parity"),
         (["--agent.channels", "4", "5"], "size mismatch"),
-        (["--agent.channels", "4", "4", "4", "--agent.strides", "1", "1", "1"], "does not fit"),
+        # Of the same weights, which another network would read without a word.
+        (["--agent.strides", "1", "1"], "agent.strides: got (1, 1), but"),
         (["--agent.weighting", "uncertainty"], "agent.weighting: got 'uncertainty', but"),
         (["--agent.optimizer", "sgd"], "agent.optimizer: got 'sgd', but"),
-        (["--evaluation.reference", "none.json"], "evaluation.reference: none.json"),
+        (["--evaluation.reference", "none.json"], "none.json: no such file"),
     ],
 )
 def test_resume_as_another_run(

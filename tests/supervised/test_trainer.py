@@ -306,6 +306,22 @@ def test_a_last_step_that_spoils_the_weights_takes_nothing_from_the_selected(
     assert list((folder / "checkpoints").iterdir())
 
 
+def test_what_its_minutes_end_is_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps since the last line, and a look at validation that no step was left for."""
+
+    def elapsed(self: SupervisedTraining) -> float:
+        return 60.0 * (self.steps >= 5)
+
+    monkeypatch.setattr(SupervisedTraining, "_elapsed", elapsed)
+    words = [*DIGITS, "--agent.tree", "shared", "--agent.select", "--evaluation.every", "9"]
+    folder = run(tmp_path / "run", *words, "--log-interval", "4", "--minutes", "1")
+    steps = [row["time/total_timesteps"] for row in rows(folder)]
+    assert steps == ["4", "5"]
+    assert rows(folder)[-1]["validation/loss"]
+
+
 def test_no_finite_validation_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -260,6 +260,7 @@ def test_a_log_that_is_none(content: str | bytes, log: Path) -> None:
 def test_a_log_goes_on(log: Path) -> None:
     log.write_text('time/total_timesteps,x,y\n40,1,\n80,nan,"2"\n120,3,4\n160,5')
     output = ContinuedCSV(log, 80)
+    assert log.read_text() == 'time/total_timesteps,x,y\n40,1,\n80,nan,"2"\n'
     output.write({"time/total_timesteps": 120, "z": 7}, {"time/total_timesteps": (), "z": ()})
     output.close()
     with log.open(newline="") as file:
@@ -277,7 +278,7 @@ def test_a_log_is_whole_while_it_is_taken_over(log: Path, monkeypatch: pytest.Mo
     def killed(*_: object) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(ContinuedCSV, "write", killed)
+    monkeypatch.setattr("conal_rl.progress.os.replace", killed)
     with pytest.raises(RuntimeError, match="killed"):
         ContinuedCSV(log, 80)
     assert log.read_bytes() == before

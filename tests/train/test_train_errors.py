@@ -167,6 +167,7 @@ def test_resume_from_a_truncated_checkpoint(
         (["--agent.buffer-size", "20"], "buffer_size"),
         (["--agent.tree", "shared"], "agent.tree"),
         (["--search.method", "ltb"], "search.method: got 'ltb', but"),
+        (["--evaluation.seed", "0"], "from which evaluation draws its goals"),
     ],
 )
 def test_resume_as_another_run(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -232,8 +232,6 @@ class TaskLoaders(_Loader):
         datasets: by task, with items `(input, target)`.
         batch_size: items of each task in a batch.
         collate: makes the batch; it pads where inputs differ in shape.
-        length: an epoch is as long as the longest data set, the others starting over in a new
-            order; or as the shortest.
         seed, shuffle, drop_last, workers: see `SharedLoader`.
 
     Raises:
@@ -246,15 +244,14 @@ class TaskLoaders(_Loader):
         batch_size: int,
         collate: TaskCollate = stack_tasks,
         *,
-        length: Literal["longest", "shortest"] = "longest",
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = False,
         workers: int = 0,
     ):
         lengths = [len(dataset) for dataset in datasets.values()]
-        longest = length == "longest" and all(lengths)  # an empty one has nothing to start over
-        items = max(lengths, default=0) if longest else min(lengths, default=0)
+        # An empty one has nothing to start over.
+        items = max(lengths, default=0) if all(lengths) else 0
         super().__init__(items, batch_size, seed, shuffle, drop_last, workers)
         self.datasets, self.collate = dict(datasets), collate
         self.tasks = tuple(datasets)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from conal_rl.errors import ConalError, missing_extra
+from conal_rl.errors import ConalError, import_extra
 
 Array = NDArray[Any]
 
@@ -66,7 +65,7 @@ def read_image(path: Path, what: str, mode: str | None = None) -> Array:
     Raises:
         ExtraError: pillow is not installed.
     """
-    image_module = optional_import("PIL.Image", "pillow")
+    image_module = import_extra("PIL.Image", "pillow", "vision")
     with reading(path, what), image_module.open(path) as image:
         return np.array(image.convert(mode) if mode else image)
 
@@ -97,14 +96,6 @@ def require_values(path: Path, array: Array, low: float, high: float) -> None:
     if bad.any():
         kind = "integers" if whole else "values"
         raise DataError(f"{path}: expected {kind} {low} to {high}, found {array[bad][0]}")
-
-
-def optional_import(module: str, package: str) -> Any:
-    """Import a module of the [vision] extra, or raise an ExtraError that says how to get it."""
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as missing:
-        raise missing_extra(f"{package} is not installed", "vision") from missing
 
 
 def normalise(image: Array) -> Tensor:

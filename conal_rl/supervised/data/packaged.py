@@ -12,18 +12,16 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from conal_rl.errors import ConfigError, missing_extra
-from conal_rl.supervised.data.common import Part, Sample, TargetSpec
-from conal_rl.supervised.data.common import split as cut
+from conal_rl.errors import ConfigError, import_extra
+from conal_rl.supervised.data.common import Sample, TargetSpec
 from conal_rl.supervised.data.files import DataError
 
 Split = Literal["train", "val", "test"]
@@ -108,9 +106,8 @@ class Terrain:
     The map is 5 by 6 square regions of 64 cells, with three cells between them: 18 for training, 6
     for validation, 6 for the test. Gradients reach one cell beyond a region, so no elevation is in
     two parts. Regions of validation and test are cut into 4 tiles each, 24 and 24 in all; those of
-    training every 8 cells, into 25 tiles that overlap one another, 450 in all. To divide the
-    training part further, as the search does, use `halves`: a random split would put the same
-    cells into both.
+    training every 8 cells, into 25 tiles that overlap one another, 450 in all: a random
+    split of those would put the same cells into both of its parts.
 
     Args:
         split: which part.
@@ -167,18 +164,6 @@ class Terrain:
             "segmentation": self._classes[cells],
         }
         return Sample(self._shade[cells][None], targets)
-
-    def halves(self, share: float, seed: int) -> tuple[Part[Sample], Part[Sample]]:
-        """Cut in two as `common.split` does, but whole regions: no cell is in both.
-
-        Raises:
-            ConfigError: a half would be empty.
-        """
-        numbers = sorted(set(self.regions))
-        first = {numbers[index] for index in cut(numbers, share, seed)[0].indices}
-        inside = [index for index, region in enumerate(self.regions) if region in first]
-        outside = [index for index, region in enumerate(self.regions) if region not in first]
-        return Part(self, inside), Part(self, outside)
 
 
 def surface_normals(elevation: Array, spacing: tuple[float, float]) -> Array:
@@ -262,11 +247,7 @@ def _load_map() -> tuple[Array, tuple[float, float]]:
 
 def _load_digits() -> tuple[Array, NDArray[np.int64]]:
     """Images `(1797, 8, 8)` from 0 to 1, and their digits `(1797,)`."""
-    try:
-        datasets: Any = import_module("sklearn.datasets")
-    except ModuleNotFoundError as missing:
-        raise missing_extra("scikit-learn is not installed", "vision") from missing
-    digits = datasets.load_digits()
+    digits = import_extra("sklearn.datasets", "scikit-learn", "vision").load_digits()
     return digits.images / 16, digits.target
 
 

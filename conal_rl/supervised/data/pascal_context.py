@@ -22,13 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from conal_rl.errors import ConfigError
+from conal_rl.errors import ConfigError, import_extra
 from conal_rl.supervised.data.common import Sample, TargetSpec
 from conal_rl.supervised.data.files import (
     Array,
     DataError,
     normalise,
-    optional_import,
     read_image,
     read_lines,
     reading,
@@ -230,7 +229,7 @@ def edges(labels: Tensor) -> Tensor:
 
 
 def _load_mat(path: Path) -> dict[str, Any]:
-    mat = optional_import("scipy.io", "scipy").loadmat(path)
+    mat = import_extra("scipy.io", "scipy", "vision").loadmat(path)
     return {key: value for key, value in mat.items() if not key.startswith("__")}
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -25,7 +24,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from conal_rl.errors import ConfigError, missing_extra
+from conal_rl.errors import ConfigError, import_extra
 from conal_rl.supervised.data.common import TargetSpec
 from conal_rl.supervised.data.files import DataError
 
@@ -159,10 +158,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         ExtraError: transformers is not installed.
         DataError: a file is missing or damaged, or the vocabulary lacks a special token.
     """
-    try:
-        transformers: Any = import_module("transformers")
-    except ModuleNotFoundError as missing:
-        raise missing_extra("transformers is not installed", "nlp") from missing
+    transformers = import_extra("transformers", "transformers", "nlp")
     vocabulary, settings = Path(folder) / "vocab.txt", Path(folder) / "tokenizer_config.json"
     # Without the file, transformers would make up an empty vocabulary.
     lacking = {"[PAD]", "[UNK]", "[CLS]", "[SEP]"} - set(_lines(vocabulary))
