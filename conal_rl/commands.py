@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
@@ -53,6 +54,22 @@ def exit_status(run: Callable[[], int | None]) -> int:
         return 130
     print(f"error: {told}", file=sys.stderr)
     return 2
+
+
+@contextlib.contextmanager
+def loading_mujoco() -> Iterator[None]:
+    """Around the first import of MuJoCo, which loads the OpenGL that MUJOCO_GL names.
+
+    Raises:
+        ConalError: that fails, as it does in many ways.
+    """
+    try:
+        yield
+    except Exception as error:
+        if "MUJOCO_GL" not in os.environ:
+            raise
+        backend = os.environ["MUJOCO_GL"]
+        raise ConalError(f"MuJoCo does not load with MUJOCO_GL={backend}: {error}") from error
 
 
 def usable_device(field: str, name: str) -> torch.device:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress
 
-from conal_rl.commands import Parser, exit_status, usable_device
+from conal_rl.commands import Parser, exit_status, loading_mujoco, usable_device
 from conal_rl.config import AnyConfig, Config, SupervisedConfig, load_config
-from conal_rl.errors import CheckpointError, ConalError, ConfigError
+from conal_rl.errors import CheckpointError, ConfigError
 from conal_rl.runs import atomic_write, find_run, load_checkpoint
 
 if TYPE_CHECKING:
@@ -148,14 +147,8 @@ def _test(config: SupervisedConfig, options: argparse.Namespace) -> None:
 def _play(options: argparse.Namespace) -> None:
     if options.root is not None:
         raise ConfigError(f"--data.root: {options.path} is a run in RL, without data")
-    try:
+    with loading_mujoco():
         from conal_rl import evaluation  # here, so that --help and wrong options answer at once
-    except Exception as error:
-        # MuJoCo loads the OpenGL that MUJOCO_GL names as it is imported, and fails in many ways.
-        if "MUJOCO_GL" not in os.environ:
-            raise
-        backend = os.environ["MUJOCO_GL"]
-        raise ConalError(f"MuJoCo does not load with MUJOCO_GL={backend}: {error}") from error
     policy, config = load_policy(options.path, options.device)
     suite = config.env.suite
     if options.video is not None:

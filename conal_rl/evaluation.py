@@ -34,7 +34,6 @@ from conal_rl.envs.metaworld import (
     require_display,
     suite_tasks,
 )
-from conal_rl.envs.native import require_exact
 from conal_rl.errors import ConfigError, ObservationError, SuiteError, other_tasks
 
 Engine = Literal["official", "native"]
@@ -241,7 +240,6 @@ def _native_vector_env(
     suite: str | Sequence[str], seed: int, episodes: int, on_episode: Callable[[], None]
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
     """The native counterpart of `official_vector_env`, noting each episode's success."""
-    require_exact()
     from conal_rl.envs.native.vector_env import MetaWorldVectorEnv
 
     class Recorder(MetaWorldVectorEnv):

@@ -23,7 +23,7 @@ from conal_rl.agents.storage import (
     training_state,
     trees_to_json,
 )
-from conal_rl.commands import exit_status, keep_memory, usable_device
+from conal_rl.commands import exit_status, keep_memory, loading_mujoco, usable_device
 from conal_rl.config import AnyConfig, Config, parse_command_line
 from conal_rl.core import Structure, Tree
 from conal_rl.core.learner import Learner
@@ -100,6 +100,7 @@ class Training(PhasedRun[Config]):
     def start(cls, config: Config, out: Path | None) -> Training:
         """Begin a run in a new folder. Everything that can be refused is, before it exists."""
         _require_other_goals(config)
+        _require_evaluation()
         env = _make_env(config)
         env.reset()  # envs that are broken from the start are refused too
         env.step(np.zeros((env.num_envs, *(env.action_space.shape or ())), dtype=np.float32))
@@ -123,6 +124,7 @@ class Training(PhasedRun[Config]):
         something left to train.
         """
         _require_other_goals(config)
+        _require_evaluation()
         tensors, state = load_checkpoint(run.folder)
         began = run.config()
         env = _make_env(config)
@@ -333,6 +335,12 @@ def _require_other_goals(config: Config) -> None:
             f"seed: got {config.seed}, from which evaluation draws its goals (evaluation.seed is "
             f"{settings.seed}): it would be on those of training"
         )
+
+
+def _require_evaluation() -> None:
+    """Raise ConalError where what comes last cannot be loaded."""
+    with loading_mujoco():
+        import conal_rl.evaluation  # noqa: F401
 
 
 def _require_updates(config: Config, tasks: int) -> None:

@@ -125,6 +125,34 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(
         (run / "checkpoints" / "step-5").mkdir(parents=True, exist_ok=True)
 
 
+def test_a_row_of_another_recipe_is_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As those of an older preset are."""
+    run = tmp_path / "hps-0"
+    run.mkdir()
+    report = {"success": {"reach-v3": 0.5}, "steps": 10, "seconds": 60}
+    (run / "evaluation.json").write_text(json.dumps(report), encoding="utf-8")
+    for recipe, marked in (([], False), (["--agent.gamma", "0.5"], True)):
+        config = load_config("mt10", ["--total-steps", "10", *mt10.HPS, *recipe])
+        (run / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        command = ["mt10", "methods", "--out", str(tmp_path), "--steps", "10", "--rows"]
+        assert benchmark.main(command) == 0
+        told = capsys.readouterr().out
+        assert ("HPS *" in told) is ("of another recipe" in told) is marked
+
+
+def test_a_tree_of_a_study_may_be_named_from_anywhere(tmp_path: Path) -> None:
+    first, moved, other = (
+        load_config("digits", ["--agent.tree", f"{tree}/tree.json"])
+        for tree in ("old/conal-0", "/new/conal-0", "old/conal-1")
+    )
+    (tmp_path / "config.yaml").write_text(first.to_yaml(), encoding="utf-8")
+    study.require_config(tmp_path, moved)
+    with pytest.raises(ConalError, match="of other settings"):
+        study.require_config(tmp_path, other)
+
+
 def test_a_folder_that_has_no_run_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -347,6 +347,7 @@ def test_the_first_solved_episode_of_ten_is_filmed(
 def test_video_without_opengl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(ConalError, match="MUJOCO_GL=egl"):
         record_videos(Still(), "mt1:reach-v3", 0, tmp_path)
     with pytest.raises(SuiteError, match="Meta-World"):
@@ -363,6 +364,7 @@ def test_what_cannot_be_filmed_is_said_before_the_evaluation(
     assert evaluate.main(["pretrained:mt10", "--video", str(there)]) == 2
     assert capsys.readouterr().err == f"error: cannot make {there}: File exists\n"
     monkeypatch.delenv("DISPLAY")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     assert evaluate.main(["pretrained:mt10", "--video", str(tmp_path / "films")]) == 2
     assert "no display to render on" in capsys.readouterr().err
@@ -480,10 +482,20 @@ def test_command_ends_quietly_on_ctrl_c(run_folder: Path, monkeypatch: pytest.Mo
     assert evaluate.main([str(run_folder)]) == 130
 
 
-def test_command_without_the_opengl_that_was_asked_for(run_folder: Path) -> None:
-    """MuJoCo fails on import then, so this takes a process of its own."""
+@pytest.mark.parametrize("command", ["evaluate", "train"])
+def test_command_without_the_opengl_that_was_asked_for(
+    command: str, run_folder: Path, tmp_path: Path
+) -> None:
+    """MuJoCo fails on import then, so this takes a process of its own.
+
+    Training on CartPole would find that at its end alone.
+    """
+    here = tmp_path / "here"
+    here.mkdir()
+    words = [str(run_folder)] if command == "evaluate" else ["cartpole", "--out", "run"]
     done = subprocess.run(
-        [sys.executable, "-m", "conal_rl.evaluate", str(run_folder)],
+        [sys.executable, "-m", f"conal_rl.{command}", *words],
+        cwd=here,
         env={**os.environ, "MUJOCO_GL": "none-such", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
@@ -492,6 +504,7 @@ def test_command_without_the_opengl_that_was_asked_for(run_folder: Path) -> None
     assert done.stderr.startswith("error: ")
     assert "MUJOCO_GL=none-such" in done.stderr
     assert done.stderr.count("\n") == 1
+    assert not list(here.iterdir())
 
 
 def test_episodes_without_an_end_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -294,6 +294,8 @@ def _duration(step: Step, seconds: float, device: str) -> float:
 def _wait(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
 
 
 def _add_columns(table: Table, columns: Sequence[str]) -> None:

@@ -47,6 +47,9 @@ METHODS: Mapping[str, Sequence[str]] = {
 }
 """In the order of their importance. `WIDENED` has the parameters of its seed's CoNAL run."""
 
+OTHERWISE = "*"
+"""Marks rows with a run that is not of the present preset."""
+
 SHORT_SEARCH = ["--agent.tree", "search", "--search.steps", "100000"]
 """The preset's would take all of a short run."""
 
@@ -64,7 +67,7 @@ RECIPE: Mapping[str, Sequence[str]] = {
     "two critics, mean": ["--agent.critics", "2"],
     "two critics, minimum": ["--agent.critics", "2", "--agent.critic-reduce", "min"],
     "1-step returns": ["--agent.n-steps", "1"],
-    "5-step returns": ["--agent.n-steps", "5"],
+    "3-step returns": ["--agent.n-steps", "3"],
     "returns of all tasks alike": ["--agent.normalize-returns", "--agent.reward-scale", "10"],
     "weights anew after 8,000 updates": ["--agent.reset-at", "8000"],
     "width of 400": ["--agent.widths", "400", "400", "400"],
@@ -72,7 +75,7 @@ RECIPE: Mapping[str, Sequence[str]] = {
     "entropy target of -1": ["--agent.target-entropy", "-1"],
     "step size of 1e-3": ["--agent.learning-rate", "1e-3"],
     "actor on every second update": ["--agent.actor-every", "2"],
-    "actor averaged over 2%": ["--agent.actor-averaging", "50"],
+    "newest weights of the actor": ["--agent.actor-averaging", "none"],
     "CoNAL": SHORT_SEARCH,
     "CoNAL, weights kept": [*SHORT_SEARCH, "--search.keep-weights"],
 }
@@ -110,16 +113,21 @@ def compare_methods(
     # Two rows may want the same CoNAL run at the same time.
     turns = {seed: Lock() for seed in seeds}
 
+    def common(seed: int) -> list[str]:
+        return ["mt10", "--seed", str(seed), "--total-steps", str(steps)]
+
+    def arguments_of(method: str, seed: int) -> list[str]:
+        return [*common(seed), *(STL if method == SB3 else METHODS[method])]
+
     def run(method: str, seed: int) -> None:
         out, what = folder / slug(method, seed), f"{method}, seed {seed}"
-        arguments = ["mt10", "--seed", str(seed), "--total-steps", str(steps)]
+        arguments = arguments_of(method, seed)
         if method == SB3:
-            start("conal_rl.benchmarks.sb3_sac", [*arguments, "--out", str(out)], what)
+            start("conal_rl.benchmarks.sb3_sac", [*common(seed), "--out", str(out)], what)
             return
         if method == ONE_BY_ONE:
             run_one_by_one(out, "mt10", METHODS[method], steps, seed, what)
             return
-        arguments += METHODS[method]
         if method == WIDENED:
             run("CoNAL", seed)
             widths = widened(folder / slug("CoNAL", seed))
@@ -127,7 +135,9 @@ def compare_methods(
         with turns[seed] if method == "CoNAL" else nullcontext():
             finish(out, arguments, what)
 
-    results = _run_and_read(run, METHODS, rows, seeds, jobs, folder, total_steps=steps)
+    results = _run_and_read(
+        run, arguments_of, METHODS, rows, seeds, jobs, folder, total_steps=steps
+    )
     return tables(results, f"MT10, {steps:,} env steps")
 
 
@@ -136,16 +146,20 @@ def compare_choices(
 ) -> list[Table]:
     """The same for choices of the recipe, in `minutes` of wall-clock each."""
 
-    def run(choice: str, seed: int) -> None:
-        arguments = ["mt10", "--seed", str(seed), "--minutes", str(minutes), *HPS]
-        finish(folder / slug(choice, seed), [*arguments, *RECIPE[choice]], f"{choice}, seed {seed}")
+    def arguments_of(choice: str, seed: int) -> list[str]:
+        return ["mt10", "--seed", str(seed), "--minutes", str(minutes), *HPS, *RECIPE[choice]]
 
-    results = _run_and_read(run, RECIPE, rows, seeds, jobs, folder, minutes=minutes)
+    def run(choice: str, seed: int) -> None:
+        out, what = folder / slug(choice, seed), f"{choice}, seed {seed}"
+        finish(out, arguments_of(choice, seed), what)
+
+    results = _run_and_read(run, arguments_of, RECIPE, rows, seeds, jobs, folder, minutes=minutes)
     return tables(results, f"MT10, {minutes:g} minutes")
 
 
 def _run_and_read(
     run: Callable[[str, int], None],
+    arguments_of: Callable[[str, int], list[str]],
     known: Mapping[str, Any],
     rows: Sequence[str],
     seeds: Sequence[int],
@@ -158,10 +172,28 @@ def _run_and_read(
         list(pool.map(lambda pair: run(*pair), [(row, seed) for row in rows for seed in seeds]))
     results: Results = {}
     for row in known:
-        there = [folder / slug(row, seed) / "evaluation.json" for seed in seeds]
-        found = [path for path in there if path.is_file() and _has_budget(path.parent, budget)]
-        results[row] = [read(path) for path in found]
+        there = {seed: folder / slug(row, seed) / "evaluation.json" for seed in seeds}
+        found = {
+            seed: path
+            for seed, path in there.items()
+            if path.is_file() and _has_budget(path.parent, budget)
+        }
+        as_now = [_is_of(path.parent, arguments_of(row, s)) for s, path in found.items()]
+        name = row if all(as_now) else f"{row} {OTHERWISE}"
+        results[name] = [read(path) for path in found.values()]
     return results
+
+
+def _is_of(run: Path, arguments: Sequence[str]) -> bool:
+    """Whether a run has the settings that it would have now; widths follow from another run."""
+    written = run / "config.yaml"
+    if not written.is_file():  # a run of each task, in folders of their own
+        return True
+    now = load_config(arguments[0], arguments[1:])
+    changed = now.differences(load_config(written)).keys() - {"agent.widths"}
+    if now.agent.tree != "search":
+        changed = {path for path in changed if not path.startswith("search.")}
+    return not changed
 
 
 def _has_budget(run: Path, budget: Mapping[str, float]) -> bool:
@@ -212,10 +244,12 @@ def tables(results: Results, title: str) -> list[Table]:
 
 def summary(results: Results, title: str) -> Table:
     """Mean success and its interquartile mean, with 95% intervals, and time."""
+    marked = any(name.endswith(OTHERWISE) for name in results)
+    otherwise = f"; {OTHERWISE}: of another recipe, see their config.yaml" * marked
     rows = Table(
         title=title,
         caption="success: official protocol, final weights; "
-        "intervals: bootstrap over seeds (of two, their range)",
+        "intervals: bootstrap over seeds (of two, their range)" + otherwise,
         box=box.SIMPLE_HEAD,
     )
     headings = ("run", "seeds", "mean success", "95%", "IQM", "95%", "env steps", "minutes")

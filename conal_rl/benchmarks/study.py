@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from conal_rl.config import AnyConfig, load_config
 from conal_rl.errors import ConalError, ConfigError
@@ -46,8 +48,17 @@ def finish(run: Path, arguments: Sequence[str], what: str) -> None:
 def require_config(run: Path, config: AnyConfig) -> None:
     """Raise ConfigError where the folder has a run of another config."""
     written = run / "config.yaml"
-    if written.is_file() and load_config(written) != config:
+    if written.is_file() and _anywhere(load_config(written)) != _anywhere(config):
         raise ConfigError(f"{run}: has a run of other settings; choose another --out, or remove it")
+
+
+def _anywhere(config: AnyConfig) -> AnyConfig:
+    """The same for a study in any folder: a tree is named by its run alone."""
+    tree = Path(config.agent.tree)
+    if tree.suffix != ".json":
+        return config
+    agent: Any = replace(config.agent, tree="/".join(tree.parts[-2:]))
+    return replace(config, agent=agent)
 
 
 def start(module: str, arguments: Sequence[str], what: str) -> None:

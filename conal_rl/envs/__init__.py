@@ -62,9 +62,6 @@ def make(
         raise SuiteError(f"seed is {seed}; it must be at least 0 and below 2**32")
     suite = suite if isinstance(suite, str) else tuple(suite)
     if engine == "native" and _is_published(suite):
-        from conal_rl.envs.native import require_exact
-
-        require_exact()
         from conal_rl.envs.native.vec_env import NativeVecEnv
 
         return NativeVecEnv(suite, envs_per_task, seed)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -262,8 +263,9 @@ def _official_goals(names: tuple[str, ...], seed: int) -> list[Goal]:
 
 
 def require_display() -> None:
-    """Raise ConalError where nothing has been named to render with."""
-    if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ:
+    """Raise ConalError where nothing has been named to render with, and that is needed."""
+    named = {"MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    if sys.platform == "linux" and not named:
         raise ConalError("no display to render on: set MUJOCO_GL=egl (or osmesa)")
 
 

@@ -38,7 +38,7 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
     `info["is_success"]` at the end of an episode is the env's own. Where it has none, it says
     whether `info["success"]` was true at any step, or else whether the return reached the
     `reward_threshold` of the env's gymnasium spec. Once an env has spoken of success, an episode
-    of which it says nothing counts as failed.
+    of which it says nothing counts as failed; those before were judged by the threshold.
     """
 
     def __init__(
@@ -71,12 +71,14 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
         self._begin()
         try:
             answer: Any = self.env.reset(seed=seed, options=options)
-        except TypeError as error:
-            if "keyword argument" not in str(error):
-                raise
-            raise SuiteError(
-                f"{self._where}: its reset does not take seed and options: {error}; mend the env"
-            ) from error
+        except ConalError:
+            raise
+        except Exception as error:  # whatever the env's own code raises
+            if isinstance(error, TypeError) and "keyword argument" in str(error):
+                told = f"its reset does not take seed and options: {error}; mend the env"
+            else:
+                told = f"its reset fails: {of_user_code(error)}"
+            raise SuiteError(f"{self._where}: {told}") from error
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise ObservationError(
                 f"{self._where}: its reset does not return an observation and an info; mend the env"
@@ -113,6 +115,12 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
         if not math.isfinite(reward):
             raise self._error("reward")
         self._return += reward
+        for key in {"success", "is_success"} & info.keys():
+            if np.size(info[key]) != 1:
+                raise ObservationError(
+                    f"{self._where}: info[{key!r}] at step {self._step} of the episode is "
+                    f"{info[key]!r:.60}, expected true or false; mend the env"
+                )
         if "success" in info or "is_success" in info:
             self._solved = bool(self._solved or info.get("success"))
         if (terminated or truncated) and "is_success" not in info:
@@ -138,7 +146,7 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
     def _error(self, what: str) -> ObservationError:
         return ObservationError(
             f"{self._where}: the {what} is NaN or inf at step {self._step} of the episode; "
-            "mend the env, or look for NaN in the actions it was given"
+            "mend the env"
         )
 
 
@@ -198,6 +206,21 @@ class SuiteVecEnv(VecEnv):
         finally:  # a step that has begun must end
             result = self.step_wait()
         return result
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed all envs from their next reset on, and the action space from now on.
+
+        Args:
+            seed: At least 0; drawn from numpy's global stream when None, as in SB3.
+
+        Returns:
+            The seed of every env.
+        """
+        if seed is None:
+            seed = int(np.random.randint(2**32, dtype=np.uint32))  # noqa: NPY002
+        self._seeds = [*stream_seeds(seed, self.num_tasks, self.envs_per_task)]
+        self.action_space.seed(seed)
+        return self._seeds
 
     def standing(self) -> Standing | None:
         """Where the episodes stand; None where they cannot be left and gone on with."""
@@ -269,21 +292,6 @@ class TaskVecEnv(SuiteVecEnv, DummyVecEnv):
             self.action_space.shape[0],  # type: ignore[index]
         )
         super().step_async(actions)
-
-    def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed all envs from their next reset on, and the action space from now on.
-
-        Args:
-            seed: At least 0; drawn from numpy's global stream when None, as in SB3.
-
-        Returns:
-            The seed of every env.
-        """
-        if seed is None:
-            seed = int(np.random.randint(2**32, dtype=np.uint32))  # noqa: NPY002
-        self._seeds = [*stream_seeds(seed, self.num_tasks, self.envs_per_task)]
-        self.action_space.seed(seed)
-        return self._seeds
 
 
 def _common_obs_dim(names: Sequence[str], envs: Sequence[gym.Env[Any, Any]]) -> int:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conal_rl.config import Config
 from conal_rl.reports.records import NETWORKS, Array, ConflictRecord, Curve, Phase
 from conal_rl.reports.style import COLOURS, FAINT, INK, dress, legend
 
@@ -110,13 +109,17 @@ def _lines(records: Sequence[ConflictRecord]) -> list[_Line]:
     return lines
 
 
-def _same_but_seed(a: ConflictRecord, b: ConflictRecord) -> bool:
-    def experiment(record: ConflictRecord) -> tuple[Any, ...]:
-        config = record.config
-        tasks = config.env if isinstance(config, Config) else config.data
-        return record.method, tasks, config.agent, config.search
+_NO_MATTER = (
+    *("seed", "name", "device", "threads", "log_interval", "checkpoint_minutes"),
+    *("evaluation.", "data.root", "data.workers"),
+)
+"""Fields in which runs of one experiment may differ."""
 
-    return experiment(a) == experiment(b)
+
+def _same_but_seed(a: ConflictRecord, b: ConflictRecord) -> bool:
+    if a.method != b.method or type(a.config) is not type(b.config):
+        return False
+    return all(path.startswith(_NO_MATTER) for path in a.config.differences(b.config))
 
 
 def _styles(lines: Sequence[_Line]) -> list[dict[str, Any]]:

@@ -408,6 +408,28 @@ def test_a_step_at_fault_is_named(returned: Any, message: str) -> None:
         envs.step(np.zeros((2, 1), dtype=np.float32))
 
 
+def test_a_reset_at_fault_is_named() -> None:
+    class Faulty(Toy):
+        def reset(self, **given: Any) -> Any:
+            raise ValueError("no file level.txt")
+
+    envs = TaskVecEnv("toy", [Task("a", Faulty)])
+    with pytest.raises(SuiteError, match="task 'a', env 0 of the task: its reset fails: ValueErr"):
+        envs.reset()
+
+
+@pytest.mark.parametrize("key", ["success", "is_success"])
+def test_success_is_one_value(key: str) -> None:
+    class Several(Toy):
+        def step(self, action: Any) -> Any:
+            return *super().step(action)[:4], {key: np.array([True, False])}
+
+    envs = TaskVecEnv("toy", [Task("a", Several)])
+    envs.reset()
+    with pytest.raises(ObservationError, match=rf"info\['{key}'\] at step 1 .* true or false"):
+        envs.step(np.zeros((1, 1), dtype=np.float32))
+
+
 def test_actions_of_another_shape_are_refused() -> None:
     envs = TaskVecEnv("toy", [Task("a", Toy), Task("b", Toy)])
     envs.reset()

@@ -18,6 +18,7 @@ from conal_rl.envs.metaworld import (
     env_class,
     is_published,
 )
+from conal_rl.envs.native import require_exact
 from conal_rl.envs.native.engine import Engine, usable_cores
 from conal_rl.envs.native.physics import Floats, Integers
 from conal_rl.envs.vec_env import Standing, require_actions
@@ -95,7 +96,8 @@ class Episodes:
 
     Raises:
         ValueError: `envs_per_task` or `threads` is below 1.
-        SuiteError: A task is a user's own, whose code the engine cannot know.
+        SuiteError: A task is a user's own, whose code the engine cannot know, or metaworld and
+            mujoco are not those that it is exact for.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Episodes:
         terminate_on_success: bool = False,
         threads: int | None = None,
     ) -> None:
+        require_exact()
         if not is_published(names):
             raise SuiteError(
                 f"the native engine has Meta-World's own tasks alone, not {', '.join(names)}; "
@@ -217,7 +220,8 @@ class Episodes:
         task, k = divmod(i, self.engine.envs_per_task)
         raise ObservationError(
             f"task {self.names[task]!r}, env {k} of the task: the {what} is NaN or inf at step "
-            f"{self.lengths[i]} of the episode; look for NaN in the actions it was given"
+            f"{self.lengths[i]} of the episode, in which MuJoCo has warned "
+            f"{rows.warnings[i]} times: its simulation is unstable, if it has"
         )
 
     def standing(self) -> Standing | None:

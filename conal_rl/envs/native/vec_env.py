@@ -16,7 +16,7 @@ from conal_rl.envs.metaworld import suite_tasks
 from conal_rl.envs.native.engine import OBSERVATION
 from conal_rl.envs.native.episodes import Episodes, TaskSelect
 from conal_rl.envs.native.physics import Floats
-from conal_rl.envs.vec_env import Observation, Standing, Suite, SuiteVecEnv, stream_seeds
+from conal_rl.envs.vec_env import Observation, Standing, Suite, SuiteVecEnv
 
 
 class NativeVecEnv(SuiteVecEnv):
@@ -62,14 +62,6 @@ class NativeVecEnv(SuiteVecEnv):
         actions = Box(-1.0, 1.0, (4,), dtype=np.float32)
         super().__init__(self.episodes.num_envs, Box(low, high), actions)
         self.seed(seed)
-
-    def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed all envs from their next reset on, and the action space; as `TaskVecEnv.seed`."""
-        if seed is None:
-            seed = int(np.random.randint(2**32, dtype=np.uint32))  # noqa: NPY002
-        self._seeds = [*stream_seeds(seed, self.num_tasks, self.envs_per_task)]
-        self.action_space.seed(seed)
-        return self._seeds
 
     def reset(self) -> Observation:
         """Begin an episode in every env, `(env, 39 + tasks)`."""
