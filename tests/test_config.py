@@ -243,7 +243,7 @@ def test_a_file_may_begin_from_another(tmp_path: Path) -> None:
         "base: mt10\nname: other\nagent: {widths: [8, 9], n_steps: 2}\nthreads: null\n"
     )
     preset = load_rl("mt10")
-    assert (preset.threads, preset.agent.n_steps) == (1, 3)
+    assert (preset.threads, preset.agent.n_steps) == (1, 5)
     agent = dataclasses.replace(preset.agent, widths=(7,), n_steps=2, batch_size=5)
     expected = dataclasses.replace(preset, name="mine", threads=None, agent=agent)
     for base in ("sub/below.yaml", "plain", "./plain", "sub/../plain"):
