@@ -323,7 +323,7 @@ try:
     simulate, begin, step = _entry_points(_digest.hexdigest())
 except RuntimeError:  # of numba, that finds no folder to write to
     warnings.warn(
-        "compiled code can be kept nowhere, so that every process takes a minute to begin; "
+        "compiled code can be kept nowhere, so that every process compiles it anew; "
         "set NUMBA_CACHE_DIR to a folder that can be written",
         stacklevel=1,
     )
