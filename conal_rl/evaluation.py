@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from math import sqrt
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import gymnasium as gym
 import imageio.v2 as imageio
@@ -230,12 +230,6 @@ class _EpisodeRecorder(gym.Wrapper[Any, Any, Any, Any]):
         return self.observation, reward, terminated, truncated, info
 
 
-class _Record(NamedTuple):
-    """The episodes that have counted so far of one task."""
-
-    successes: list[bool]
-
-
 def _native_vector_env(
     suite: str | Sequence[str], seed: int, episodes: int, on_episode: Callable[[], None]
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
@@ -243,21 +237,21 @@ def _native_vector_env(
     from conal_rl.envs.native.vector_env import MetaWorldVectorEnv
 
     class Recorder(MetaWorldVectorEnv):
-        records: Sequence[_Record]
+        successes: Sequence[list[bool]]  # of each task, those that count
 
         def step(self, actions: NDArray[Any]) -> Any:
             result = super().step(actions)
             info = result[-1]
             for i in np.flatnonzero(info.get("_final_info", ())).tolist():
-                if len(self.records[i].successes) < episodes:
-                    self.records[i].successes.append(bool(info["final_info"]["success"][i]))
+                if len(self.successes[i]) < episodes:
+                    self.successes[i].append(bool(info["final_info"]["success"][i]))
                     on_episode()
             return result
 
     envs = Recorder(
         suite if isinstance(suite, str) else tuple(suite), seed=seed, task_select="pseudorandom"
     )
-    envs.records = [_Record([]) for _ in envs.tasks]
+    envs.successes = [[] for _ in envs.tasks]
     envs.episodes.seed([seed] * len(envs.tasks))
     return envs
 
@@ -286,21 +280,21 @@ def _evaluate_officially(
     tasks = suite_tasks(suite)
     count = _counter(progress, len(tasks) * episodes)
     envs: Any
-    recorders: Sequence[_EpisodeRecorder | _Record]
     if engine == "native":
         envs = _native_vector_env(suite, seed, episodes, count)
-        recorders = envs.records
+        successes = envs.successes
     else:
         envs = official_vector_env(suite, seed)
-        recorders = envs.envs = [_EpisodeRecorder(env, episodes, count) for env in envs.envs]
+        envs.envs = [_EpisodeRecorder(env, episodes, count) for env in envs.envs]
+        successes = [env.successes for env in envs.envs]
     try:
         _check_fits(policy, tasks, envs.single_observation_space)
         _, _, success, returns = official_evaluation(_OfficialAgent(policy), envs, episodes)
     finally:
         envs.close()
-    outcomes = {task: rec.successes for task, rec in zip(tasks, recorders, strict=True)}
+    outcomes = dict(zip(tasks, successes, strict=True))
     assert success == {task: sum(o) / episodes for task, o in outcomes.items()}
-    return dict(outcomes), {task: float(np.mean(returns[task])) for task in tasks}
+    return outcomes, {task: float(np.mean(returns[task])) for task in tasks}
 
 
 def _evaluate_vec_env(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conal_rl.reports.records import NETWORKS, Array, ConflictRecord, Curve, Phase
-from conal_rl.reports.style import COLOURS, FAINT, INK, dress, legend
+from conal_rl.reports.style import COLOURS, FAINT, INK, dress, legend, line_styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,18 +125,9 @@ def _same_but_seed(a: ConflictRecord, b: ConflictRecord) -> bool:
 def _styles(lines: Sequence[_Line]) -> list[dict[str, Any]]:
     """A method's own colour where each has one line, otherwise one colour after another."""
     methods = [line.records[0].method for line in lines]
-    palette = list(COLOURS.values())
     if len(set(methods)) == len(methods) and set(methods) <= set(COLOURS):
         return [{"color": COLOURS[method], "lw": 1.4} for method in methods]
-    dashes = ("-", "--", ":", "-.")
-    return [
-        {
-            "color": palette[number % len(palette)],
-            "ls": dashes[number // len(palette) % len(dashes)],
-            "lw": 1.4,
-        }
-        for number in range(len(lines))
-    ]
+    return line_styles(len(lines))
 
 
 def _curves(line: _Line, network: str, layer: int) -> list[Curve]:

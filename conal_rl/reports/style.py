@@ -17,7 +17,6 @@ COLOURS = {
     "Recon": "#56B4E9",
     "tree": "#E69F00",
 }
-DASHES = ("-", "--", ":", "-.")
 INK, FAINT = "#333333", "#999999"
 
 
@@ -30,6 +29,20 @@ def dress(axes: Axes, ticks: int) -> None:
     axes.tick_params(labelsize=7, labelcolor=INK, color=FAINT, length=2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
+
+
+def line_styles(count: int) -> list[dict[str, Any]]:
+    """So many styles: one colour after another, and a new dash when all have had their turn."""
+    dashes = ("-", "--", ":", "-.")
+    palette = list(COLOURS.values())
+    return [
+        {
+            "color": palette[number % len(palette)],
+            "ls": dashes[number // len(palette) % len(dashes)],
+            "lw": 1.4,
+        }
+        for number in range(count)
+    ]
 
 
 def legend(figure: Figure, handles: list[Any]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from conal_rl.errors import CheckpointError
 from conal_rl.reports.records import Array
-from conal_rl.reports.style import COLOURS, DASHES, FAINT, INK, dress, legend
+from conal_rl.reports.style import COLOURS, FAINT, INK, dress, legend, line_styles
 from conal_rl.runs import Run
 
 if TYPE_CHECKING:
@@ -85,14 +85,11 @@ def draw_success(logs: Sequence[SuccessLog]) -> Figure:
 
     figure = Figure(figsize=(6.5, 2.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    palette = list(COLOURS.values())
     handles = []
-    for number, log in enumerate(logs):
-        colour = palette[number % len(palette)]
-        dash = DASHES[number // len(palette) % len(DASHES)]
+    for log, style in zip(logs, line_styles(len(logs)), strict=True):
         for axes, x in zip(panels, (log.steps, log.minutes), strict=True):
-            (line,) = axes.plot(x, log.mean, color=colour, ls=dash, lw=1.4, label=log.name)
-            axes.plot(x, log.evaluated, "o", color=colour, ms=3.5)
+            (line,) = axes.plot(x, log.mean, **style, label=log.name)
+            axes.plot(x, log.evaluated, "o", color=style["color"], ms=3.5)
         handles.append(line)
     for axes, label in zip(panels, ("env steps", "minutes"), strict=True):
         dress(axes, ticks=5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor
 
 from conal_rl.envs import make, native
 from conal_rl.envs.metaworld import NUM_GOALS, official_vector_env, tasks
+from conal_rl.envs.native.engine import usable_cores
 from conal_rl.envs.native.episodes import Episodes, GoalStream
 from conal_rl.envs.native.vec_env import NativeVecEnv
 from conal_rl.envs.native.vector_env import MetaWorldVectorEnv
@@ -431,6 +433,41 @@ def test_numbers_of_envs_and_threads() -> None:
     for wrong in ({"envs_per_task": 0}, {"threads": 0}):
         with pytest.raises(ValueError, match="both must be at least 1"):
             gym.make_vec("conal_rl/MT10-v3", **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("own", "limits", "cores"),
+    [
+        (None, {}, 8),  # another system than Linux
+        ("0::/", {}, 8),
+        ("0::/", {".": "max 100000"}, 8),
+        ("0::/", {".": "300000 100000"}, 3),
+        ("0::/", {".": "250000 100000"}, 2),
+        ("0::/", {".": "20000 100000"}, 1),
+        ("0::/", {".": "3200000 100000"}, 8),
+        ("0::/pods/mine", {"pods/mine": "max 100000", "pods": "200000 50000"}, 4),
+        ("0::/pods/mine", {"pods/mine": "100000 50000", "pods": "200000 50000"}, 2),
+        ("0::/pods/mine", {"pods/other": "100000 100000"}, 8),
+        ("2:cpu:/pods\n0::/pods", {"pods": "damaged"}, 8),
+    ],
+)
+def test_a_containers_quota_counts(
+    own: str | None,
+    limits: dict[str, str],
+    cores: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 8 cores; files as the kernel's documentation of control groups has them."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    if own is not None:
+        (tmp_path / "proc/self").mkdir(parents=True)
+        (tmp_path / "proc/self/cgroup").write_text(own + "\n")
+    for group, limit in limits.items():
+        folder = tmp_path / "sys/fs/cgroup" / group
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cpu.max").write_text(limit + "\n")
+    assert usable_cores(tmp_path) == cores
 
 
 def test_where_compiled_code_cannot_be_kept() -> None:
