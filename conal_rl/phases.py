@@ -28,7 +28,8 @@ _OF_THE_CLOCK = ("seconds", "search_steps", "search_seconds")
 Gumbel = tuple[float, float]  # temperature at the start and at the end
 _OF_A_RUN = {
     "seed",
-    *(f"agent.{name}" for name in ("tree", "widths", "layer_norm", "n_steps", "optimizer")),
+    *(f"agent.{name}" for name in ("tree", "widths", "layer_norm", "optimizer")),
+    *(f"agent.{name}" for name in ("n_steps", "gamma")),
     *(f"agent.{name}" for name in ("critic", "critic_bins", "critic_range", "critic_linear_to")),
     *(f"agent.{name}" for name in ("critics", "actor_averaging", "conflict_rule", "weighting")),
     *(f"search.{name}" for name in ("method", "rule", "purely_specific", "copies", "gumbel")),

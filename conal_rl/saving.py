@@ -110,12 +110,10 @@ def write_model(folder: Path, about: Mapping[str, Any], weights: Mapping[str, Te
         CheckpointError: something else is there, or the disk refuses; what was there is as it was.
     """
     folder = folder.resolve()
-    if folder.exists():
-        others = {p.name for p in folder.iterdir()} - {_JSON, _WEIGHTS} if folder.is_dir() else True
-        if others:
-            raise CheckpointError(
-                f"{folder}: there is something else than a model; name a new folder for its weights"
-            )
+    if folder.exists() and not (folder.is_dir() and all(map(_may_go, folder.iterdir()))):
+        raise CheckpointError(
+            f"{folder}: there is something else than a model; name a new folder for its weights"
+        )
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     try:
@@ -136,6 +134,12 @@ def write_model(folder: Path, about: Mapping[str, Any], weights: Mapping[str, Te
         folder.rename(old)
     draft.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _may_go(path: Path) -> bool:
+    """Whether it is a model's file, or what desktops and network drives leave behind."""
+    litter = (".DS_Store", "Thumbs.db", "desktop.ini")
+    return path.name in (_JSON, _WEIGHTS, *litter) or path.name.startswith(".nfs")
 
 
 def read_model(folder: Path) -> tuple[Any, dict[str, Tensor]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from rich.console import Console
 from stable_baselines3.common.utils import LinearSchedule, get_device
 from torch import Tensor
@@ -103,7 +104,9 @@ class Training(PhasedRun[Config]):
         _require_evaluation()
         env = _make_env(config)
         env.reset()  # envs that are broken from the start are refused too
-        env.step(np.zeros((env.num_envs, *(env.action_space.shape or ())), dtype=np.float32))
+        assert isinstance(env.action_space, Box)
+        middle = (env.action_space.low + env.action_space.high) / 2
+        env.step(np.tile(middle, (env.num_envs, 1)))
         env.seed(config.seed)
         trees = _fixed_trees(config, env.tasks)
         if trees is None:

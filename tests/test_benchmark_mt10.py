@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from conal_rl.agents import ConalSAC
 from conal_rl.agents.policies import ConalPolicy
 from conal_rl.benchmarks import mt10, one_per_task, sb3_sac, study
 from conal_rl.benchmarks.mt10 import Result, bootstrap, interquartile_mean, successes, summary
+from conal_rl.benchmarks.study import slug
 from conal_rl.config import Config, load_config
 from conal_rl.core import Tree
 from conal_rl.core.network import parameter_count
@@ -140,6 +142,31 @@ def test_a_row_of_another_recipe_is_marked(
         assert benchmark.main(command) == 0
         told = capsys.readouterr().out
         assert ("HPS *" in told) is ("of another recipe" in told) is marked
+
+
+def test_runs_of_each_task_and_wider_ones_are_marked_by_what_does_not_follow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = {"success": {"reach-v3": 0.5}, "steps": 10, "seconds": 60}
+    widths = ["--agent.widths", "300", "300", "300"]
+    for method, folder, suite, recipe, marked in (
+        (mt10.WIDENED, ".", "mt10", widths, False),
+        (mt10.WIDENED, ".", "mt10", [*widths, "--agent.gamma", "0.5"], True),
+        ("STL", ".", "mt10", widths, True),
+        (mt10.ONE_BY_ONE, "reach-v3", "mt1:reach-v3", [], False),
+        (mt10.ONE_BY_ONE, "reach-v3", "mt1:reach-v3", ["--agent.gamma", "0.5"], True),
+    ):
+        run = tmp_path / slug(method, 0)
+        (run / folder).mkdir(parents=True, exist_ok=True)
+        (run / "evaluation.json").write_text(json.dumps(report), encoding="utf-8")
+        steps = "10" if folder == "." else "1"
+        own = ["--total-steps", steps, "--env.suite", suite, *mt10.METHODS[method], *recipe]
+        config = load_config("mt10", own)
+        (run / folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        command = ["mt10", "methods", "--out", str(tmp_path), "--steps", "10", "--rows"]
+        assert benchmark.main(command) == 0
+        assert (f"{method} *" in capsys.readouterr().out) is marked
+        shutil.rmtree(run)
 
 
 def test_a_tree_of_a_study_may_be_named_from_anywhere(tmp_path: Path) -> None:

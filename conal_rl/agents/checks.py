@@ -10,13 +10,17 @@ from conal_rl.errors import ObservationError, other_tasks
 
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (
-        ("batch_size", "buffer_size", "n_steps", "gate_every", "actor_every"),
+        (
+            *("batch_size", "buffer_size", "n_steps"),
+            *("gate_every", "actor_every", "target_update_interval"),
+        ),
         lambda value: value >= 1,
         "at least 1",
     ),
     (("learning_starts", "specific_decay"), lambda value: value >= 0, "at least 0"),
     (("reward_scale", "gate_learning_rate"), lambda value: value > 0, "above 0"),
     (("max_grad_norm",), lambda value: value is None or value > 0, "None or above 0"),
+    (("critic_reduce",), lambda value: value in ("min", "mean"), "min or mean"),
     (("gamma",), lambda value: 0 <= value <= 1, "between 0 and 1"),
     (("tau",), lambda value: 0 < value <= 1, "above 0 and at most 1"),
     (
@@ -54,7 +58,12 @@ def require_tree(tree: Any, tasks: tuple[str, ...]) -> None:
 
 
 def task_names(tasks: Sequence[str] | None, env: Any) -> tuple[str, ...]:
-    """Those given, or the env's own. Raises ValueError where there are none, or no env."""
+    """Those given, or the env's own.
+
+    Raises:
+        ValueError: there are none, or no env.
+        TreeError: one is no name, or two are the same.
+    """
     if env is None:
         raise ValueError("a ConalSAC needs an env, such as conal_rl.envs.make('mt10')")
     names = tasks if tasks is not None else getattr(env, "tasks", None)
@@ -65,7 +74,7 @@ def task_names(tasks: Sequence[str] | None, env: Any) -> tuple[str, ...]:
         )
     if isinstance(names, str) or not names:
         raise ValueError(f"tasks are a list of names, not {names!r}")
-    return tuple(names)
+    return Tree.shared(names, depth=1).tasks
 
 
 def require_tasks(tasks: tuple[str, ...], env: Any) -> None:

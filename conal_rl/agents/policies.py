@@ -190,6 +190,9 @@ class ConalPolicy(BasePolicy):
         actor_averaging: `eta` of a polynomial-decay average of the actor's weights (Shamir &
             Zhang, ICML 2013), in which update `t` counts as `t ** eta`; it is what acts where
             actions are deterministic. None: the newest weights act.
+
+    Raises:
+        ValueError: one of these is unknown or out of its range, or `use_sde` is wanted.
     """
 
     actor_average: TaskActor | None
@@ -222,6 +225,8 @@ class ConalPolicy(BasePolicy):
             raise ValueError(f"widths are one or more numbers of units above 0, not {widths}")
         if critics < 1:
             raise ValueError(f"critics is at least 1, not {critics}")
+        if actor_averaging is not None and actor_averaging < 0:
+            raise ValueError(f"actor_averaging is None or at least 0, not {actor_averaging}")
         self.tasks = tuple(tasks)
         self.actor_tree, self.critic_tree = actor_tree, critic_tree
         self.architecture: dict[str, Any] = {

@@ -176,9 +176,13 @@ class TaskReplayBuffer(ReplayBuffer):
         self.largest_returns = LargestReturns(num_tasks, gamma) if normalize_returns else None
         self.features = observation_space.shape[0] - num_tasks
         width = 2 * self.features + self.action_dim + 2 + (n_steps > 1)
-        kept = round(buffer_size * validation_share)
-        self.training = Ring(num_tasks, buffer_size - kept, width, self.device)
-        self.validation = Ring(num_tasks, max(1, kept), width, self.device)
+        kept = max(1, round(buffer_size * validation_share))
+        if validation_share and kept >= buffer_size:
+            raise ValueError(f"validation gets all of {buffer_size} transitions per task")
+        self.training = Ring(
+            num_tasks, buffer_size - kept * bool(validation_share), width, self.device
+        )
+        self.validation = Ring(num_tasks, kept, width, self.device)
         self.handle_timeout_termination = True
         # Per task, episodes begun and those of them that are validation episodes.
         self._episodes = np.zeros(num_tasks, dtype=np.int64)
@@ -300,7 +304,7 @@ class TaskReplayBuffer(ReplayBuffer):
         """Start with another buffer's transitions.
 
         Its validation episodes stay apart if this buffer keeps a share of them too; otherwise they
-        join the training.
+        join the training. Both are of the same tasks, spaces and `n_steps`.
         """
         apart = self.validation if self.validation_share else self.training
         if self.validation_share and other.validation_share:

@@ -149,8 +149,6 @@ class ConalSAC(SAC):
             _init_setup_model=False,
             **sac,
         )
-        if critic_reduce not in ("min", "mean"):
-            raise ValueError(f"critic_reduce is min or mean, not {critic_reduce!r}")
         for argument in ("replay_buffer_class", "optimize_memory_usage"):
             if sac.pop(argument, None):
                 raise ValueError(f"{argument} is not supported: a task-balanced replay is used")
@@ -363,8 +361,13 @@ class ConalSAC(SAC):
 
     @torch.no_grad()
     def go_on_from(self, before: "ConalSAC") -> None:
-        """Take over weights and temperatures from the agent of the search, or of a stage of it."""
+        """Take over weights, also of losses, temperatures and largest returns from such an agent.
+
+        It is that of the search, or of a stage of it, of the same tasks and settings.
+        """
         self.policy.go_on_from(before.policy)
+        self.loss_weights.load_state_dict(before.loss_weights.state_dict())
+        self.largest_returns[:] = before.largest_returns
         if self.log_ent_coef is not None and before.log_ent_coef is not None:
             self.log_ent_coef.copy_(before.log_ent_coef)
 

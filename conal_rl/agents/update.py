@@ -129,7 +129,11 @@ class SACUpdate:
         return metrics
 
     def step_weights(self, batch: TaskBatch, acting: bool = True) -> dict[str, Tensor]:
-        """Step the critics and, if `acting`, the temperatures before and the actor after them."""
+        """Step the critics and, if `acting`, the temperatures before and the actor after them.
+
+        Returns:
+            What SB3 logs under `train/`, scalars `()` on the device.
+        """
         temperature = self.temperatures.values()
         actor, critic = self.policy.actor, self.policy.critic
         if acting:
@@ -158,6 +162,9 @@ class SACUpdate:
         """Step all gates at once, down the losses of validation transitions.
 
         Target critics copy their critics'.
+
+        Returns:
+            `gate_loss`, a scalar `()` on the device.
         """
         assert self.gate_optimizer is not None
         temperature = self.temperatures.values()

@@ -25,8 +25,8 @@ class HLGauss(nn.Module):
 
     Farebrother et al., "Stop Regressing" (ICML 2024), section 3.1: the target is a normal
     distribution around the TD target with a standard deviation of 0.75 bins, cut off at the ends
-    of the support; the value is the expectation over the bins' centres. Targets outside the
-    support are clamped to it.
+    of the support; the value is the expectation over the bins' centres. Targets beyond the outer
+    bins' centres are clamped to these.
 
     With `linear_to` the bins are equally wide in `u = asinh(value / linear_to)` (ours): of one
     width below it, and from there on as wide as a fixed share of the value, so that tasks whose

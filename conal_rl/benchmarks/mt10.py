@@ -178,19 +178,23 @@ def _run_and_read(
             for seed, path in there.items()
             if path.is_file() and _has_budget(path.parent, budget)
         }
-        as_now = [_is_of(path.parent, arguments_of(row, s)) for s, path in found.items()]
+        follows = {"agent.widths"} if row == WIDENED else set()  # from its seed's CoNAL run
+        as_now = [_is_of(path.parent, arguments_of(row, s), follows) for s, path in found.items()]
         name = row if all(as_now) else f"{row} {OTHERWISE}"
         results[name] = [read(path) for path in found.values()]
     return results
 
 
-def _is_of(run: Path, arguments: Sequence[str]) -> bool:
-    """Whether a run has the settings that it would have now; widths follow from another run."""
+def _is_of(run: Path, arguments: Sequence[str], follows: set[str]) -> bool:
+    """Whether a run has the settings that it would have now, but for what follows from others."""
     written = run / "config.yaml"
     if not written.is_file():  # a run of each task, in folders of their own
+        written = next(run.glob("*/config.yaml"), written)
+        follows = {*follows, "total_steps", "env.suite"}
+    if not written.is_file():
         return True
     now = load_config(arguments[0], arguments[1:])
-    changed = now.differences(load_config(written)).keys() - {"agent.widths"}
+    changed = now.differences(load_config(written)).keys() - follows
     if now.agent.tree != "search":
         changed = {path for path in changed if not path.startswith("search.")}
     return not changed

@@ -92,15 +92,16 @@ class Learner:
             if isinstance(structure, Tree)
             else list(range(1, len(shared) + 1))
         )
-        if isinstance(structure, ReconSpace):  # which counts conflicts in plain training
-            conflicts = conflicts._replace(rule="none")
+        study_every = 10
+        if isinstance(structure, ReconSpace):  # which counts the conflicts of plain training
+            conflicts, study_every = conflicts._replace(rule="none"), 1
         if isinstance(structure, BranchingSpace) and conflicts.rule == "and_deeper":
             raise ValueError(
                 "and_deeper holds all modules behind a conflict, and in a branching space these "
                 "are all copies of all later layers: take another rule"
             )
         if hold or not isinstance(structure, Tree):
-            self.rule = self.noticing = ConflictNoticing(shared, *conflicts)
+            self.rule = self.noticing = ConflictNoticing(shared, *conflicts, study_every)
         if weighting == "equal":
             return
         from conal_rl.core import weighting as ways  # not above: solvers take a second
@@ -157,7 +158,7 @@ class Learner:
             return self.encoder.next_stage()
 
     def gate_weights(self) -> dict[str, list[float]]:
-        """The softmax of each choice's gates; empty where there are none."""
+        """The softmax of each choice's gates, by the choice's name; empty where there are none."""
         if not isinstance(self.encoder, SearchSpace):
             return {}
         weights = self.encoder.gates.softmax(dim=1).tolist()

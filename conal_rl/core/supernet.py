@@ -103,7 +103,7 @@ def derive(gates: Tensor, tasks: Sequence[str]) -> Tree:
         gates: alpha, `(task, P)`.
 
     Raises:
-        ValueError: a gate is NaN, or the rows are not the tasks.
+        ValueError: a gate is NaN or infinite, or the rows are not the tasks.
     """
     if gates.ndim != 2 or len(gates) != len(tasks):
         raise ValueError(f"expected gates of {len(tasks)} tasks, got {tuple(gates.shape)}")

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from conal_rl.agents.policies import ConalPolicy, TaskNetwork, to_task_major
+from conal_rl.agents.policies import CONAL, ConalPolicy, TaskNetwork, to_task_major
 from conal_rl.core import ProStage, Tree
 from conal_rl.core.layers import LinearStack
 from conal_rl.core.progressive import StageNetwork
 from tests.agents.sb3 import twin
-from tests.agents.toy import FEATURES, make_agent, make_env, one_hot, tasks_named
+from tests.agents.toy import FEATURES, make_agent, make_env, one_hot, same_tensors, tasks_named
 
 TREES: dict[str, Tree | None] = {
     "search": None,
@@ -212,6 +212,23 @@ def test_a_stage_goes_on_with_what_the_one_before_learnt() -> None:
         # The settled task's branch was the trunk's end; of the others' joint branch it is module 1.
         assert torch.equal(theirs[1], mine[1][[0, 2]])
         assert not torch.isclose(theirs[1], mine[1][[1, 3]]).all()
+
+
+def test_what_a_search_has_learnt_of_losses_and_returns_goes_on() -> None:
+    given: dict[str, Any] = {"weighting": "uncertainty", "normalize_returns": True}
+    before = make_agent(CONAL, **given)
+    before.learn(100)
+    after = make_agent(Tree.shared(tasks_named(2), 2), **given)
+    after.go_on_from(before)
+    assert before._n_updates
+    assert (before.largest_returns > 0).all()
+    np.testing.assert_array_equal(after.largest_returns, before.largest_returns)
+    largest = after.replay_buffer.largest_returns
+    assert largest is not None
+    assert largest.largest is after.largest_returns
+    theirs = before.loss_weights.state_dict()
+    assert any(tensor.any() for tensor in theirs.values())
+    assert same_tensors(after.loss_weights.state_dict(), theirs)
 
 
 def networks(policy: ConalPolicy) -> list[TaskNetwork]:

@@ -25,7 +25,7 @@ from conal_rl.core import BranchingSpace, ReconSpace, Tree
 from conal_rl.core.network import typed
 from conal_rl.envs import TaskVecEnv
 from conal_rl.envs.vec_env import Task
-from conal_rl.errors import ObservationError
+from conal_rl.errors import ObservationError, TreeError
 from tests.agents.test_policies import random_rows
 from tests.agents.toy import Target, make_agent, make_env, same_tensors, tasks_named
 
@@ -428,6 +428,16 @@ def test_frozen_weights_stay_frozen() -> None:
     assert all(same_tensors(a.state_dict(), b) for a, b in zip(frozen, before, strict=True))
 
 
+def test_recon_counts_every_step() -> None:
+    agent = make_agent(ReconSpace(1))
+    agent.learn(100)
+    assert agent._n_updates > 3
+    for noticing in agent.noticing.values():
+        statistics = noticing.statistics()
+        assert statistics is not None
+        assert statistics.counted.max() == noticing.steps
+
+
 def test_recon_counts_in_plain_training() -> None:
     agent = make_agent(ReconSpace(1), conflict_rule="any_pair")
     assert {noticing.rule for noticing in agent.noticing.values()} == {"none"}
@@ -495,11 +505,16 @@ def test_an_env_without_a_one_hot_is_refused() -> None:
         ({"env": make_env((0.1,))}, "task-0 is the only task and has nobody to share with"),
         ({"tasks": "task-0"}, "tasks are a list of names, not 'task-0'"),
         ({"tasks": ()}, r"tasks are a list of names, not \(\)"),
+        ({"tasks": ("a", "a")}, "two tasks are named 'a'"),
+        ({"tasks": ("a", " ")}, "' ' is not a task name"),
         ({"n_steps": 0}, "n_steps is at least 1, not 0"),
         ({"batch_size": 0}, "batch_size is at least 1, not 0"),
         ({"buffer_size": 0}, "buffer_size is at least 1, not 0"),
         ({"gate_every": 0}, "gate_every is at least 1, not 0"),
         ({"actor_every": 0}, "actor_every is at least 1, not 0"),
+        ({"target_update_interval": 0}, "target_update_interval is at least 1, not 0"),
+        ({"critic_reduce": "max"}, "critic_reduce is min or mean, not 'max'"),
+        ({"buffer_size": 3, "validation_share": 0.9}, "validation gets all of 3 transitions"),
         ({"gamma": 2.0}, "gamma is between 0 and 1, not 2.0"),
         ({"tau": 0.0}, "tau is above 0 and at most 1, not 0.0"),
         ({"reward_scale": 0.0}, "reward_scale is above 0, not 0.0"),
@@ -510,9 +525,10 @@ def test_an_env_without_a_one_hot_is_refused() -> None:
         ({"policy_kwargs": {"widths": ()}}, r"widths are one or more .* not \(\)"),
         ({"policy_kwargs": {"widths": (8, 0)}}, "widths are one or more"),
         ({"policy_kwargs": {"critics": 0}}, "critics is at least 1, not 0"),
+        ({"policy_kwargs": {"actor_averaging": -1.5}}, "actor_averaging is None or at least 0"),
         ({"env": None}, r"needs an env, such as conal_rl.envs.make\('mt10'\)"),
     ],
 )
 def test_arguments_out_of_their_range(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=message):
+    with pytest.raises((TypeError, ValueError, TreeError), match=message):
         ConalSAC(**{"env": make_env((0.1, 0.2)), **arguments})

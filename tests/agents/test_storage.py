@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,20 @@ def test_weights_never_replace_anything_else(other: str, tmp_path: Path) -> None
         make_agent(TREES["pair"]).save_weights(tmp_path / "results")
     assert there.read_text() == "long work"
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+@pytest.mark.parametrize("name", [".DS_Store", ".nfs00000001", ".git"])
+def test_weights_replace_what_a_desktop_or_a_network_drive_leaves(
+    name: str, tmp_path: Path
+) -> None:
+    agent = make_agent(TREES["pair"])
+    agent.save_weights(tmp_path / "model")
+    (tmp_path / "model" / name).write_text("")
+    ours = name != ".git"
+    with nullcontext() if ours else pytest.raises(CheckpointError, match="something else"):
+        agent.save_weights(tmp_path / "model")
+    assert (tmp_path / "model" / name).exists() is not ours
+    ConalSAC.load_weights(tmp_path / "model")
 
 
 @pytest.mark.parametrize("tree", TREES)

@@ -69,10 +69,18 @@ class Target(gym.Env[Any, Any]):
         return self._observe(), reward, over and self.terminates, over and not self.terminates, {}
 
 
-def _register(env_id: str, **settings: Any) -> None:
+class Strict(Target):
+    """Refuses actions out of its bounds."""
+
+    def step(self, action: Any) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        return super().step(action)
+
+
+def _register(env_id: str, env: type[Target] = Target, **settings: Any) -> None:
     gym.register(
         env_id,
-        f"{__name__}:Target",
+        f"{__name__}:{env.__name__}",
         reward_threshold=-0.1,
         disable_env_checker=True,
         kwargs=settings,
@@ -86,6 +94,7 @@ _register("Broken-v0", broken_at=40)
 _register("BrokenAtOnce-v0", broken_at=0)
 _register("FailsAtOnce-v0", fails_at=1)
 _register("Endless-v0", length=10**9)
+_register("Strict-v0", Strict, target=0.75, bounds=(0.5, 1.0))
 
 
 def tasks_named(count: int) -> tuple[str, ...]:

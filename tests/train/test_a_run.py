@@ -111,6 +111,11 @@ def test_default_folder(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert run.name.startswith("toy-5-")
 
 
+def test_envs_get_actions_within_their_bounds_alone(toy: str, tmp_path: Path) -> None:
+    suite = ["--env.suite", *["tests.agents.toy:Strict-v0"] * 2]
+    assert train.main([toy, "--out", str(tmp_path / "run"), *suite, "--total-steps", "240"]) == 0
+
+
 # Trees that are given
 
 

@@ -160,6 +160,7 @@ def test_resume_from_a_truncated_checkpoint(
         (["--agent.critic-range", "-1", "22"], "agent.critic_range: got (-1.0, 22.0), but"),
         (["--agent.critic-linear-to", "0.5"], "agent.critic_linear_to: got 0.5, but"),
         (["--agent.n-steps", "2"], "agent.n_steps: got 2, but"),
+        (["--agent.gamma", "0.5"], "agent.gamma: got 0.5, but"),
         (["--agent.conflict-rule", "none"], "agent.conflict_rule: got 'none', but"),
         (["--agent.weighting", "pcgrad"], "agent.weighting: got 'pcgrad', but"),
         (["--seed", "7"], "seed: got 7, but"),
