@@ -214,7 +214,7 @@ def _mt10(options: argparse.Namespace, console: Console) -> None:
     from conal_rl.config import load_config
 
     known = mt10.METHODS if options.table == "methods" else mt10.RECIPE
-    rows = list(known) if options.rows is None else options.rows
+    rows = list(known) if options.rows is None else list(dict.fromkeys(options.rows))
     for row in rows:
         if row not in known:
             raise ConfigError(f"--rows: unknown {row!r}; there are {', '.join(map(repr, known))}")

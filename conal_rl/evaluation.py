@@ -34,6 +34,7 @@ from conal_rl.envs.metaworld import (
     require_display,
     suite_tasks,
 )
+from conal_rl.envs.vec_env import require_actions
 from conal_rl.errors import ConfigError, ObservationError, SuiteError, other_tasks
 
 Engine = Literal["official", "native"]
@@ -172,7 +173,7 @@ def evaluate_policy(
         ConfigError: `episodes` below 1, `seed` below 0, or an unknown engine.
         SuiteError: unknown suite, or one that the engine does not have.
         ObservationError: the policy has `tasks` that are not the suite's, or takes other
-            observations.
+            observations, or its actions are NaN or of another shape.
     """
     if episodes < 1:
         raise ConfigError(f"episodes must be at least 1, not {episodes}")
@@ -184,7 +185,7 @@ def evaluate_policy(
     if is_published(suite):
         outcomes, returns = _evaluate_officially(policy, suite, episodes, seed, engine, progress)
     else:
-        outcomes, returns = _evaluate_vec_env(policy, suite, episodes, seed, engine, progress)
+        outcomes, returns = _evaluate_vec_env(policy, suite, episodes, seed, progress)
     return Evaluation(
         suite=suite if isinstance(suite, str) else ",".join(suite),
         engine=engine,
@@ -259,11 +260,13 @@ def _native_vector_env(
 class _OfficialAgent:
     """A `Policy` as `metaworld.evaluation.Agent`."""
 
-    def __init__(self, policy: Policy):
-        self.policy = policy
+    def __init__(self, policy: Policy, tasks: Sequence[str]):
+        self.policy, self.tasks = policy, tasks
 
     def eval_action(self, observations: NDArray[np.float64]) -> NDArray[Any]:
-        return self.policy.predict(observations.astype(np.float32), deterministic=True)[0]
+        actions, _ = self.policy.predict(observations.astype(np.float32), deterministic=True)
+        require_actions(actions, self.tasks, envs_per_task=1, size=4)
+        return actions
 
     def reset(self, env_mask: NDArray[np.bool_]) -> None:
         pass
@@ -289,7 +292,7 @@ def _evaluate_officially(
         successes = [env.successes for env in envs.envs]
     try:
         _check_fits(policy, tasks, envs.single_observation_space)
-        _, _, success, returns = official_evaluation(_OfficialAgent(policy), envs, episodes)
+        _, _, success, returns = official_evaluation(_OfficialAgent(policy, tasks), envs, episodes)
     finally:
         envs.close()
     outcomes = dict(zip(tasks, successes, strict=True))
@@ -302,12 +305,11 @@ def _evaluate_vec_env(
     suite: str | Sequence[str],
     episodes: int,
     seed: int,
-    engine: Engine,
     progress: Progress | None,
 ) -> Outcomes:
     # Several envs share a policy's batch; official Meta-World envs are too large, 36 MB each.
     per_task = 1 if is_metaworld(suite) else min(episodes, 10)
-    envs = conal_envs.make(suite, envs_per_task=per_task, seed=seed, engine=cast(Any, engine))
+    envs = conal_envs.make(suite, envs_per_task=per_task, seed=seed, engine="official")
     targets = np.tile([(episodes + k) // per_task for k in range(per_task)], len(envs.tasks))
     done_counts = np.zeros_like(targets)
     returns: dict[str, list[float]] = {task: [] for task in envs.tasks}

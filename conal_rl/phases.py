@@ -101,6 +101,8 @@ class PhasedRun(ABC, Generic[C]):
         """Do what is left of search, training and evaluation; return the exit status."""
         with self.stop.watching():
             self._begin()
+            if self.phase == "train" and not self.run.tree_path.exists():
+                self._write_trees(tuple(learner.tree() for learner in self.learners.values()))
             if self.phase == "search" and self._search():
                 self._derive()
                 if self.config.search.only:

@@ -115,8 +115,6 @@ class Training(PhasedRun[Config]):
         run = Run.create(config, out)
         training = cls(config, run, env, "search" if trees is None else "train")
         training.agent = agent
-        if trees is not None:
-            training._write_trees(trees)
         return training
 
     @classmethod
@@ -291,15 +289,17 @@ class Training(PhasedRun[Config]):
 
     def _evaluate_briefly(self) -> float | None:
         """Mean success where an evaluation is due and can be made; training goes on if not."""
-        settings = self.config.evaluation
+        settings, env = self.config.evaluation, self.config.env
         if not settings.every or self.steps < self._next_evaluation:
             return None
+        from conal_rl.envs.metaworld import is_published
         from conal_rl.evaluation import evaluate_policy  # not above: this is asked every round
 
         self._plan_evaluation(self.steps)
         try:
+            engine = env.engine if is_published(env.suite) else "official"
             return evaluate_policy(
-                self.agent, self.config.env.suite, settings.every_episodes, settings.brief_seed
+                self.agent, env.suite, settings.every_episodes, settings.brief_seed, engine
             ).mean_success
         except ConalError as error:
             print(f"not evaluated at {self.steps:,} steps: {error}", file=sys.stderr)

@@ -150,6 +150,7 @@ def test_yaml_round_trip_is_exact(config: Config, tmp_path_factory: pytest.TempP
         ("name: ../up", "name: got '../up', expected letters"),
         ("device: cdua", "device: got 'cdua', expected auto"),
         ("seed: 1\nseed: 2", "not valid YAML: seed is given twice"),
+        ("agent.gamma: 0.5\nagent: {gamma: 0.9}", "agent.gamma is given twice"),
         ("name: !!python/object/apply:os.getcwd []", "not valid YAML: could not determine"),
         ("agent: [", "not valid YAML: "),
     ],

@@ -519,6 +519,22 @@ def test_episodes_without_an_end_are_not_waited_for(monkeypatch: pytest.MonkeyPa
             evaluation.evaluate_policy(Still(), suite, 1)
 
 
+@pytest.mark.parametrize("engine", ["official", "native"])
+@pytest.mark.parametrize(
+    ("actions", "told"),
+    [(np.full((1, 4), np.nan), "task 'reach-v3', .* NaN or inf"), (np.zeros((1, 3)), "of shape")],
+)
+def test_actions_that_no_env_can_take_are_told(
+    engine: Any, actions: NDArray[np.float64], told: str
+) -> None:
+    class Wrong:
+        def predict(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
+            return actions.astype(np.float32), None
+
+    with pytest.raises(ObservationError, match=told):
+        evaluation.evaluate_policy(Wrong(), "mt1:reach-v3", 1, engine=engine)
+
+
 @pytest.mark.parametrize("name", ["mt10", "mt10_paper"])
 def test_what_ships_does_what_its_evaluation_says(name: str) -> None:
     folder = find_run(f"pretrained:{name}")

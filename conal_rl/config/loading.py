@@ -155,11 +155,14 @@ def _read_flat(path: Any, source: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in data.items():
         if key not in _SECTIONS:
-            flat[str(key)] = value
+            fields = {str(key): value}
         elif isinstance(value, dict):
-            flat.update({f"{key}.{field}": inner for field, inner in value.items()})
+            fields = {f"{key}.{field}": inner for field, inner in value.items()}
         else:
             raise ConfigError(f"{source}: {key}: expected a section of fields, got {shown(value)}")
+        if twice := flat.keys() & fields:
+            raise ConfigError(f"{source}: {min(twice)} is given twice")
+        flat |= fields
     return flat
 
 

@@ -213,7 +213,7 @@ def draw_cosines(record: ConflictRecord, phase: Phase) -> Figure:
     bar.set_label("mean cosine of two tasks' gradients", size=8, color=INK)
     bar.ax.tick_params(labelsize=7, labelcolor=INK, color=FAINT)
     bar.outline.set_visible(False)
-    title = f"{record.name}: {record.method}, {phase.name}, {phase.steps:,} {record.steps}"
+    title = f"{record.name}: {record.method}, {phase.name}, up to {phase.steps:,} {record.steps}"
     if tasks <= _SMALL:
         title += "\nin the cells: share of negative cosines, in percent"
     if np.isnan(everything).sum() > tasks * sum(len(phase.networks[n].cosine) for n in networks):

@@ -93,8 +93,6 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         draft._build(structure)
         draft.config = config.with_whole_paths()
         draft.run = Run.create(draft.config, out)
-        if tree is not None:
-            draft._write_trees((tree,))
         return draft
 
     @classmethod

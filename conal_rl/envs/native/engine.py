@@ -36,6 +36,7 @@ from conal_rl.envs.native.physics import (
 
 OBSERVATION = 39
 STEPS_PER_TIMING = 500
+"""For every thread, as such a step has one thread alone: it costs a five-hundredth, of any many."""
 PATIENCE = 20_000
 """How often a helping thread looks for the next step before it sleeps: some 0.1 ms."""
 
@@ -60,7 +61,7 @@ class Engine:
             their model and data to the workers.
         goals: The goals of each task.
         envs_per_task: At least 1.
-        threads: At least 1; the cores that this process may use when None.
+        threads: At least 1.
     """
 
     def __init__(
@@ -68,12 +69,12 @@ class Engine:
         envs: Sequence[SawyerXYZEnv],
         goals: Sequence[Sequence[Goal]],
         envs_per_task: int,
-        threads: int | None = None,
+        threads: int,
     ) -> None:
         self.goals = goals
         self.envs_per_task = envs_per_task
         self.num_envs = len(envs) * envs_per_task
-        self.threads = threads or usable_cores()
+        self.threads = threads
         self._official = list(envs)
         for env, own in zip(envs, goals, strict=True):
             env.set_task(own[0])
@@ -187,7 +188,8 @@ class Engine:
         self._actions = actions.astype(np.float32 if single else np.float64)  # a copy of our own
         scales = self._single_scales if single else self._scales
         self._steps += 1
-        self._timing = self._steps % STEPS_PER_TIMING == 2  # the first step is slow in all it does
+        # The first step is slow in all it does.
+        self._timing = self.threads > 1 and self._steps % (STEPS_PER_TIMING * self.threads) == 2
         control = self._alone if self._timing else self._control
         physics.begin(self.rows, self._actions.astype(np.float64), scales, single, control)
         if not self._timing:

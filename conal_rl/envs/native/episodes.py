@@ -74,11 +74,12 @@ class GoalStream:
 
     def state(self) -> list[Any]:
         """All of it, as JSON types."""
-        return [self._random.bit_generator.state, self._order, self._turn]
+        return [self._random.bit_generator.state, list(self._order), self._turn]
 
     def restore(self, state: list[Any]) -> None:
         """Inverse of `state`."""
-        self._random.bit_generator.state, self._order, self._turn = state
+        self._random.bit_generator.state, order, self._turn = state
+        self._order = list(order)
 
 
 class Episodes:

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from conal_rl.envs.metaworld import suite_tasks
 from conal_rl.envs.native.engine import OBSERVATION
-from conal_rl.envs.native.episodes import Episodes, TaskSelect
+from conal_rl.envs.native.episodes import Episodes
 from conal_rl.envs.native.physics import Floats
 from conal_rl.envs.vec_env import Observation, Standing, Suite, SuiteVecEnv
 
@@ -30,7 +30,7 @@ class NativeVecEnv(SuiteVecEnv):
         suite: As in `conal_rl.envs.make`.
         envs_per_task: At least 1.
         seed: Of goals and of all env streams. `seed()` sets the latter anew for the next reset.
-        task_select, terminate_on_success, threads: As in `Episodes`.
+        threads: As in `Episodes`.
 
     Raises:
         SuiteError: As in `conal_rl.envs.metaworld.suite_tasks`.
@@ -41,8 +41,6 @@ class NativeVecEnv(SuiteVecEnv):
         suite: Suite,
         envs_per_task: int = 1,
         seed: int = 0,
-        task_select: TaskSelect = "random",
-        terminate_on_success: bool = False,
         threads: int | None = None,
     ) -> None:
         self.suite = suite
@@ -50,9 +48,7 @@ class NativeVecEnv(SuiteVecEnv):
         self.num_tasks = len(self.tasks)
         self.envs_per_task = envs_per_task
         self.render_mode = "rgb_array"
-        self.episodes = Episodes(
-            self.tasks, envs_per_task, seed, task_select, terminate_on_success, threads
-        )
+        self.episodes = Episodes(self.tasks, envs_per_task, seed, threads=threads)
         low = np.full(OBSERVATION + self.num_tasks, -np.inf, dtype=np.float32)
         high = np.full(OBSERVATION + self.num_tasks, np.inf, dtype=np.float32)
         low[OBSERVATION:], high[OBSERVATION:] = 0.0, 1.0

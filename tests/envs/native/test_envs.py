@@ -104,6 +104,47 @@ def test_a_subclass_of_an_official_env_runs_its_own_code() -> None:
             build(tuple(suite))
 
 
+class TakesNothing(SawyerReachEnvV3):
+    """A user's task that cannot be made as Meta-World makes its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class FailsToReset(SawyerReachEnvV3):
+    """A user's task at fault."""
+
+    def reset_model(self) -> Any:
+        raise KeyError("door")
+
+
+class OneGoal(SawyerReachEnvV3):
+    """A user's task that always has the same goal."""
+
+    def _get_state_rand_vec(self) -> Any:
+        self._last_rand_vec = np.array([0.0, 0.6, 0.02, 0.0, 0.8, 0.2])
+        return self._last_rand_vec
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("TakesNothing", "TypeError: .* unexpected keyword"), ("FailsToReset", "KeyError: 'door' ")],
+)
+def test_a_subclass_that_cannot_be_made_is_named_with_its_line(name: str, told: str) -> None:
+    task = f"{__name__}:{name}"
+    with pytest.raises(SuiteError, match=rf"task '{task}' cannot be made: {told}"):
+        make([task])
+
+
+def test_a_subclass_may_have_one_goal() -> None:
+    task = f"{__name__}:OneGoal"
+    env = official_vector_env((task,), 0)
+    first, _ = env.reset()
+    second, _ = env.reset()
+    np.testing.assert_array_equal(first, second)
+    env.close()
+
+
 def test_what_is_no_subclass_is_named() -> None:
     for name, told in (("PAIR", "no subclass of a Meta-World"), ("Ender", "did you mean 'Ends'")):
         with pytest.raises(SuiteError, match=told):
@@ -131,6 +172,11 @@ def test_goals_are_drawn_as_by_metaworld(select: Any) -> None:
         assert drawn[-1] == number
     if select == "pseudorandom":
         assert sorted(drawn[:NUM_GOALS]) == list(range(NUM_GOALS))
+    state = stream.state()
+    ahead = [stream.draw() for _ in range(NUM_GOALS)]
+    for _ in range(2):  # a state can be gone back to more than once
+        stream.restore(state)
+        assert [stream.draw() for _ in range(NUM_GOALS)] == ahead
 
 
 # Stable-Baselines3
