@@ -77,6 +77,7 @@ def test_conflict(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("threads")
 def test_update(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")  # operations of tiny networks are long numbers
+    monkeypatch.setattr(update, "STORED", 100)
     assert benchmark.main(["update", *QUICK.split()]) == 0
     told = capsys.readouterr().out
     assert told.count("3 tasks, hidden layers 8, 8, batch 4 per task") == 1
@@ -109,7 +110,8 @@ def test_presets_sizes_are_measured_unless_given(
     ]
 
 
-def test_operations_of_an_update_by_hand() -> None:
+def test_operations_of_an_update_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update, "STORED", 100)
     tasks, batch, first, second = 3, 5, 6, 7
     peers = update.make_peers(tasks, (first, second), batch, "cpu")
 

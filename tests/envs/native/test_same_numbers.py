@@ -100,15 +100,18 @@ KINDS = [
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Constant")
 @pytest.mark.parametrize(("kind", "dtype"), KINDS)
-def test_whole_episodes_of_mt10(mt10: Both, kind: str, dtype: Any) -> None:
+def test_episodes_of_mt10(mt10: Both, kind: str, dtype: Any) -> None:
     # Other goals for every kind and precision, after whatever the envs did before.
     rng = np.random.default_rng(KINDS.index((kind, dtype)))
     n = len(mt10.official)
     mt10.reset(np.arange(n), rng.integers(NUM_GOALS, size=n))
     actions = Actions(kind, mt10, dtype)
-    for _ in range(500):
+    whole = (kind, dtype) in (("scripted", np.float32), ("random", np.float64))
+    for _ in range(500 if whole else 120):
         mt10.step(actions.next())
-    if kind == "scripted":  # so that grasps, lifts and successes are among what was compared
+    if (
+        kind == "scripted" and whole
+    ):  # so that grasps, lifts and successes are among what was compared
         assert mt10.solved.mean() > 0.8
 
 
@@ -139,10 +142,10 @@ def test_resets_in_the_midst_of_others(mt10: Both) -> None:
 @pytest.mark.filterwarnings("ignore:Constant")
 @pytest.mark.parametrize("part", range(4))
 def test_the_other_forty_tasks(part: int) -> None:
-    both = Both(tuple(REST[part::4]))
-    n = len(both.official)
-    both.reset(np.arange(n), np.random.default_rng(part).integers(NUM_GOALS, size=n))
+    both = Both(tuple(REST[part::4]), per_task=1)
+    n, rng = len(both.official), np.random.default_rng(part)
     for kind, dtype, steps in (("scripted", np.float32, 150), ("random", np.float64, 30)):
+        both.reset(np.arange(n), rng.integers(NUM_GOALS, size=n))
         actions = Actions(kind, both, dtype)
         for _ in range(steps):
             both.step(actions.next())
