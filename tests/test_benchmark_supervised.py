@@ -26,7 +26,7 @@ TASKS = ("a", "b", "c")
 
 def result(accuracy: float, error: float, tree: Tree, conflicts: float = float("nan")) -> Result:
     scores = {"a": {"accuracy": accuracy}, "b": {"abs_error": error}}
-    return Result(scores, 100, conflicts, 3.0, tree)
+    return Result(scores, 100, conflicts, 3.0, 0, 0.0, tree)
 
 
 def cells(table: object) -> list[list[str]]:
@@ -91,6 +91,7 @@ def test_trees_of_a_search_that_ended_early_train_for_as_long_as_others(
             "parameters": {"encoder": 10},
             "seconds": 3.0,
             "search_steps": 0 if fixed else 2,
+            "search_seconds": 0.0 if fixed else 1.0,
         }
         (out / "evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
         (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
@@ -106,7 +107,7 @@ def test_trees_of_a_search_that_ended_early_train_for_as_long_as_others(
     assert (again.total_steps, again.seed) == (8, 0)
     assert again.agent.tree == str(tmp_path / "conal-pro-0" / "tree.json")
     row = cells(tables[0])[1]
-    assert (row[0], row[-1]) == ("CoNAL-Pro", "6")
+    assert (row[0], row[-1]) == ("CoNAL-Pro", "4")  # the search, and the longer training
     assert cells(tables[1])[1][1] == "0.750"
     assert supervised.measure("digits", [0], 1, tmp_path, options)
     assert len(started) == 3
@@ -146,12 +147,14 @@ def test_a_picture_of_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[
 )
 def test_damaged_runs_are_one_line(name: str, damage: str, tmp_path: Path) -> None:
     report = {"scores": {}, "parameters": {"encoder": 1}, "seconds": 1}
+    report |= {"search_steps": 0, "search_seconds": 0}
     (tmp_path / "evaluation.json").write_text(json.dumps(report))
-    (tmp_path / "training.json").write_text('{"encoder": {}}')
+    training = '{"method": "none", "tasks": ["a"], "steps": 3, "encoder": {}}'
+    (tmp_path / "training.json").write_text(training)
     Tree.shared(TASKS, 2).save(tmp_path / "tree.json")
     assert supervised.read(tmp_path).parameters == 1
     (tmp_path / name).write_text(damage)
-    with pytest.raises(CheckpointError, match=f"{tmp_path}: its evaluation.json or training.json"):
+    with pytest.raises(CheckpointError, match=f"{tmp_path}.*(not that of a run|damaged)"):
         supervised.read(tmp_path)
 
 

@@ -23,10 +23,10 @@ from conal_rl.benchmarks.study import finish, slug
 from conal_rl.config import SupervisedConfig, load_config
 from conal_rl.core import Tree
 from conal_rl.errors import CheckpointError
+from conal_rl.reports.records import read_phase
 from conal_rl.runs import read_json
 from conal_rl.supervised.metrics import delta_p
 
-Sets = ("digits", "terrain")
 AGAIN = "trained for as long"
 COUNTED = ["--agent.conflict-rule", "none"]  # conflicts are counted, nothing is dropped
 METHODS: Mapping[str, Sequence[str]] = {
@@ -59,6 +59,8 @@ class Result(NamedTuple):
     parameters: int
     conflicts: float
     seconds: float
+    search_steps: int
+    search_seconds: float
     tree: Tree
 
 
@@ -94,8 +96,7 @@ def _run_seed(config: SupervisedConfig, seed: int, folder: Path, options: Sequen
         command = [config.name, "--seed", str(seed), *options, *words]
         run, what = folder / slug(method, seed), f"{method}, seed {seed}"
         finish(run, command, what)
-        report = read_json(run / "evaluation.json")
-        if 0 < report["search_steps"] < config.search.steps:  # the rest went into training
+        if 0 < read(run).search_steps < config.search.steps:  # the rest went into training
             again = [*command, "--agent.tree", str(run / "tree.json"), "--total-steps", training]
             finish(folder / slug(f"{method} {AGAIN}", seed), again, f"{what}, {AGAIN}")
 
@@ -105,31 +106,30 @@ def _read(folder: Path, method: str, seed: int) -> Result:
     if not (again / "evaluation.json").is_file():
         return found
     final = read(again)
-    return final._replace(seconds=found.seconds + final.seconds)
+    return final._replace(seconds=found.search_seconds + final.seconds)
 
 
 def read(run: Path) -> Result:
     """What a finished run has left. Raises CheckpointError where that is damaged."""
     report = read_json(run / "evaluation.json")
-    path, shares = run / "training.json", []
-    training = read_json(path) if path.is_file() else {"encoder": {}}
+    training = read_phase(run / "training.json")
+    shares: list[float] = []
+    if training is not None and "encoder" in training.networks:
+        negative = training.networks["encoder"].negative
+        shares = negative[np.isfinite(negative)].tolist()
     try:
-        encoder = training["encoder"]
-        cosine, negative = (
-            np.array(encoder.get(key, []), dtype=float) for key in ("mean_cosine", "negative_share")
-        )
-        # Two tasks that share no module have no cosine; both are written as 0.
-        shares = negative[cosine != 0].tolist()
         return Result(
             report["scores"],
             report["parameters"]["encoder"],
             fmean(shares) if shares else float("nan"),
             report["seconds"],
+            report["search_steps"],
+            report["search_seconds"],
             Tree.load(run / "tree.json"),
         )
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{run}: its evaluation.json or training.json is not that of a run"
+            f"{run}: its evaluation.json or tree.json is not that of a run"
         ) from error
 
 

@@ -90,8 +90,8 @@ class ModelConfig(LearnerConfig):
     weight_decay: float = 0.0
     """Of the weights' optimiser."""
     schedule: Literal["constant", "halve", "poly"] = "constant"
-    """The step size over the steps since the search or the training began. halve: half of it every
-    agent.halve_every steps; poly: to 0 at the end, as (1 - share)^0.9."""
+    """The step size over the steps since the search, a stage of CoNAL-Pro's, or the training began.
+    halve: half of it every agent.halve_every steps; poly: to 0 at the end, as (1 - share)^0.9."""
     halve_every: int = 10_000
     """Steps of the halve schedule."""
     mixed_precision: bool = False

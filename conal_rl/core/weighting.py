@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from importlib.util import find_spec
 from typing import get_args
 
@@ -75,7 +76,9 @@ class Aggregation:
 
     Where all tasks' gradients are equal, the sum of them comes out (CAGrad: 1 + c times that): a
     method whose weights sum to one is scaled by the number of tasks, so that shared modules keep
-    their proportion to heads. Nash-MTL sets its own scale, which Adam takes no notice of.
+    their proportion to heads. Nash-MTL sets its own scale, which Adam takes no notice of. A task
+    whose gradient vanishes, as it has no label in the batch, is not asked: the least norm, or the
+    worst of them, would be its zero.
 
     GradVac and Nash-MTL remember earlier steps; that memory is not in checkpoints.
 
@@ -93,7 +96,7 @@ class Aggregation:
         self.segments = segments(layers)
         self._gradients = TaskGradients(layers)
         self._graddrop = aggregation.GradDrop() if name == "graddrop" else None
-        self._weigh = [_weights(name, len(rows)) for rows in self.segments]
+        self._weigh = [] if self._graddrop else [_weights(name, len(r)) for r in self.segments]
 
     def capture(self) -> AbstractContextManager[None]:
         """The forward pass of the losses belongs into this context."""
@@ -151,13 +154,24 @@ def _weights(name: AggregationName, tasks: int) -> Callable[[Tensor], Tensor]:
         "mgda": aggregation.MGDAWeighting,
         "imtl_g": aggregation.IMTLGWeighting,
         "aligned_mtl": aggregation.AlignedMTLWeighting,
-        "graddrop": aggregation.SumWeighting,
         "upgrad": aggregation.UPGradWeighting,
     }
     weighting = makers[name]()
-    sums = name in ("pcgrad", "gradvac", "graddrop")
-    # All are blind to the gradients' scale, but TorchJD takes small gradients for none.
-    return lambda products: weighting(products / products.trace()) * (1 if sums else tasks)
+
+    def weigh(products: Tensor) -> Tensor:
+        # All are blind to the gradients' scale, but TorchJD takes small gradients for none.
+        found = weighting(products / products.trace())
+        return found if name in ("pcgrad", "gradvac") else found * len(products)
+
+    return weigh if name == "gradvac" else partial(_weigh_present, weigh)
+
+
+def _weigh_present(weigh: Callable[[Tensor], Tensor], products: Tensor) -> Tensor:
+    """Weights of the tasks whose gradients do not vanish, and 1 for the others."""
+    present = products.diagonal() > 0
+    weights = torch.ones_like(products.diagonal())
+    weights[present] = weigh(products[present][:, present])
+    return weights
 
 
 def _nash_weights(tasks: int) -> Callable[[Tensor], Tensor]:

@@ -41,6 +41,7 @@ from conal_rl.supervised.metrics import (
     Depth,
     Edges,
     MeanAngle,
+    MeanIoU,
     Metric,
     NormalAngles,
     Saliency,
@@ -152,12 +153,13 @@ def _nyuv2(config: SupervisedConfig, kind: type[NYUv2] = NYUv2) -> ImageSet:
         "depth": Target(1, partial(l1, void=0), Depth),
         "normals": Target(3, normals_cosine, NormalAngles),
     }
-    known = {task: known[task] for task in kind.folders}
+    targets = _chosen(config, {task: known[task] for task in kind.folders})
+    tasks = tuple(targets)
 
     def open_split(name: Any, augmented: bool) -> SharedDataset:
-        return kind(root, name, augment=augmented, seed=config.seed, size=size)
+        return kind(root, name, tasks=tasks, augment=augmented, seed=config.seed, size=size)
 
-    return ImageSet(_chosen(config, known), _cut_training(config, open_split, "val"), size)
+    return ImageSet(targets, _cut_training(config, open_split, "val"), size)
 
 
 def _pascal_context(config: SupervisedConfig) -> ImageSet:
@@ -165,8 +167,8 @@ def _pascal_context(config: SupervisedConfig) -> ImageSet:
     size = config.data.size or (512, 512)
     ignoring = partial(cross_entropy, void=255)
     known = {
-        "semseg": Target(21, ignoring, partial(Segmentation, 21, 255)),
-        "human_parts": Target(7, ignoring, partial(Segmentation, 7, 255)),
+        "semseg": Target(21, ignoring, partial(MeanIoU, 21, 255)),
+        "human_parts": Target(7, ignoring, partial(MeanIoU, 7, 255)),
         "saliency": Target(1, balanced_bce, Saliency),
         "normals": Target(3, normals_l1, MeanAngle),
         "edges": Target(1, partial(balanced_bce, positive_weight=0.95), Edges),

@@ -109,7 +109,7 @@ class Segmentation(Metric):
     predicted are left out of the mean, and so is `void` where it is one of the classes.
     """
 
-    names = ("mIoU", "pixel_accuracy")
+    names: ClassVar[tuple[str, ...]] = ("mIoU", "pixel_accuracy")
     _require_shapes = staticmethod(require_classes)
 
     def __init__(self, classes: int, void: int = -1):
@@ -128,6 +128,15 @@ class Segmentation(Metric):
         if self.void in range(self.classes):
             present[self.void] = False
         return (hits[present] / union[present]).mean(), hits.sum() / state.sum()
+
+
+class MeanIoU(Segmentation):
+    """`Segmentation`'s mIoU alone, by which ASTMT scores PASCAL-Context."""
+
+    names = ("mIoU",)
+
+    def _values(self, state: Tensor) -> Iterable[Tensor | float]:
+        return tuple(super()._values(state))[:1]
 
 
 class TaskonomySegmentation(Metric):
@@ -199,7 +208,7 @@ class SquaredError(Metric):
     names = ("squared_error",)
 
     def _elements(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return (prediction.double() - target.double()).square().view(1, -1)
+        return (prediction.double() - target.double()).square().reshape(1, -1)
 
 
 class Cosine(Metric):

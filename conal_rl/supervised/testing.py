@@ -71,6 +71,8 @@ def load_network(
     agent = replace(config.agent, pretrained=None, bert_from_config=True)  # they come from the run
     problem = make_problem(replace(config, agent=agent))
     try:
+        if about["tasks"] != list(problem.tasks):
+            raise ValueError(f"it is of tasks {', '.join(about['tasks'])}")
         network = MultiTaskNetwork(problem, structure_from_json(about["structure"]))
         network.load_state_dict(weights)
     except UNFIT as error:

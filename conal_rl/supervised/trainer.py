@@ -331,23 +331,25 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
 
     def _set_rates(self) -> None:
         """The weights' step size, and the temperature of sampled gates."""
-        config, done = self.config, self._step - self._first_step
+        config, done = self.config, float(self._step - self._first_step)
         last = config.search.steps if self.phase == "search" else config.total_steps
-        left = 1 - done / max(last - self._first_step, 1)
+        length = float(max(last - self._first_step, 1))
+        if isinstance(self.structure, ProStage):  # each is as long, of new modules, and begins anew
+            length /= config.agent.depth
+            done -= (self.structure.number - 1) * length
+        done = max(done, 0.0)
+        left = max(1 - done / length, 0.0)
         rate = config.agent.learning_rate
         if config.agent.schedule == "halve":
             rate *= 0.5 ** (done // config.agent.halve_every)
         elif config.agent.schedule == "poly":
-            rate *= max(left, 0.0) ** 0.9
+            rate *= left**0.9
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         temperature = gumbel_temperature(config)
         if temperature is not None and isinstance(self.network.encoder, SearchSpace):
             start, end = temperature
-            if isinstance(self.structure, ProStage):  # what is left of this stage
-                stages = config.agent.depth
-                left = left * stages - (stages - self.structure.number)
-            self.network.encoder.gumbel_temperature = end + (start - end) * max(left, 0.0)
+            self.network.encoder.gumbel_temperature = end + (start - end) * left
 
     def _batches(self, first: int = 0) -> Iterator[Batch]:
         part: Part = "both"

@@ -191,6 +191,27 @@ def test_vanishing_gradients_and_nan_pass_through(name: AggregationName, scale: 
         assert parameter.grad.isnan().any() if scale else not parameter.grad.any()
 
 
+@pytest.mark.filterwarnings("ignore:You are solving a parameterized problem")
+@pytest.mark.parametrize("name", sorted({*AGGREGATIONS} - {"nash_mtl", "gradvac"}))
+def test_a_task_without_a_label_leaves_the_others_as_they_are(name: AggregationName) -> None:
+    skip_without_solver(name)
+    torch.manual_seed(0)
+    network = TreeNetwork(Tree.shared("abc", 2), linear_chain(3, [16, 16])).double()
+    others = TreeNetwork(Tree.shared("ab", 2), linear_chain(3, [16, 16])).double()
+    others.load_state_dict(network.state_dict())
+    x = torch.randn(3, 5, 3, dtype=torch.float64)
+    found = []
+    for encoder, tasks, labelled in ((network, 3, [1.0, 1.0, 0.0]), (others, 2, [1.0, 1.0])):
+        aggregate = Aggregation(encoder.shared_layers(), name)
+        with aggregate.capture():
+            losses = encoder(x[:tasks]).square().sum(dim=(1, 2)) * torch.tensor(labelled)
+        torch.manual_seed(1)
+        aggregate.backward(losses)
+        found.append([parameter.grad for parameter in encoder.parameters()])
+    assert any(grad is not None and grad.any() for grad in found[1])
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 @pytest.mark.parametrize("name", sorted({*AGGREGATIONS} - {"nash_mtl"}))
 def test_gradients_of_any_size_are_aggregated_alike(name: AggregationName, scale: float) -> None:

@@ -67,8 +67,9 @@ def png(path: Path, array: Array) -> None:
 
 def write_pascal(root: Path, split: str = "train", size: tuple[int, int] = (8, 10)) -> Written:
     """Four images; of people: with parts, without parts, only another thing with parts, none."""
-    rng = np.random.default_rng(1)
-    names = [f"2008_00000{number}" for number in range(4)]
+    first = 0 if split == "train" else 4
+    rng = np.random.default_rng(1 + first)
+    names = [f"2008_00000{first + number}" for number in range(4)]
     objects: list[list[tuple[int, list[str]]]] = [
         [
             (15, ["head", "lear", "torso", "rlarm", "rhand", "luleg", "lfoot", "ruarm"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -75,6 +76,17 @@ def test_cityscapes(tmp_path: Path) -> None:
         CityScapes(tmp_path, "test")  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"expected shape \(128, 256, 3\), found \(6, 10, 3\)"):
         CityScapes(tmp_path, "val")[0]
+
+
+def test_targets_that_are_not_asked_for_need_not_be_there(tmp_path: Path) -> None:
+    write_array_tree(tmp_path, "train", 3, SIZE)
+    shutil.rmtree(tmp_path / "train" / "normal")
+    data = NYUv2(tmp_path, "train", tasks=("depth", "segmentation"), size=SIZE)
+    assert list(data.tasks) == list(data[0].targets) == ["depth", "segmentation"]
+    with pytest.raises(DataError, match="normal is missing"):
+        NYUv2(tmp_path, "train", size=SIZE)
+    with pytest.raises(ConfigError, match="CityScapes has no task 'normals'"):
+        CityScapes(tmp_path, "train", tasks=("depth", "normals"))
 
 
 @pytest.mark.parametrize("kind", ["image", "label", "depth", "normal"])

@@ -240,11 +240,15 @@ def test_a_damaged_map_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             Terrain("train")
         assert str(path) in str(raised.value)
 
-    refused("cannot be read: .*No such file")
+    refused("is missing; expected there: matplotlib's map")
     for content in (b"", b"PK\x03\x04 cut short", b"not an archive"):
         path.write_bytes(content)
-        refused("cannot be read")
+        refused("cannot be read as matplotlib's map")
+    np.savez_compressed(path, elevation=np.arange(344.0 * 403).reshape(344, 403))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:2000] + b"\xff" * 64 + whole[2064:])
+    refused("cannot be read as matplotlib's map")
     np.savez(path, elevation=np.zeros((344, 403)))
-    refused("cannot be read: .*dx")
+    refused("cannot be read as .*dx")
     np.savez(path, elevation=np.zeros((3, 4)), dx=1, dy=1, ymin=1, ymax=1)
     refused("expected a map of 344 x 403 cells")

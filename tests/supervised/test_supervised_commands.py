@@ -451,8 +451,13 @@ def test_evaluate_of_a_damaged_run(
     shutil.copy(finished / "model" / "model.safetensors", weights)
     (folder / "model" / "model.json").write_text(json.dumps(about))
     assert evaluate.main([str(folder)]) == 2
-    damaged, unfit = capsys.readouterr().err.splitlines()
+    about = read(finished / "model", "model")
+    about["tasks"].reverse()  # as of data whose files name them in another order
+    (folder / "model" / "model.json").write_text(json.dumps(about))
+    assert evaluate.main([str(folder)]) == 2
+    damaged, unfit, other = capsys.readouterr().err.splitlines()
     assert "damaged" in damaged and "does not fit its config" in unfit
+    assert "it is of tasks ink, prime" in other
 
 
 def test_report_of_conflicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

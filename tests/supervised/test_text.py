@@ -154,7 +154,9 @@ def test_blank_lines_divide_sentences(tmp_path: Path, between: str, end: str) ->
     assert read_tagged(path, LABELS["udpos"]) == expected
 
 
-CHARACTERS = st.characters(exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"])
+CHARACTERS = st.characters(
+    exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"], exclude_characters="_"
+)
 WORDS = st.text(CHARACTERS, min_size=1, max_size=5)
 TAGS = st.sampled_from(range(17))
 SENTENCES = st.lists(st.lists(st.tuples(WORDS, TAGS), min_size=1, max_size=4), min_size=1)
@@ -211,6 +213,18 @@ def test_conllu_leaves_out_comments_ranges_and_empty_nodes(tmp_path: Path, token
         [15, 10, 10, 2],
         [14],
     ]
+
+
+def test_conllu_leaves_out_sentences_without_text(tmp_path: Path) -> None:
+    """As XTREME does; of treebanks whose text is not free, all words are `_`."""
+    sentences = [["_", "_", "_"], ["_"], ["_", "da"], ["da", "_", "hoy"], ["hoy"]]
+    lines = [
+        line
+        for words in sentences
+        for line in [*(conllu(str(i), word, "X") for i, word in enumerate(words, 1)), ""]
+    ]
+    path = write(tmp_path / "udpos/dev-es.conllu", "\n".join(lines))
+    assert [sentence.words for sentence in read_conllu(path)] == sentences[3:]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from conal_rl.config import SupervisedConfig, load_config
 from conal_rl.core import ProStage, Tree
 from conal_rl.phases import search_space
 from conal_rl.runs import Run
-from conal_rl.supervised import trainer
+from conal_rl.supervised import network, trainer
 from conal_rl.supervised.data.common import Batch, SharedLoader, TaskLoaders
 from conal_rl.supervised.network import task_losses
 from conal_rl.supervised.problem import Part, Problem, make_problem
@@ -107,6 +107,32 @@ def test_gates_step_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "gate_step", lambda *_: stepped.append(training.steps))
     update(training, 7)
     assert stepped == [0, 3, 6]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "halve", "poly"])
+def test_step_sizes_by_hand(schedule: str) -> None:
+    """They begin anew with the training, and with each stage of CoNAL-Pro's."""
+
+    def rates(training: SupervisedTraining, steps: range) -> list[float]:
+        found: list[float] = []
+        for training._step in steps:
+            training._set_rates()
+            found.append(training.optimizer.param_groups[0]["lr"])
+        return found
+
+    by_hand: dict[str, list[float]] = {"constant": [1] * 5, "halve": [1, 1, 0.5, 0.5, 0.25]}
+    by_hand["poly"] = [(1 - k / 5) ** 0.9 for k in range(5)]
+    expected = pytest.approx([1e-3 * share for share in by_hand[schedule]])
+    words = ["--agent.learning-rate", "1e-3", "--agent.schedule", schedule]
+    words += ["--agent.halve-every", "2", "--total-steps", "15", "--search.steps", "10"]
+    stages = started("--search.method", "conal_pro", *words)
+    assert stages.config.agent.depth == 2
+    assert rates(stages, range(5)) == expected
+    stages.structure = ProStage(2, (None,) * 5)
+    assert rates(stages, range(5, 10)) == expected
+    training = started("--agent.tree", "shared", *words)
+    training._first_step = 10
+    assert rates(training, range(10, 15)) == expected
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
@@ -347,6 +373,13 @@ WAYS = {
 }
 
 
+@pytest.fixture
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CPUs that only emulate it, too."""
+    monkeypatch.setattr(network, "bfloat16_pays", lambda _: True)
+
+
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("way", ["conal", "held"])
 def test_bfloat16_on_a_cpu_learns_alike(way: str, tmp_path: Path) -> None:
     longer = ["--total-steps", "60", "--search.steps", "30", "--log-interval", "15"]
@@ -365,6 +398,7 @@ def test_bfloat16_on_a_cpu_learns_alike(way: str, tmp_path: Path) -> None:
     assert again["scores"] == read(folder)["scores"]
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_half_precision_is_used_and_losses_are_not_in_it() -> None:
     training = started("--agent.mixed-precision")
     found: list[torch.dtype] = []

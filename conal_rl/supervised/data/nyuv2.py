@@ -11,7 +11,7 @@ As in LibMTL, images are taken as they are: from 0 to 1, without subtracting a m
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -39,6 +39,7 @@ class NYUv2:
     Args:
         root: the folder with `train` and `val`.
         split: which of them.
+        tasks: whose targets to read, in order; None: all.
         augment: scale and flip at random, as a function of seed, epoch and index.
         seed: of the augmentation.
         size: height and width that every array must have; None for the published one.
@@ -46,7 +47,7 @@ class NYUv2:
     Raises:
         DataError: a folder or file is missing, or, when an item is read, damaged or not as it
             should be.
-        ConfigError: no such split.
+        ConfigError: no such split or task.
     """
 
     size: tuple[int, int] = (288, 384)
@@ -63,6 +64,7 @@ class NYUv2:
         root: str | Path,
         split: Split,
         *,
+        tasks: Sequence[str] | None = None,
         augment: bool = False,
         seed: int = 0,
         size: tuple[int, int] | None = None,
@@ -72,14 +74,17 @@ class NYUv2:
         self.folder = Path(root).expanduser() / split
         self.augment, self.seed, self.epoch = augment, seed, 0
         self.size = size or self.size
-        self.names = _paired_names(self.folder, ["image", *self.folders.values()])
+        tasks = tuple(self.folders) if tasks is None else tasks
+        if unknown := set(tasks) - self.folders.keys():
+            raise ConfigError(f"{type(self).__name__} has no task {min(unknown)!r}")
+        self.names = _paired_names(self.folder, ["image", *(self.folders[t] for t in tasks)])
         """Names of the files, in the order of their numbers."""
         kinds = {
             "segmentation": TargetSpec(self.size, torch.int64),
             "depth": TargetSpec((1, *self.size), torch.float32),
             "normals": TargetSpec((3, *self.size), torch.float32),
         }
-        self.tasks = {task: kinds[task] for task in self.folders}
+        self.tasks = {task: kinds[task] for task in tasks}
 
     def at_epoch(self, epoch: int) -> NYUv2:
         """The same data set with that epoch's augmentation."""
@@ -93,7 +98,7 @@ class NYUv2:
     def __getitem__(self, index: int) -> Sample:
         name = self.names[index]
         image = self._read("image", "image", name)
-        targets = {task: self._read(task, folder, name) for task, folder in self.folders.items()}
+        targets = {task: self._read(task, self.folders[task], name) for task in self.tasks}
         sample = Sample(image, targets)
         if not self.augment:
             return sample

@@ -14,7 +14,6 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, get_args
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from conal_rl.errors import ConfigError, import_extra
 from conal_rl.supervised.data.common import Sample, TargetSpec
-from conal_rl.supervised.data.files import DataError
+from conal_rl.supervised.data.files import DataError, reading
 
 Split = Literal["train", "val", "test"]
 Array = NDArray[np.float64]
@@ -231,12 +230,9 @@ def _load_map() -> tuple[Array, tuple[float, float]]:
     from matplotlib.cbook import get_sample_data
 
     path = Path(get_sample_data("jacksboro_fault_dem.npz", asfileobj=False))
-    try:
-        with np.load(path) as file:
-            elevation = file["elevation"].astype(np.float64)
-            dx, dy, south, north = (float(file[name]) for name in ("dx", "dy", "ymax", "ymin"))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
-        raise DataError(f"{path}: matplotlib's map cannot be read: {error}") from error
+    with reading(path, "matplotlib's map"), np.load(path) as file:
+        elevation = file["elevation"].astype(np.float64)
+        dx, dy, south, north = (float(file[name]) for name in ("dx", "dy", "ymax", "ymin"))
     if elevation.shape != (344, 403):
         raise DataError(f"{path}: expected a map of 344 x 403 cells, got {elevation.shape}")
     # The map's cells are in degrees; it names its northern edge ymin. 111,200 m to a degree of

@@ -235,7 +235,8 @@ def read_conllu(path: Path) -> list[Sentence]:
 
     Comments, ranges of several words (3-4) and empty nodes (8.1) are left out. Spaces within words
     (Vietnamese has them) and zero-width non-joiners go, as in XTREME's conversion; that, however,
-    puts fused forms in place of the words of a range.
+    puts fused forms in place of the words of a range. So do sentences all of whose words, or all
+    but one, are `_`: of some treebanks the text is not free.
 
     Raises:
         DataError: the file cannot be read, or is malformed or empty.
@@ -258,7 +259,7 @@ def read_conllu(path: Path) -> list[Sentence]:
             word = columns[1].replace(" ", "").replace("\u200c", "")
             sentence.words.append(word)
             sentence.tags.append(_index(columns[3], LABELS["udpos"], where))
-        if sentence.words:
+        if sentence.words.count("_") < max(1, len(sentence.words) - 1) and sentence.words:
             sentences.append(sentence)
     return _require_some(sentences, path)
 
