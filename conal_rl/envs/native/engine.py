@@ -36,7 +36,7 @@ from conal_rl.envs.native.physics import (
 
 OBSERVATION = 39
 STEPS_PER_TIMING = 500
-"""For every thread, as such a step has one thread alone: it costs a five-hundredth, of any many."""
+"""For every thread: in a step that is timed one works alone, which costs 0.2% however many are."""
 PATIENCE = 20_000
 """How often a helping thread looks for the next step before it sleeps: some 0.1 ms."""
 
