@@ -358,7 +358,7 @@ def test_heat_maps(tmp_path: Path) -> None:
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert tuple(names) == TASKS
     title = figure.get_suptitle()
-    assert "my_$run$: CoNAL, search, 200 env steps" in title
+    assert "my_$run$: CoNAL, search, up to 200 env steps" in title
     assert "grey" not in title
 
 
