@@ -9,11 +9,9 @@ from conal_rl.core import ReconSpace, Space, Tree
 from conal_rl.errors import ObservationError, other_tasks
 
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (("batch_size", "buffer_size", "n_steps"), lambda value: value >= 1, "at least 1"),
     (
-        (
-            *("batch_size", "buffer_size", "n_steps"),
-            *("gate_every", "actor_every", "target_update_interval"),
-        ),
+        ("gate_every", "actor_every", "target_update_interval"),
         lambda value: value >= 1,
         "at least 1",
     ),

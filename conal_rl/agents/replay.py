@@ -176,13 +176,11 @@ class TaskReplayBuffer(ReplayBuffer):
         self.largest_returns = LargestReturns(num_tasks, gamma) if normalize_returns else None
         self.features = observation_space.shape[0] - num_tasks
         width = 2 * self.features + self.action_dim + 2 + (n_steps > 1)
-        kept = max(1, round(buffer_size * validation_share))
-        if validation_share and kept >= buffer_size:
+        kept = max(1, round(buffer_size * validation_share)) if validation_share else 0
+        if kept and kept >= buffer_size:
             raise ValueError(f"validation gets all of {buffer_size} transitions per task")
-        self.training = Ring(
-            num_tasks, buffer_size - kept * bool(validation_share), width, self.device
-        )
-        self.validation = Ring(num_tasks, kept, width, self.device)
+        self.training = Ring(num_tasks, buffer_size - kept, width, self.device)
+        self.validation = Ring(num_tasks, max(1, kept), width, self.device)
         self.handle_timeout_termination = True
         # Per task, episodes begun and those of them that are validation episodes.
         self._episodes = np.zeros(num_tasks, dtype=np.int64)

@@ -189,10 +189,10 @@ def _is_of(run: Path, arguments: Sequence[str], follows: set[str]) -> bool:
     """Whether a run has the settings that it would have now, but for what follows from others."""
     written = run / "config.yaml"
     if not written.is_file():  # a run of each task, in folders of their own
-        written = next(run.glob("*/config.yaml"), written)
-        follows = {*follows, "total_steps", "env.suite"}
-    if not written.is_file():
-        return True
+        parts = sorted(run.glob("*/config.yaml"))
+        if not parts:  # nothing says otherwise
+            return True
+        written, follows = parts[0], follows | {"total_steps", "env.suite"}
     now = load_config(arguments[0], arguments[1:])
     changed = now.differences(load_config(written)).keys() - follows
     if now.agent.tree != "search":

@@ -33,6 +33,7 @@ class ConflictSettings(NamedTuple):
     rule: Rule
     margin: float
     smoothing: float
+    study_every: int = 10
 
 
 class Total(nn.Module):
@@ -92,16 +93,15 @@ class Learner:
             if isinstance(structure, Tree)
             else list(range(1, len(shared) + 1))
         )
-        study_every = 10
         if isinstance(structure, ReconSpace):  # which counts the conflicts of plain training
-            conflicts, study_every = conflicts._replace(rule="none"), 1
+            conflicts = conflicts._replace(rule="none", study_every=1)
         if isinstance(structure, BranchingSpace) and conflicts.rule == "and_deeper":
             raise ValueError(
                 "and_deeper holds all modules behind a conflict, and in a branching space these "
                 "are all copies of all later layers: take another rule"
             )
         if hold or not isinstance(structure, Tree):
-            self.rule = self.noticing = ConflictNoticing(shared, *conflicts, study_every)
+            self.rule = self.noticing = ConflictNoticing(shared, *conflicts)
         if weighting == "equal":
             return
         from conal_rl.core import weighting as ways  # not above: solvers take a second

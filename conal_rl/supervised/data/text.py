@@ -259,7 +259,8 @@ def read_conllu(path: Path) -> list[Sentence]:
             word = columns[1].replace(" ", "").replace("\u200c", "")
             sentence.words.append(word)
             sentence.tags.append(_index(columns[3], LABELS["udpos"], where))
-        if sentence.words.count("_") < max(1, len(sentence.words) - 1) and sentence.words:
+        words = sentence.words
+        if words and words.count("_") < max(1, len(words) - 1):
             sentences.append(sentence)
     return _require_some(sentences, path)
 
