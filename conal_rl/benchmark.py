@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from conal_rl.commands import Parser, exit_status, usable_device, wide_console
+from conal_rl.cli import Parser, exit_status, resolve_device, wide_console
 from conal_rl.errors import ConfigError
 
 ONE_INPUT_TASKS = 5
@@ -241,7 +241,7 @@ def _prepare_torch(options: argparse.Namespace, console: Console) -> None:
     """
     import torch
 
-    options.device = str(usable_device("--device", options.device))
+    options.device = str(resolve_device("--device", options.device))
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     console.print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads")

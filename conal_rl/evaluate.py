@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress
 
-from conal_rl.commands import Parser, exit_status, loading_mujoco, usable_device
+from conal_rl.cli import Parser, exit_status, loading_mujoco, resolve_device
 from conal_rl.config import AnyConfig, Config, SupervisedConfig, load_config
 from conal_rl.errors import CheckpointError, ConfigError
-from conal_rl.runs import atomic_write, find_run, load_checkpoint
+from conal_rl.runs.checkpoints import load_checkpoint
+from conal_rl.runs.files import atomic_write
+from conal_rl.runs.folder import find_run
 
 if TYPE_CHECKING:
     from conal_rl.agents import ConalSAC
@@ -123,7 +125,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     if options.json is not None and not options.json.parent.is_dir():
         raise ConfigError(f"cannot write {options.json}: its folder does not exist")
     config = config_of(options.path)
-    usable_device("--device", options.device)
+    resolve_device("--device", options.device)
     if isinstance(config, SupervisedConfig):
         _test(config, options)
     else:
@@ -134,7 +136,7 @@ def _test(config: SupervisedConfig, options: argparse.Namespace) -> None:
     for name in ("episodes", "seed", "engine", "video"):
         if getattr(options, name) is not None:
             raise ConfigError(f"--{name}: {options.path} is a supervised run, without episodes")
-    from conal_rl.supervised.testing import load_network, print_report, test
+    from conal_rl.supervised.evaluation import load_network, print_report, test
 
     config = at_root(config, options.root)
     network, problem = load_network(options.path, config, options.device)

@@ -235,7 +235,7 @@ def _native_vector_env(
     suite: str | Sequence[str], seed: int, episodes: int, on_episode: Callable[[], None]
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
     """The native counterpart of `official_vector_env`, noting each episode's success."""
-    from conal_rl.envs.native.vector_env import MetaWorldVectorEnv
+    from conal_rl.envs.native.gymnasium_env import MetaWorldVectorEnv
 
     class Recorder(MetaWorldVectorEnv):
         successes: Sequence[list[bool]]  # of each task, those that count

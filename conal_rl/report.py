@@ -14,12 +14,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from conal_rl.commands import Parser, exit_status, usable_device, wide_console
+from conal_rl.cli import Parser, exit_status, resolve_device, wide_console
 from conal_rl.config import SupervisedConfig
 from conal_rl.errors import ConfigError
 from conal_rl.evaluate import add_root, at_root, config_of
-from conal_rl.reports.records import NETWORKS, ConflictRecord, mean_over_pairs, read_record
-from conal_rl.runs import atomic_write
+from conal_rl.reports.run_data import NETWORKS, ConflictRecord, mean_over_pairs, read_record
+from conal_rl.runs.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +83,7 @@ def _predictions(options: argparse.Namespace) -> None:
         raise ConfigError(f"{options.run}: not a supervised run")
     if options.images < 1:
         raise ConfigError(f"--images must be at least 1, not {options.images}")
-    usable_device("--device", options.device)
+    resolve_device("--device", options.device)
     config = at_root(config, options.root)
     figure = draw_predictions(options.run, config, options.images, options.device)
     name = f"predictions-{options.run.resolve().name}.png"

@@ -21,10 +21,10 @@ from conal_rl.benchmarks.mt10 import Result, bootstrap, interquartile_mean, succ
 from conal_rl.benchmarks.study import slug
 from conal_rl.config import Config, load_config
 from conal_rl.core import Tree
-from conal_rl.core.network import parameter_count
+from conal_rl.core.tree_network import parameter_count
 from conal_rl.errors import ConalError
 from conal_rl.evaluation import evaluate_policy
-from conal_rl.runs import Run
+from conal_rl.runs.folder import Run
 
 
 def cells(table: Table) -> list[list[str]]:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from conal_rl import envs, evaluate, evaluation
 from conal_rl.agents import ConalSAC
-from conal_rl.agents.records import RecentEpisodes
+from conal_rl.agents.episode_stats import RecentEpisodes
+from conal_rl.agents.experiment import make_agent
 from conal_rl.agents.storage import load_trees, training_state
 from conal_rl.config import Config, load_config
 from conal_rl.core import Tree
@@ -37,8 +38,8 @@ from conal_rl.evaluation import (
     record_videos,
     wilson,
 )
-from conal_rl.runs import find_run, save_checkpoint
-from conal_rl.train import make_agent
+from conal_rl.runs.checkpoints import save_checkpoint
+from conal_rl.runs.folder import find_run
 from tests.agents.toy import Target
 from tests.scripted import ScriptedPolicy
 

@@ -23,7 +23,7 @@ from conal_rl import report
 from conal_rl.errors import CheckpointError, ConfigError
 from conal_rl.reports.conflicts import draw_conflicts, draw_cosines
 from conal_rl.reports.gates import draw_gates
-from conal_rl.reports.records import (
+from conal_rl.reports.run_data import (
     ConflictRecord,
     mean_over_pairs,
     read_phase,

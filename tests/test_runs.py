@@ -13,7 +13,9 @@ import torch
 
 from conal_rl.config import load_config
 from conal_rl.errors import CheckpointError, ConfigError
-from conal_rl.runs import Run, atomic_write, load_checkpoint, save_checkpoint
+from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
+from conal_rl.runs.files import atomic_write
+from conal_rl.runs.folder import Run
 
 FILES = ["agent.safetensors", "replay.safetensors", "state.json", "manifest.json"]
 STATE: dict[str, Any] = {"step": 7, "rng": [2**63, 0.1], "phase": "search"}

@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from conal_rl.agents.sac import ConalSAC
 from conal_rl.config import Config
-from conal_rl.progress import PhaseDisplay, Stopped, StopRequest
+from conal_rl.runs.progress import PhaseDisplay, Stopped, StopRequest
 
 
 class RunCallback(BaseCallback):

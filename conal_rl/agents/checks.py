@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from conal_rl.core import ReconSpace, Space, Tree
+from conal_rl.core import ReconSearch, Space, Tree
 from conal_rl.errors import ObservationError, other_tasks
 
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
@@ -48,7 +48,7 @@ def require_tree(tree: Any, tasks: tuple[str, ...]) -> None:
         )
     if isinstance(tree, Tree) and tree.tasks != tasks:
         raise ValueError(f"the tree's tasks {tree.tasks} are not the agent's {tasks}")
-    if len(tasks) == 1 and not isinstance(tree, Tree | ReconSpace):
+    if len(tasks) == 1 and not isinstance(tree, Tree | ReconSearch):
         raise ValueError(
             f"{tasks[0]} is the only task and has nobody to share with: there is no tree to "
             "search; give tree=Tree.shared(tasks, depth)"

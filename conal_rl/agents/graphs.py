@@ -20,7 +20,7 @@ WARM_UP = 3
 Outputs = Tensor | dict[str, Tensor]
 
 
-class Recorded:
+class CapturedGraph:
     """A function on a CUDA device whose kernels are recorded in one of its first calls.
 
     The shapes of all tensors are those of the first call, and the function may not wait for the
@@ -89,13 +89,13 @@ class Recorded:
         return graph
 
 
-class Recorder:
+class GraphCache:
     """The recorded functions of an agent, by kind: calls of a kind are the same kernels."""
 
     def __init__(self, device: torch.device):
         # One for all, as they use the same weights.
         self._stream = torch.cuda.Stream(device)
-        self._recorded: dict[tuple[Hashable, ...], Recorded] = {}
+        self._recorded: dict[tuple[Hashable, ...], CapturedGraph] = {}
 
     def run(
         self,
@@ -104,9 +104,9 @@ class Recorder:
         *inputs: Tensor,
         replayed: Callable[[], object] = lambda: None,
     ) -> Outputs:
-        """Call `function`, or replay what was recorded of a call of this kind; see `Recorded`."""
+        """Call `function`, or replay the graph of an earlier call of this kind."""
         if kind not in self._recorded:
-            self._recorded[kind] = Recorded(function, self._stream, replayed)
+            self._recorded[kind] = CapturedGraph(function, self._stream, replayed)
         return self._recorded[kind](*inputs)
 
     def kinds(self) -> dict[tuple[Hashable, ...], bool]:

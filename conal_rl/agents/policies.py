@@ -12,13 +12,13 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import Tensor, nn
 
-from conal_rl.agents.value import HLGauss, SquaredError
-from conal_rl.core import ConalSpace, SearchSpace, Structure, Tree, TreeNetwork, linear_chain
+from conal_rl.agents.critic_losses import HLGauss, SquaredError
+from conal_rl.core import ConalSearch, SearchNetwork, Structure, Tree, TreeNetwork, linear_chain
+from conal_rl.core.conal_pro import inherit_weights
 from conal_rl.core.layers import LinearStack
-from conal_rl.core.progressive import take_over
 
 CRITICS = 2
-CONAL = ConalSpace()
+CONAL = ConalSearch()
 
 
 def to_task_major(
@@ -59,7 +59,7 @@ class TaskNetwork(nn.Module):
         mixed_precision: compute matrix products in bfloat16.
     """
 
-    encoder: SearchSpace | TreeNetwork
+    encoder: SearchNetwork | TreeNetwork
     task_id: Tensor
 
     def __init__(
@@ -106,7 +106,7 @@ class TaskNetwork(nn.Module):
     @property
     def gates(self) -> nn.Parameter | None:
         """The search space's gates `(choice, option)`; None where there are none."""
-        return self.encoder.gates if isinstance(self.encoder, SearchSpace) else None
+        return self.encoder.gates if isinstance(self.encoder, SearchNetwork) else None
 
     def weights(self) -> tuple[nn.Parameter, ...]:
         """Every parameter but the gates."""
@@ -275,7 +275,7 @@ class ConalPolicy(BasePolicy):
         return actor.act(features, deterministic)[task, place]
 
     @torch.no_grad()
-    def draw_actions(self, observation: Tensor, most: int) -> Tensor:
+    def sample_actions(self, observation: Tensor, most: int) -> Tensor:
         """Stochastic actions `(row, action)`; see `to_task_major`."""
         return self._predict(observation, most=most)
 
@@ -317,11 +317,11 @@ class ConalPolicy(BasePolicy):
         self.training = mode
 
     @torch.no_grad()
-    def go_on_from(self, before: "ConalPolicy") -> None:
+    def inherit_from(self, before: "ConalPolicy") -> None:
         """Take over what a search, or a stage of it, has learnt and this policy still needs."""
         for mine, theirs in zip(self._networks(), before._networks(), strict=True):
             mine.head.load_state_dict(theirs.head.state_dict())
-            take_over(mine.encoder, theirs.encoder)
+            inherit_weights(mine.encoder, theirs.encoder)
 
     def _networks(self) -> list[TaskNetwork]:
         named = (self.actor, self.critic, self.critic_target, self.actor_average)

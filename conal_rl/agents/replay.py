@@ -298,7 +298,7 @@ class TaskReplayBuffer(ReplayBuffer):
         largest = torch.from_numpy(self.largest_returns.largest).to(rows.device).unsqueeze(1)
         return batch._replace(rewards=batch.rewards / largest.clamp(min=SMALLEST_RETURN))
 
-    def take_over(self, other: "TaskReplayBuffer") -> None:
+    def inherit_from(self, other: "TaskReplayBuffer") -> None:
         """Start with another buffer's transitions.
 
         Its validation episodes stay apart if this buffer keeps a share of them too; otherwise they

@@ -26,22 +26,22 @@ from conal_rl.agents.checks import (
     require_tree,
     task_names,
 )
-from conal_rl.agents.graphs import Recorder, prepare_optimizer, set_step_size
+from conal_rl.agents.episode_stats import Means, RecentEpisodes
+from conal_rl.agents.graphs import GraphCache, prepare_optimizer, set_step_size
 from conal_rl.agents.policies import CONAL, ConalPolicy, TaskActor, TaskCritics
-from conal_rl.agents.records import Means, RecentEpisodes
 from conal_rl.agents.replay import TaskReplayBuffer
 from conal_rl.agents.update import CLAMPED, SACUpdate, Temperatures, make_learners
 from conal_rl.core import (
+    ConalProStage,
     ConflictNoticing,
-    ProStage,
-    ReconSpace,
+    ReconSearch,
     Rule,
-    SearchSpace,
+    SearchNetwork,
     Structure,
     Tree,
 )
+from conal_rl.core.bilevel import decay_specific
 from conal_rl.core.learner import ConflictSettings
-from conal_rl.core.search import decay_specific
 from conal_rl.envs.vec_env import SuiteVecEnv
 from conal_rl.errors import ConalError, diverged
 
@@ -59,8 +59,8 @@ class ConalSAC(SAC):
     Args:
         policy: "ConalPolicy".
         env: a `VecEnv`; `tasks` is read from it unless given.
-        tree: a `Tree` for actor and critics, a search space (`ConalSpace`, `ProStage`,
-            `BranchingSpace`, `ReconSpace`), None for `ConalSpace()`, or a pair of these
+        tree: a `Tree` for actor and critics, a search space (`ConalSearch`, `ConalProStage`,
+            `LTBSearch`, `ReconSearch`), None for `ConalSearch()`, or a pair of these
             `(actor's, critics')`.
         tasks: task names in the order of the one-hot; those of the env where it has any.
         reward_scale: factor on rewards before they enter the critics. Scaled returns must lie in
@@ -105,7 +105,7 @@ class ConalSAC(SAC):
     critic: TaskCritics  # type: ignore[assignment]
     critic_target: TaskCritics  # type: ignore[assignment]
     replay_buffer: TaskReplayBuffer
-    knows_values = True
+    has_critics = True
     """Whether the critics are there: not where the weights of an actor alone were read."""
 
     def __init__(
@@ -241,7 +241,7 @@ class ConalSAC(SAC):
             self.log_ent_coef.requires_grad_(True)
             self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
         for network in (self.actor, self.critic):
-            if self.specific_decay and isinstance(network.encoder, SearchSpace):
+            if self.specific_decay and isinstance(network.encoder, SearchNetwork):
                 specific = network.encoder.specific_weights()
                 decay_specific(network.optimizer, specific, self.specific_decay)
         self.gates = {
@@ -273,10 +273,10 @@ class ConalSAC(SAC):
         )
         if self.compile:
             self._compile()
-        self._recorder = Recorder(self.device) if self._can_record() else None
+        self._recorder = GraphCache(self.device) if self._can_record() else None
         self._prepare_optimizers()
         self._learning = False
-        self._put_off = 0  # updates that wait for the environments to step
+        self._pending_updates = 0  # updates that wait for the environments to step
         self._means = Means()
         self.recent = RecentEpisodes(self.tasks)
         self.recent.restore(self._counted.get("recent", {}))
@@ -360,12 +360,12 @@ class ConalSAC(SAC):
         return stages[0] or actor.tree(), stages[1] or critic.tree()
 
     @torch.no_grad()
-    def go_on_from(self, before: "ConalSAC") -> None:
+    def inherit_from(self, before: "ConalSAC") -> None:
         """Take over weights, also of losses, temperatures and largest returns from such an agent.
 
         It is that of the search, or of a stage of it, of the same tasks and settings.
         """
-        self.policy.go_on_from(before.policy)
+        self.policy.inherit_from(before.policy)
         self.loss_weights.load_state_dict(before.loss_weights.state_dict())
         self.largest_returns[:] = before.largest_returns
         if self.log_ent_coef is not None and before.log_ent_coef is not None:
@@ -381,13 +381,13 @@ class ConalSAC(SAC):
         """
         if not self.replay_buffer.ready():
             return  # a task has no finished validation data yet
-        self._put_off += gradient_steps
+        self._pending_updates += gradient_steps
         if self._recorder is None or not self._learning:
             self.finish_updates(batch_size)
 
     def finish_updates(self, batch_size: int | None = None) -> None:
         """Do the updates that wait, if there are any."""
-        waiting, self._put_off = self._put_off, 0
+        waiting, self._pending_updates = self._pending_updates, 0
         if not waiting:
             return
         optimizers = [self.actor.optimizer, self.critic.optimizer]
@@ -431,9 +431,9 @@ class ConalSAC(SAC):
         actor, critic = self.structures
         networks = ((self.actor, actor), (self.critic, critic), (self.critic_target, critic))
         for network, structure in networks:
-            if isinstance(network.encoder, SearchSpace):
+            if isinstance(network.encoder, SearchNetwork):
                 # Of CoNAL-Pro's first N stages, which are equally long, this is the last.
-                stages = structure.number if isinstance(structure, ProStage) else 1
+                stages = structure.number if isinstance(structure, ConalProStage) else 1
                 left = min(1.0, stages * self._current_progress_remaining)
                 network.encoder.gumbel_temperature = end + (start - end) * left
 
@@ -470,7 +470,7 @@ class ConalSAC(SAC):
         assert isinstance(observation, np.ndarray)
         most = int(observation[:, -len(self.tasks) :].sum(axis=0).max())
         kind = "actions", len(observation), most
-        act = partial(self.policy.draw_actions, most=most)
+        act = partial(self.policy.sample_actions, most=most)
         actions = self._recorder.run(kind, act, torch.from_numpy(observation))
         assert isinstance(actions, Tensor)
         return self.policy.unscale_action(actions.cpu().numpy()), state
@@ -538,7 +538,7 @@ class ConalSAC(SAC):
         """Train for `total_timesteps` steps of all environments together, as SB3's SAC."""
         self._learning = True
         if isinstance(self.env, SuiteVecEnv):
-            self.env.meanwhile = self.finish_updates
+            self.env.on_step_started = self.finish_updates
         try:
             super().learn(
                 total_timesteps,
@@ -551,7 +551,7 @@ class ConalSAC(SAC):
         finally:
             self._learning = False
             if isinstance(self.env, SuiteVecEnv):
-                self.env.meanwhile = None
+                self.env.on_step_started = None
         self.finish_updates()
         return self
 
@@ -641,4 +641,4 @@ class ConalSAC(SAC):
 
 
 def _has_gates(structure: Structure) -> bool:
-    return not isinstance(structure, Tree | ReconSpace)
+    return not isinstance(structure, Tree | ReconSearch)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from conal_rl.core import Structure, Tree
 from conal_rl.errors import CheckpointError, TreeError
-from conal_rl.runs import read_json
-from conal_rl.saving import (
+from conal_rl.runs.files import read_json
+from conal_rl.runs.weights import (
     UNFIT,
     optimizer_tensors,
     read_model,
@@ -138,7 +138,7 @@ def build(about: Any, weights: Mapping[str, Tensor], device: str, source: Path) 
                 if name.startswith("critic.")
             }
             weights = unknown | dict(weights)
-            agent.knows_values = False
+            agent.has_critics = False
         targets = {
             name.replace("critic.", "critic_target.", 1): tensor
             for name, tensor in weights.items()
@@ -166,7 +166,7 @@ def save_weights(agent: ConalSAC, folder: Path, half: bool = False, critics: boo
         for name, tensor in policy.state_dict().items()
         if not name.startswith("critic_target.")
     }
-    if not (critics and agent.knows_values):
+    if not (critics and agent.has_critics):
         acting = policy.actor if policy.actor_average is None else policy.actor_average
         gates = {name: tensor for name, tensor in weights.items() if name == CRITIC_GATES}
         weights = {f"actor.{name}": tensor for name, tensor in acting.state_dict().items()} | gates
@@ -184,7 +184,7 @@ def load_weights(folder: Path, device: str = "auto") -> ConalSAC:
     """An agent ready for `predict`.
 
     To train further, make a `ConalSAC` with an env and the trees of `derive()`, and load this
-    one's `policy.state_dict()` into its policy; of an actor alone (`knows_values` is False), its
+    one's `policy.state_dict()` into its policy; of an actor alone (`has_critics` is False), its
     `actor.state_dict()` into its actor.
 
     Raises:
@@ -207,7 +207,7 @@ def training_state(agent: ConalSAC) -> tuple[Tensors, dict[str, Any]]:
         "model": describe(agent),
         "steps": agent.num_timesteps,
         "updates": agent._n_updates,
-        "put_off": agent._put_off,
+        "put_off": agent._pending_updates,
         "progress_left": agent._current_progress_remaining,
         "episodes": agent._episode_num,
         "replay": counters,
@@ -249,7 +249,7 @@ def restore(
         agent.recent.restore(state["recent"])
         agent.num_timesteps = state["steps"]
         agent._n_updates = state["updates"]
-        agent._put_off = state.get("put_off", 0)
+        agent._pending_updates = state.get("put_off", 0)
         # SB3 sets it after a step of the envs, which updates that wait come before.
         agent._current_progress_remaining = state.get("progress_left", 1.0)
         agent._episode_num = state["episodes"]

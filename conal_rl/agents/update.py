@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from conal_rl.agents import losses
+from conal_rl.agents.critic_losses import HLGauss
 from conal_rl.agents.losses import SACLosses
 from conal_rl.agents.policies import ConalPolicy
 from conal_rl.agents.replay import TaskBatch, TaskReplayBuffer
-from conal_rl.agents.value import HLGauss
+from conal_rl.core.bilevel import apply_gradients, gate_step
 from conal_rl.core.learner import ConflictSettings, Learner
-from conal_rl.core.search import apply_gradients, gate_step
 
 CLAMPED = "clamped_targets"
 

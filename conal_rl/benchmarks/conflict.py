@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from conal_rl.agents.policies import CRITICS, TaskNetwork
 from conal_rl.core import (
-    ConalSpace,
+    ConalSearch,
     ConflictNoticing,
     Supernet,
     Tree,
@@ -28,10 +28,10 @@ from conal_rl.core import (
     linear_chain,
     module_chain,
 )
+from conal_rl.core.bilevel import apply_gradients, weight_step
 from conal_rl.core.conflict import held_rows
 from conal_rl.core.gradients import TaskGradients, gram, same_module, set_gradients
 from conal_rl.core.layers import Layer
-from conal_rl.core.search import apply_gradients, weight_step
 
 FEATURES = 43  # Meta-World's observation and action
 CLASSES = 10
@@ -59,7 +59,7 @@ def measure(
     columns = ("network", "plain", "noticing", "passes", "one by one", "gain")
     _add_columns(table, columns)
     names = [f"task-{number}" for number in range(tasks)]
-    for title, tree in (("HPS", Tree.shared(names, len(widths))), ("supernet", ConalSpace())):
+    for title, tree in (("HPS", Tree.shared(names, len(widths))), ("supernet", ConalSearch())):
         network = TaskNetwork(names, tree, FEATURES, widths, 1, replicas=CRITICS).to(device)
         x = torch.randn(tasks, batch, FEATURES, device=device)
         target = torch.randn(CRITICS * tasks, batch, 1, device=device)

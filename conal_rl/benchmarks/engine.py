@@ -28,7 +28,7 @@ from conal_rl.envs.native import physics
 from conal_rl.envs.native.engine import OBSERVATION, Engine
 from conal_rl.envs.native.episodes import GoalStream
 from conal_rl.envs.native.physics import Floats, Integers
-from conal_rl.envs.native.vec_env import NativeVecEnv
+from conal_rl.envs.native.sb3_env import NativeVecEnv
 from conal_rl.envs.native.vectors import clip, floats
 from conal_rl.evaluation import evaluate_policy
 

@@ -17,18 +17,18 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from conal_rl.core import (
-    BranchingSpace,
-    ConalSpace,
+    ConalProStage,
+    ConalSearch,
     ConflictNoticing,
-    ProStage,
+    LTBSearch,
     Rule,
-    SearchSpace,
+    SearchNetwork,
     Space,
     Tree,
     linear_chain,
 )
-from conal_rl.core.progressive import StageNetwork
-from conal_rl.core.search import decay_specific, gate_step, weight_step
+from conal_rl.core.bilevel import decay_specific, gate_step, weight_step
+from conal_rl.core.conal_pro import StageNetwork
 
 GROUPS = (3, 3, 3)  # tasks in each
 FEATURES, WIDTH, DEPTH = 6, 12, 3
@@ -49,10 +49,10 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "CoNAL-Pro": Method(ProStage.first, "consensus"),
-    "CoNAL-Pro, no noticing": Method(ProStage.first, "none"),
-    "CoNAL": Method(lambda tasks: ConalSpace(), "consensus"),
-    "LTB": Method(lambda tasks: BranchingSpace(4), "none"),
+    "CoNAL-Pro": Method(ConalProStage.first, "consensus"),
+    "CoNAL-Pro, no noticing": Method(ConalProStage.first, "none"),
+    "CoNAL": Method(lambda tasks: ConalSearch(), "consensus"),
+    "LTB": Method(lambda tasks: LTBSearch(4), "none"),
 }
 
 
@@ -133,19 +133,19 @@ def search(family: Family, method: Method, steps: int = STEPS) -> Tree:
     """The tree that a method finds, in as many steps however many stages it has."""
     chain = linear_chain(FEATURES, [WIDTH] * DEPTH, layer_norm=True)
     space = method.space(len(family.tasks))
-    stages = DEPTH if isinstance(space, ProStage) else 1
+    stages = DEPTH if isinstance(space, ConalProStage) else 1
     network = space.network(family.tasks, chain)
-    assert isinstance(network, SearchSpace)
+    assert isinstance(network, SearchNetwork)
     _search_in(network, family, method.rule, steps // stages)
     while isinstance(network, StageNetwork) and (following := network.next_stage()) is not None:
         stage = following.network(family.tasks, chain)
-        stage.go_on_from(network)
+        stage.inherit_from(network)
         network = stage
         _search_in(network, family, method.rule, steps // stages)
     return network.tree()
 
 
-def _search_in(network: SearchSpace, family: Family, rule: Rule, steps: int) -> None:
+def _search_in(network: SearchNetwork, family: Family, rule: Rule, steps: int) -> None:
     signs = torch.tensor([1.0, -1.0]).repeat(WIDTH // 2).view(WIDTH, 1)
     head = 2 / WIDTH**0.5 * signs
 

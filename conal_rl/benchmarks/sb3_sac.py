@@ -21,13 +21,13 @@ from stable_baselines3 import SAC
 
 from conal_rl.benchmarks.one_per_task import write_together
 from conal_rl.benchmarks.study import require_config
-from conal_rl.commands import Parser, exit_status, keep_memory
+from conal_rl.cli import Parser, exit_status, tune_malloc
 from conal_rl.config import Config, load_config
 from conal_rl.envs import make
 from conal_rl.envs.metaworld import suite_tasks
 from conal_rl.errors import ConfigError
 from conal_rl.evaluation import evaluate_policy
-from conal_rl.runs import atomic_write
+from conal_rl.runs.files import atomic_write
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,7 +94,7 @@ def _train_and_evaluate(config: Config, task: str, done: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`run`, as an exit status."""
-    keep_memory()
+    tune_malloc()
     return exit_status(lambda: run(sys.argv[1:] if arguments is None else arguments))
 
 

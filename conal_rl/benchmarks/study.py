@@ -14,7 +14,7 @@ from typing import Any
 
 from conal_rl.config import AnyConfig, load_config
 from conal_rl.errors import ConalError, ConfigError
-from conal_rl.runs import Run
+from conal_rl.runs.folder import Run
 
 
 def finish(run: Path, arguments: Sequence[str], what: str) -> None:

@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
+from conal_rl.config.values import shown
 from conal_rl.errors import ConfigError
-from conal_rl.options import shown
 
 
 def require(holds: bool, field: str, value: Any, allowed: str) -> None:

@@ -14,8 +14,8 @@ import yaml
 
 from conal_rl.config.rl import Config
 from conal_rl.config.supervised import SupervisedConfig
+from conal_rl.config.values import convert, describe, parse_options, shown, suggestion
 from conal_rl.errors import ConfigError
-from conal_rl.options import convert, describe, parse_options, shown, suggestion
 
 AnyConfig = Config | SupervisedConfig
 

@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 import yaml
 
 from conal_rl.config.checks import not_negative, positive, require, require_device, require_seed
+from conal_rl.config.values import lists_for_tuples
 from conal_rl.errors import ConfigError
-from conal_rl.names import AggregationName, LossWeights, Rule
-from conal_rl.options import lists_for_tuples
+from conal_rl.literals import AggregationName, LossWeights, Rule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

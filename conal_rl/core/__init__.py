@@ -4,30 +4,30 @@ Imports torch (and, in `weighting`, torchjd) alone; knows neither reinforcement 
 data set.
 """
 
-from conal_rl.core.branching import BranchingSpace
+from conal_rl.core.conal import ConalSearch, Supernet, derive
+from conal_rl.core.conal_pro import ConalProStage
 from conal_rl.core.conflict import ConflictNoticing
 from conal_rl.core.layers import linear_chain, module_chain
-from conal_rl.core.network import TreeNetwork
-from conal_rl.core.progressive import ProStage
-from conal_rl.core.recon import ReconSpace, recon
-from conal_rl.core.space import SearchSpace
-from conal_rl.core.supernet import ConalSpace, Supernet, derive
+from conal_rl.core.ltb import LTBSearch
+from conal_rl.core.recon import ReconSearch, recon
+from conal_rl.core.search_network import SearchNetwork
 from conal_rl.core.tree import Tree
-from conal_rl.names import Rule
+from conal_rl.core.tree_network import TreeNetwork
+from conal_rl.literals import Rule
 
-Space = ConalSpace | ProStage | BranchingSpace | ReconSpace
+Space = ConalSearch | ConalProStage | LTBSearch | ReconSearch
 """What a search looks for a tree in."""
 Structure = Tree | Space
 """What a network is shaped by, decided or not."""
 
 __all__ = [
-    "BranchingSpace",
-    "ConalSpace",
+    "ConalProStage",
+    "ConalSearch",
     "ConflictNoticing",
-    "ProStage",
-    "ReconSpace",
+    "LTBSearch",
+    "ReconSearch",
     "Rule",
-    "SearchSpace",
+    "SearchNetwork",
     "Space",
     "Structure",
     "Supernet",

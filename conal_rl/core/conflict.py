@@ -15,7 +15,7 @@ from torch import Tensor
 
 from conal_rl.core.gradients import TaskGradients, gram, same_module, set_gradients
 from conal_rl.core.layers import Layer
-from conal_rl.names import Rule
+from conal_rl.literals import Rule
 
 RULES: tuple[Rule, ...] = get_args(Rule)
 _PAIRS = ("counted", "cosine", "negative", "conflicting")  # summed over the studied steps

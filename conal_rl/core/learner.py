@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from conal_rl.core import (
-    BranchingSpace,
+    ConalProStage,
     ConflictNoticing,
-    ProStage,
-    ReconSpace,
+    LTBSearch,
+    ReconSearch,
     Rule,
-    SearchSpace,
+    SearchNetwork,
     Structure,
     Tree,
     TreeNetwork,
     recon,
 )
+from conal_rl.core.bilevel import weight_step
+from conal_rl.core.conal_pro import StageNetwork
 from conal_rl.core.gradients import GradientRule
-from conal_rl.core.progressive import StageNetwork
-from conal_rl.core.search import weight_step
 from conal_rl.errors import ConalError
 
 
@@ -70,7 +70,7 @@ class Learner:
 
     def __init__(
         self,
-        encoder: TreeNetwork | SearchSpace,
+        encoder: TreeNetwork | SearchNetwork,
         optimizer: torch.optim.Optimizer,
         structure: Structure,
         tasks: tuple[str, ...],
@@ -93,9 +93,9 @@ class Learner:
             if isinstance(structure, Tree)
             else list(range(1, len(shared) + 1))
         )
-        if isinstance(structure, ReconSpace):  # which counts the conflicts of plain training
+        if isinstance(structure, ReconSearch):  # which counts the conflicts of plain training
             conflicts = conflicts._replace(rule="none", study_every=1)
-        if isinstance(structure, BranchingSpace) and conflicts.rule == "and_deeper":
+        if isinstance(structure, LTBSearch) and conflicts.rule == "and_deeper":
             raise ValueError(
                 "and_deeper holds all modules behind a conflict, and in a branching space these "
                 "are all copies of all later layers: take another rule"
@@ -132,10 +132,10 @@ class Learner:
         Raises:
             ConalError: the gates are not finite, or no conflicts have been counted.
         """
-        if isinstance(self.encoder, SearchSpace):
+        if isinstance(self.encoder, SearchNetwork):
             with _no_tree():
                 return self.encoder.tree()
-        if not isinstance(self.structure, ReconSpace):
+        if not isinstance(self.structure, ReconSearch):
             assert isinstance(self.structure, Tree)
             return self.structure
         if len(self.tasks) == 1:
@@ -146,7 +146,7 @@ class Learner:
         counts = (statistics.conflicting * statistics.counted).sum(dim=(1, 2))
         return recon(self.tasks, counts.tolist(), self.structure.specific)
 
-    def next_stage(self) -> ProStage | None:
+    def next_stage(self) -> ConalProStage | None:
         """CoNAL-Pro's next stage by the strongest gates, if there is one to come.
 
         Raises:
@@ -159,7 +159,7 @@ class Learner:
 
     def gate_weights(self) -> dict[str, list[float]]:
         """The softmax of each choice's gates, by the choice's name; empty where there are none."""
-        if not isinstance(self.encoder, SearchSpace):
+        if not isinstance(self.encoder, SearchNetwork):
             return {}
         weights = self.encoder.gates.softmax(dim=1).tolist()
         return dict(zip(self.encoder.choices, weights, strict=True))

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from conal_rl.core.layers import LayerFactory
-from conal_rl.core.network import TreeNetwork
 from conal_rl.core.tree import Tree
+from conal_rl.core.tree_network import TreeNetwork
 
 
 @dataclass(frozen=True)
-class ReconSpace:
+class ReconSearch:
     """Everything shared, while conflicts are counted: `specific` layers (K) will be task-specific.
 
     Raises:

@@ -28,7 +28,7 @@ from conal_rl.core.gradients import (
 )
 from conal_rl.core.layers import Layer
 from conal_rl.errors import missing_extra
-from conal_rl.names import AggregationName, LossWeights, Rule
+from conal_rl.literals import AggregationName, LossWeights, Rule
 
 LOSS_WEIGHTS: tuple[LossWeights, ...] = get_args(LossWeights)
 AGGREGATIONS: tuple[AggregationName, ...] = get_args(AggregationName)

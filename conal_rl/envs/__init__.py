@@ -62,7 +62,7 @@ def make(
         raise SuiteError(f"seed is {seed}; it must be at least 0 and below 2**32")
     suite = suite if isinstance(suite, str) else tuple(suite)
     if engine == "native" and _is_published(suite):
-        from conal_rl.envs.native.vec_env import NativeVecEnv
+        from conal_rl.envs.native.sb3_env import NativeVecEnv
 
         return NativeVecEnv(suite, envs_per_task, seed)
     return TaskVecEnv(suite, _tasks(suite, seed), envs_per_task, seed)
@@ -100,7 +100,7 @@ def _tasks(suite: Suite, seed: int) -> list[Task]:
     return gym_tasks.tasks(suite, other_names=metaworld.TASK_NAMES)
 
 
-_NATIVE = "conal_rl.envs.native.vector_env"
+_NATIVE = "conal_rl.envs.native.gymnasium_env"
 for _suite in ("mt10", "mt25", "mt50"):
     gym.register(
         f"conal_rl/{_suite.upper()}-v3",

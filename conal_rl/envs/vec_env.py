@@ -177,7 +177,7 @@ def require_actions(
         )
 
 
-class Standing(NamedTuple):
+class EnvState(NamedTuple):
     """Where all episodes of a suite stand, for a checkpoint."""
 
     arrays: dict[str, npt.NDArray[Any]]
@@ -188,21 +188,21 @@ class SuiteVecEnv(VecEnv):
     """What the `VecEnv` of a suite has, whatever steps it.
 
     Attributes:
-        meanwhile: called in every `step`, once the environments have begun it.
+        on_step_started: called in every `step`, once the environments have begun it.
     """
 
     suite: Suite
     tasks: tuple[str, ...]
     num_tasks: int
     envs_per_task: int
-    meanwhile: Callable[[], object] | None = None
+    on_step_started: Callable[[], object] | None = None
 
     def step(self, actions: npt.NDArray[Any]) -> VecEnvStepReturn:
         """As SB3's, with `meanwhile` in between."""
         self.step_async(actions)
         try:
-            if self.meanwhile is not None:
-                self.meanwhile()
+            if self.on_step_started is not None:
+                self.on_step_started()
         finally:  # a step that has begun must end
             result = self.step_wait()
         return result
@@ -222,11 +222,11 @@ class SuiteVecEnv(VecEnv):
         self.action_space.seed(seed)
         return self._seeds
 
-    def standing(self) -> Standing | None:
+    def standing(self) -> EnvState | None:
         """Where the episodes stand; None where they cannot be left and gone on with."""
         return None
 
-    def resume(self, standing: Standing) -> Observation:
+    def resume(self, standing: EnvState) -> Observation:
         """Go on exactly from where `standing()` of an env made alike was; its observations.
 
         Raises:

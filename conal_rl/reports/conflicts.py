@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conal_rl.reports.records import NETWORKS, Array, ConflictRecord, Curve, Phase
+from conal_rl.reports.run_data import NETWORKS, Array, ConflictRecord, Curve, Phase
 from conal_rl.reports.style import COLOURS, FAINT, INK, dress, legend, line_styles
 
 if TYPE_CHECKING:

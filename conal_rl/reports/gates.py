@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from conal_rl.reports.records import NETWORKS, ConflictRecord, Curve
+from conal_rl.reports.run_data import NETWORKS, ConflictRecord, Curve
 from conal_rl.reports.style import COLOURS, INK, dress, legend
 
 if TYPE_CHECKING:

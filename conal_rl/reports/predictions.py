@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from conal_rl.config import SupervisedConfig
 from conal_rl.errors import ConfigError
 from conal_rl.reports.style import INK
+from conal_rl.supervised.evaluation import load_network
 from conal_rl.supervised.losses import has_normal
 from conal_rl.supervised.metrics import Edges, Saliency
 from conal_rl.supervised.problem import Problem
-from conal_rl.supervised.testing import load_network
 
 Image = NDArray[np.float64]
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from conal_rl.errors import CheckpointError
-from conal_rl.reports.records import Array
+from conal_rl.reports.run_data import Array
 from conal_rl.reports.style import COLOURS, FAINT, INK, dress, legend, line_styles
-from conal_rl.runs import Run
+from conal_rl.runs.folder import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

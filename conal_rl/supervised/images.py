@@ -17,10 +17,10 @@ from conal_rl.config.checks import require
 from conal_rl.config.supervised import ModelConfig, SupervisedConfig
 from conal_rl.core.layers import LayerFactory
 from conal_rl.errors import ConfigError
+from conal_rl.supervised.data.bundled import Digits, Terrain
 from conal_rl.supervised.data.celeba import NINE, CelebA
 from conal_rl.supervised.data.common import Joined, Only, SharedDataset, SharedLoader, split
 from conal_rl.supervised.data.nyuv2 import VOID, CityScapes, NYUv2
-from conal_rl.supervised.data.packaged import Digits, Terrain
 from conal_rl.supervised.data.pascal_context import PascalContext
 from conal_rl.supervised.data.taskonomy import CLASSES, DEPTH_VOID, SEGMENTATION_VOID, Taskonomy
 from conal_rl.supervised.decoders import aspp, pooled_linear

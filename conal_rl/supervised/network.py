@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from conal_rl.core import SearchSpace, Structure, Tree, TreeNetwork
-from conal_rl.core.network import bfloat16_pays
-from conal_rl.core.progressive import take_over
+from conal_rl.core import SearchNetwork, Structure, Tree, TreeNetwork
+from conal_rl.core.conal_pro import inherit_weights
+from conal_rl.core.tree_network import bfloat16_pays
 from conal_rl.supervised.data.common import Batch
 from conal_rl.supervised.decoders import Heads
 from conal_rl.supervised.problem import Problem
@@ -24,7 +24,7 @@ class MultiTaskNetwork(nn.Module):
         structure: the encoder's tree, or what it is searched in.
     """
 
-    encoder: TreeNetwork | SearchSpace
+    encoder: TreeNetwork | SearchNetwork
 
     def __init__(self, problem: Problem, structure: Structure):
         super().__init__()
@@ -43,17 +43,17 @@ class MultiTaskNetwork(nn.Module):
     @property
     def gates(self) -> nn.Parameter | None:
         """The gates of a search."""
-        return self.encoder.gates if isinstance(self.encoder, SearchSpace) else None
+        return self.encoder.gates if isinstance(self.encoder, SearchNetwork) else None
 
     def weights(self) -> list[nn.Parameter]:
         """Every parameter but the gates."""
         return [p for p in self.parameters() if p is not self.gates]
 
     @torch.no_grad()
-    def go_on_from(self, before: MultiTaskNetwork) -> None:
+    def inherit_from(self, before: MultiTaskNetwork) -> None:
         """Take over what a search, or a stage of it, has learnt and this network still needs."""
         self.heads.load_state_dict(before.heads.state_dict())
-        take_over(self.encoder, before.encoder)
+        inherit_weights(self.encoder, before.encoder)
 
 
 def task_losses(problem: Problem, predictions: dict[str, Tensor], batch: Batch) -> Tensor:

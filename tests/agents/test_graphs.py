@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.storage import restore, training_state
-from conal_rl.core import BranchingSpace, ConalSpace, Structure, Tree
+from conal_rl.core import ConalSearch, LTBSearch, Structure, Tree
 from tests.agents.toy import make_agent, make_env, same_tensors
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -59,7 +59,7 @@ def trained(structure: Structure, device: str = "cpu", **settings: Any) -> Conal
 
 
 @pytest.mark.parametrize(
-    "structure", [BRANCHED, ConalSpace(), BranchingSpace(copies=2)], ids=["tree", "search", "ltb"]
+    "structure", [BRANCHED, ConalSearch(), LTBSearch(copies=2)], ids=["tree", "search", "ltb"]
 )
 @pytest.mark.parametrize("settings", [{}, ELSE], ids=["", "else"])
 def test_an_update_asks_nothing_of_the_device(
@@ -75,7 +75,7 @@ def test_an_update_asks_nothing_of_the_device(
     observation = torch.from_numpy(agent._last_obs)
     with Waiting() as waiting:
         _unrecorded(agent, 4)
-        agent.policy.draw_actions(observation, 2)
+        agent.policy.sample_actions(observation, 2)
     # Adam's step counts are on the device only there.
     assert [found for found in waiting.found if "adam.py" not in found] == []
 
@@ -136,10 +136,10 @@ def test_updates_in_learn_are_beside_the_step_of_the_environments(
     monkeypatch.setattr(env, "step_wait", noting("end", env.step_wait))
     monkeypatch.setattr(agent, "_run_update", noting("update", agent._run_update))
     agent.learn(120, log_interval=None)
-    assert agent._put_off == 0
+    assert agent._pending_updates == 0
     rounds = events.count("update")
     assert agent._n_updates == rounds > 10
-    assert env.meanwhile is None
+    assert env.on_step_started is None
     in_the_middle = events[events.index("update") + 1 :]
     start = in_the_middle.index("act")
     assert in_the_middle[start : start + 12] == 3 * circle
@@ -163,9 +163,9 @@ def test_a_checkpoint_changes_nothing_where_updates_wait(
 
     before, after = agents[0], make_agent(BRANCHED, env=make_env(TARGETS, 2), learning_rate=falls)
     as_with_graphs(after, monkeypatch)
-    before._put_off = 1
+    before._pending_updates = 1
     restore(after, *copy.deepcopy(training_state(before)))
-    assert after._put_off == 1
+    assert after._pending_updates == 1
     for agent in (before, after):
         torch.manual_seed(0)
         agent.finish_updates()
@@ -192,7 +192,7 @@ class Checkpoints(BaseCallback):
 
 
 @needs_cuda
-@pytest.mark.parametrize("structure", [BRANCHED, ConalSpace()], ids=["tree", "search"])
+@pytest.mark.parametrize("structure", [BRANCHED, ConalSearch()], ids=["tree", "search"])
 @pytest.mark.parametrize("settings", [{}, {"gate_every": 2, "actor_every": 3}])
 def test_recorded_updates_are_those_without_recording(
     structure: Structure, settings: dict[str, Any]
@@ -203,7 +203,7 @@ def test_recorded_updates_are_those_without_recording(
         env = make_env(TARGETS, 2)
         agent = make_agent(structure, env=env, device="cuda", cuda_graphs=graphs, **settings)
         agent.policy.load_state_dict(source.policy.state_dict())
-        agent.replay_buffer.take_over(source.replay_buffer)
+        agent.replay_buffer.inherit_from(source.replay_buffer)
         torch.cuda.manual_seed(0)
         agent.train(150, 16)
         agents.append(agent)

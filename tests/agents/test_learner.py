@@ -10,8 +10,7 @@ from torch import Tensor
 from torchjd import aggregation
 
 from conal_rl.agents import ConalSAC, TaskBatch
-from conal_rl.core import Tree
-from conal_rl.core import search as search_module
+from conal_rl.core import Tree, bilevel
 from conal_rl.core import weighting as ways
 from conal_rl.errors import ExtraError
 from tests.agents.toy import make_agent, make_env, random_batch, tasks_named
@@ -30,7 +29,7 @@ def critic_gradients(agent: ConalSAC, monkeypatch: pytest.MonkeyPatch) -> dict[s
             found.update({n: p.grad.clone() for n, p in named if p.grad is not None})
         optimizer.zero_grad()
 
-    monkeypatch.setattr(search_module, "apply_gradients", noted)
+    monkeypatch.setattr(bilevel, "apply_gradients", noted)
     torch.manual_seed(3)
     agent.update.step_weights(random_batch(3, 16, seed=1))
     return found

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from conal_rl.agents.policies import CONAL, ConalPolicy, TaskNetwork, to_task_major
-from conal_rl.core import ProStage, Tree
+from conal_rl.core import ConalProStage, Tree
+from conal_rl.core.conal_pro import StageNetwork
 from conal_rl.core.layers import LinearStack
-from conal_rl.core.progressive import StageNetwork
 from tests.agents.sb3 import twin
 from tests.agents.toy import FEATURES, make_agent, make_env, one_hot, same_tensors, tasks_named
 
@@ -187,7 +187,7 @@ def test_wrong_settings_are_refused() -> None:
 
 def test_a_stage_goes_on_with_what_the_one_before_learnt() -> None:
     """All tasks join in the actor, whose tree is settled; in the critics, only the first does."""
-    before = make_agent(ProStage.first(3), TARGETS, actor_averaging=1.0)
+    before = make_agent(ConalProStage.first(3), TARGETS, actor_averaging=1.0)
     gates = {"actor": [[9.0, -1e9]] * 3, "critic": [[9.0, -1e9], [-1e9, 9.0], [-1e9, 9.0]]}
     policy = before.policy
     with torch.no_grad():
@@ -198,9 +198,9 @@ def test_a_stage_goes_on_with_what_the_one_before_learnt() -> None:
             name = "actor" if network in (policy.actor, policy.actor_average) else "critic"
             network.gates.copy_(torch.tensor(gates[name]))  # type: ignore[union-attr]
     structures = before.next_stage()
-    assert structures == (Tree.shared(tasks_named(3), 2), ProStage(2, (3, None, None)))
+    assert structures == (Tree.shared(tasks_named(3), 2), ConalProStage(2, (3, None, None)))
     after = make_agent(structures, TARGETS, actor_averaging=1.0, seed=5)
-    after.go_on_from(before)
+    after.inherit_from(before)
     assert after.log_ent_coef.tolist() == pytest.approx([0.3] * 3)  # type: ignore[union-attr]
     x = torch.randn(3, 7, FEATURES)
     for old, new in zip(networks(policy)[:2], networks(after.policy)[:2], strict=True):
@@ -219,7 +219,7 @@ def test_what_a_search_has_learnt_of_losses_and_returns_goes_on() -> None:
     before = make_agent(CONAL, **given)
     before.learn(100)
     after = make_agent(Tree.shared(tasks_named(2), 2), **given)
-    after.go_on_from(before)
+    after.inherit_from(before)
     assert before._n_updates
     assert (before.largest_returns > 0).all()
     np.testing.assert_array_equal(after.largest_returns, before.largest_returns)

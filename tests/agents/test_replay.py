@@ -246,7 +246,7 @@ def test_take_over_keeps_everything() -> None:
         feeder.add([step % 7 == 6] * 3, old)
     assert old.training.sizes.tolist() == [42, 42]  # both have wrapped around
     assert old.validation.sizes.tolist()[0] == 18
-    new.take_over(old)
+    new.inherit_from(old)
     before = zip(held(old.training), held(old.validation), strict=True)
     assert held(new.training) == [sorted(train + validation) for train, validation in before]
     assert not new.validation.sizes.any()
@@ -263,7 +263,7 @@ def test_take_over_from_a_buffer_without_validation_keeps_the_share() -> None:
     feeder = Feeder([0], 1)
     for _ in range(40):
         feeder.add([True], old)
-    new.take_over(old)
+    new.inherit_from(old)
     new.cut_episodes()
     for _ in range(20):
         feeder.add([True], new)
@@ -351,7 +351,7 @@ def test_normalised_returns_by_hand(data: st.DataObject, envs: int, tasks: int) 
     by_hand = rewards[0] / torch.tensor(largest).clamp(min=SMALLEST_RETURN).unsqueeze(1)
     torch.testing.assert_close(rewards[1], by_hand)
     after = make_buffer(300, tasks, envs, gamma=0.5, normalize_returns=True)
-    after.take_over(buffer)
+    after.inherit_from(buffer)
     torch.manual_seed(0)
     assert torch.equal(after.sample(20).rewards, rewards[1])
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from conal_rl.agents import ConalSAC, TaskBatch
 from conal_rl.agents import update as update_module
-from conal_rl.core import BranchingSpace, ConalSpace, ProStage, SearchSpace, Structure, Tree
+from conal_rl.core import ConalProStage, ConalSearch, LTBSearch, SearchNetwork, Structure, Tree
 from conal_rl.core import layers as layers_module
 from conal_rl.core import learner as learner_module
+from conal_rl.core.bilevel import gate_step
 from conal_rl.core.layers import LinearStack
-from conal_rl.core.search import gate_step
 from conal_rl.errors import ConalError, ConfigError
-from conal_rl.phases import require_compiler
+from conal_rl.runs.trainer import require_compiler
 from tests.agents.sb3 import differences, twin
 from tests.agents.toy import FEATURES, make_agent, make_env, random_batch, same_tensors, tasks_named
 
@@ -516,7 +516,7 @@ def test_gumbel_temperature_falls_over_learn() -> None:
 
 def test_gumbel_temperature_falls_in_every_stage() -> None:
     """The second stage goes from half of the steps so far to their end."""
-    stage = ProStage(2, (None, None))
+    stage = ConalProStage(2, (None, None))
     agent = make_agent((stage, Tree.shared(TASKS[:2], 2)), gumbel_temperature=(1.0, 0.2))
     found = []
     for steps in (100, 150, 200):
@@ -600,7 +600,7 @@ def test_divergence_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
         searching.derive()
 
 
-@pytest.mark.parametrize("structure", [ConalSpace(), BranchingSpace(2), ProStage.first(3)])
+@pytest.mark.parametrize("structure", [ConalSearch(), LTBSearch(2), ConalProStage.first(3)])
 def test_nothing_is_derived_from_gates_that_have_not_moved(structure: Structure) -> None:
     agent = make_agent(structure, TARGETS)
     with pytest.raises(ConalError, match="the gates have not moved"):
@@ -646,7 +646,7 @@ def test_the_search_alone_decays_specific_modules() -> None:
         for network in (agent.actor, agent.critic):
             found = network.optimizer.param_groups
             assert len(found) == groups
-            if isinstance(network.encoder, SearchSpace):
+            if isinstance(network.encoder, SearchNetwork):
                 own = {id(p) for p in network.encoder.specific_weights()}
                 assert {id(p) for p in found[1]["params"]} == own
                 assert [group["weight_decay"] for group in found] == [0, 0.5]

@@ -21,8 +21,8 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from conal_rl.agents import ConalSAC
-from conal_rl.core import BranchingSpace, ReconSpace, Tree
-from conal_rl.core.network import typed
+from conal_rl.core import LTBSearch, ReconSearch, Tree
+from conal_rl.core.tree_network import typed
 from conal_rl.envs import TaskVecEnv
 from conal_rl.envs.vec_env import Task
 from conal_rl.errors import ObservationError, TreeError
@@ -340,7 +340,7 @@ def test_targets_that_the_critics_cannot_express_are_told() -> None:
 
 @pytest.mark.parametrize("tree", ["search", "recon"])
 def test_zip_file_keeps_the_conflicts_and_the_episodes(tree: str, tmp_path: Path) -> None:
-    structure = ReconSpace(1) if tree == "recon" else TREES[tree]
+    structure = ReconSearch(1) if tree == "recon" else TREES[tree]
     agent = make_agent(structure, **SEARCH, conflict_smoothing=0.9)
     agent.learn(96)
     agent.save(tmp_path / "agent.zip")
@@ -429,7 +429,7 @@ def test_frozen_weights_stay_frozen() -> None:
 
 
 def test_recon_counts_every_step() -> None:
-    agent = make_agent(ReconSpace(1))
+    agent = make_agent(ReconSearch(1))
     agent.learn(100)
     assert agent._n_updates > 3
     for noticing in agent.noticing.values():
@@ -439,15 +439,15 @@ def test_recon_counts_every_step() -> None:
 
 
 def test_recon_counts_in_plain_training() -> None:
-    agent = make_agent(ReconSpace(1), conflict_rule="any_pair")
+    agent = make_agent(ReconSearch(1), conflict_rule="any_pair")
     assert {noticing.rule for noticing in agent.noticing.values()} == {"none"}
-    alone = make_agent(ReconSpace(1), (0.5,))
+    alone = make_agent(ReconSearch(1), (0.5,))
     assert all(tree == Tree.independent(TASKS[:1], 2) for tree in alone.derive())
 
 
 def test_and_deeper_is_refused_where_nothing_is_behind_one_copy_alone() -> None:
     with pytest.raises(ValueError, match="and_deeper"):
-        make_agent(BranchingSpace(2), conflict_rule="and_deeper")
+        make_agent(LTBSearch(2), conflict_rule="and_deeper")
 
 
 def exchanged() -> TaskVecEnv:

@@ -19,8 +19,8 @@ from conal_rl.agents import ConalSAC
 from conal_rl.agents.storage import load_trees, restore, training_state, trees_to_json
 from conal_rl.core import Tree
 from conal_rl.errors import CheckpointError, TreeError
-from conal_rl.runs import load_checkpoint, save_checkpoint
-from conal_rl.saving import optimizer_tensors, restore_optimizer
+from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
+from conal_rl.runs.weights import optimizer_tensors, restore_optimizer
 from tests.agents.test_policies import random_rows
 from tests.agents.test_sb3_interface import SEARCH, TASKS, TREES, assert_same_agent
 from tests.agents.toy import make_agent, make_env, same_tensors
@@ -101,7 +101,7 @@ def test_a_disk_that_refuses_leaves_the_old_weights(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("conal_rl.saving.save_file", full)
+    monkeypatch.setattr("conal_rl.runs.weights.save_file", full)
     with pytest.raises(CheckpointError, match=r"model: cannot be written: .*No space left"):
         make_agent(TREES["pair"], seed=1).save_weights(tmp_path / "model")
     assert {path: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
@@ -439,7 +439,7 @@ def test_derived_agents_take_the_searchs_data() -> None:
     searched = make_agent(TREES["search"], **SEARCH)
     searched.learn(96)
     derived = make_agent(searched.derive(), **SEARCH)
-    derived.replay_buffer.take_over(searched.replay_buffer)
+    derived.replay_buffer.inherit_from(searched.replay_buffer)
     derived.train(gradient_steps=3, batch_size=8)
     assert derived._n_updates == 3
     assert derived.replay_buffer.training.sizes.tolist() == [48, 48]

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conal_rl.core import ConflictNoticing, Supernet, TreeNetwork, linear_chain, module_chain
-from conal_rl.core.branching import BranchingNetwork
+from conal_rl.core.bilevel import gate_step, weight_step
+from conal_rl.core.conal_pro import StageNetwork
 from conal_rl.core.conflict import RULES
 from conal_rl.core.gradients import TaskGradients
 from conal_rl.core.layers import Layer, LayerFactory, LinearStack, ModuleStack
-from conal_rl.core.network import typed
-from conal_rl.core.progressive import StageNetwork
-from conal_rl.core.search import gate_step, weight_step
-from conal_rl.core.space import SearchSpace
+from conal_rl.core.ltb import LTBNetwork
+from conal_rl.core.search_network import SearchNetwork
+from conal_rl.core.tree_network import typed
 
 IN = 3  # input features, or input channels of images
 SIDE = 4  # height and width of images
@@ -106,7 +106,7 @@ def stage_outputs(network: StageNetwork, x: Tensor) -> list[Tensor]:
     return outputs
 
 
-def branching_outputs(network: BranchingNetwork, x: Tensor) -> list[Tensor]:
+def branching_outputs(network: LTBNetwork, x: Tensor) -> list[Tensor]:
     """Each row through all copies of all layers, each fed by a mixture of those before it."""
     copies, tasks, depth = network.copies, len(network.tasks), len(network.layers)
     gates = [row.exp() / row.exp().sum() for row in network.gates]
@@ -243,7 +243,7 @@ def margin_is_clear(
 
 
 def check_task_gradients(
-    network: TreeNetwork | SearchSpace,
+    network: TreeNetwork | SearchNetwork,
     x: Tensor,
     tasks: int,
     in_loops: Callable[[], Sequence[Tensor]],
@@ -319,13 +319,13 @@ class Signs:
     def chain(self) -> list[LayerFactory]:
         return linear_chain(self.features, [self.width] * 2, layer_norm=True)
 
-    def losses(self, network: SearchSpace) -> Tensor:
+    def losses(self, network: SearchNetwork) -> Tensor:
         x = torch.randn(1, 32, self.features)
         y = self.signs * (self.function(x) - self.mean) / self.scale
         y = y + 0.1 * torch.randn_like(y)
         return ((network(x) @ self.readout - y) ** 2).mean(dim=(1, 2))
 
-    def search(self, network: SearchSpace, steps: int) -> None:
+    def search(self, network: SearchNetwork, steps: int) -> None:
         weights = torch.optim.Adam(network.weights(), lr=0.01, fused=True)
         gates = torch.optim.Adam([network.gates], lr=0.05)
         noticing = ConflictNoticing(network.shared_layers(), "consensus")

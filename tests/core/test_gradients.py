@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from conal_rl.core import ConflictNoticing, Tree, TreeNetwork, linear_chain, module_chain
+from conal_rl.core.bilevel import weight_step
 from conal_rl.core.gradients import TaskGradients, _gram_at_once, gram
 from conal_rl.core.layers import LayerFactory, LinearStack
-from conal_rl.core.search import weight_step
 from tests.core.reference import IN, make_chain, make_input, randomize, row_gradients
 
 BATCH = 4

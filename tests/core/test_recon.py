@@ -7,8 +7,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from conal_rl.core import ReconSpace, Tree, TreeNetwork, linear_chain, recon
-from conal_rl.core.network import parameter_count
+from conal_rl.core import ReconSearch, Tree, TreeNetwork, linear_chain, recon
+from conal_rl.core.tree_network import parameter_count
 from tests.core.reference import (
     IN,
     check_task_gradients,
@@ -77,7 +77,7 @@ def test_layers_by_hand() -> None:
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_conflicts_are_counted_where_everything_is_shared(replicas: int) -> None:
-    network = ReconSpace(2).network("abc", linear_chain(IN, [4, 4]), replicas)
+    network = ReconSearch(2).network("abc", linear_chain(IN, [4, 4]), replicas)
     assert network.tree == Tree.shared("abc", 2).replicate(replicas)
     assert network.shared_layers() == list(network.layers)
 
@@ -150,11 +150,11 @@ def test_text_has_a_line_for_every_layer(tree: Tree) -> None:
 @pytest.mark.parametrize("specific", [0, -1])
 def test_some_layers_must_become_specific(specific: int) -> None:
     with pytest.raises(ValueError, match="K counts the layers to make task-specific, from 1"):
-        ReconSpace(specific)
+        ReconSearch(specific)
 
 
 def test_more_specific_layers_than_there_are_layers_are_refused() -> None:
     chain = linear_chain(IN, [4, 4])
-    assert ReconSpace(2).network("ab", chain).tree.depth == 2
+    assert ReconSearch(2).network("ab", chain).tree.depth == 2
     with pytest.raises(ValueError, match="K is 3, but there are 2 layers"):
-        ReconSpace(3).network("ab", chain)
+        ReconSearch(3).network("ab", chain)

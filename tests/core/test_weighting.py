@@ -13,8 +13,8 @@ from torchjd.autojac import backward, jac_to_grad
 
 from conal_rl.core import ConflictNoticing, Rule, Tree, TreeNetwork, linear_chain
 from conal_rl.core import weighting as weighting_module
+from conal_rl.core.bilevel import weight_step
 from conal_rl.core.layers import LinearStack
-from conal_rl.core.search import weight_step
 from conal_rl.core.weighting import (
     AGGREGATIONS,
     Aggregation,
@@ -23,7 +23,7 @@ from conal_rl.core.weighting import (
     segments,
 )
 from conal_rl.errors import ConalError, ExtraError
-from conal_rl.names import AggregationName
+from conal_rl.literals import AggregationName
 from tests.core.reference import flat, module_slice, row_gradients
 from tests.core.test_conflict import GROUPED, MIXED, Problem
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from conal_rl.core import ProStage, SearchSpace, Supernet, Tree, TreeNetwork
-from conal_rl.core.branching import BranchingSpace
+from conal_rl.core import ConalProStage, SearchNetwork, Supernet, Tree, TreeNetwork
 from conal_rl.core.gradients import TaskGradients
-from conal_rl.core.network import parameter_count
+from conal_rl.core.ltb import LTBSearch
+from conal_rl.core.tree_network import parameter_count
 from conal_rl.errors import CheckpointError, ConfigError, ExtraError
 from conal_rl.supervised.bert import bert_chain
 from conal_rl.supervised.encoders import read_weights
@@ -113,9 +113,9 @@ def test_the_pooler(model: BertModel, folder: Path) -> None:
 def test_gates_keep_the_mask(model: BertModel, folder: Path) -> None:
     """All paths start with the same weights, so that every mixture of them is BERT."""
     chain, x = bert_chain(folder, 3), make_ids(2)
-    networks: list[SearchSpace] = [
-        ProStage(3, (None, None)).network(TASKS, chain),
-        BranchingSpace(copies=2).network(TASKS, chain),
+    networks: list[SearchNetwork] = [
+        ConalProStage(3, (None, None)).network(TASKS, chain),
+        LTBSearch(copies=2).network(TASKS, chain),
         Supernet(TASKS, chain),
     ]
     for network in networks:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from conal_rl.core.network import parameter_count
+from conal_rl.core.tree_network import parameter_count
 from conal_rl.supervised.decoders import (
     Heads,
     aspp,

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from conal_rl.core import ProStage, Supernet, Tree, TreeNetwork
-from conal_rl.core.branching import BranchingSpace
-from conal_rl.core.network import parameter_count
+from conal_rl.core import ConalProStage, Supernet, Tree, TreeNetwork
+from conal_rl.core.ltb import LTBSearch
+from conal_rl.core.tree_network import parameter_count
 from conal_rl.errors import CheckpointError
 from conal_rl.supervised.encoders import (
     Depth,
@@ -193,8 +193,8 @@ def test_every_module_of_a_search_space_is_filled(tmp_path: Path) -> None:
         networks = nn.ModuleList(
             [
                 Supernet(tasks, chain),
-                ProStage.first(2).network(tasks, chain),
-                BranchingSpace(copies=2).network(tasks, chain),
+                ConalProStage.first(2).network(tasks, chain),
+                LTBSearch(copies=2).network(tasks, chain),
                 TreeNetwork(Tree.independent(tasks, 5), chain),
             ]
         )

@@ -25,10 +25,10 @@ from conal_rl import evaluate, report, train
 from conal_rl.config import SupervisedConfig, load_config
 from conal_rl.core import Tree
 from conal_rl.reports import predictions
-from conal_rl.runs import load_checkpoint
-from conal_rl.supervised.data.packaged import Digits
+from conal_rl.runs.checkpoints import load_checkpoint
+from conal_rl.supervised.data.bundled import Digits
+from conal_rl.supervised.experiment import SupervisedExperiment
 from conal_rl.supervised.problem import make_problem
-from conal_rl.supervised.trainer import SupervisedTraining
 from tests.supervised.test_problem import METRICS, TEXT, options_of
 
 ROOT = Path(__file__).parents[2]
@@ -54,16 +54,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stop_at(step: int, patch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
     """Send this process a signal once the run has made `step` updates."""
-    update = SupervisedTraining._update
+    update = SupervisedExperiment._update
     sent: list[int] = []
 
-    def spied(self: SupervisedTraining, *batches: Any) -> None:
+    def spied(self: SupervisedExperiment, *batches: Any) -> None:
         update(self, *batches)
         if self.steps + 1 >= step and not sent:
             sent.append(step)
             signal.raise_signal(number)
 
-    patch.setattr(SupervisedTraining, "_update", spied)
+    patch.setattr(SupervisedExperiment, "_update", spied)
 
 
 def run_in_parts(out: Path, words: Sequence[str], steps: Sequence[int]) -> Path:
@@ -333,15 +333,15 @@ def test_stopped_between_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """With the next stage begun and nothing trained in it."""
     words = [*DIGITS, *METHODS["conal_pro"]]
     whole, parts = run(tmp_path / "whole", *words), tmp_path / "parts"
-    next_stage = SupervisedTraining._next_stage
+    next_stage = SupervisedExperiment._next_stage
 
-    def signalled(self: SupervisedTraining) -> bool:
+    def signalled(self: SupervisedExperiment) -> bool:
         follows = next_stage(self)
         signal.raise_signal(signal.SIGTERM)
         return follows
 
     with monkeypatch.context() as patch:
-        patch.setattr(SupervisedTraining, "_next_stage", signalled)
+        patch.setattr(SupervisedExperiment, "_next_stage", signalled)
         assert train.main([*words, "--out", str(parts)]) == 128 + signal.SIGTERM
     state = load_checkpoint(parts, groups=[])[1]
     assert (state["step"], state["structure"]["number"]) == (3, 2)
@@ -353,15 +353,15 @@ def test_stages_go_on_with_what_they_have_learnt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learnt: list[dict[str, torch.Tensor]] = []
-    next_stage = SupervisedTraining._next_stage
+    next_stage = SupervisedExperiment._next_stage
 
-    def spied(self: SupervisedTraining) -> bool:
+    def spied(self: SupervisedExperiment) -> bool:
         before = {name: t.clone() for name, t in self.network.state_dict().items()}
         follows = next_stage(self)
         learnt.extend([before, {n: t.clone() for n, t in self.network.state_dict().items()}])
         return follows
 
-    monkeypatch.setattr(SupervisedTraining, "_next_stage", spied)
+    monkeypatch.setattr(SupervisedExperiment, "_next_stage", spied)
     run(tmp_path / "run", *DIGITS, *METHODS["conal_pro"])
     before, after = learnt[:2]
     kept = [name for name in after if name.startswith(("heads.", "encoder.joint.layers.0."))]
@@ -434,8 +434,8 @@ def test_evaluate_on_the_device_asked_for(
         asked.append(device)
         return torch.device("cpu")
 
-    monkeypatch.setattr("conal_rl.supervised.testing.get_device", spied)
-    monkeypatch.setattr(evaluate, "usable_device", lambda field, device: None)  # it is not here
+    monkeypatch.setattr("conal_rl.supervised.evaluation.get_device", spied)
+    monkeypatch.setattr(evaluate, "resolve_device", lambda field, device: None)  # it is not here
     assert evaluate.main([str(finished), "--device", "cuda:3"]) == 0
     assert asked == ["cuda:3"]
 

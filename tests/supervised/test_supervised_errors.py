@@ -16,8 +16,8 @@ import torch
 
 from conal_rl import train
 from conal_rl.core import Tree
-from conal_rl.runs import load_checkpoint, save_checkpoint
-from conal_rl.supervised.trainer import SupervisedTraining
+from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
+from conal_rl.supervised.experiment import SupervisedExperiment
 from tests.supervised.test_problem import WRITERS, options_of, write_text
 from tests.supervised.test_supervised_commands import DIGITS, METHODS, TASKS, run, stop_at
 
@@ -179,15 +179,15 @@ def test_a_diverged_training_replaces_no_checkpoint(
 ) -> None:
     """Also where no loss has told yet that the last update was one too many."""
     folder = Path(shutil.copytree(stopped["train"], tmp_path / "run"))
-    update = SupervisedTraining._update
+    update = SupervisedExperiment._update
 
-    def spoilt(self: SupervisedTraining, *batches: Any) -> None:
+    def spoilt(self: SupervisedExperiment, *batches: Any) -> None:
         update(self, *batches)
         if self.steps == 10:
             next(self.network.parameters()).data[:] = torch.inf
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SupervisedTraining, "_update", spoilt)
+        patch.setattr(SupervisedExperiment, "_update", spoilt)
         line = one_line("--resume", str(folder), "--checkpoint-minutes", "1e-9", lines=None)
     assert line.startswith("a weight is not finite after 11 updates: training diverged")
     assert load_checkpoint(folder, groups=[])[1]["step"] == 10

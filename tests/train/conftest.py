@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from conal_rl import train
-from conal_rl.runs import load_checkpoint
+from conal_rl.runs.checkpoints import load_checkpoint
 from tests.train.toy_runs import CONFIG, stop_at
 
 

@@ -12,12 +12,12 @@ import torch
 import yaml
 
 from conal_rl import train
-from conal_rl.agents import ConalSAC
+from conal_rl.agents import ConalSAC, experiment
 from conal_rl.agents.storage import load_trees
 from conal_rl.core import Tree
 from conal_rl.errors import CheckpointError
-from conal_rl.progress import ContinuedCSV
-from conal_rl.runs import load_checkpoint
+from conal_rl.runs.checkpoints import load_checkpoint
+from conal_rl.runs.progress import ContinuedCSV
 from tests.train.toy_runs import TASKS, evaluation, rows, state, steps, stop_at
 
 # What a run leaves behind
@@ -187,12 +187,12 @@ def test_training_ends_when_its_minutes_are_over(
 ) -> None:
     """Between two steps of the training, and never in the search; more minutes go on."""
     run = tmp_path / "run"
-    elapsed = train.Training._elapsed
+    elapsed = experiment.SACExperiment._elapsed
 
-    def clock(self: train.Training) -> float:
+    def clock(self: experiment.SACExperiment) -> float:
         return 60.0 if self.steps >= 200 else min(elapsed(self), 59)
 
-    monkeypatch.setattr(train.Training, "_elapsed", clock)
+    monkeypatch.setattr(experiment.SACExperiment, "_elapsed", clock)
     assert train.main([toy, "--out", str(run), "--minutes", "1"]) == 0
     report = evaluation(run)
     assert (report["steps"], report["search_steps"]) == (200, 160)
@@ -201,7 +201,7 @@ def test_training_ends_when_its_minutes_are_over(
     assert train.main(["--resume", str(run), "--minutes", "2"]) == 0
     assert evaluation(run)["steps"] == 320
     late = tmp_path / "late"
-    monkeypatch.setattr(train.Training, "_elapsed", lambda _: 120.0)
+    monkeypatch.setattr(experiment.SACExperiment, "_elapsed", lambda _: 120.0)
     assert train.main([toy, "--out", str(late), "--minutes", "1"]) == 0
     assert evaluation(late)["steps"] in range(160, 170)
 
@@ -283,7 +283,7 @@ def test_a_log_is_whole_while_it_is_taken_over(log: Path, monkeypatch: pytest.Mo
     def killed(*_: object) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr("conal_rl.progress.os.replace", killed)
+    monkeypatch.setattr("conal_rl.runs.progress.os.replace", killed)
     with pytest.raises(RuntimeError, match="killed"):
         ContinuedCSV(log, 80)
     assert log.read_bytes() == before

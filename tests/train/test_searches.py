@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from conal_rl import phases, train
-from conal_rl.agents import ConalSAC
+from conal_rl import train
+from conal_rl.agents import ConalSAC, experiment
+from conal_rl.agents.experiment import make_agent
 from conal_rl.agents.storage import load_trees
 from conal_rl.config import Config, load_config
-from conal_rl.core import ConflictNoticing, ProStage, SearchSpace, Tree, weighting
+from conal_rl.core import ConalProStage, ConflictNoticing, SearchNetwork, Tree, weighting
 from conal_rl.envs import make
-from conal_rl.reports.records import read_record
-from conal_rl.train import make_agent
+from conal_rl.reports.run_data import read_record
+from conal_rl.runs import trainer
 from tests.train.toy_runs import TASKS, evaluation, state, stop_at
 
 DEEPER = ["--agent.widths", "8", "6", "--env.suite", *TASKS, "tests.agents.toy:Target-v0"]
@@ -62,20 +63,20 @@ def test_the_searchs_weights_are_kept(
 ) -> None:
     """The derived agent begins with what the search has learnt, where it is asked to."""
     same: list[bool] = []
-    train_trees = train.Training._train_trees
+    train_trees = experiment.SACExperiment._train_trees
 
-    def spied(self: train.Training, trees: tuple[Tree, ...]) -> None:
+    def spied(self: experiment.SACExperiment, trees: tuple[Tree, ...]) -> None:
         before = self.agent
         train_trees(self, trees)
         for name in ("actor", "critic", "critic_target"):
             old, new = getattr(before, name), getattr(self.agent, name)
             pairs = list(zip(old.head.parameters(), new.head.parameters()))
-            if isinstance(old.encoder, SearchSpace):
+            if isinstance(old.encoder, SearchNetwork):
                 derived = old.encoder.derive()
                 pairs += zip(derived.parameters(), new.encoder.parameters())
             same.append(all(torch.equal(*pair) for pair in pairs))
 
-    monkeypatch.setattr(train.Training, "_train_trees", spied)
+    monkeypatch.setattr(experiment.SACExperiment, "_train_trees", spied)
     options = [*DEEPER, "--search.method", method, "--total-steps", "170", "--search.steps", "160"]
     for keeps, flag in ((True, "--search.keep-weights"), (False, "--search.no-keep-weights")):
         same.clear()
@@ -102,8 +103,8 @@ def test_conal_pro_goes_on_from_stage_to_stage(
     options = [*DEEPER[:3], "--search.method", "conal_pro"]
     assert train.main([toy, *options, "--out", str(run)]) == 0
     first, second = agents
-    assert first.structures == (ProStage(1, (None, None)),) * 2
-    assert second.structures == (Tree.shared(TASKS, 2), ProStage(2, (None, None)))
+    assert first.structures == (ConalProStage(1, (None, None)),) * 2
+    assert second.structures == (Tree.shared(TASKS, 2), ConalProStage(2, (None, None)))
     assert (first.num_timesteps, second.num_timesteps) == (80, 160)
     assert first.log_ent_coef is not None and second.log_ent_coef is not None
     assert (first.log_ent_coef != 0).all()  # from where it went on in the second stage
@@ -139,7 +140,7 @@ def test_a_search_is_not_lost_where_its_end_fails(
 
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phases, "atomic_write", full)
+        patch.setattr(trainer, "atomic_write", full)
         assert train.main([toy, "--out", str(run)]) == 2
     told = capfd.readouterr().err.splitlines()[-1]
     assert told == f"error: {run / 'search.json'}: No space left on device"
@@ -164,7 +165,7 @@ def test_what_is_settled_first_goes_on_as_the_search_does(toy: str) -> None:
     config = load_config(toy, ["--agent.weighting", "pcgrad", "--search.method", "conal_pro"])
     assert isinstance(config, Config)
     env = make(list(TASKS))
-    pair = Tree.shared(TASKS, 1), ProStage.first(2)
+    pair = Tree.shared(TASKS, 1), ConalProStage.first(2)
     rules = [learner.rule for learner in make_agent(config, env, pair).learners.values()]
     assert all(isinstance(rule, ConflictNoticing) for rule in rules)
     trees = Tree.shared(TASKS, 1), Tree.shared(TASKS, 1)

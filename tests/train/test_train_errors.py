@@ -17,8 +17,9 @@ from conal_rl import train
 from conal_rl.config import load_config
 from conal_rl.core import Tree, weighting
 from conal_rl.errors import SuiteError
-from conal_rl.progress import PhaseDisplay
-from conal_rl.runs import Run, load_checkpoint, save_checkpoint
+from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
+from conal_rl.runs.folder import Run
+from conal_rl.runs.progress import PhaseDisplay
 from tests.train.toy_runs import CONFIG, TASKS, copied, state
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from conal_rl.agents.callback import RunCallback
-from conal_rl.progress import PhaseDisplay
-from conal_rl.runs import load_checkpoint
+from conal_rl.runs.checkpoints import load_checkpoint
+from conal_rl.runs.progress import PhaseDisplay
 
 TASKS = ("tests.agents.toy:Left-v0", "tests.agents.toy:Right-v0")
 ROOT = Path(__file__).parents[2]

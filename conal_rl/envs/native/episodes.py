@@ -21,7 +21,7 @@ from conal_rl.envs.metaworld import (
 from conal_rl.envs.native import require_exact
 from conal_rl.envs.native.engine import Engine, usable_cores
 from conal_rl.envs.native.physics import Floats, Integers
-from conal_rl.envs.vec_env import Standing, require_actions
+from conal_rl.envs.vec_env import EnvState, require_actions
 from conal_rl.errors import ObservationError, SuiteError
 
 TaskSelect = Literal["random", "pseudorandom"]
@@ -225,16 +225,16 @@ class Episodes:
             f"{rows.warnings[i]} times: its simulation is unstable, if it has"
         )
 
-    def standing(self) -> Standing | None:
+    def standing(self) -> EnvState | None:
         """Where the episodes stand; None where a task runs code of its own."""
         if self.engine.interprets:
             return None
-        return Standing(
+        return EnvState(
             {name: array.copy() for name, array in self._arrays().items()},
             [stream.state() for stream in self._streams],
         )
 
-    def resume(self, standing: Standing) -> Floats:
+    def resume(self, standing: EnvState) -> Floats:
         """Go on where `standing` was; returns the observations there.
 
         Raises:

@@ -27,8 +27,8 @@ from conal_rl.envs import make, native
 from conal_rl.envs.metaworld import NUM_GOALS, official_vector_env, tasks
 from conal_rl.envs.native.engine import usable_cores
 from conal_rl.envs.native.episodes import Episodes, GoalStream
-from conal_rl.envs.native.vec_env import NativeVecEnv
-from conal_rl.envs.native.vector_env import MetaWorldVectorEnv
+from conal_rl.envs.native.gymnasium_env import MetaWorldVectorEnv
+from conal_rl.envs.native.sb3_env import NativeVecEnv
 from conal_rl.errors import ConalError, ObservationError, SuiteError
 
 PAIR = ("reach-v3", "window-open-v3")
@@ -215,10 +215,10 @@ def test_a_step_that_has_begun_ends_whatever_is_done_meanwhile() -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    envs.meanwhile = interrupt
+    envs.on_step_started = interrupt
     with pytest.raises(KeyboardInterrupt):
         envs.step(actions[1])
-    envs.meanwhile = None
+    envs.on_step_started = None
     assert not np.array_equal(np.asarray(envs.step(actions[2])[0]), before)
     envs.close()
 

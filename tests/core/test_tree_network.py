@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from conal_rl.core import (
-    BranchingSpace,
+    ConalProStage,
     ConflictNoticing,
-    ProStage,
+    LTBSearch,
     Tree,
     TreeNetwork,
     linear_chain,
     module_chain,
 )
 from conal_rl.core.layers import LinearStack, ModuleStack
-from conal_rl.core.network import copy_layers, parameter_count, typed
+from conal_rl.core.tree_network import copy_layers, parameter_count, typed
 from tests.core.reference import IN, make_chain, make_input, randomize, tree_outputs
 from tests.core.strategies import trees
 
@@ -266,10 +266,10 @@ def test_one_input_goes_through_what_is_shared_once() -> None:
     def runs(layers: nn.ModuleList) -> list[list[int]]:
         return [[m.runs for m in layer.modules_] for layer in layers]  # type: ignore[union-attr]
 
-    stage = ProStage(2, (4, None, None, 4)).network("abcd", chain)
+    stage = ConalProStage(2, (4, None, None, 4)).network("abcd", chain)
     stage(x)
     assert runs(stage.joint.layers) == [[5], [5], [10, 10]]
-    copies = BranchingSpace(2).network("abcd", chain)
+    copies = LTBSearch(2).network("abcd", chain)
     copies(x)
     assert runs(copies.layers) == [[5, 5]] * 3
 
@@ -277,7 +277,7 @@ def test_one_input_goes_through_what_is_shared_once() -> None:
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="limits x86's products")
 def test_bfloat16_does_not_pay_without_instructions_for_it() -> None:
     code = (
-        "import torch; from conal_rl.core.network import bfloat16_pays; "
+        "import torch; from conal_rl.core.tree_network import bfloat16_pays; "
         "torch.set_num_threads(1); print(bfloat16_pays(torch.device('cpu')))"
     )
     limited = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}

@@ -13,9 +13,7 @@ import torch
 from matplotlib.colors import LightSource
 
 from conal_rl.errors import ConfigError, ExtraError
-from conal_rl.supervised.data.common import SharedLoader, TargetSpec
-from conal_rl.supervised.data.files import DataError
-from conal_rl.supervised.data.packaged import (
+from conal_rl.supervised.data.bundled import (
     SLOPES,
     Digits,
     Split,
@@ -24,6 +22,8 @@ from conal_rl.supervised.data.packaged import (
     slope_classes,
     surface_normals,
 )
+from conal_rl.supervised.data.common import SharedLoader, TargetSpec
+from conal_rl.supervised.data.files import DataError
 
 PARTS: tuple[Split, ...] = get_args(Split)
 SPACING = (90.0, 70.0)  # of rows and of columns, in metres

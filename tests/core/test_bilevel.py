@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from conal_rl.core import (
-    BranchingSpace,
-    ConalSpace,
+    ConalProStage,
+    ConalSearch,
     ConflictNoticing,
-    ProStage,
+    LTBSearch,
     Rule,
-    SearchSpace,
+    SearchNetwork,
     Space,
     Supernet,
     Tree,
@@ -22,8 +22,8 @@ from conal_rl.core import (
     derive,
     linear_chain,
 )
+from conal_rl.core.bilevel import apply_gradients, decay_specific, gate_step, weight_step
 from conal_rl.core.layers import LinearStack
-from conal_rl.core.search import apply_gradients, decay_specific, gate_step, weight_step
 
 
 class Regression:
@@ -269,11 +269,11 @@ def test_gradients_are_clipped_by_their_global_norm() -> None:
         assert all(p.grad is None for p in parameters)
 
 
-@pytest.mark.parametrize("space", [ConalSpace(), ProStage.first(3), BranchingSpace(2)])
+@pytest.mark.parametrize("space", [ConalSearch(), ConalProStage.first(3), LTBSearch(2)])
 def test_purely_specific_modules_alone_decay(space: Space) -> None:
     """With gradients of zero AdamW's step is the decay: a factor of 1 - rate * decay."""
     network = space.network(["a", "b", "c"], linear_chain(4, [8, 8, 8], layer_norm=True))
-    assert isinstance(network, SearchSpace)
+    assert isinstance(network, SearchNetwork)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     optimizer = torch.optim.Adam([p for n, p in network.named_parameters() if n != "gates"], lr=0.1)
     decay_specific(optimizer, network.specific_weights(), 0.5)
@@ -281,7 +281,7 @@ def test_purely_specific_modules_alone_decay(space: Space) -> None:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     decayed = [name for name in before if name.startswith("specific.")]
-    assert bool(decayed) != isinstance(space, BranchingSpace)
+    assert bool(decayed) != isinstance(space, LTBSearch)
     for name, parameter in network.named_parameters():
         factor = 0.95 if name in decayed else 1
         torch.testing.assert_close(parameter.detach(), before[name] * factor)

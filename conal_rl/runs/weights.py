@@ -15,13 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from conal_rl.core import BranchingSpace, ConalSpace, ProStage, ReconSpace, Space, Structure, Tree
+from conal_rl.core import ConalProStage, ConalSearch, LTBSearch, ReconSearch, Space, Structure, Tree
 from conal_rl.errors import CheckpointError, TreeError, diverged
-from conal_rl.runs import read_json, sync
+from conal_rl.runs.files import read_json, sync
 
 _JSON, _WEIGHTS = "model.json", "model.safetensors"
 _SPACES: dict[str, Callable[..., Space]] = {
-    space.method: space for space in (ConalSpace, ProStage, BranchingSpace, ReconSpace)
+    space.method: space for space in (ConalSearch, ConalProStage, LTBSearch, ReconSearch)
 }
 
 UNFIT = (

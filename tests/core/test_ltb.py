@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conal_rl.core import BranchingSpace, Tree, linear_chain
-from conal_rl.core.branching import BranchingNetwork
+from conal_rl.core import LTBSearch, Tree, linear_chain
+from conal_rl.core.ltb import LTBNetwork
 from tests.core.reference import (
     IN,
     Signs,
@@ -26,15 +26,15 @@ KINDS = ["plain", "norm", "conv"]
 
 def make_network(
     kind: str, tasks: int, depth: int, copies: int, replicas: int = 1, seed: int = 0
-) -> BranchingNetwork:
+) -> LTBNetwork:
     torch.manual_seed(seed)
     names = [f"task-{i}" for i in range(tasks)]
-    network = BranchingSpace(copies).network(names, make_chain(kind, depth), replicas)
+    network = LTBSearch(copies).network(names, make_chain(kind, depth), replicas)
     randomize(network)
     return network
 
 
-def choose(network: BranchingNetwork, chosen: list[int], strength: float = 1000.0) -> None:
+def choose(network: LTBNetwork, chosen: list[int], strength: float = 1000.0) -> None:
     """Gates that are (nearly) one-hot: the parent, from 0, of each choice."""
     with torch.no_grad():
         network.gates.zero_()
@@ -158,7 +158,7 @@ def test_a_sampled_choice_still_has_the_gradient_of_the_soft_one() -> None:
 
 
 def test_choices_are_the_copies_of_later_layers_and_then_the_tasks() -> None:
-    network = BranchingSpace(2).network(["reach", "push"], linear_chain(IN, [4] * 3))
+    network = LTBSearch(2).network(["reach", "push"], linear_chain(IN, [4] * 3))
     assert network.choices == (
         "layer 2 copy 1",
         "layer 2 copy 2",
@@ -177,7 +177,7 @@ def test_the_tree_follows_the_parents() -> None:
     of layer 2, copy 2 takes copy 1. Copies 1 and 2 of layer 2 take copies 3 and 1 of layer 1;
     copy 3 is not in use, whatever its parent.
     """
-    network = BranchingSpace(3).network("abcde", linear_chain(IN, [4] * 3))
+    network = LTBSearch(3).network("abcde", linear_chain(IN, [4] * 3))
     for unused in range(3):
         choose(network, [2, 0, unused, 1, 0, 1, 2, 0, 1, 2, 0])
         groups = [[["a", "b", "d", "e"], ["c"]]] * 2 + [[["a", "d"], ["b", "e"], ["c"]]]
@@ -189,12 +189,12 @@ def test_the_tree_follows_the_parents() -> None:
 
 
 def test_the_first_copy_wins_a_tie_so_that_all_tasks_share_at_the_start() -> None:
-    network = BranchingSpace(3).network("abc", linear_chain(IN, [4, 4]))
+    network = LTBSearch(3).network("abc", linear_chain(IN, [4, 4]))
     assert network.tree() == Tree.shared("abc", 2)
 
 
 def test_one_layer_is_a_choice_of_each_task() -> None:
-    network = BranchingSpace(2).network("abc", linear_chain(IN, [4]))
+    network = LTBSearch(2).network("abc", linear_chain(IN, [4]))
     assert network.choices == ("a", "b", "c")
     choose(network, [1, 0, 1])
     assert network.tree() == Tree.from_groups("abc", [[["a", "c"], ["b"]]])
@@ -207,7 +207,7 @@ def test_one_task_shares_with_nobody() -> None:
 
 
 def test_the_search_space_is_so_many_encoders() -> None:
-    network = BranchingSpace(3).network("abcde", linear_chain(7, [5, 4]), replicas=2)
+    network = LTBSearch(3).network("abcde", linear_chain(7, [5, 4]), replicas=2)
     encoder = (7 * 5 + 5) + (5 * 4 + 4)
     assert sum(p.numel() for p in network.weights()) == 2 * 3 * encoder
 
@@ -218,12 +218,12 @@ def test_the_search_space_is_so_many_encoders() -> None:
 @pytest.mark.parametrize("copies", [1, 0, -2])
 def test_fewer_than_two_copies_are_refused(copies: int) -> None:
     with pytest.raises(ValueError, match="a choice needs two copies or more"):
-        BranchingSpace(copies)
+        LTBSearch(copies)
 
 
 @pytest.mark.parametrize("replicas, rows", [(1, 2), (1, 4), (2, 3), (2, 2)])
 def test_wrong_rows_are_refused(replicas: int, rows: int) -> None:
-    network = BranchingSpace(2).network("abc", linear_chain(IN, [4, 4]), replicas)
+    network = LTBSearch(2).network("abc", linear_chain(IN, [4, 4]), replicas)
     with pytest.raises(ValueError, match=f"expected {3 * replicas} rows"):
         network(torch.zeros(rows, 5, IN))
 
@@ -242,7 +242,7 @@ def test_gates_that_are_not_finite_are_refused(value: float) -> None:
 
 
 def search(problem: Signs) -> Tree:
-    network = BranchingSpace(3).network("abcd", problem.chain())
+    network = LTBSearch(3).network("abcd", problem.chain())
     problem.search(network, steps=100)
     return network.tree()
 

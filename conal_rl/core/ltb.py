@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from conal_rl.core.layers import Layer, LayerFactory, captures, is_one_input
-from conal_rl.core.network import typed
-from conal_rl.core.space import SearchSpace
+from conal_rl.core.search_network import SearchNetwork
 from conal_rl.core.tree import Tree
+from conal_rl.core.tree_network import typed
 
 
 @dataclass(frozen=True)
-class BranchingSpace:
-    """What makes a `BranchingNetwork`: so many copies of each layer's module.
+class LTBSearch:
+    """What makes a `LTBNetwork`: so many copies of each layer's module.
 
     Raises:
         ValueError: fewer than two copies leave nothing to choose.
@@ -39,18 +39,18 @@ class BranchingSpace:
 
     def network(
         self, tasks: Sequence[str], chain: Sequence[LayerFactory], replicas: int = 1
-    ) -> "BranchingNetwork":
+    ) -> "LTBNetwork":
         """The search space over a chain of modules."""
-        return BranchingNetwork(tasks, chain, self.copies, replicas)
+        return LTBNetwork(tasks, chain, self.copies, replicas)
 
 
-class BranchingNetwork(SearchSpace):
+class LTBNetwork(SearchNetwork):
     """All copies of all layers, run for all tasks.
 
     Attributes:
         gates: `(choice, copy)`; choices are the copies of layers `2..P-1`, layer by layer, then
             the tasks.
-        Others: as `SearchSpace`.
+        Others: as `SearchNetwork`.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class BranchingNetwork(SearchSpace):
         return Tree.from_labels(self.tasks, self._copies_of_tasks())
 
     def modules_of(self, layer: int) -> list[tuple[Layer, int]]:
-        """See `SearchSpace`."""
+        """See `SearchNetwork`."""
         copies = self._copies_of_tasks()[layer]
         stack = typed(self.layers)[layer]
         return [(stack, r * self.copies + copy) for r in range(self.replicas) for copy in copies]

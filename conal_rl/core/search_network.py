@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conal_rl.core.layers import Layer, LayerFactory
-from conal_rl.core.network import TreeNetwork, copy_layers
 from conal_rl.core.tree import Tree
+from conal_rl.core.tree_network import TreeNetwork, copy_layers
 
 
-class SearchSpace(nn.Module):
+class SearchNetwork(nn.Module):
     """Encoders of all tasks that differ in what they share, and gates that mix them.
 
     Rows are member-major: row `r` is task `r % tasks` of member `r // tasks`, as `replicas`

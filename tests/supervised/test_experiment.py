@@ -18,16 +18,16 @@ from torch.testing import assert_close
 
 from conal_rl import train
 from conal_rl.config import SupervisedConfig, load_config
-from conal_rl.core import ProStage, Tree
-from conal_rl.phases import search_space
-from conal_rl.runs import Run
-from conal_rl.supervised import network, trainer
+from conal_rl.core import ConalProStage, Tree
+from conal_rl.runs.folder import Run
+from conal_rl.runs.trainer import search_space
+from conal_rl.supervised import experiment, network
 from conal_rl.supervised.data.common import Batch, SharedLoader, TaskLoaders
+from conal_rl.supervised.evaluation import load_network
+from conal_rl.supervised.evaluation import test as score
+from conal_rl.supervised.experiment import SupervisedExperiment
 from conal_rl.supervised.network import task_losses
 from conal_rl.supervised.problem import Part, Problem, make_problem
-from conal_rl.supervised.testing import load_network
-from conal_rl.supervised.testing import test as score
-from conal_rl.supervised.trainer import SupervisedTraining
 from tests.supervised.test_problem import options_of
 from tests.supervised.test_supervised_commands import DIGITS, METHODS, read, rows, run
 
@@ -35,26 +35,26 @@ State = dict[str, Tensor]
 NORM = (".running_mean", ".running_var", ".num_batches_tracked")
 
 
-def started(*words: str) -> SupervisedTraining:
+def started(*words: str) -> SupervisedExperiment:
     """A training that has made no step; it has no folder."""
     config = load_config(DIGITS[0], [*DIGITS[1:], *words])
     assert isinstance(config, SupervisedConfig)
     problem = make_problem(config)
     tasks = tuple(problem.tasks)
-    tree = trainer._fixed_tree(config, tasks)
+    tree = experiment._fixed_tree(config, tasks)
     phase: Any = "train" if tree else "search"
     structure = tree or search_space(config, tasks)
-    return SupervisedTraining(config, Run(Path()), phase, problem, structure)
+    return SupervisedExperiment(config, Run(Path()), phase, problem, structure)
 
 
-def update(training: SupervisedTraining, count: int = 1) -> None:
+def update(training: SupervisedExperiment, count: int = 1) -> None:
     batches, validation = training._batches(), training._validation_batches()
     for _ in range(count):
         training._update(batches, validation)
         training._step += 1
 
 
-def state(training: SupervisedTraining) -> State:
+def state(training: SupervisedExperiment) -> State:
     return {name: t.clone() for name, t in training.network.state_dict().items()}
 
 
@@ -94,7 +94,7 @@ def test_gumbel_temperature_falls_in_every_stage() -> None:
     tasks = len(training.tasks)
     found = []
     for number, steps in ((1, (0, 1, 2)), (2, (2, 3, 4))):
-        training._build(ProStage(number, (None,) * tasks))
+        training._build(ConalProStage(number, (None,) * tasks))
         for training._step in steps:
             training._set_rates()
             found.append(training.network.encoder.gumbel_temperature)
@@ -104,7 +104,7 @@ def test_gumbel_temperature_falls_in_every_stage() -> None:
 def test_gates_step_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     stepped: list[int] = []
     training = started("--search.gate-every", "3")
-    monkeypatch.setattr(trainer, "gate_step", lambda *_: stepped.append(training.steps))
+    monkeypatch.setattr(experiment, "gate_step", lambda *_: stepped.append(training.steps))
     update(training, 7)
     assert stepped == [0, 3, 6]
 
@@ -113,7 +113,7 @@ def test_gates_step_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_step_sizes_by_hand(schedule: str) -> None:
     """They begin anew with the training, and with each stage of CoNAL-Pro's."""
 
-    def rates(training: SupervisedTraining, steps: range) -> list[float]:
+    def rates(training: SupervisedExperiment, steps: range) -> list[float]:
         found: list[float] = []
         for training._step in steps:
             training._set_rates()
@@ -128,7 +128,7 @@ def test_step_sizes_by_hand(schedule: str) -> None:
     stages = started("--search.method", "conal_pro", *words)
     assert stages.config.agent.depth == 2
     assert rates(stages, range(5)) == expected
-    stages.structure = ProStage(2, (None,) * 5)
+    stages.structure = ConalProStage(2, (None,) * 5)
     assert rates(stages, range(5, 10)) == expected
     training = started("--agent.tree", "shared", *words)
     training._first_step = 10
@@ -188,17 +188,17 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, Part, bool], set[by
         return dataclasses.replace(problem, loader=loader)
 
     def entering(name: str, method: str) -> None:
-        original = getattr(SupervisedTraining, method)
+        original = getattr(SupervisedExperiment, method)
 
-        def entered(self: SupervisedTraining, *arguments: Any) -> None:
+        def entered(self: SupervisedExperiment, *arguments: Any) -> None:
             phase[0] = name
             original(self, *arguments)
 
-        monkeypatch.setattr(SupervisedTraining, method, entered)
+        monkeypatch.setattr(SupervisedExperiment, method, entered)
 
     entering("train", "_train_trees")
     entering("test", "_evaluate_finally")
-    monkeypatch.setattr(trainer, "make_problem", watched)
+    monkeypatch.setattr(experiment, "make_problem", watched)
     return found
 
 
@@ -233,16 +233,16 @@ def test_parts_are_for_what_they_are_for(
 def test_retraining_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights and optimiser of the search are not gone on with."""
     states: list[Any] = []
-    train_trees = SupervisedTraining._train_trees
+    train_trees = SupervisedExperiment._train_trees
 
-    def spied(self: SupervisedTraining, trees: tuple[Tree, ...]) -> None:
+    def spied(self: SupervisedExperiment, trees: tuple[Tree, ...]) -> None:
         searched = {p.data_ptr() for p in self.network.parameters()}
         heads = deepcopy(self.network.heads.state_dict())
         train_trees(self, trees)
         states.extend([heads, deepcopy(self.network.heads.state_dict()), self.optimizer.state])
         assert not searched & {p.data_ptr() for p in self.network.parameters()}
 
-    monkeypatch.setattr(SupervisedTraining, "_train_trees", spied)
+    monkeypatch.setattr(SupervisedExperiment, "_train_trees", spied)
     run(tmp_path / "run", *DIGITS)
     searched, anew, optimizer = states
     assert changed(searched, anew) and isinstance(optimizer, dict)
@@ -272,19 +272,19 @@ def test_selection(
 ) -> None:
     looks: dict[int, State] = {}
     left = iter(losses)
-    training: list[SupervisedTraining] = []
-    learn = SupervisedTraining._learn
+    training: list[SupervisedExperiment] = []
+    learn = SupervisedExperiment._learn
 
     def scripted(network: torch.nn.Module, *_: Any) -> float:
         looks[training[0].steps] = {n: t.clone() for n, t in network.state_dict().items()}
         return next(left)
 
-    def watched(self: SupervisedTraining, until: int) -> bool:
+    def watched(self: SupervisedExperiment, until: int) -> bool:
         training[:] = [self]
         return learn(self, until)
 
-    monkeypatch.setattr(trainer, "mean_loss", scripted)
-    monkeypatch.setattr(SupervisedTraining, "_learn", watched)
+    monkeypatch.setattr(experiment, "mean_loss", scripted)
+    monkeypatch.setattr(SupervisedExperiment, "_learn", watched)
     words = [*DIGITS, "--agent.tree", "shared", "--agent.select", "--evaluation.every", "3"]
     words += ["--agent.patience", "2", "--total-steps", "14", "--log-interval", "4"]
     folder = run(tmp_path / "run", *words)
@@ -317,15 +317,15 @@ def test_training_goes_on_from_its_last_weights_not_from_the_selected(tmp_path: 
 def test_a_last_step_that_spoils_the_weights_takes_nothing_from_the_selected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoiled(self: SupervisedTraining, *batches: Any) -> None:
+    def spoiled(self: SupervisedExperiment, *batches: Any) -> None:
         step(self, *batches)
         if self.steps == 9:
             with torch.no_grad():
                 for weight in self.network.parameters():
                     weight.fill_(torch.inf)
 
-    step = SupervisedTraining._update
-    monkeypatch.setattr(SupervisedTraining, "_update", spoiled)
+    step = SupervisedExperiment._update
+    monkeypatch.setattr(SupervisedExperiment, "_update", spoiled)
     words = [*DIGITS, "--agent.tree", "shared", "--agent.select", "--evaluation.every", "2"]
     folder = run(tmp_path / "run", *words, "--total-steps", "10")
     assert 0 < read(folder)["selected_step"] < 10
@@ -337,10 +337,10 @@ def test_what_its_minutes_end_is_in_the_log(
 ) -> None:
     """The steps since the last line, and a look at validation that no step was left for."""
 
-    def elapsed(self: SupervisedTraining) -> float:
+    def elapsed(self: SupervisedExperiment) -> float:
         return 60.0 * (self.steps >= 5)
 
-    monkeypatch.setattr(SupervisedTraining, "_elapsed", elapsed)
+    monkeypatch.setattr(SupervisedExperiment, "_elapsed", elapsed)
     words = [*DIGITS, "--agent.tree", "shared", "--agent.select", "--evaluation.every", "9"]
     folder = run(tmp_path / "run", *words, "--log-interval", "4", "--minutes", "1")
     steps = [row["time/total_timesteps"] for row in rows(folder)]
@@ -351,7 +351,7 @@ def test_what_its_minutes_end_is_in_the_log(
 def test_no_finite_validation_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(trainer, "mean_loss", lambda *_: float("nan"))
+    monkeypatch.setattr(experiment, "mean_loss", lambda *_: float("nan"))
     words = [*DIGITS, "--agent.tree", "shared", "--agent.select", "--out", str(tmp_path / "run")]
     assert train.main(words) == 2
     assert (
@@ -409,7 +409,7 @@ def test_half_precision_is_used_and_losses_are_not_in_it() -> None:
     assert set(found) == {torch.bfloat16}
 
 
-def with_scalers(training: SupervisedTraining, scale: float) -> torch.amp.GradScaler:
+def with_scalers(training: SupervisedExperiment, scale: float) -> torch.amp.GradScaler:
     training.learner.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     training._gate_scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     return training.learner.scaler

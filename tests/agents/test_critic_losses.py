@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from conal_rl.agents.value import HLGauss, SquaredError
+from conal_rl.agents.critic_losses import HLGauss, SquaredError
 
 stats = pytest.importorskip("scipy.stats")
 

@@ -16,7 +16,7 @@ from conal_rl.envs.metaworld import suite_tasks
 from conal_rl.envs.native.engine import OBSERVATION
 from conal_rl.envs.native.episodes import Episodes
 from conal_rl.envs.native.physics import Floats
-from conal_rl.envs.vec_env import Observation, Standing, Suite, SuiteVecEnv
+from conal_rl.envs.vec_env import EnvState, Observation, Suite, SuiteVecEnv
 
 
 class NativeVecEnv(SuiteVecEnv):
@@ -100,11 +100,11 @@ class NativeVecEnv(SuiteVecEnv):
             infos,
         )
 
-    def standing(self) -> Standing | None:
+    def standing(self) -> EnvState | None:
         """As in `SuiteVecEnv`; None where a task runs code of its own, whose memory is not ours."""
         return self.episodes.standing()
 
-    def resume(self, standing: Standing) -> Observation:
+    def resume(self, standing: EnvState) -> Observation:
         """As in `SuiteVecEnv`."""
         self._reset_seeds()
         return self._observations(self.episodes.resume(standing), slice(None))

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from conal_rl.core import (
-    ProStage,
+    ConalProStage,
     Supernet,
     Tree,
     TreeNetwork,
     linear_chain,
     module_chain,
 )
+from conal_rl.core.conal_pro import StageNetwork
 from conal_rl.core.layers import Layer, LayerFactory
-from conal_rl.core.network import parameter_count, typed
-from conal_rl.core.progressive import StageNetwork
+from conal_rl.core.tree_network import parameter_count, typed
 from tests.core.reference import (
     IN,
     Signs,
@@ -57,10 +57,10 @@ Step = tuple[str, str, str, str]  # open tasks, joint tree, who joins, tree of t
 
 def walk(tasks: str, modules: int, steps: list[Step]) -> None:
     """Go through the stages that are written out; nothing may come after them."""
-    stage: ProStage | None = ProStage.first(len(tasks))
+    stage: ConalProStage | None = ConalProStage.first(len(tasks))
     points: list[int | None] = [None] * len(tasks)
     for number, (unsettled, joint, joining, tree) in enumerate(steps, start=1):
-        assert stage == ProStage(number, tuple(points))
+        assert stage == ConalProStage(number, tuple(points))
         network = stage.network(tasks, linear_chain(IN, [4] * modules))
         assert (network.point, network.tasks) == (modules + 2 - number, tuple(tasks))
         assert network.choices == tuple(unsettled)
@@ -157,20 +157,20 @@ def test_when_nobody_ever_joins_all_have_whole_encoders(tasks: str, modules: int
 
 
 def test_joining_wins_a_tie() -> None:
-    network = ProStage.first(3).network("abc", linear_chain(IN, [4, 4]))
+    network = ConalProStage.first(3).network("abc", linear_chain(IN, [4, 4]))
     assert network.strongest() == [0, 0, 0]
     assert (network.tree(), network.next_stage()) == (Tree.shared("abc", 2), None)
     with torch.no_grad():
         network.gates.copy_(torch.tensor([[2.0, 2.0], [0.0, 0.1], [0.1, 0.0]]))
     assert network.tree() == grouped("abc | ac b")
-    assert network.next_stage() == ProStage(2, (3, None, 3))
+    assert network.next_stage() == ConalProStage(2, (3, None, 3))
 
 
 # One stage as a network
 
 
 @st.composite
-def stages(draw: st.DrawFn, min_tasks: int = 1) -> tuple[ProStage, int]:
+def stages(draw: st.DrawFn, min_tasks: int = 1) -> tuple[ConalProStage, int]:
     """Any stage, and the length of a chain that it fits."""
     depth = draw(st.integers(1, 4))
     tasks = draw(st.integers(min_tasks, 4))
@@ -178,11 +178,11 @@ def stages(draw: st.DrawFn, min_tasks: int = 1) -> tuple[ProStage, int]:
     settled = st.none() | st.sampled_from(range(depth + 3 - number, depth + 2) or [None])
     points = draw(st.lists(settled, min_size=tasks, max_size=tasks))
     points[draw(st.integers(0, tasks - 1))] = None
-    return ProStage(number, tuple(points)), depth
+    return ConalProStage(number, tuple(points)), depth
 
 
 def make_stage(
-    stage: ProStage, depth: int, kind: str, replicas: int, seed: int = 0
+    stage: ConalProStage, depth: int, kind: str, replicas: int, seed: int = 0
 ) -> StageNetwork:
     torch.manual_seed(seed)
     names = [f"task-{i}" for i in range(len(stage.settled))]
@@ -202,7 +202,7 @@ shapes = {
 @settings(max_examples=60, deadline=None)
 @given(stage_=stages(), **shapes)
 def test_output_is_the_mixture_of_joining_and_leaving(
-    stage_: tuple[ProStage, int], kind: str, replicas: int, seed: int, one_input: bool
+    stage_: tuple[ConalProStage, int], kind: str, replicas: int, seed: int, one_input: bool
 ) -> None:
     stage, depth = stage_
     network = make_stage(stage, depth, kind, replicas, seed)
@@ -212,7 +212,7 @@ def test_output_is_the_mixture_of_joining_and_leaving(
 
 def test_modules_in_half_precision_beside_gates_in_single() -> None:
     """As a card's autocast has them, of convolutions."""
-    network = make_stage(ProStage.first(3), 2, "conv", 1).float()
+    network = make_stage(ConalProStage.first(3), 2, "conv", 1).float()
     x = make_input("conv", 3, 2).float()
     single = network(x)
     for modules in (network.joint, network.specific):
@@ -223,7 +223,7 @@ def test_modules_in_half_precision_beside_gates_in_single() -> None:
 @settings(max_examples=20, deadline=None)
 @given(stage_=stages(), **shapes)
 def test_gradients_of_gates_and_weights(
-    stage_: tuple[ProStage, int], kind: str, replicas: int, seed: int, one_input: bool
+    stage_: tuple[ConalProStage, int], kind: str, replicas: int, seed: int, one_input: bool
 ) -> None:
     stage, depth = stage_
     network = make_stage(stage, depth, kind, replicas, seed)
@@ -238,7 +238,7 @@ def test_gradients_of_gates_and_weights(
 @settings(max_examples=60, deadline=None)
 @given(stages(), st.data())
 def test_tasks_share_the_trunk_before_their_points_and_then_their_groups_branch(
-    stage_: tuple[ProStage, int], data: st.DataObject
+    stage_: tuple[ConalProStage, int], data: st.DataObject
 ) -> None:
     stage, depth = stage_
     network = make_stage(stage, depth, "plain", 1)
@@ -258,13 +258,13 @@ def test_tasks_share_the_trunk_before_their_points_and_then_their_groups_branch(
                     assert (layer[i] == layer[j]) == (trunk or branch)
     settled = tuple(None if name in leaving else p for p, name in zip(joint_points, network.tasks))
     goes_on = leaving and network.point > 2
-    assert network.next_stage() == (ProStage(stage.number + 1, settled) if goes_on else None)
+    assert network.next_stage() == (ConalProStage(stage.number + 1, settled) if goes_on else None)
 
 
 @settings(max_examples=60, deadline=None)
 @given(stage_=stages(), **shapes, data=st.data())
 def test_one_hot_gates_compute_what_the_derived_network_computes(
-    stage_: tuple[ProStage, int],
+    stage_: tuple[ConalProStage, int],
     kind: str,
     replicas: int,
     seed: int,
@@ -283,7 +283,7 @@ def test_one_hot_gates_compute_what_the_derived_network_computes(
 
 
 def test_gumbel_gates_join_or_leave() -> None:
-    network = make_stage(ProStage(2, (None, 4, None)), 3, "plain", 2)
+    network = make_stage(ConalProStage(2, (None, 4, None)), 3, "plain", 2)
     network.gumbel_temperature = 1.0
     x = make_input("plain", 6, 2)
     drawn = set()
@@ -303,10 +303,10 @@ def test_gumbel_gates_join_or_leave() -> None:
 
 
 CAPTURED = [  # the first stage, groups settled at several points, a single task left
-    (ProStage.first(3), 3),
-    (ProStage(2, (4, None, None, 4)), 3),
-    (ProStage(3, (4, None, 3, None, 3)), 3),
-    (ProStage(3, (4, 4, None)), 3),
+    (ConalProStage.first(3), 3),
+    (ConalProStage(2, (4, None, None, 4)), 3),
+    (ConalProStage(3, (4, None, 3, None, 3)), 3),
+    (ConalProStage(3, (4, 4, None)), 3),
 ]
 
 
@@ -315,7 +315,7 @@ CAPTURED = [  # the first stage, groups settled at several points, a single task
 @pytest.mark.parametrize("kind", ["norm", "conv"])
 @pytest.mark.parametrize("stage, depth", CAPTURED, ids=["first", "second", "last", "single"])
 def test_captured_gradients_are_those_of_one_pass_per_task(
-    stage: ProStage, depth: int, kind: str, replicas: int, one_input: bool
+    stage: ConalProStage, depth: int, kind: str, replicas: int, one_input: bool
 ) -> None:
     tasks = len(stage.settled)
     network = make_stage(stage, depth, kind, replicas)
@@ -326,7 +326,7 @@ def test_captured_gradients_are_those_of_one_pass_per_task(
 
 def test_shared_layers_are_those_that_several_tasks_run() -> None:
     def shared(number: int, settled: tuple[int | None, ...], replicas: int = 1) -> list[int]:
-        network = make_stage(ProStage(number, settled), 3, "plain", replicas)
+        network = make_stage(ConalProStage(number, settled), 3, "plain", replicas)
         layers = typed(network.joint.layers)
         assert all(any(own is layer for layer in layers) for own in network.shared_layers())
         return [layers.index(layer) for layer in network.shared_layers()]
@@ -352,7 +352,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 @settings(max_examples=40, deadline=None)
 @given(stages(min_tasks=2), st.sampled_from(KINDS), st.integers(1, 2), st.data())
 def test_a_stage_goes_on_from_the_one_before(
-    stage_: tuple[ProStage, int], kind: str, replicas: int, data: st.DataObject
+    stage_: tuple[ConalProStage, int], kind: str, replicas: int, data: st.DataObject
 ) -> None:
     """Trunk and settled groups' branches are taken over bit for bit; all else is as it was."""
     stage, depth = stage_
@@ -368,7 +368,7 @@ def test_a_stage_goes_on_from_the_one_before(
             fresh[number, row] = weights_of(layer, module)
     untouched = [p.clone() for p in (after.gates, *after.specific.parameters())]
     learnt = [p.clone() for p in before.parameters()]
-    after.go_on_from(before)
+    after.inherit_from(before)
 
     tasks = len(stage.settled)
     for number, (layer, old) in enumerate(zip(layers, typed(before.joint.layers)), start=1):
@@ -396,7 +396,7 @@ def test_a_stage_goes_on_from_the_one_before(
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("number", [1, 2], ids=["first", "last"])
 def test_gates_that_are_not_finite_are_refused(number: int, value: float) -> None:
-    network = ProStage(number, (None, None)).network("ab", linear_chain(IN, [4, 4]))
+    network = ConalProStage(number, (None, None)).network("ab", linear_chain(IN, [4, 4]))
     with torch.no_grad():
         network.gates[1, 0] = value
     decisions: list[Callable[[], Any]] = [network.tree, network.next_stage, network.derive]
@@ -410,7 +410,7 @@ def test_a_stage_has_a_number_and_something_to_settle(
     number: int, settled: tuple[int | None, ...]
 ) -> None:
     with pytest.raises(ValueError, match="a number from 1 and at least one task to settle"):
-        ProStage(number, settled)
+        ConalProStage(number, settled)
 
 
 @pytest.mark.parametrize(
@@ -428,14 +428,14 @@ def test_a_stage_has_a_number_and_something_to_settle(
 def test_a_stage_that_does_not_fit_is_refused(
     number: int, settled: tuple[int | None, ...], message: str
 ) -> None:
-    stage = ProStage(number, settled)
+    stage = ConalProStage(number, settled)
     with pytest.raises(ValueError, match=message):
         stage.network("abc", linear_chain(IN, [4, 4, 4]))
 
 
 @pytest.mark.parametrize("replicas, rows", [(1, 2), (1, 4), (2, 3), (2, 2)])
 def test_wrong_rows_are_refused(replicas: int, rows: int) -> None:
-    network = ProStage(2, (None, 3, 3)).network("abc", linear_chain(IN, [4, 4]), replicas)
+    network = ConalProStage(2, (None, 3, 3)).network("abc", linear_chain(IN, [4, 4]), replicas)
     with pytest.raises(ValueError, match=f"expected {3 * replicas} rows"):
         network(torch.zeros(rows, 5, IN))
 
@@ -494,7 +494,7 @@ def resnet_chain() -> list[LayerFactory]:
 
 def celeba_stages(chain: list[LayerFactory]) -> list[StageNetwork]:
     """The stages in which a..d stay, e and f join at point 5, nobody at 4 and the others at 3."""
-    stage, networks = ProStage.first(len(FACES)), []
+    stage, networks = ConalProStage.first(len(FACES)), []
     for joining in ("abcd", "ef", "", "ghi"):
         networks.append(stage.network(FACES, chain))
         choose(networks[-1], joining)
@@ -539,12 +539,12 @@ def test_no_stage_is_larger_than_the_supernet() -> None:
     chain = linear_chain(IN, [4] * 5)
     supernet = sum(p.numel() for p in Supernet(FACES, chain).weights())
     for number in range(1, 6):
-        network = ProStage(number, (None,) * 9).network(FACES, chain)
+        network = ConalProStage(number, (None,) * 9).network(FACES, chain)
         found = sum(p.numel() for p in network.weights())
         assert found == sum(sizes) + 9 * sum(sizes[5 - number :])
         assert found <= supernet
     assert found == supernet
-    pair = ProStage(1, (None,) * 9).network(FACES, chain, replicas=2)
+    pair = ConalProStage(1, (None,) * 9).network(FACES, chain, replicas=2)
     assert sum(p.numel() for p in pair.weights()) == 2 * (sum(sizes) + 9 * sizes[-1])
 
 
@@ -553,12 +553,12 @@ def test_no_stage_is_larger_than_the_supernet() -> None:
 
 def pro_search(problem: Signs, steps: int) -> Tree:
     """All stages, one after another."""
-    stage: ProStage | None = ProStage.first(4)
+    stage: ConalProStage | None = ConalProStage.first(4)
     network: StageNetwork | None = None
     while stage is not None:
         before, network = network, stage.network("abcd", problem.chain())
         if before is not None:
-            network.go_on_from(before)
+            network.inherit_from(before)
         problem.search(network, steps)
         stage = network.next_stage()
     assert network is not None

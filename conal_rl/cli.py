@@ -72,7 +72,7 @@ def loading_mujoco() -> Iterator[None]:
         raise ConalError(f"MuJoCo does not load with MUJOCO_GL={backend}: {error}") from error
 
 
-def usable_device(field: str, name: str) -> torch.device:
+def resolve_device(field: str, name: str) -> torch.device:
     """The device that a name stands for; `auto` is a GPU where there is one.
 
     Raises:
@@ -92,7 +92,7 @@ def usable_device(field: str, name: str) -> torch.device:
     return torch.device(name)
 
 
-def keep_memory() -> None:
+def tune_malloc() -> None:
     """Let this process keep memory that it has freed, for its next use; glibc alone is asked.
 
     A step of training frees and takes the same megabytes again and again. Given back to the

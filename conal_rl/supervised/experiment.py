@@ -17,21 +17,23 @@ from stable_baselines3.common.utils import get_device
 from torch import Tensor
 
 from conal_rl.config import SupervisedConfig
-from conal_rl.core import ProStage, SearchSpace, Structure, Tree
+from conal_rl.core import ConalProStage, SearchNetwork, Structure, Tree
+from conal_rl.core.bilevel import decay_specific, gate_step
 from conal_rl.core.learner import ConflictSettings, Learner
-from conal_rl.core.search import decay_specific, gate_step
 from conal_rl.errors import CheckpointError, TreeError, diverged
-from conal_rl.phases import (
+from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
+from conal_rl.runs.files import atomic_write
+from conal_rl.runs.folder import Run
+from conal_rl.runs.progress import PhaseDisplay, make_logger
+from conal_rl.runs.trainer import (
     Phase,
-    PhasedRun,
+    Trainer,
     conflict_rule,
     gumbel_temperature,
     require_compiler,
     search_space,
 )
-from conal_rl.progress import PhaseDisplay, make_logger
-from conal_rl.runs import Run, atomic_write, load_checkpoint, save_checkpoint
-from conal_rl.saving import (
+from conal_rl.runs.weights import (
     UNFIT,
     is_finite,
     optimizer_tensors,
@@ -43,6 +45,7 @@ from conal_rl.saving import (
     write_model,
 )
 from conal_rl.supervised.data.common import Batch
+from conal_rl.supervised.evaluation import Loader, mean_loss, print_report, read_reference, test
 from conal_rl.supervised.network import (
     MultiTaskNetwork,
     autocast,
@@ -51,14 +54,12 @@ from conal_rl.supervised.network import (
     to_device,
 )
 from conal_rl.supervised.problem import Part, Problem, make_problem
-from conal_rl.supervised.scoring import Loader, mean_loss, read_reference
 from conal_rl.supervised.selection import Selection
-from conal_rl.supervised.testing import print_report, test
 
 FORMAT, VERSION = "conal_rl.network", 1
 
 
-class SupervisedTraining(PhasedRun[SupervisedConfig]):
+class SupervisedExperiment(Trainer[SupervisedConfig]):
     """A run on a data set whose tasks are learnt together."""
 
     def __init__(
@@ -82,7 +83,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         self._build(structure)
 
     @classmethod
-    def start(cls, config: SupervisedConfig, out: Path | None) -> SupervisedTraining:
+    def start(cls, config: SupervisedConfig, out: Path | None) -> SupervisedExperiment:
         """Begin a run in a new folder. Everything that can be refused is, before it exists."""
         problem = make_problem(config)
         read_reference(config, problem.tasks)
@@ -96,7 +97,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         return draft
 
     @classmethod
-    def resume(cls, run: Run, config: SupervisedConfig) -> SupervisedTraining:
+    def resume(cls, run: Run, config: SupervisedConfig) -> SupervisedExperiment:
         """Go on from the newest checkpoint of `run`.
 
         What `config` changes is kept in the run's config.yaml, for later resumes, where there is
@@ -122,7 +123,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         training._go_on(began)
         return training
 
-    # What PhasedRun asks for.
+    # What Trainer asks for.
 
     @property
     def steps(self) -> int:
@@ -180,7 +181,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         if following is not None:
             before = self.network
             self._build(following)
-            self.network.go_on_from(before)
+            self.network.inherit_from(before)
         return following is not None
 
     def _derive_trees(self) -> tuple[Tree, ...]:
@@ -191,7 +192,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         before = self.network
         self._build(trees[0])
         if self.config.search.keep_weights:
-            self.network.go_on_from(before)
+            self.network.inherit_from(before)
 
     def _trees_json(self, trees: tuple[Tree, ...]) -> str:
         return trees[0].to_json()
@@ -268,7 +269,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
             **momentum,
         )
         encoder = self.network.encoder
-        if search.specific_decay and isinstance(encoder, SearchSpace):
+        if search.specific_decay and isinstance(encoder, SearchNetwork):
             decay_specific(self.optimizer, encoder.specific_weights(), search.specific_decay)
         gates = self.network.gates
         self.gate_optimizer = (
@@ -334,7 +335,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         config, done = self.config, float(self._step - self._first_step)
         last = config.search.steps if self.phase == "search" else config.total_steps
         length = float(max(last - self._first_step, 1))
-        if isinstance(self.structure, ProStage):  # each is as long, of new modules, and begins anew
+        if isinstance(self.structure, ConalProStage):  # stages are equally long
             length /= config.agent.depth
             done -= (self.structure.number - 1) * length
         done = max(done, 0.0)
@@ -347,7 +348,7 @@ class SupervisedTraining(PhasedRun[SupervisedConfig]):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         temperature = gumbel_temperature(config)
-        if temperature is not None and isinstance(self.network.encoder, SearchSpace):
+        if temperature is not None and isinstance(self.network.encoder, SearchNetwork):
             start, end = temperature
             self.network.encoder.gumbel_temperature = end + (start - end) * left
 

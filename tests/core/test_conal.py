@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from conal_rl.core import Supernet, Tree, derive, linear_chain, module_chain
-from conal_rl.core.network import parameter_count
+from conal_rl.core.tree_network import parameter_count
 from tests.core.reference import (
     IN,
     make_chain,

@@ -16,11 +16,12 @@ import torch
 from rich.console import Console
 
 from conal_rl.config import RunConfig
-from conal_rl.core import BranchingSpace, ConalSpace, ProStage, ReconSpace, Rule, Space, Tree
+from conal_rl.core import ConalProStage, ConalSearch, LTBSearch, ReconSearch, Rule, Space, Tree
 from conal_rl.core.learner import Learner
 from conal_rl.errors import ConfigError
-from conal_rl.progress import StopRequest
-from conal_rl.runs import Run, atomic_write
+from conal_rl.runs.files import atomic_write
+from conal_rl.runs.folder import Run
+from conal_rl.runs.progress import StopRequest
 
 Phase = Literal["search", "train", "done"]
 C = TypeVar("C", bound=RunConfig)
@@ -40,7 +41,7 @@ _OF_A_RUN = {
 """Fields that make a run what it is, whenever it is gone on with."""
 
 
-class PhasedRun(ABC, Generic[C]):
+class Trainer(ABC, Generic[C]):
     """One run: which phase it is in, and its folder. A subclass says how it learns.
 
     Attributes:
@@ -154,7 +155,7 @@ class PhasedRun(ABC, Generic[C]):
         steps, stages = self.config.search.steps, self.config.agent.depth
         while True:
             structures = [learner.structure for learner in self.learners.values()]
-            numbers = [s.number for s in structures if isinstance(s, ProStage)]
+            numbers = [s.number for s in structures if isinstance(s, ConalProStage)]
             if not self._learn(steps * max(numbers) // stages if numbers else steps):
                 return False
             self._checkpoint()  # what comes may fail: a disk may be full
@@ -253,12 +254,12 @@ def search_space(config: RunConfig, tasks: tuple[str, ...]) -> Space:
             "with; give independent"
         )
     if search.method == "ltb" or not search.purely_specific:
-        return BranchingSpace(search.copies)
+        return LTBSearch(search.copies)
     if search.method == "conal_pro":
-        return ProStage.first(len(tasks))
+        return ConalProStage.first(len(tasks))
     if search.method == "recon":
-        return ReconSpace(search.specific_layers)
-    return ConalSpace()
+        return ReconSearch(search.specific_layers)
+    return ConalSearch()
 
 
 def conflict_rule(config: RunConfig, searching: bool) -> Rule:

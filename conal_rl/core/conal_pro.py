@@ -23,15 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from conal_rl.core.layers import Layer, LayerFactory
-from conal_rl.core.network import TreeNetwork, copy_layers, typed
-from conal_rl.core.space import SearchSpace
+from conal_rl.core.search_network import SearchNetwork
 from conal_rl.core.tree import Tree
+from conal_rl.core.tree_network import TreeNetwork, copy_layers, typed
 
 JOIN, LEAVE = 0, 1  # the two gates
 
 
 @dataclass(frozen=True)
-class ProStage:
+class ConalProStage:
     """A stage of CoNAL-Pro, and what the stages before it have settled.
 
     Attributes:
@@ -51,7 +51,7 @@ class ProStage:
             raise ValueError("a stage has a number from 1 and at least one task to settle")
 
     @classmethod
-    def first(cls, tasks: int) -> ProStage:
+    def first(cls, tasks: int) -> ConalProStage:
         """The stage that begins a search."""
         return cls(1, (None,) * tasks)
 
@@ -62,13 +62,13 @@ class ProStage:
         return StageNetwork(tasks, chain, self, replicas)
 
 
-class StageNetwork(SearchSpace):
+class StageNetwork(SearchNetwork):
     """One stage: every task's path through what it shares, and the unsettled tasks' own paths.
 
     Attributes:
         gates: `(unsettled task, 2)`: join, leave.
         point: the branch point `p` that the stage is about.
-        Others: as `SearchSpace`.
+        Others: as `SearchNetwork`.
 
     Raises:
         ValueError: the stage does not fit the tasks or the chain's length.
@@ -78,7 +78,7 @@ class StageNetwork(SearchSpace):
         self,
         tasks: Sequence[str],
         chain: Sequence[LayerFactory],
-        stage: ProStage,
+        stage: ConalProStage,
         replicas: int = 1,
     ):
         last = len(chain) + 1
@@ -128,7 +128,7 @@ class StageNetwork(SearchSpace):
         """The tree of the strongest gates, if this stage were the last."""
         return self._tree(self._decided())
 
-    def next_stage(self) -> ProStage | None:
+    def next_stage(self) -> ConalProStage | None:
         """The stage after this one; None where the strongest gates settle all, or at point 2.
 
         Raises:
@@ -140,10 +140,10 @@ class StageNetwork(SearchSpace):
                 settled[task] = point
         if self.point == 2 or None not in settled:
             return None
-        return ProStage(self.stage.number + 1, tuple(settled))
+        return ConalProStage(self.stage.number + 1, tuple(settled))
 
     def modules_of(self, layer: int) -> list[tuple[Layer, int]]:
-        """See `SearchSpace`."""
+        """See `SearchNetwork`."""
         joint = typed(self.joint.layers)[layer]
         found = [(joint, module) for module in joint.index]
         if layer >= self.point - 2:
@@ -155,7 +155,7 @@ class StageNetwork(SearchSpace):
         return found
 
     @torch.no_grad()
-    def go_on_from(self, before: StageNetwork) -> None:
+    def inherit_from(self, before: StageNetwork) -> None:
         """Take over the trunk and the settled groups' branches from the stage before."""
         for depth, (mine, theirs) in enumerate(
             zip(typed(self.joint.layers), typed(before.joint.layers), strict=True)
@@ -190,16 +190,18 @@ class StageNetwork(SearchSpace):
         )
 
 
-def take_over(after: TreeNetwork | SearchSpace, before: TreeNetwork | SearchSpace) -> None:
+def inherit_weights(
+    after: TreeNetwork | SearchNetwork, before: TreeNetwork | SearchNetwork
+) -> None:
     """Give an encoder what the one before it in a run has learnt and it still needs.
 
     From stage to stage of CoNAL-Pro; or from a search, or from a tree that an earlier stage has
     settled, to a tree in which the rows of a module ran one module before.
     """
     if isinstance(before, StageNetwork) and isinstance(after, StageNetwork):
-        after.go_on_from(before)
+        after.inherit_from(before)
         return
     assert isinstance(after, TreeNetwork)
-    learnt = before.derive() if isinstance(before, SearchSpace) else before
+    learnt = before.derive() if isinstance(before, SearchNetwork) else before
     layers = typed(learnt.layers)
     copy_layers(after, [[(layer, module) for module in layer.index] for layer in layers])

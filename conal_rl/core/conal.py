@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from conal_rl.core.layers import Layer, LayerFactory, LinearStack
-from conal_rl.core.network import typed
-from conal_rl.core.space import SearchSpace, strongest
+from conal_rl.core.search_network import SearchNetwork, strongest
 from conal_rl.core.tree import Tree
+from conal_rl.core.tree_network import typed
 
 
-class Supernet(SearchSpace):
+class Supernet(SearchNetwork):
     """All branch points at once, mixed by gates: `z_i = sum_p softmax(alpha_i)_p z_i^(p)`.
 
     The chain has `P - 1` modules. At branch point `p` (1..P) task `i` leaves the trunk after
@@ -22,7 +22,7 @@ class Supernet(SearchSpace):
 
     Attributes:
         gates: alpha, `(task, P)`.
-        Others: as `SearchSpace`.
+        Others: as `SearchNetwork`.
     """
 
     def __init__(self, tasks: Sequence[str], chain: Sequence[LayerFactory], replicas: int = 1):
@@ -74,7 +74,7 @@ class Supernet(SearchSpace):
         return derive(self.gates, self.tasks)
 
     def modules_of(self, layer: int) -> list[tuple[Layer, int]]:
-        """See `SearchSpace`."""
+        """See `SearchNetwork`."""
         tasks, points = len(self.tasks), self.strongest()
         trunk, specific = typed(self.trunk)[layer], typed(self.specific)[layer]
         return [
@@ -84,7 +84,7 @@ class Supernet(SearchSpace):
 
 
 @dataclass(frozen=True)
-class ConalSpace:
+class ConalSearch:
     """What makes a `Supernet`."""
 
     method: ClassVar[str] = "conal"
