@@ -40,8 +40,8 @@ from conal_rl.evaluation import (
 )
 from conal_rl.runs.checkpoints import save_checkpoint
 from conal_rl.runs.folder import find_run
-from tests.agents.toy import Target
-from tests.scripted import ScriptedPolicy
+from tests.helpers.scripted import ScriptedPolicy
+from tests.helpers.toy import Target
 
 PAIR = ("window-open-v3", "pick-place-v3")
 
@@ -514,8 +514,8 @@ def test_episodes_without_an_end_are_not_waited_for(monkeypatch: pytest.MonkeyPa
             return np.zeros((len(observation), 1), dtype=np.float32), None
 
     monkeypatch.setattr(evaluation, "ENDLESS", 50)
-    endless = "tests.agents.toy:Endless-v0"
-    for suite in ((endless,), ("tests.agents.toy:Left-v0", endless)):
+    endless = "tests.helpers.toy:Endless-v0"
+    for suite in ((endless,), ("tests.helpers.toy:Left-v0", endless)):
         with pytest.raises(SuiteError, match=f"{endless}: an episode has not ended in 50 steps"):
             evaluation.evaluate_policy(Still(), suite, 1)
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.storage import restore, training_state
 from conal_rl.core import ConalSearch, LTBSearch, Structure, Tree
-from tests.agents.toy import make_agent, make_env, same_tensors
+from tests.helpers.toy import make_agent, make_env, same_tensors
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 TARGETS = (-0.5, 0.0, 0.5)

@@ -13,7 +13,7 @@ from conal_rl.agents import ConalSAC, TaskBatch
 from conal_rl.core import Tree, bilevel
 from conal_rl.core import weighting as ways
 from conal_rl.errors import ExtraError
-from tests.agents.toy import make_agent, make_env, random_batch, tasks_named
+from tests.helpers.toy import make_agent, make_env, random_batch, tasks_named
 
 TARGETS = (-0.5, 0.0, 0.5)
 SHARED = Tree.shared(tasks_named(3), 2)

@@ -15,8 +15,8 @@ from conal_rl.agents.policies import CONAL, ConalPolicy, TaskNetwork, to_task_ma
 from conal_rl.core import ConalProStage, Tree
 from conal_rl.core.conal_pro import StageNetwork
 from conal_rl.core.layers import LinearStack
-from tests.agents.sb3 import twin
-from tests.agents.toy import FEATURES, make_agent, make_env, one_hot, same_tensors, tasks_named
+from tests.helpers.sb3 import twin
+from tests.helpers.toy import FEATURES, make_agent, make_env, one_hot, same_tensors, tasks_named
 
 TREES: dict[str, Tree | None] = {
     "search": None,

@@ -18,7 +18,7 @@ from conal_rl.agents.replay import SMALLEST_RETURN, Ring, TaskReplayBuffer
 from conal_rl.core import Tree
 from conal_rl.envs import TaskVecEnv
 from conal_rl.envs.vec_env import Task
-from tests.agents.toy import FEATURES, Target, make_agent, one_hot, tasks_named
+from tests.helpers.toy import FEATURES, Target, make_agent, one_hot, tasks_named
 
 CPU = torch.device("cpu")
 

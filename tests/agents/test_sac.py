@@ -21,8 +21,15 @@ from conal_rl.core.bilevel import gate_step
 from conal_rl.core.layers import LinearStack
 from conal_rl.errors import ConalError, ConfigError
 from conal_rl.runs.trainer import require_compiler
-from tests.agents.sb3 import differences, twin
-from tests.agents.toy import FEATURES, make_agent, make_env, random_batch, same_tensors, tasks_named
+from tests.helpers.sb3 import differences, twin
+from tests.helpers.toy import (
+    FEATURES,
+    make_agent,
+    make_env,
+    random_batch,
+    same_tensors,
+    tasks_named,
+)
 
 TARGETS = (-0.5, 0.0, 0.5)
 TASKS = tasks_named(3)

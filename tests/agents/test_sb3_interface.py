@@ -27,7 +27,7 @@ from conal_rl.envs import TaskVecEnv
 from conal_rl.envs.vec_env import Task
 from conal_rl.errors import ObservationError, TreeError
 from tests.agents.test_policies import random_rows
-from tests.agents.toy import Target, make_agent, make_env, same_tensors, tasks_named
+from tests.helpers.toy import Target, make_agent, make_env, same_tensors, tasks_named
 
 TASKS = tasks_named(2)
 TREES = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from conal_rl.core import Supernet, Tree, derive, linear_chain, module_chain
 from conal_rl.core.tree_network import parameter_count
-from tests.core.reference import (
+from tests.helpers.reference import (
     IN,
     make_chain,
     make_input,

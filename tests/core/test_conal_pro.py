@@ -22,7 +22,7 @@ from conal_rl.core import (
 from conal_rl.core.conal_pro import StageNetwork
 from conal_rl.core.layers import Layer, LayerFactory
 from conal_rl.core.tree_network import parameter_count, typed
-from tests.core.reference import (
+from tests.helpers.reference import (
     IN,
     Signs,
     check_task_gradients,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from conal_rl.core import ConflictNoticing, Rule, Supernet, Tree, TreeNetwork, linear_chain
 from conal_rl.core.conflict import RULES, ConflictStatistics, held_rows
 from conal_rl.core.layers import LinearStack, ModuleStack
-from tests.core.reference import (
+from tests.helpers.reference import (
     Vector,
     cosine,
     flat,
@@ -30,7 +30,7 @@ from tests.core.reference import (
     task_losses,
     tree_outputs,
 )
-from tests.core.strategies import trees
+from tests.helpers.strategies import trees
 
 
 @dataclass

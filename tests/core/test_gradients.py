@@ -12,7 +12,7 @@ from conal_rl.core import ConflictNoticing, Tree, TreeNetwork, linear_chain, mod
 from conal_rl.core.bilevel import weight_step
 from conal_rl.core.gradients import TaskGradients, _gram_at_once, gram
 from conal_rl.core.layers import LayerFactory, LinearStack
-from tests.core.reference import IN, make_chain, make_input, randomize, row_gradients
+from tests.helpers.reference import IN, make_chain, make_input, randomize, row_gradients
 
 BATCH = 4
 TREES = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from conal_rl.core.layers import LinearStack, ModuleStack, RowOrder, row_blocks
-from tests.core.reference import randomize, run_module
+from tests.helpers.reference import randomize, run_module
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=9))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from conal_rl.core import LTBSearch, Tree, linear_chain
 from conal_rl.core.ltb import LTBNetwork
-from tests.core.reference import (
+from tests.helpers.reference import (
     IN,
     Signs,
     branching_outputs,

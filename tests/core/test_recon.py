@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from conal_rl.core import ReconSearch, Tree, TreeNetwork, linear_chain, recon
 from conal_rl.core.tree_network import parameter_count
-from tests.core.reference import (
+from tests.helpers.reference import (
     IN,
     check_task_gradients,
     make_chain,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from conal_rl.core.tree import Tree
 from conal_rl.errors import TreeError
-from tests.core.strategies import trees
+from tests.helpers.strategies import trees
 
 MT10 = [
     "reach",

@@ -26,8 +26,8 @@ from conal_rl.core import (
 )
 from conal_rl.core.layers import LinearStack, ModuleStack
 from conal_rl.core.tree_network import copy_layers, parameter_count, typed
-from tests.core.reference import IN, make_chain, make_input, randomize, tree_outputs
-from tests.core.strategies import trees
+from tests.helpers.reference import IN, make_chain, make_input, randomize, tree_outputs
+from tests.helpers.strategies import trees
 
 KINDS = ["plain", "norm", "conv"]
 NAMES = ["a", "b", "c"]

@@ -24,8 +24,8 @@ from conal_rl.core.weighting import (
 )
 from conal_rl.errors import ConalError, ExtraError
 from conal_rl.literals import AggregationName
-from tests.core.reference import flat, module_slice, row_gradients
 from tests.core.test_conflict import GROUPED, MIXED, Problem
+from tests.helpers.reference import flat, module_slice, row_gradients
 
 # TorchJD's aggregator for so many tasks, and whether it is scaled by their number.
 TORCHJD: dict[AggregationName, tuple[Callable[[int], Any], bool]] = {

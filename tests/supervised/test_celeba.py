@@ -12,7 +12,7 @@ from conal_rl.errors import ConfigError
 from conal_rl.supervised.data.celeba import NINE, PARTITIONS, CelebA, Split
 from conal_rl.supervised.data.common import SharedLoader
 from conal_rl.supervised.data.files import DataError, normalise
-from tests.supervised.fixtures import CELEBA_HEADER, Written, write_celeba
+from tests.helpers.datasets import CELEBA_HEADER, Written, write_celeba
 
 ATTRIBUTES = "Anno/list_attr_celeba.txt"
 PARTITION = "Eval/list_eval_partition.txt"

@@ -23,7 +23,7 @@ from conal_rl.supervised.data.nyuv2 import (
     flipped,
     scaled,
 )
-from tests.supervised.fixtures import Written, unit_normals, write_array_tree
+from tests.helpers.datasets import Written, unit_normals, write_array_tree
 
 SIZE = (6, 10)
 

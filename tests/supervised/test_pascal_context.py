@@ -25,7 +25,7 @@ from conal_rl.supervised.data.pascal_context import (
     Task,
     edges,
 )
-from tests.supervised.fixtures import Written, write_parts, write_pascal
+from tests.helpers.datasets import Written, write_parts, write_pascal
 
 SIZE = (8, 10)
 ALL: tuple[Task, ...] = ("semseg", "human_parts", "saliency", "normals", "edges")

@@ -30,7 +30,7 @@ from conal_rl.supervised.data.text import IGNORED, LABELS
 from conal_rl.supervised.decoders import Heads
 from conal_rl.supervised.encoders import resnet_chain
 from conal_rl.supervised.problem import Part, Problem, make_problem
-from tests.supervised.fixtures import (
+from tests.helpers.datasets import (
     CELEBA_HEADER,
     write_array_tree,
     write_celeba,

@@ -16,7 +16,7 @@ from conal_rl.supervised import losses
 from conal_rl.supervised.data.common import SharedLoader
 from conal_rl.supervised.data.files import DataError, normalise
 from conal_rl.supervised.data.taskonomy import DEPTH_VOID, SEGMENTATION_VOID, Taskonomy
-from tests.supervised.fixtures import Written, write_taskonomy
+from tests.helpers.datasets import Written, write_taskonomy
 
 
 @pytest.fixture

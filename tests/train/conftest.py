@@ -9,7 +9,7 @@ import yaml
 
 from conal_rl import train
 from conal_rl.runs.checkpoints import load_checkpoint
-from tests.train.toy_runs import CONFIG, stop_at
+from tests.helpers.toy_runs import CONFIG, stop_at
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from conal_rl.core import Tree
 from conal_rl.errors import CheckpointError
 from conal_rl.runs.checkpoints import load_checkpoint
 from conal_rl.runs.progress import ContinuedCSV
-from tests.train.toy_runs import TASKS, evaluation, rows, state, steps, stop_at
+from tests.helpers.toy_runs import TASKS, evaluation, rows, state, steps, stop_at
 
 # What a run leaves behind
 
@@ -112,7 +112,7 @@ def test_default_folder(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_envs_get_actions_within_their_bounds_alone(toy: str, tmp_path: Path) -> None:
-    suite = ["--env.suite", *["tests.agents.toy:Strict-v0"] * 2]
+    suite = ["--env.suite", *["tests.helpers.toy:Strict-v0"] * 2]
     assert train.main([toy, "--out", str(tmp_path / "run"), *suite, "--total-steps", "240"]) == 0
 
 
@@ -296,7 +296,7 @@ def test_single_precision_where_bfloat16_is_slower(
     toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The run is that of `--agent.no-mixed-precision`, to the last bit."""
-    monkeypatch.setattr(train, "bfloat16_pays", lambda device: False)
+    monkeypatch.setattr(experiment, "bfloat16_pays", lambda device: False)
     weights = []
     for name, option in (
         ("asked", "--agent.mixed-precision"),

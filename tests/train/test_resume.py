@@ -19,7 +19,7 @@ from conal_rl import train
 from conal_rl.agents.callback import RunCallback
 from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
 from conal_rl.runs.progress import make_logger
-from tests.train.toy_runs import (
+from tests.helpers.toy_runs import (
     CONFIG,
     ROOT,
     copied,

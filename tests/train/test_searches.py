@@ -18,9 +18,9 @@ from conal_rl.core import ConalProStage, ConflictNoticing, SearchNetwork, Tree, 
 from conal_rl.envs import make
 from conal_rl.reports.run_data import read_record
 from conal_rl.runs import trainer
-from tests.train.toy_runs import TASKS, evaluation, state, stop_at
+from tests.helpers.toy_runs import TASKS, evaluation, state, stop_at
 
-DEEPER = ["--agent.widths", "8", "6", "--env.suite", *TASKS, "tests.agents.toy:Target-v0"]
+DEEPER = ["--agent.widths", "8", "6", "--env.suite", *TASKS, "tests.helpers.toy:Target-v0"]
 METHODS = {
     "conal_pro": [],
     "ltb": ["--search.copies", "2"],
@@ -41,7 +41,7 @@ def test_other_searches(method: str, toy: str, tmp_path: Path) -> None:
     assert report["actor"]["rule"] == {"conal": "any_pair", "conal_pro": "consensus"}.get(
         method, "none"
     )
-    trees = load_trees(whole / "tree.json", (*TASKS, "tests.agents.toy:Target-v0"), 2)
+    trees = load_trees(whole / "tree.json", (*TASKS, "tests.helpers.toy:Target-v0"), 2)
     assert ConalSAC.load_weights(whole / "model").derive() == trees
     if method == "recon":
         for tree in trees:
@@ -179,7 +179,7 @@ def test_what_is_settled_first_goes_on_as_the_search_does(toy: str) -> None:
 def test_a_search_without_an_update_derives_nothing(
     toy: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    suite = ["--env.suite", "tests.agents.toy:Endless-v0", "tests.agents.toy:Left-v0"]
+    suite = ["--env.suite", "tests.helpers.toy:Endless-v0", "tests.helpers.toy:Left-v0"]
     run = tmp_path / "run"
     assert train.main([toy, "--out", str(run), *suite]) == 2
     told = capfd.readouterr().err.splitlines()[-1]

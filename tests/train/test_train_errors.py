@@ -20,7 +20,7 @@ from conal_rl.errors import SuiteError
 from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
 from conal_rl.runs.folder import Run
 from conal_rl.runs.progress import PhaseDisplay
-from tests.train.toy_runs import CONFIG, TASKS, copied, state
+from tests.helpers.toy_runs import CONFIG, TASKS, copied, state
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_resume_from_a_truncated_checkpoint(
     [
         (["--env.suite", "cartpole"], "the checkpoint is of tasks"),
         # The same spaces: only the names tell.
-        (["--env.suite", "tests.agents.toy:Left-v0", "tests.agents.toy:Broken-v0"], "Broken-v0"),
+        (["--env.suite", "tests.helpers.toy:Left-v0", "tests.helpers.toy:Broken-v0"], "Broken-v0"),
         (["--env.suite", "nothing"], "unknown suite 'nothing'"),
         (["--agent.widths", "16"], "agent.widths: got (16,), but"),
         (["--agent.widths", "8", "8"], "agent.widths: got (8, 8), but"),
@@ -231,10 +231,10 @@ def test_a_strangers_state(stopped: dict[str, Path], one_line: Any, tmp_path: Pa
 
 def test_an_env_that_breaks(one_line: Any, tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
-    suite = [TASKS[0], "tests.agents.toy:Broken-v0"]
+    suite = [TASKS[0], "tests.helpers.toy:Broken-v0"]
     path.write_text(yaml.safe_dump(CONFIG | {"env": {"suite": suite}, "log_interval": 1000}))
     line = one_line(str(path), "--out", str(tmp_path / "run"))
-    assert line.startswith("task 'tests.agents.toy:Broken-v0', env 0 of the task: the observation")
+    assert line.startswith("task 'tests.helpers.toy:Broken-v0', env 0 of the task: the observation")
     assert "NaN" in line
     assert (tmp_path / "run" / "config.yaml").is_file()  # this one was started
 
@@ -247,7 +247,7 @@ def test_an_env_that_is_broken_from_the_start(
     env: str, told: str, one_line: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "broken.yaml"
-    path.write_text(yaml.safe_dump(CONFIG | {"env": {"suite": [f"tests.agents.toy:{env}-v0"]}}))
+    path.write_text(yaml.safe_dump(CONFIG | {"env": {"suite": [f"tests.helpers.toy:{env}-v0"]}}))
     line = one_line(str(path), "--out", str(tmp_path / "run"))
     assert told in line
     assert not (tmp_path / "run").exists()

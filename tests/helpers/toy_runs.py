@@ -16,7 +16,7 @@ from conal_rl.agents.callback import RunCallback
 from conal_rl.runs.checkpoints import load_checkpoint
 from conal_rl.runs.progress import PhaseDisplay
 
-TASKS = ("tests.agents.toy:Left-v0", "tests.agents.toy:Right-v0")
+TASKS = ("tests.helpers.toy:Left-v0", "tests.helpers.toy:Right-v0")
 ROOT = Path(__file__).parents[2]
 CONFIG: dict[str, Any] = {
     "total_steps": 320,

@@ -13,7 +13,7 @@ from conal_rl.agents import ConalSAC
 from conal_rl.agents.policies import CRITICS, TaskActor, TaskNetwork
 from conal_rl.core.layers import LinearStack
 from conal_rl.core.tree_network import TreeNetwork
-from tests.agents.toy import FEATURES
+from tests.helpers.toy import FEATURES
 
 Weights = list[tuple[Tensor, Tensor]]
 """Weight `(out, in)` and bias `(out,)` of every linear layer, from input to output."""
