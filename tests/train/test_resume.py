@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from conal_rl import train
+from conal_rl.agents import experiment
 from conal_rl.agents.callback import RunCallback
 from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
 from conal_rl.runs.progress import make_logger
@@ -211,7 +212,7 @@ def test_ctrl_c_while_the_last_checkpoint_is_written(toy: str, tmp_path: Path) -
         return save_checkpoint(folder, step, tensors, about)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "save_checkpoint", interrupted)
+        patch.setattr(experiment, "save_checkpoint", interrupted)
         assert train.main([toy, "--out", str(run)]) == 130
     assert state(run)["phase"] == "done" and not (run / "evaluation.json").exists()
     assert train.main(["--resume", str(run)]) == 0
@@ -228,7 +229,7 @@ def test_resume_after_a_power_cut(toy: str, tmp_path: Path) -> None:
         return save_checkpoint(folder, step, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "save_checkpoint", cut_off)
+        patch.setattr(experiment, "save_checkpoint", cut_off)
         with pytest.raises(RuntimeError, match="power cut"):
             train.main([toy, "--out", str(run), "--checkpoint-minutes", "1e-9"])
     at = state(run)["agent"]["steps"]
