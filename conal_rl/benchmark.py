@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from conal_rl.cli import Parser, exit_status, resolve_device, wide_console
+from conal_rl.cli import Parser, exit_status, wide_console
+from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError
 
 ONE_INPUT_TASKS = 5

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from rich.console import Console
 
-from conal_rl.config.checks import require_device
 from conal_rl.errors import ConalError, ConfigError
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Parser(argparse.ArgumentParser):
@@ -70,37 +65,3 @@ def loading_mujoco() -> Iterator[None]:
             raise
         backend = os.environ["MUJOCO_GL"]
         raise ConalError(f"MuJoCo does not load with MUJOCO_GL={backend}: {error}") from error
-
-
-def resolve_device(field: str, name: str) -> torch.device:
-    """The device that a name stands for; `auto` is a GPU where there is one.
-
-    Raises:
-        ConfigError: naming `field`, where it is no device's name, or there is none of it here.
-    """
-    require_device(field, name)
-    import torch  # not above, so that --help and wrong options answer at once
-    from stable_baselines3.common.utils import get_device
-
-    if name == "auto":
-        return get_device(name)
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{field}: {name} cannot be used here: {reason}") from error
-    return torch.device(name)
-
-
-def tune_malloc() -> None:
-    """Let this process keep memory that it has freed, for its next use; glibc alone is asked.
-
-    A step of training frees and takes the same megabytes again and again. Given back to the
-    system in between, every page of them costs a fault: a quarter of a small network's update.
-    """
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of <malloc.h>
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, 32 << 20)  # the highest that is allowed
-        mallopt(trim_threshold, 1 << 30)
-        mallopt(top_pad, 64 << 20)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress
 
-from conal_rl.cli import Parser, exit_status, loading_mujoco, resolve_device
+from conal_rl.cli import Parser, exit_status, loading_mujoco
 from conal_rl.config import AnyConfig, Config, SupervisedConfig, load_config
+from conal_rl.device import resolve_device
 from conal_rl.errors import CheckpointError, ConfigError
 from conal_rl.runs.checkpoints import load_checkpoint
 from conal_rl.runs.files import atomic_write

@@ -14,8 +14,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from conal_rl.cli import Parser, exit_status, resolve_device, wide_console
+from conal_rl.cli import Parser, exit_status, wide_console
 from conal_rl.config import SupervisedConfig
+from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError
 from conal_rl.evaluate import add_root, at_root, config_of
 from conal_rl.reports.run_data import NETWORKS, ConflictRecord, mean_over_pairs, read_record

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from conal_rl.cli import exit_status, resolve_device, tune_malloc
+from conal_rl.cli import exit_status
 from conal_rl.config import AnyConfig, Config, parse_command_line
+from conal_rl.device import resolve_device, tune_malloc
 from conal_rl.runs.folder import Run
 
 

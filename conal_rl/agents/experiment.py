@@ -27,7 +27,7 @@ from conal_rl.cli import loading_mujoco
 from conal_rl.config import Config
 from conal_rl.core import Structure, Tree
 from conal_rl.core.learner import Learner
-from conal_rl.core.tree_network import bfloat16_pays
+from conal_rl.device import has_bfloat16
 from conal_rl.envs import SuiteVecEnv, make
 from conal_rl.envs.vec_env import EnvState
 from conal_rl.errors import (
@@ -61,7 +61,7 @@ class SACExperiment(Trainer[Config]):
         self.env = env
         self.agent: ConalSAC
         self._next_evaluation = config.evaluation.every  # the step from which on it is due
-        if config.agent.mixed_precision and not bfloat16_pays(get_device(config.device)):
+        if config.agent.mixed_precision and not has_bfloat16(get_device(config.device)):
             print("bfloat16 would be slower here: all is in single precision", file=sys.stderr)
 
     @classmethod
@@ -395,7 +395,7 @@ def make_agent(
             "critic_range": agent.critic_range,
             "critic_linear_to": agent.critic_linear_to,
             "critics": agent.critics,
-            "mixed_precision": agent.mixed_precision and bfloat16_pays(device),
+            "mixed_precision": agent.mixed_precision and has_bfloat16(device),
             "actor_averaging": agent.actor_averaging,
         },
         seed=config.seed,

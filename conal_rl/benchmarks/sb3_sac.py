@@ -21,8 +21,9 @@ from stable_baselines3 import SAC
 
 from conal_rl.benchmarks.one_per_task import write_together
 from conal_rl.benchmarks.study import require_config
-from conal_rl.cli import Parser, exit_status, tune_malloc
+from conal_rl.cli import Parser, exit_status
 from conal_rl.config import Config, load_config
+from conal_rl.device import tune_malloc
 from conal_rl.envs import make
 from conal_rl.envs.metaworld import suite_tasks
 from conal_rl.errors import ConfigError

@@ -1,8 +1,6 @@
 """A network shaped by a tree: hard parameter sharing and one network per task are two trees."""
 
-import time
 from collections.abc import Iterable, Sequence
-from functools import cache
 from itertools import takewhile
 from typing import cast
 
@@ -138,29 +136,6 @@ def typed(layers: Iterable[nn.Module]) -> list[Layer]:
 def parameter_count(module: nn.Module) -> int:
     """Number of scalar parameters."""
     return sum(p.numel() for p in module.parameters())
-
-
-@cache
-def bfloat16_pays(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are faster than in single precision.
-
-    A CPU has instructions for them or takes up to thirty times as long, so that a few products
-    tell. Of GPUs those that only emulate them are known.
-    """
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return True
-    quickest = []
-    for kind in (torch.bfloat16, torch.float32):
-        left, right = torch.ones(64, 256, dtype=kind), torch.ones(256, 256, dtype=kind)
-        seconds = []
-        for _ in range(20):
-            began = time.perf_counter()
-            torch.mm(left, right)
-            seconds.append(time.perf_counter() - began)
-        quickest.append(min(seconds))
-    return quickest[0] < quickest[1]
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from conal_rl.core import SearchNetwork, Structure, Tree, TreeNetwork
 from conal_rl.core.conal_pro import inherit_weights
-from conal_rl.core.tree_network import bfloat16_pays
+from conal_rl.device import has_bfloat16
 from conal_rl.supervised.data.common import Batch
 from conal_rl.supervised.decoders import Heads
 from conal_rl.supervised.problem import Problem
@@ -73,7 +73,7 @@ def autocast(device: torch.device, enabled: bool) -> torch.autocast:
     """
     if device.type == "cuda":
         return torch.autocast(device.type, torch.float16, enabled=enabled)
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and bfloat16_pays(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and has_bfloat16(device))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

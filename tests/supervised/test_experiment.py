@@ -376,7 +376,7 @@ WAYS = {
 @pytest.fixture
 def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """On CPUs that only emulate it, too."""
-    monkeypatch.setattr(network, "bfloat16_pays", lambda _: True)
+    monkeypatch.setattr(network, "has_bfloat16", lambda _: True)
 
 
 @pytest.mark.usefixtures("bfloat16")

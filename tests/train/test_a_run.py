@@ -296,7 +296,7 @@ def test_single_precision_where_bfloat16_is_slower(
     toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The run is that of `--agent.no-mixed-precision`, to the last bit."""
-    monkeypatch.setattr(experiment, "bfloat16_pays", lambda device: False)
+    monkeypatch.setattr(experiment, "has_bfloat16", lambda device: False)
     weights = []
     for name, option in (
         ("asked", "--agent.mixed-precision"),

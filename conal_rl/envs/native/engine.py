@@ -7,13 +7,11 @@ snapshots are made by the official code when a goal is first drawn.
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import mujoco
@@ -326,34 +324,6 @@ def _stop(helpers: Sequence[threading.Event], control: Integers) -> None:
     control[STOPPED] = 1
     for wake in helpers:
         wake.set()
-
-
-def usable_cores(root: Path = Path("/")) -> int:
-    """How many cores this process may use: those it is bound to, or less if a container's quota is.
-
-    Args:
-        root: where `proc` and `sys` are mounted.
-    """
-    bound = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
-    return max(1, int(min(cores, _cpu_quota(root))))
-
-
-def _cpu_quota(root: Path) -> float:
-    """Cores' worth of time that Linux's control groups (version 2) leave to this process."""
-    try:
-        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return math.inf
-    own = next((line.removeprefix("0::/") for line in groups if line.startswith("0::/")), "")
-    mounted, quota = root / "sys/fs/cgroup", math.inf
-    for group in (PurePosixPath(own), *PurePosixPath(own).parents):
-        try:
-            most, period = (mounted / group / "cpu.max").read_text(encoding="utf-8").split()
-            quota = min(quota, float(most) / float(period))  # where there is none, max
-        except (OSError, ValueError):
-            continue
-    return quota
 
 
 def _sizes(model: mujoco.MjModel) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import seeding
 
+from conal_rl.device import usable_cores
 from conal_rl.envs.metaworld import (
     HORIZON,
     NUM_GOALS,
@@ -19,7 +20,7 @@ from conal_rl.envs.metaworld import (
     is_published,
 )
 from conal_rl.envs.native import require_exact
-from conal_rl.envs.native.engine import Engine, usable_cores
+from conal_rl.envs.native.engine import Engine
 from conal_rl.envs.native.physics import Floats, Integers
 from conal_rl.envs.vec_env import EnvState, require_actions
 from conal_rl.errors import ObservationError, SuiteError

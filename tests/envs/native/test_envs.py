@@ -23,9 +23,9 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor
 
+from conal_rl.device import usable_cores
 from conal_rl.envs import make, native
 from conal_rl.envs.metaworld import NUM_GOALS, official_vector_env, tasks
-from conal_rl.envs.native.engine import usable_cores
 from conal_rl.envs.native.episodes import Episodes, GoalStream
 from conal_rl.envs.native.gymnasium_env import MetaWorldVectorEnv
 from conal_rl.envs.native.sb3_env import NativeVecEnv
