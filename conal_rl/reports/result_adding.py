@@ -26,6 +26,7 @@ from conal_rl.reports.results import (
     Results,
     RunRow,
     SuccessRow,
+    check_rows,
     csv_files,
     read_results,
     require_method,
@@ -74,6 +75,7 @@ def add_run(folder: Path, results_folder: Path, label: Label) -> str:
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{folder}: damaged, not a finished run: {reason}") from error
+        check_rows(after)
         files = csv_files(after)
         for path, text in (
             (after.tree_path(name), _trees(run)),
@@ -93,7 +95,7 @@ def _finished(run: Run) -> tuple[Mapping[str, Any], AnyConfig]:
     report = read_json(run.evaluation_path)
     if not isinstance(report, dict) or not {"success", "scores"} & report.keys():
         raise CheckpointError(f"{run.evaluation_path}: got no success and no scores of tasks.")
-    if report.get("suite", "").startswith("mt") and report.get("engine") != "official":
+    if str(report.get("suite")).startswith("mt") and report.get("engine") != "official":
         raise CheckpointError(
             f"{run.evaluation_path}: engine: got {report.get('engine')!r}, expected 'official'. "
             "Evaluate the run with the official engine."

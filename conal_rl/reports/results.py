@@ -171,7 +171,8 @@ def read_results(folder: Path) -> Results:
         raise ConfigError(f"{folder}: got no folder, expected one with runs.csv. Give --results.")
     rows = {name: tuple(_read(folder / f"{name}.csv", kind)) for name, kind in _FILES.items()}
     results = Results(folder, **rows)
-    _check(results)
+    check_rows(results)
+    _check_kept(results)
     return results
 
 
@@ -228,7 +229,8 @@ _CONVERSIONS: Mapping[str, tuple[Callable[[str], Any], str]] = {
 }
 
 
-def _check(results: Results) -> None:
+def check_rows(results: Results) -> None:
+    """Raise ConfigError, naming file and line, if rows contradict each other or are impossible."""
     for name in _FILES:
         path, seen = results.folder / f"{name}.csv", set()
         for number, row in enumerate(getattr(results, name), 2):
@@ -242,7 +244,6 @@ def _check(results: Results) -> None:
                 raise ConfigError(f"{where}: run: got {run!r}, expected a run of runs.csv.")
             _check_row(where, row)
     _check_episodes(results)
-    _check_kept(results)
 
 
 def _check_row(where: str, row: Any) -> None:
