@@ -69,16 +69,42 @@ def _add_results(results: argparse.ArgumentParser) -> None:
         "Print every table of the documents from the data in results/. With --write, put the "
         "tables into the documents. With --add, make a finished run part of the data."
     )
+    what = results.add_mutually_exclusive_group()
+    what.add_argument(
+        "--write",
+        action="store_true",
+        help="Rewrite the documents between their markers instead of printing the tables.",
+    )
+    what.add_argument(
+        "--add", type=Path, metavar="RUN", help="The folder of a finished run to add to the data."
+    )
+    what.add_argument(
+        "--trees", metavar="STUDY", help="A study whose trees are drawn into the folder of --out."
+    )
     add = results.add_argument
-    add("--results", type=Path, default=Path("results"), metavar="DIR", help="folder of the data")
-    add("--write", action="store_true", help="rewrite the documents between their markers")
-    add("--add", type=Path, metavar="RUN", help="folder of a finished run to add to the data")
-    add("--study", help="with --add: the study that the run belongs to")
-    add("--method", help="with --add: the method's name in the data, such as hps or conal_pro")
-    add("--machine", default="unnamed", help="with --add: its name in results/README.md")
-    add("--name", help="with --add: the run's name (default: STUDY-METHOD-SEED)")
-    add("--trees", metavar="STUDY", help="draw the trees of a study into --out")
-    add("--out", type=Path, default=Path("docs"), metavar="DIR", help="for --trees (default: docs)")
+    add(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="The folder of the data. Documents are next to it. Default: results.",
+    )
+    add("--study", help="The study that an added run belongs to, such as study-mt10.")
+    add("--method", help="The method of an added run, such as hps or conal_pro.")
+    add(
+        "--machine",
+        default="unnamed",
+        metavar="NAME",
+        help="The machine of an added run, by its name in results/README.md. Default: unnamed.",
+    )
+    add("--name", help="The name of an added run. Default: STUDY-METHOD-SEED.")
+    add(
+        "--out",
+        type=Path,
+        default=Path("docs"),
+        metavar="DIR",
+        help="The folder for the picture of --trees. Default: docs.",
+    )
     results.set_defaults(make=_results)
 
 
