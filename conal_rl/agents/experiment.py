@@ -223,7 +223,7 @@ class SACExperiment(Trainer[Config]):
             return
         try:
             arrays = {name: tensor.numpy() for name, tensor in tensors["episodes"].items()}
-            self.agent._last_obs = self.env.resume(EnvState(arrays, saved["streams"]))
+            self.agent._last_obs = self.env.restore(EnvState(arrays, saved["streams"]))
             self.agent.replay_buffer.continue_episodes(saved["validating"])
         except ValueError:  # the config now asks for another engine or other envs
             self._seed_envs()
@@ -242,11 +242,11 @@ class SACExperiment(Trainer[Config]):
             "next_evaluation": self._next_evaluation,
         }
         # An agent that has not acted yet begins new episodes, also after a resume.
-        standing = None if self.agent._last_obs is None else self.env.standing()
-        if standing is not None:
-            groups["episodes"] = {n: torch.from_numpy(a) for n, a in standing.arrays.items()}
+        episodes = None if self.agent._last_obs is None else self.env.state()
+        if episodes is not None:
+            groups["episodes"] = {n: torch.from_numpy(a) for n, a in episodes.arrays.items()}
             validating = self.agent.replay_buffer.begun_episodes()
-            state["episodes"] = {"streams": standing.streams, "validating": validating}
+            state["episodes"] = {"streams": episodes.streams, "validating": validating}
         save_checkpoint(self.run.folder, self.agent.num_timesteps, groups, state)
         self.agent.save_weights(self.run.folder / "model")
 
