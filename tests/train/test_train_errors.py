@@ -28,7 +28,7 @@ from tests.helpers.toy_runs import CONFIG, TASKS, copied, state
     [
         (["--env.suite", "cartpol"], "suite: got 'cartpol'"),
         (["--env.suite", "Pendulum-v1", "Pendulun-v1"], "'Pendulun-v1', expected"),
-        (["--env.suite", "Pendulum-v1", "MountainCarContinuous-v0"], "action spaces"),
+        (["--env.suite", "Pendulum-v1", "MountainCarContinuous-v0"], "action space: got Box"),
         (["--env.suite", "CartPole-v1"], "[CartPole-v1]"),
         (["--threads", "1000000"], "threads: got 1000000, expected at most 1024"),
         (["--agent.critic-range", "-1e300", "1e300"], "agent.critic_range"),
@@ -234,7 +234,7 @@ def test_an_env_that_breaks(one_line: Any, tmp_path: Path) -> None:
     suite = [TASKS[0], "tests.helpers.toy:Broken-v0"]
     path.write_text(yaml.safe_dump(CONFIG | {"env": {"suite": suite}, "log_interval": 1000}))
     line = one_line(str(path), "--out", str(tmp_path / "run"))
-    assert line.startswith("task 'tests.helpers.toy:Broken-v0', env 0 of the task: the observation")
+    assert line.startswith("task 'tests.helpers.toy:Broken-v0', env 0 of the task: observation: ")
     assert "NaN" in line
     assert (tmp_path / "run" / "config.yaml").is_file()  # this one was started
 
