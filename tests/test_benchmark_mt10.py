@@ -230,7 +230,8 @@ def test_a_run_of_a_different_process_is_not_changed(
     command = ["mt10", "methods", "--out", str(tmp_path), "--rows", "HPS", "--seeds", "1"]
     with run.alone():
         assert benchmark.main([*command, "--steps", "10"]) == 2
-    assert "another process is training in it" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {run.folder}: ") and "process" in error
     assert run.config() == config
 
 
@@ -314,7 +315,7 @@ def two_tasks(folder: Path) -> Path:
 @pytest.mark.slow
 def test_a_run_per_task_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, out = two_tasks(tmp_path), tmp_path / "out"
-    one_per_task.run_one_by_one(out, str(config), mt10.STL, 40, 3, "alone")
+    one_per_task.run_one_by_one(out, str(config), mt10.STL, 40, 3, "one by one")
     result = mt10.read(out / "evaluation.json")
     assert list(result.success) == ["reach-v3", "push-v3"] and result.steps == 40
     reports = [json.loads((out / task / "evaluation.json").read_text()) for task in result.success]
@@ -325,7 +326,7 @@ def test_a_run_per_task_is_not_made_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert (made.env.suite, made.seed) == ("mt1:push-v3", 3)
     monkeypatch.setattr(study, "start", lambda *_: pytest.fail("started"))
     (out / "evaluation.json").unlink()
-    one_per_task.run_one_by_one(out, str(config), mt10.STL, 40, 3, "alone")
+    one_per_task.run_one_by_one(out, str(config), mt10.STL, 40, 3, "one by one")
     assert mt10.read(out / "evaluation.json").success == result.success
 
 

@@ -322,10 +322,10 @@ def bootstrap(
 ) -> tuple[float, float]:
     """Return a 95% percentile interval of a statistic of `(seed, task)`.
 
-    It draws whole runs with replacement. Agarwal et al., "Deep RL at the Edge of the Statistical
-    Precipice" (NeurIPS 2021), section 4.1, draw seeds separately for each task, because their tasks
-    have separate runs. Here all tasks of a seed share one run, so their results depend on each
-    other.
+    It draws whole runs with replacement. All tasks of a seed share one run, so their results
+    depend on each other. Agarwal et al. draw seeds separately for each task, because their tasks
+    have separate runs ("Deep RL at the Edge of the Statistical Precipice", NeurIPS 2021,
+    section 4.1).
     """
     random = np.random.default_rng(0)
     drawn = random.integers(len(scores), size=(draws, len(scores)))

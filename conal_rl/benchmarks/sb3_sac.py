@@ -1,9 +1,9 @@
 """Train Stable-Baselines3's own SAC on each task of a suite, as a reference.
 
 It uses no code of this package's agent. Every task has its own network. All settings are SB3's
-defaults, except the hidden widths, the number of envs, the random steps at the start and the one
-update per step of all envs. A finished task has the file TASK.json, and a later call skips this
-task.
+defaults, with four exceptions. The preset gives the hidden widths, the number of envs and the
+random steps at the start, and every step of all envs has one update. A finished task has the file
+TASK.json, and a later call skips this task.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def make(
     """Return all envs of a suite as one vector env.
 
     Args:
-        suite: One of four forms.
+        suite: A suite in one of four forms.
             `"mt10"`, `"mt25"`, `"mt50"` and `"mt1:TASK"` are Meta-World's suites.
             A sequence of Meta-World v3 task names is a suite too. `"module:Class"` in it names the
             user's own subclass of a Meta-World env, which needs the official engine.
@@ -45,13 +45,14 @@ def make(
             `"cartpole:proportional"` the action scales the force.
             A sequence of gymnasium env IDs may include `"module:Env-v0"`. These envs need 1-D Box
             observations and the same 1-D Box of actions.
-        envs_per_task: The number of envs of each task. An official Meta-World env takes 36 MB. A
-            native one takes 36 MB for a task's first env and 4 KB for each further one.
+        envs_per_task: The number of envs of each task. An official Meta-World env takes 36 MB.
+            With the native engine only a task's first env takes 36 MB, and each further env takes
+            4 KB.
         seed: Seed of every env's random stream and of Meta-World's goals, in [0, 2**32).
-        engine: What steps Meta-World's envs. `"native"` is compiled and uses threads. `"official"`
-            is Meta-World's own code, which steps one env after the other. Both give the same
-            numbers. If a task is a user's subclass, the official engine steps the whole suite. The
-            setting does not affect other suites.
+        engine: The engine for Meta-World's envs. `"native"` is compiled and uses threads.
+            `"official"` is Meta-World's own code, which steps one env after the other. Both give
+            the same numbers. If a task is a user's subclass, the official engine steps the whole
+            suite. The setting does not affect other suites.
 
     Raises:
         SuiteError: An argument is wrong. The message says in one line which, and what to do.

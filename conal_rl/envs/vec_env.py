@@ -36,7 +36,7 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
     At the end of an episode `info["is_success"]` is the env's own. If the env does not give it, it
     says whether `info["success"]` was true at any step. If the env does not give that either, it
     says whether the return reached the `reward_threshold` of the env's gymnasium spec. After an
-    env has reported success once, an episode without a report counts as failed.
+    env has reported success or failure once, an episode without a report counts as failed.
 
     Raises:
         ObservationError: An observation or reward has a NaN or inf, or the wrong shape. It never

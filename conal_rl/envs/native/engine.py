@@ -34,9 +34,9 @@ from conal_rl.envs.native.physics import (
 
 OBSERVATION = 39
 STEPS_PER_TIMING = 500
-"""Steps between two timed steps, for each thread. Only one thread works in a timed step.
+"""Every `STEPS_PER_TIMING * threads` steps one step is timed, and only one thread works in it.
 
-The factor keeps the cost of the timed steps at 0.2% for any number of threads.
+The timed steps therefore cost 0.2% with any number of threads.
 """
 PATIENCE = 20_000
 """How often a helper thread looks for the next step before it sleeps: about 0.1 ms."""

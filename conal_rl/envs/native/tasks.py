@@ -3,7 +3,7 @@
 The numbers equal those of metaworld 3.1.1 (`_get_pos_objects`, `_get_quat_objects` and
 `compute_reward` of each env). A task that is not in `COMPILED` runs its own observation and reward
 code after compiled physics. The only such task of MT50 is stick-push. Its success depends on the
-contact forces between the pads and the stick, and MuJoCo moves these forces to a different place in
+contact forces between the pads and the stick. MuJoCo moves these forces to a different place in
 memory at every step.
 """
 

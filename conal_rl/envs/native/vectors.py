@@ -1,4 +1,7 @@
-"""Points in space for compiled code. A point is a tuple of three floats in MuJoCo's memory."""
+"""Points in space for compiled code.
+
+A point is a tuple of three floats. `load` reads one from MuJoCo's memory.
+"""
 
 from __future__ import annotations
 
