@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conal_rl import benchmark
-from conal_rl.benchmarks import run_differences, same_numbers
+from conal_rl.benchmarks import forking, run_differences, same_numbers
 from conal_rl.benchmarks.run_differences import compare_runs
 from conal_rl.config import load_config
 from conal_rl.errors import ConalError
@@ -192,6 +192,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "first"]):
         subprocess.run(["git", *command], cwd=folder, check=True)
     monkeypatch.setattr(same_numbers, "CHECKOUT", folder)
+    monkeypatch.setattr(forking, "PACKAGES", ())
     cases = [same_numbers.Case(name, ("toy",), (("--more",),)) for name in ("one", "two")]
     monkeypatch.setattr(same_numbers, "cases", lambda: cases)
     return folder

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import conal_rl
+from conal_rl.benchmarks.forking import import_packages, train_in_fork
 from conal_rl.benchmarks.run_differences import compare_runs
 from conal_rl.errors import ConalError, ConfigError
 
@@ -174,11 +175,12 @@ def run_case(checkout: Path, case: Case, folder: Path) -> float:
     began = _children_seconds()
     start = [*case.arguments, "--device", "cpu", "--threads", "1", "--out", str(folder)]
     for arguments in (start, *(["--resume", str(folder), *more] for more in case.resumes)):
-        ran = _python(checkout, "-m", "conal_rl.train", *arguments)
-        if ran.returncode:
-            last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
+        with tempfile.NamedTemporaryFile("r", encoding="utf-8") as log:
+            status = train_in_fork(checkout, arguments, log.name)
+            last = (log.read().strip().splitlines() or ["no message"])[-1]
+        if status:
             command = " ".join(arguments)
-            raise ConalError(f"{case.name}: exit status {ran.returncode} of {command}: {last}")
+            raise ConalError(f"{case.name}: exit status {status} of {command}: {last}")
     return _children_seconds() - began
 
 
@@ -186,24 +188,6 @@ def _children_seconds() -> float:
     """CPU seconds of all finished child processes: a busy machine does not change them."""
     times = os.times()
     return times.children_user + times.children_system
-
-
-def _python(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    environment = {**os.environ, **threads, "PYTHONPATH": str(checkout)}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
-
-
-def _require_own_package(checkout: Path) -> None:
-    """Raise ConalError if Python would import the package from somewhere else."""
-    ran = _python(checkout, "-c", "import conal_rl; print(conal_rl.__file__)")
-    expected = checkout / "conal_rl" / "__init__.py"
-    if Path(ran.stdout.strip()).resolve() != expected.resolve():
-        raise ConalError(
-            f"conal_rl: got {ran.stdout.strip() or ran.stderr.strip()}, expected {expected}. "
-            "Install conal_rl as editable, or not at all."
-        )
 
 
 @contextmanager
@@ -279,7 +263,7 @@ def run_both(
         new_runs = (out or scratch / "new").resolve()
         for runs in (old_runs, new_runs):
             runs.mkdir(parents=True, exist_ok=True)
-        _require_own_package(CHECKOUT)
+        import_packages()
         old_checkout: Path | None = None
         for case in chosen:
             folder = old_runs / case.name
@@ -287,7 +271,6 @@ def run_both(
             if seconds is None:
                 if old_checkout is None:
                     old_checkout = stack.enter_context(checked_out(commit))
-                    _require_own_package(old_checkout)
                 _record(folder, case, commit, None)
                 seconds = run_case(old_checkout, case, folder)
                 _record(folder, case, commit, seconds)
