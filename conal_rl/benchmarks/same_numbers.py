@@ -87,8 +87,8 @@ def cases() -> list[Case]:
     """Every case: all search methods on four presets, and fixed trees on five.
 
     A search stops at its own end (`search.only`), is resumed for a longer search, and then derives,
-    trains and evaluates. A fixed tree is trained, and resumed for more steps. MT10's tasks must
-    have ended two episodes before a search updates: that takes 10,000 env steps.
+    trains and evaluates. A fixed tree is trained, and resumed for more steps. Searches on mt10 are
+    longer than its first episodes, which end after 10,000 env steps.
     """
     return [
         *_searches("mt10", _MT10, (10_800, 11_200, 11_700), pro=(21_000, 21_400, 21_900)),
