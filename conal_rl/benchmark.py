@@ -16,7 +16,7 @@ from conal_rl.errors import ConfigError
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[Parser]
-    Measure = Callable[[argparse.Namespace, Console], None]
+    Measure = Callable[[argparse.Namespace, Console], int | None]
 
 ONE_INPUT_TASKS = 5
 RECIPE_MINUTES = 20.0
@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_groups(what)
     _add_supervised(what)
     _add_mt10(what)
+    _add_same_numbers(what)
     return parser
 
 
@@ -167,23 +168,40 @@ def _add_mt10(what: Commands) -> None:
         help="Run only these rows. The default is all rows. "
         "Without a name the command only shows the finished runs.",
     )
-<<<<<<< HEAD
     _add_out(mt10, "runs/mt10-TABLE")
-=======
-    mt10.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the runs (default: runs/mt10-TABLE)"
+
+
+def _add_same_numbers(what: Commands) -> None:
+    same = _add_command(
+        what,
+        "same-numbers",
+        _same_numbers,
+        "Compare small runs of this checkout with those of an older commit, number by number.",
     )
-    _add_same_numbers(what)
-    for command in (engine, conflict, update):
-        command.add_argument("--rounds", type=int, default=3, help="of which the median is shown")
-        command.add_argument(
-            "--seconds",
-            type=float,
-            default=4.0 if command is engine else 2.0,
-            help="of each peer in each round",
-        )
-    return parser
->>>>>>> same
+    same.add_argument(
+        "--base", required=True, metavar="COMMIT", help="Compare with this git revision."
+    )
+    same.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="Keep the runs of the older commit in this folder. "
+        "A later comparison with the same folder runs only this checkout. "
+        "The default is a temporary folder.",
+    )
+    same.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="Keep the runs of this checkout in this folder. The default is a temporary folder.",
+    )
+    same.add_argument(
+        "--only",
+        default="*",
+        metavar="PATTERN",
+        help="Run only cases of such names, for example 'mt10-*' or '*-ltb'. "
+        "The default is all cases.",
+    )
 
 
 def _add_network(
@@ -271,34 +289,6 @@ def _add_out(command: argparse.ArgumentParser, folder: str) -> None:
     )
 
 
-def _add_same_numbers(what: argparse._SubParsersAction[Parser]) -> None:
-    same = what.add_parser(
-        "same-numbers", help="Whether small runs give the same numbers as an older commit."
-    )
-    same.set_defaults(measure=_same_numbers)
-    same.add_argument(
-        "--base", required=True, metavar="COMMIT", help="The git revision to compare with."
-    )
-    same.add_argument(
-        "--keep",
-        type=Path,
-        metavar="DIR",
-        help="Folder of the base's runs. A later comparison with it runs only the new side.",
-    )
-    same.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="Folder of the new side's runs. The default is a temporary folder.",
-    )
-    same.add_argument(
-        "--only",
-        default="*",
-        metavar="PATTERN",
-        help="Cases to run, such as 'mt10-*' or '*-ltb'. The default is all of them.",
-    )
-
-
 def run(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; return the exit status: 1 if numbers differ that should be the same.
 
@@ -312,13 +302,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     _require(options, "at least 1", lambda value: value >= 1, *counts)
     _require(options, "at least 2", lambda value: value >= 2, "tasks")
     _require(options, "at least 0", lambda value: value >= 0, "episodes")
-<<<<<<< HEAD
     # A table that goes into a file may be wider than a terminal.
-    options.measure(options, wide_console())
-=======
-    # Tables that go into a file have the room they need.
     return options.measure(options, wide_console()) or 0
->>>>>>> same
 
 
 def _require(
@@ -435,11 +420,7 @@ def _prepare_torch(options: argparse.Namespace, console: Console) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-<<<<<<< HEAD
-    """Call `run` and return the exit status: 0, 2 after an error, 130 after Ctrl-C."""
-=======
-    """`run`, as an exit status: 0 or 1, 2 after an error reported in one line, 130 after Ctrl-C."""
->>>>>>> same
+    """Call `run` and return the exit status: 0 or 1, 2 after an error, 130 after Ctrl-C."""
     return exit_status(lambda: run(arguments))
 
 
