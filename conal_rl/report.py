@@ -79,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         help="The device that computes the predictions. The default is %(default)s.",
     )
     predictions.set_defaults(make=_predictions)
-    _add_results(what.add_parser("results", help="tables of results/, and runs to add to it"))
+    _add_results(
+        what.add_parser("results", help="Print the tables of results/, or add a run to it.")
+    )
     return parser
 
 

@@ -164,7 +164,7 @@ def normal_angles(prediction: Tensor, target: Tensor) -> Tensor:
     """Return angles `(pixel,)` in degrees between normals `(batch, 3, ...)`, at labelled pixels."""
     labelled = has_normal(prediction, target)
     prediction, target = F.normalize(prediction.float()), F.normalize(target.float())
-    # Near 0, the arc cosine of a float32 dot product has an error of 0.02 degrees; atan2 has not.
+    # Near 0, the arc cosine of a float32 dot product is wrong by 0.02 degrees; atan2 is exact.
     half = torch.atan2((prediction - target).norm(dim=1), (prediction + target).norm(dim=1))
     return (2 * half).rad2deg()[labelled]
 
@@ -214,8 +214,8 @@ def _mean(values: Tensor, labelled: Tensor) -> Tensor:
 
 
 def _sum(values: Tensor, labelled: Tensor) -> Tensor:
-    # `where` also removes infinities of unlabelled elements; a product with 0 would not. In half
-    # precision the sum would overflow.
+    # `where` also removes infinities of unlabelled elements; a product with 0 would not. The
+    # sum is in single precision, because half precision would overflow.
     dtype = torch.promote_types(values.dtype, torch.float32)
     return torch.where(labelled, values, 0).sum(dtype=dtype)
 

@@ -69,7 +69,7 @@ def task_losses(problem: Problem, predictions: dict[str, Tensor], batch: Batch) 
 def autocast(device: torch.device, enabled: bool) -> torch.autocast:
     """Return a context of half precision: float16 on CUDA, bfloat16 on other devices.
 
-    Gradients of float16 need scaling. If bfloat16 would be slower than single precision, the
+    Gradients of float16 need scaling. If the processor has no instructions for bfloat16, the
     context changes nothing. It can be entered repeatedly.
     """
     if device.type == "cuda":
