@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from conal_rl.config import RunConfig
-from conal_rl.core import ConalProStage, ConalSearch, LTBSearch, ReconSearch, Rule, Space, Tree
+from conal_rl.core import ConalProStage, ConalSearch, LTBSearch, ReconSearch, Rule, Search, Tree
 from conal_rl.core.learner import Learner
 from conal_rl.errors import ConfigError
 from conal_rl.runs.files import atomic_write
@@ -241,7 +241,7 @@ def require_compiler(device: torch.device) -> None:
         raise ConfigError(f"agent.compile: torch.compile does not work here: {reason}") from error
 
 
-def search_space(config: RunConfig, tasks: tuple[str, ...]) -> Space:
+def search_space(config: RunConfig, tasks: tuple[str, ...]) -> Search:
     """What the search begins in.
 
     Raises:
