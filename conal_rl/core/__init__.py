@@ -7,8 +7,9 @@ set.
 from conal_rl.core.conal import ConalSearch, Supernet, derive
 from conal_rl.core.conal_pro import ConalProStage
 from conal_rl.core.conflict import ConflictNoticing
-from conal_rl.core.layers import linear_chain, module_chain
+from conal_rl.core.linear_stack import linear_chain
 from conal_rl.core.ltb import LTBSearch
+from conal_rl.core.module_stack import module_chain
 from conal_rl.core.recon import ReconSearch, recon_tree
 from conal_rl.core.search_network import SearchNetwork
 from conal_rl.core.tree import Tree

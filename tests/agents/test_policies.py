@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from conal_rl.agents.policies import CONAL, ConalPolicy, TaskNetwork, to_task_major
 from conal_rl.core import ConalProStage, Tree
 from conal_rl.core.conal_pro import StageNetwork
-from conal_rl.core.layers import LinearStack
+from conal_rl.core.linear_stack import LinearStack
 from tests.helpers.sb3 import twin
 from tests.helpers.toy import FEATURES, make_agent, make_env, one_hot, same_tensors, tasks_named
 

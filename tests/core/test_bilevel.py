@@ -23,7 +23,7 @@ from conal_rl.core import (
     linear_chain,
 )
 from conal_rl.core.bilevel import apply_gradients, decay_specific, gate_step, weight_step
-from conal_rl.core.layers import LinearStack
+from conal_rl.core.linear_stack import LinearStack
 
 
 class Regression:
