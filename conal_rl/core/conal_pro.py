@@ -1,4 +1,4 @@
-r"""CoNAL-Pro (figure 1c): for many tasks, the search goes in stages from the last branch point up.
+"""CoNAL-Pro (figure 1c): for many tasks, the search goes in stages from the last branch point up.
 
 In stage `s` every task that is not settled yet has two gates. It joins the others on modules from
 point `p = P - s + 1` on, or it leaves one module earlier into purely-specific modules `p-1..P-1`.
@@ -6,9 +6,13 @@ In stage 1 tasks join the trunk itself, later a new joint branch. Tasks that joi
 are the group of point `p`. The stage of point 2 is the last: tasks that leave in it have encoders
 of their own. With P = 4 and three modules:
 
-    stage 1, p = 4             stage 2, p = 3              stage 3, p = 2
-    trunk  trunk  trunk        trunk  trunk  joint         trunk  joint  joint      join
-               \_ specific         \_ specific specific     \_ specific (x 3)        leave
+    module                   1         2         3
+    stage 1, p = 4   join    trunk     trunk     trunk
+                     leave   trunk     trunk     specific
+    stage 2, p = 3   join    trunk     trunk     joint
+                     leave   trunk     specific  specific
+    stage 3, p = 2   join    trunk     joint     joint
+                     leave   specific  specific  specific
 
 A stage holds the trunk, the branches of settled groups, one joint branch, and specific branches
 that grow by a module from stage to stage. Only the last stage holds whole encoders, for the tasks

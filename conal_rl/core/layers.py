@@ -146,7 +146,7 @@ class Layer(nn.Module, ABC):
         products = gradients[0].new_zeros(len(self.index), len(self.index))
         for rows in self.rows_of_modules():
             first, last = rows[0], rows[-1]
-            # A slice is a view, where a list of neighbouring rows would be a copy.
+            # A slice is a view; a list of neighbouring rows would be a copy.
             select = slice(first, last + 1) if last - first + 1 == len(rows) else rows
             vectors = [gradient[select].flatten(1) for gradient in gradients]
             inner = torch.stack([v @ v.T for v in vectors]).sum(dim=0)

@@ -55,7 +55,7 @@ class LinearStack(Layer):
         """Map `(row, batch, in)` to `(row, batch, out)`, as `Layer.forward`.
 
         With `equal_rows` each module's product is made once, for one of its rows. `row_gradients`
-        are in the order of the index, also if rows are in another `order`.
+        are in the order of the index, also if rows come in a different `order`.
 
         Raises:
             ValueError: the number of rows does not fit.

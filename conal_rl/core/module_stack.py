@@ -1,8 +1,8 @@
 """Layers of any `nn.Module`: convolutions, residual blocks, transformer layers.
 
-Where all rows have one input, every module runs forward once. The backward pass is cut behind such
-layers, and from there goes back once per row, through that row's modules only. Every row's own
-gradients come out. On a CPU this is cheaper than vmap, see
+If all rows have one input, every module runs forward once. The backward pass is cut behind such
+layers. From there it goes back once per row, through that row's modules only, and leaves every
+row's own gradients. On a CPU this is cheaper than vmap: see
 `python -m conal_rl.benchmark conflict`.
 """
 
@@ -38,7 +38,7 @@ class ModuleStack(Layer):
         The rows of a module run together, in one batch, also if they are equal.
 
         Raises:
-            ValueError: rows in another order than that of the index.
+            ValueError: an `order` is given.
             RuntimeError: a second forward pass in one `capture`.
         """
         if order is not None:
@@ -81,7 +81,7 @@ class ModuleStack(Layer):
         """See `Layer`.
 
         Raises:
-            TypeError: the source is of another kind.
+            TypeError: the source is a different kind of layer.
         """
         if not isinstance(source, ModuleStack):
             raise TypeError(f"source: got {type(source).__name__}, expected ModuleStack")
