@@ -228,7 +228,7 @@ def test_a_run_of_another_process_is_left_alone(
     config = load_config("mt10", ["--total-steps", "10", *mt10.HPS])
     run = Run.create(config, tmp_path / "hps-0")
     command = ["mt10", "methods", "--out", str(tmp_path), "--rows", "HPS", "--seeds", "1"]
-    with run.alone():
+    with run.locked():
         assert benchmark.main([*command, "--steps", "10"]) == 2
     assert "another process is training in it" in capsys.readouterr().err
     assert run.config() == config

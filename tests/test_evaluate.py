@@ -17,9 +17,9 @@ from metaworld.evaluation import evaluation as official_evaluation
 from numpy.typing import NDArray
 
 from conal_rl import envs, evaluate, evaluation
-from conal_rl.agents import ConalSAC
+from conal_rl.agents import ConalSAC, experiment
 from conal_rl.agents.episode_stats import RecentEpisodes
-from conal_rl.agents.experiment import make_agent
+from conal_rl.agents.experiment import load_policy, make_agent
 from conal_rl.agents.storage import load_trees, training_state
 from conal_rl.config import Config, load_config
 from conal_rl.core import Tree
@@ -35,7 +35,9 @@ from conal_rl.evaluation import (
     Evaluation,
     evaluate_policy,
     mean_interval,
+    protocol,
     record_videos,
+    video,
     wilson,
 )
 from conal_rl.runs.checkpoints import save_checkpoint
@@ -74,7 +76,7 @@ class Balance:
 def test_weights_that_do_not_ship(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main([name]) == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith(f"error: {name}: no such weights") and "\n" not in error
+    assert error.startswith("error: pretrained: got ") and "\n" not in error
 
 
 # Intervals
@@ -182,7 +184,7 @@ def with_short_episodes(
 @pytest.mark.slow
 def test_visits_each_of_the_50_goals_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[tuple[float, ...]]] = {}
-    monkeypatch.setattr(evaluation, "official_vector_env", with_short_episodes(seen))
+    monkeypatch.setattr(protocol, "official_vector_env", with_short_episodes(seen))
     counts: list[tuple[int, int]] = []
     evaluate_policy(Still(), PAIR, 50, 0, progress=lambda *count: counts.append(count))
     assert len(seen) == 2
@@ -195,7 +197,7 @@ def test_visits_each_of_the_50_goals_once(monkeypatch: pytest.MonkeyPatch) -> No
 def test_refuses_a_policy_made_for_other_observations() -> None:
     policy: Any = Still()
     policy.observation_space = gym.spaces.Box(-1, 1, (49,))
-    with pytest.raises(ObservationError, match=r"\(49,\).*\(40,\)"):
+    with pytest.raises(ObservationError, match=r"\(40,\).*\(49,\)"):
         evaluate_policy(policy, PAIR[:1], 1, 0)
 
 
@@ -203,11 +205,10 @@ def test_refuses_a_policy_of_other_tasks() -> None:
     """Their heads would be exchanged, in observations of the same shape."""
     policy: Any = Still()
     policy.tasks = ("push-v3", "reach-v3")
-    message = "the suite has the tasks reach-v3, push-v3; the agent is of push-v3, reach-v3"
-    with pytest.raises(ObservationError, match=message):
+    with pytest.raises(ObservationError, match=r"reach-v3, push-v3.*push-v3, reach-v3"):
         evaluate_policy(policy, ("reach-v3", "push-v3"), 1, 0)
     policy.tasks = ("push",)
-    with pytest.raises(ObservationError, match="the suite has the tasks"):
+    with pytest.raises(ObservationError, match=r"standard, .* push"):
         evaluate_policy(policy, "cartpole", 1, 0)
 
 
@@ -339,8 +340,8 @@ def test_the_first_solved_episode_of_ten_is_filmed(
         episodes += 1
         return [np.full((8, 8, 3), episodes, dtype=np.uint8)], episodes == solved_at
 
-    monkeypatch.setattr(evaluation, "_film", film)
-    monkeypatch.setattr(evaluation, "require_display", lambda: None)
+    monkeypatch.setattr(video, "_film", film)
+    monkeypatch.setattr(video, "require_display", lambda: None)
     (path,) = record_videos(Still(), "mt1:reach-v3", 0, tmp_path)
     assert path.is_file() and episodes == (solved_at or 10)
 
@@ -351,7 +352,7 @@ def test_video_without_opengl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(ConalError, match="MUJOCO_GL=egl"):
         record_videos(Still(), "mt1:reach-v3", 0, tmp_path)
-    with pytest.raises(SuiteError, match="Meta-World"):
+    with pytest.raises(SuiteError, match=r"^suite: got 'cartpole'"):
         record_videos(Still(), "cartpole", 0, tmp_path)
 
 
@@ -363,12 +364,12 @@ def test_what_cannot_be_filmed_is_said_before_the_evaluation(
     there = tmp_path / "there"
     there.touch()
     assert evaluate.main(["pretrained:mt10", "--video", str(there)]) == 2
-    assert capsys.readouterr().err == f"error: cannot make {there}: File exists\n"
+    assert capsys.readouterr().err.startswith(f"error: {there}: ")
     monkeypatch.delenv("DISPLAY")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     assert evaluate.main(["pretrained:mt10", "--video", str(tmp_path / "films")]) == 2
-    assert "no display to render on" in capsys.readouterr().err
+    assert "MUJOCO_GL" in capsys.readouterr().err
     assert not (tmp_path / "films").exists()
 
 
@@ -386,7 +387,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (run / "checkpoints" / "10").mkdir(parents=True)
     (run / "config.yaml").write_text(CONFIG + "evaluation: {episodes: 3, seed: 7}\n")
     config = load_config(run / "config.yaml")
-    monkeypatch.setattr(evaluate, "load_policy", lambda path, device: (Balance(), config))
+    monkeypatch.setattr(experiment, "load_policy", lambda path, device: (Balance(), config))
     return run
 
 
@@ -412,7 +413,7 @@ def test_command_writes_json(
     assert data["mean_success"] == pytest.approx(np.mean(list(data["success"].values())))
     assert data["ci95"][0] <= data["mean_success"] <= data["ci95"][1]
     assert "standard" in capsys.readouterr().out
-    assert not list(tmp_path.glob(f".{file.name}*"))
+    assert set(tmp_path.iterdir()) == {run_folder, file}
     assert evaluate.main([str(run_folder), "--json", str(file), "--episodes", "2"]) == 0
     assert json.loads(file.read_text())["episodes_per_task"] == 2
 
@@ -451,28 +452,27 @@ def test_a_run_and_its_checkpoint_hold_the_same_agent(tmp_path: Path) -> None:
     observations = np.asarray(env.reset())
     expected, _ = agent.predict(observations, deterministic=True)
     for path in (tmp_path, checkpoint):
-        policy, found = evaluate.load_policy(path, "cpu")
-        assert found == config
+        policy, policy_config = load_policy(path, "cpu")
+        assert policy_config == config
         np.testing.assert_array_equal(policy.predict(observations, deterministic=True)[0], expected)
 
     (tmp_path / "model").rename(tmp_path / "elsewhere")
-    newest, _ = evaluate.load_policy(tmp_path, "cpu")  # killed before it could write model/
+    newest, _ = load_policy(tmp_path, "cpu")  # killed before it could write model/
     np.testing.assert_array_equal(newest.predict(observations, deterministic=True)[0], expected)
     (tmp_path / "elsewhere").rename(tmp_path / "model")
 
     (checkpoint / "policy.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"policy\.safetensors"):
-        evaluate.load_policy(checkpoint, "cpu")
+        load_policy(checkpoint, "cpu")
     (tmp_path / "model" / "model.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"model\.json"):
-        evaluate.load_policy(tmp_path, "cpu")
+        load_policy(tmp_path, "cpu")
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such folder"):
-        evaluate.load_policy(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match="neither a run, with model/ or checkpoints/, nor a"):
-        evaluate.load_policy(tmp_path)
+    for path in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(CheckpointError, match=f"^{path}: "):
+            load_policy(path)
 
 
 def test_command_ends_quietly_on_ctrl_c(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -489,7 +489,7 @@ def test_command_without_the_opengl_that_was_asked_for(
 ) -> None:
     """MuJoCo fails on import then, so this takes a process of its own.
 
-    Training on CartPole would find that at its end alone.
+    Training on CartPole would find that only at its end.
     """
     here = tmp_path / "here"
     here.mkdir()
@@ -502,8 +502,7 @@ def test_command_without_the_opengl_that_was_asked_for(
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert "MUJOCO_GL=none-such" in done.stderr
+    assert done.stderr.startswith("error: MUJOCO_GL: got none-such")
     assert done.stderr.count("\n") == 1
     assert not list(here.iterdir())
 
@@ -513,10 +512,10 @@ def test_episodes_without_an_end_are_not_waited_for(monkeypatch: pytest.MonkeyPa
         def predict(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
             return np.zeros((len(observation), 1), dtype=np.float32), None
 
-    monkeypatch.setattr(evaluation, "ENDLESS", 50)
+    monkeypatch.setattr(protocol, "ENDLESS", 50)
     endless = "tests.helpers.toy:Endless-v0"
     for suite in ((endless,), ("tests.helpers.toy:Left-v0", endless)):
-        with pytest.raises(SuiteError, match=f"{endless}: an episode has not ended in 50 steps"):
+        with pytest.raises(SuiteError, match=f"^{endless}: .* 50 steps"):
             evaluation.evaluate_policy(Still(), suite, 1)
 
 

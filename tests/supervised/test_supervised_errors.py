@@ -40,7 +40,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (["--agent.batch-size", "2000"], "agent.batch_size: got 2000, but there are 1074 samples"),
         (["--agent.batch-size", "400"], "got 400, but there are 359 samples in the validation par"),
         (["--data.tasks", "digit", "ink", "colour"], "data.tasks: got 'colour', expected some of"),
-        (["--data.tasks", "ink"], "agent.tree: got 'search', but ink is the only task"),
+        (["--data.tasks", "ink"], "agent.tree: got 'search', "),
         (["--agent.patience", "3"], "agent.patience: it needs agent.select"),
         (["--agent.mixed-precision", "--agent.weighting", "nash_mtl"], "agent.weighting: nash_mtl"),
         (["--agent.encoder", "resnet18"], "agent.encoder: got 'resnet18', expected small"),
@@ -171,7 +171,7 @@ def test_a_training_that_diverges(one_line: Any, tmp_path: Path) -> None:
     assert line.startswith("the loss of ") and "training diverged" in line
     assert not (folder / "evaluation.json").exists() and not (folder / "checkpoints").exists()
     line = one_line("--resume", str(folder))
-    assert "no complete checkpoint" in line
+    assert line.startswith(f"{folder / 'checkpoints'}: ")
 
 
 def test_a_diverged_training_replaces_no_checkpoint(
@@ -215,31 +215,31 @@ def test_a_strangers_state(stopped: dict[str, Path], one_line: Any, tmp_path: Pa
     for name in state.keys() - {"scalers"}:  # there are none on a CPU
         lacking = {key: value for key, value in state.items() if key != name}
         save_checkpoint(folder, 1_000, tensors, lacking)
-        assert f"does not fit this config: '{name}'" in one_line("--resume", str(folder))
+        assert one_line("--resume", str(folder)).endswith(f"'{name}'")
     for name in tensors:
         lacking = {key: value for key, value in tensors.items() if key != name}
         save_checkpoint(folder, 1_000, lacking, state)
-        assert f"does not fit this config: '{name}'" in one_line("--resume", str(folder))
+        assert one_line("--resume", str(folder)).endswith(f"'{name}'")
     for structure in ({}, {"space": "conal_pro"}, {"space": "x"}, 3):
         save_checkpoint(folder, 1_000, tensors, state | {"structure": structure})
-        assert "does not fit this config" in one_line("--resume", str(folder))
+        assert one_line("--resume", str(folder)).startswith(f"{folder}: ")
 
 
 @pytest.mark.parametrize("phase", ["search", "train"])
 @pytest.mark.parametrize(
     "options, told",
     [
-        (["--agent.tree", "shared"], "agent.tree: got 'shared', but"),
-        (["--search.specific-decay", "1"], "search.specific_decay: got 1.0, but"),
-        (["--search.method", "ltb"], "search.method: got 'ltb', but"),
-        (["--data.tasks", *TASKS[:3]], "the checkpoint is of tasks digit, parity"),
-        (["--data.tasks", *TASKS[::-1]], "the checkpoint is of tasks digit, parity"),
-        (["--data.set", "terrain"], "the checkpoint is of tasks digit, parity"),
+        (["--agent.tree", "shared"], "agent.tree: got 'shared', "),
+        (["--search.specific-decay", "1"], "search.specific_decay: got 1.0, "),
+        (["--search.method", "ltb"], "search.method: got 'ltb', "),
+        (["--data.tasks", *TASKS[:3]], f"data.tasks: got {', '.join(TASKS[:3])}, "),
+        (["--data.tasks", *TASKS[::-1]], f"data.tasks: got {', '.join(TASKS[::-1])}, "),
+        (["--data.set", "terrain"], "data.set: got 'terrain', "),
         (["--agent.channels", "4", "5"], "size mismatch"),
         # Of the same weights, which another network would read without a word.
-        (["--agent.strides", "1", "1"], "agent.strides: got (1, 1), but"),
-        (["--agent.weighting", "uncertainty"], "agent.weighting: got 'uncertainty', but"),
-        (["--agent.optimizer", "sgd"], "agent.optimizer: got 'sgd', but"),
+        (["--agent.strides", "1", "1"], "agent.strides: got (1, 1), "),
+        (["--agent.weighting", "uncertainty"], "agent.weighting: got 'uncertainty', "),
+        (["--agent.optimizer", "sgd"], "agent.optimizer: got 'sgd', "),
         (["--evaluation.reference", "none.json"], "none.json: no such file"),
     ],
 )
@@ -271,7 +271,7 @@ def test_a_file_that_spoils_later(
 def test_a_folder_in_use(one_line: Any, tmp_path: Path) -> None:
     folder = run(tmp_path / "run", *DIGITS, "--agent.tree", "shared")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert "holds files already" in one_line(*DIGITS, "--out", str(folder))
+    assert f"--out: got {folder}, " in one_line(*DIGITS, "--out", str(folder))
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
@@ -286,9 +286,8 @@ def test_a_compiler_that_is_missing(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 2 and not (tmp_path / "run").exists()
-    assert done.stderr.splitlines()[-1].startswith(
-        "error: agent.compile: torch.compile does not work here: InvalidCxx"
-    )
+    assert done.stderr.splitlines()[-1].startswith("error: agent.compile: got True, ")
+    assert "InvalidCxx" in done.stderr
 
 
 def test_an_extra_that_is_missing(

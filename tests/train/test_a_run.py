@@ -18,6 +18,7 @@ from conal_rl.core import Tree
 from conal_rl.errors import CheckpointError
 from conal_rl.runs.checkpoints import load_checkpoint
 from conal_rl.runs.progress import ContinuedCSV
+from conal_rl.runs.trainer import Trainer
 from tests.helpers.toy_runs import TASKS, evaluation, rows, state, steps, stop_at
 
 # What a run leaves behind
@@ -187,12 +188,12 @@ def test_training_ends_when_its_minutes_are_over(
 ) -> None:
     """Between two steps of the training, and never in the search; more minutes go on."""
     run = tmp_path / "run"
-    elapsed = experiment.SACExperiment._elapsed
+    elapsed = Trainer._elapsed
 
-    def clock(self: experiment.SACExperiment) -> float:
-        return 60.0 if self.steps >= 200 else min(elapsed(self), 59)
+    def clock(self: Trainer) -> float:
+        return 60.0 if self.experiment.steps >= 200 else min(elapsed(self), 59)
 
-    monkeypatch.setattr(experiment.SACExperiment, "_elapsed", clock)
+    monkeypatch.setattr(Trainer, "_elapsed", clock)
     assert train.main([toy, "--out", str(run), "--minutes", "1"]) == 0
     report = evaluation(run)
     assert (report["steps"], report["search_steps"]) == (200, 160)
@@ -201,7 +202,7 @@ def test_training_ends_when_its_minutes_are_over(
     assert train.main(["--resume", str(run), "--minutes", "2"]) == 0
     assert evaluation(run)["steps"] == 320
     late = tmp_path / "late"
-    monkeypatch.setattr(experiment.SACExperiment, "_elapsed", lambda _: 120.0)
+    monkeypatch.setattr(Trainer, "_elapsed", lambda _: 120.0)
     assert train.main([toy, "--out", str(late), "--minutes", "1"]) == 0
     assert evaluation(late)["steps"] in range(160, 170)
 
@@ -283,10 +284,11 @@ def test_a_log_is_whole_while_it_is_taken_over(log: Path, monkeypatch: pytest.Mo
     def killed(*_: object) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr("conal_rl.runs.progress.os.replace", killed)
+    monkeypatch.setattr("os.replace", killed)
     with pytest.raises(RuntimeError, match="killed"):
         ContinuedCSV(log, 80)
     assert log.read_bytes() == before
+    assert list(log.parent.iterdir()) == [log]
 
 
 # Machines without fast products in bfloat16
