@@ -230,7 +230,7 @@ def test_a_run_of_another_process_is_left_alone(
     command = ["mt10", "methods", "--out", str(tmp_path), "--rows", "HPS", "--seeds", "1"]
     with run.locked():
         assert benchmark.main([*command, "--steps", "10"]) == 2
-    assert "another process is training in it" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith(f"error: {run.folder}: ")
     assert run.config() == config
 
 
