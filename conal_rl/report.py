@@ -60,7 +60,52 @@ def _parser() -> argparse.ArgumentParser:
     add_data_root(predictions)
     predictions.add_argument("--device", default="cpu", help="default: %(default)s")
     predictions.set_defaults(make=_predictions)
+    _add_results(what.add_parser("results", help="tables of results/, and runs to add to it"))
     return parser
+
+
+def _add_results(results: argparse.ArgumentParser) -> None:
+    results.description = (
+        "Print every table of the documents from the data in results/. With --write, put the "
+        "tables into the documents. With --add, make a finished run part of the data."
+    )
+    what = results.add_mutually_exclusive_group()
+    what.add_argument(
+        "--write",
+        action="store_true",
+        help="Rewrite the documents between their markers instead of printing the tables.",
+    )
+    what.add_argument(
+        "--add", type=Path, metavar="RUN", help="The folder of a finished run to add to the data."
+    )
+    what.add_argument(
+        "--trees", metavar="STUDY", help="A study whose trees are drawn into the folder of --out."
+    )
+    add = results.add_argument
+    add(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="The folder of the data. Documents are next to it. Default: results.",
+    )
+    add("--study", help="The study that an added run belongs to, such as study-mt10.")
+    add("--method", help="The method of an added run, such as hps or conal_pro.")
+    add(
+        "--machine",
+        default="unnamed",
+        metavar="NAME",
+        help="The machine of an added run, by its name in results/README.md. Default: unnamed.",
+    )
+    add("--name", help="The name of an added run. Default: STUDY-METHOD-SEED.")
+    add(
+        "--out",
+        type=Path,
+        default=Path("docs"),
+        metavar="DIR",
+        help="The folder for the picture of --trees. Default: docs.",
+    )
+    results.set_defaults(make=_results)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -74,6 +119,46 @@ def run(arguments: Sequence[str] | None = None) -> None:
         if path.exists() and not path.is_dir():
             raise ConfigError(f"cannot write to {options.out}: {path} is a file")
     options.make(options)
+
+
+def _results(options: argparse.Namespace) -> None:
+    from conal_rl.reports.results import read_results
+
+    if options.add is not None:
+        _add_run(options)
+        return
+    results = read_results(options.results)
+    if options.trees is not None:
+        from conal_rl.reports.result_trees import draw_study
+
+        name = f"trees-{options.trees}.png"
+        for path in write({name: _png(draw_study(results, options.trees))}, options.out):
+            print(path)
+        return
+    from conal_rl.reports.result_pages import pages, rewritten, tables
+    from conal_rl.reports.results import write_files
+
+    found = pages(options.results.resolve().parent)
+    if options.write:
+        texts = {path: rewritten(path, results) for path in found}
+        changed = {p: text for p, text in texts.items() if p.read_text(encoding="utf-8") != text}
+        write_files(changed)
+        for path in changed:
+            print(path)
+        return
+    for path in found:
+        for name, text in tables(path, results):
+            print(f"{path}: {name}\n\n{text}\n")
+
+
+def _add_run(options: argparse.Namespace) -> None:
+    from conal_rl.reports.result_adding import Label, add_run
+
+    for option in ("study", "method"):
+        if getattr(options, option) is None:
+            raise ConfigError(f"--{option}: got nothing, expected a name. Give it with --add.")
+    label = Label(options.study, options.method, options.machine, options.name)
+    print(add_run(options.add, options.results, label))
 
 
 def _predictions(options: argparse.Namespace) -> None:

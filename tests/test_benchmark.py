@@ -159,7 +159,7 @@ def test_the_derived_tree() -> None:
         ("update --tasks 1", "--tasks must be at least 2, not 1"),
         ("update --batch 0", "--batch must be at least 1, not 0"),
         ("update --seconds 0", "--seconds must be more than 0"),
-        ("update --device cuda:99", "--device: cuda:99 cannot be used here"),
+        ("update --device cuda:99", "--device: got cuda:99"),
         ("update --tasks ten", "invalid int value"),
         ("mt10 methods --minutes 5", "--minutes: not an option of methods"),
         ("mt10 recipe --steps 5", "--steps: not an option of recipe"),

@@ -55,7 +55,7 @@ from tests.helpers.toy_runs import CONFIG, TASKS, copied, state
         (["--agent.tree", "deep.json"], "deep.json: the tree has 2 layers, the network 1"),
         (["--agent.tree", "mixed.json"], "mixed.json: 'a' and 'c' part"),
         (["--agent.tree", ".json"], "Is a directory"),
-        (["--device", "cuda:99"], "device: got cuda:99, "),
+        (["--device", "cuda:99"], "device: got cuda:99"),
         (["extra"], "got "),
     ],
 )

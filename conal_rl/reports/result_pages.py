@@ -1,0 +1,79 @@
+"""Documents whose tables are made from `results/`: found by their markers, checked, rewritten.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`, each on a line of its own. `NAME`
+is a name of `result_tables.table`. Everything outside of the markers is written by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from conal_rl.errors import ConalError, ConfigError
+from conal_rl.reports.result_tables import table
+from conal_rl.reports.results import Results
+
+_BEGIN = re.compile(r"<!-- table: (.+?) -->")
+_END = "<!-- end -->"
+
+
+def pages(root: Path) -> list[Path]:
+    """The documents of a checkout: Markdown files at its root and below `docs/`."""
+    return [*sorted(root.glob("*.md")), *sorted((root / "docs").rglob("*.md"))]
+
+
+def tables(page: Path, results: Results) -> Iterator[tuple[str, str]]:
+    """Name and present text of every table that a document asks for.
+
+    Raises:
+        ConfigError: a marker is not closed, or names a table that cannot be made.
+    """
+    for _, name in _markers(page, _read(page)):
+        yield name, _made(page, name, results)
+
+
+def rewritten(page: Path, results: Results) -> str:
+    """The document with every table as the data have it now.
+
+    Raises:
+        ConfigError: a marker is not closed, or names a table that cannot be made.
+    """
+    text = _read(page)
+    lines = text.splitlines()
+    for begin, name in reversed(_markers(page, text)):
+        end = lines.index(_END, begin)
+        lines[begin + 1 : end] = _made(page, name, results).splitlines()
+    return "\n".join(lines) + "\n" if lines else text
+
+
+def _read(page: Path) -> str:
+    try:
+        return page.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{page}: cannot be read: {error}") from error
+
+
+def _markers(page: Path, text: str) -> list[tuple[int, str]]:
+    """Line, from 0, and name of every marker."""
+    found: list[tuple[int, str]] = []
+    opened = False
+    for number, line in enumerate(text.splitlines()):
+        if match := _BEGIN.fullmatch(line):
+            if opened:
+                break
+            found.append((number, match[1]))
+            opened = True
+        elif line == _END:
+            opened = False
+    if opened:
+        number, name = found[-1]
+        raise ConfigError(f"{page}:{number + 1}: got no {_END} after table {name}. Add the line.")
+    return found
+
+
+def _made(page: Path, name: str, results: Results) -> str:
+    try:
+        return table(name, results)
+    except ConalError as error:
+        raise ConfigError(f"{page}: {error}") from error
