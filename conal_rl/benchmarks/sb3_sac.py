@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -84,9 +83,8 @@ def _train_and_evaluate(config: Config, task: str, done: Path) -> None:
     agent.learn(steps, log_interval=None)  # type: ignore[arg-type]
     seconds = time.monotonic() - began
     env.close()
-    draft = done.with_name(f".{task}.zip")
-    agent.save(draft)
-    os.replace(draft, done.with_suffix(".zip"))
+    with draft_file(done.with_suffix(".zip")) as draft:
+        agent.save(draft)
     settings = config.evaluation
     result = evaluate_policy(agent, suite, settings.episodes, settings.seed)
     report = result.to_json() | {"steps": agent.num_timesteps, "seconds": round(seconds, 1)}
