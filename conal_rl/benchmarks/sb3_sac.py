@@ -27,7 +27,7 @@ from conal_rl.envs import make
 from conal_rl.envs.metaworld import suite_tasks
 from conal_rl.errors import ConfigError
 from conal_rl.evaluation import evaluate_policy
-from conal_rl.runs.files import atomic_write
+from conal_rl.runs.files import atomic_write, draft_file
 
 
 def _parser() -> argparse.ArgumentParser:
