@@ -1,4 +1,4 @@
-"""`python -m conal_rl.benchmark WHAT`: speed as ratios between peers, methods beside each other."""
+"""`python -m conal_rl.benchmark WHAT` measures speed, or compares methods."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 
 from conal_rl.cli import Parser, exit_status, wide_console
 from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[Parser]
+    Measure = Callable[[argparse.Namespace, Console], None]
 
 ONE_INPUT_TASKS = 5
 RECIPE_MINUTES = 20.0
@@ -27,109 +31,235 @@ class Size(NamedTuple):
 
 MT10 = Size([256] * 3, 64)
 MT10_PAPER = Size([400] * 3, 256)
-"""Of the presets `mt10` and `mt10_paper`."""
+"""The sizes of the presets `mt10` and `mt10_paper`."""
 CONFLICT = Size([400] * 3, 128)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m conal_rl.benchmark", description=__doc__)
-    what = parser.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=Parser)
-    engine = what.add_parser("engine", help="env steps per second of the Meta-World engines")
-    engine.set_defaults(measure=_engine)
-    engine.add_argument("--suite", default="mt10", help="Meta-World suite (default: %(default)s)")
+    parser = Parser(
+        prog="python -m conal_rl.benchmark",
+        description="Measure speed as ratios between peers, or compare methods.",
+    )
+    what = parser.add_subparsers(
+        dest="what",
+        metavar="WHAT",
+        required=True,
+        parser_class=Parser,
+        help="This is the measurement or comparison. WHAT --help lists its options.",
+    )
+    _add_engine(what)
+    _add_conflict(what)
+    _add_update(what)
+    _add_groups(what)
+    _add_supervised(what)
+    _add_mt10(what)
+    return parser
+
+
+def _add_command(what: Commands, name: str, measure: Measure, text: str) -> Parser:
+    command = what.add_parser(name, help=text, description=text)
+    command.set_defaults(measure=measure)
+    return command
+
+
+def _add_engine(what: Commands) -> None:
+    engine = _add_command(
+        what, "engine", _engine, "Measure the env steps per second of the Meta-World engines."
+    )
+    engine.add_argument(
+        "--suite", default="mt10", help="Step this Meta-World suite. The default is %(default)s."
+    )
     engine.add_argument(
         "--envs-per-task",
         type=int,
         nargs="+",
         default=[1, 4, 8],
         metavar="N",
-        help="one table for each (default: 1 4 8)",
+        help="Make one table for each of these numbers of envs. The default is 1 4 8.",
     )
-    engine.add_argument("--threads", type=int, help="of the native engine (default: all cores)")
+    engine.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="Give the native engine this number of threads. The default is all cores.",
+    )
     engine.add_argument(
         "--episodes",
         type=int,
         default=10,
-        help="per task, played by one policy on both engines and compared; 0 leaves that out",
+        metavar="N",
+        help="Compare this number of episodes per task, which one policy plays on both engines. "
+        "The default is %(default)s. Give 0 to leave out the comparison.",
     )
-    conflict = what.add_parser("conflict", help="training steps with and without conflict noticing")
-    conflict.set_defaults(measure=_conflict)
-    _add_network_options(conflict, [2, 10, 50], "400 400 400", "128")
-    update = what.add_parser("update", help="SAC updates against those of Stable-Baselines3's SAC")
-    update.set_defaults(measure=_update)
-    sizes = "the presets mt10's and mt10_paper's, a table each"
-    _add_network_options(update, [10], sizes, sizes)
-    groups = what.add_parser("groups", help="which searches recover known groups of tasks")
-    groups.set_defaults(measure=_groups)
-    groups.add_argument("--seeds", type=int, default=10, help="0 to N - 1 (default: %(default)s)")
-    groups.add_argument("--steps", type=int, default=1800, help="of each search")
-    supervised = what.add_parser(
-        "supervised", help="the methods beside each other on digits or terrain"
+    _add_turns(engine, seconds=4.0)
+
+
+def _add_conflict(what: Commands) -> None:
+    conflict = _add_command(
+        what, "conflict", _conflict, "Measure training steps with and without conflict noticing."
     )
-    supervised.set_defaults(measure=_supervised)
-    supervised.add_argument("set", choices=("digits", "terrain"), help="which data set")
+    _add_network(conflict, [2, 10, 50], "400 400 400", "128")
+    _add_turns(conflict, seconds=2.0)
+
+
+def _add_update(what: Commands) -> None:
+    update = _add_command(
+        what, "update", _update, "Measure SAC updates against those of Stable-Baselines3's SAC."
+    )
+    sizes = "that of mt10 in one table, and that of mt10_paper in a second one"
+    _add_network(update, [10], sizes, sizes)
+    _add_turns(update, seconds=2.0)
+
+
+def _add_groups(what: Commands) -> None:
+    groups = _add_command(
+        what, "groups", _groups, "Compare which searches recover known groups of tasks."
+    )
+    _add_seeds(groups, 10)
+    groups.add_argument(
+        "--steps",
+        type=int,
+        default=1800,
+        metavar="N",
+        help="Give each search this number of steps. The default is %(default)s.",
+    )
+
+
+def _add_supervised(what: Commands) -> None:
+    supervised = _add_command(
+        what, "supervised", _supervised, "Compare the methods on digits or terrain."
+    )
     supervised.add_argument(
-        "--seeds", type=int, default=5, help="0 to N - 1 (default: %(default)s)"
+        "set", choices=("digits", "terrain"), help="This is the data set of the comparison."
     )
-    supervised.add_argument(
-        "--jobs", type=int, default=2, help="runs side by side (default: %(default)s)"
-    )
-    supervised.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the runs (default: runs/study-SET)"
-    )
-    mt10 = what.add_parser("mt10", help="methods, or choices of the recipe, on Meta-World's MT10")
-    mt10.set_defaults(measure=_mt10)
-    mt10.add_argument("table", choices=("methods", "recipe"), help="what is compared")
-    mt10.add_argument("--seeds", type=int, default=2, help="0 to N - 1 (default: %(default)s)")
-    mt10.add_argument(
-        "--jobs", type=int, default=1, help="runs side by side (default: %(default)s)"
+    _add_seeds(supervised, 5)
+    _add_jobs(supervised, 2)
+    _add_out(supervised, "runs/study-SET")
+
+
+def _add_mt10(what: Commands) -> None:
+    mt10 = _add_command(
+        what, "mt10", _mt10, "Compare methods, or choices of the recipe, on Meta-World's MT10."
     )
     mt10.add_argument(
-        "--steps", type=int, help="methods: env steps of each run (default: the preset's)"
+        "table", choices=("methods", "recipe"), help="This is the kind of rows to compare."
+    )
+    _add_seeds(mt10, 2)
+    _add_jobs(mt10, 1)
+    mt10.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="Give each run of `methods` this number of env steps. "
+        "The default is the preset's number.",
     )
     mt10.add_argument(
-        "--minutes", type=float, help=f"recipe: of each run (default: {RECIPE_MINUTES:g})"
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="Give each run of `recipe` this number of minutes. "
+        f"The default is {RECIPE_MINUTES:g}.",
     )
     mt10.add_argument(
         "--rows",
         nargs="*",
         metavar="NAME",
-        help="rows to run (default: all); without a name: show what there is",
+        help="Run only these rows. The default is all rows. "
+        "Without a name the command only shows the finished runs.",
     )
-    mt10.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the runs (default: runs/mt10-TABLE)"
-    )
-    for command in (engine, conflict, update):
-        command.add_argument("--rounds", type=int, default=3, help="of which the median is shown")
-        command.add_argument(
-            "--seconds",
-            type=float,
-            default=4.0 if command is engine else 2.0,
-            help="of each peer in each round",
-        )
-    return parser
+    _add_out(mt10, "runs/mt10-TABLE")
 
 
-def _add_network_options(
+def _add_network(
     command: argparse.ArgumentParser, tasks: list[int], widths: str, batch: str
 ) -> None:
-    shown = " ".join(map(str, tasks))
+    numbers = " ".join(map(str, tasks))
     command.add_argument(
-        "--tasks", type=int, nargs="+", default=tasks, metavar="N", help=f"default: {shown}"
+        "--tasks",
+        type=int,
+        nargs="+",
+        default=tasks,
+        metavar="N",
+        help=f"Make one table for each of these numbers of tasks. The default is {numbers}.",
     )
     command.add_argument(
-        "--widths", type=int, nargs="+", metavar="N", help=f"of hidden layers (default: {widths})"
+        "--widths",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help=f"Use these widths of the hidden layers. The default is {widths}.",
     )
-    command.add_argument("--batch", type=int, help=f"transitions per task (default: {batch})")
-    command.add_argument("--threads", type=int, help="of torch (default: as torch decides)")
-    command.add_argument("--device", default="cpu", help="as a run's device (default: cpu)")
+    command.add_argument(
+        "--batch",
+        type=int,
+        metavar="N",
+        help=f"Use this number of transitions per task. The default is {batch}.",
+    )
+    command.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="Give torch this number of threads. The default is torch's own choice.",
+    )
+    command.add_argument(
+        "--device",
+        default="cpu",
+        help="Measure on this device, such as auto, cpu, cuda or cuda:1. "
+        "The default is %(default)s.",
+    )
+
+
+def _add_turns(command: argparse.ArgumentParser, seconds: float) -> None:
+    command.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        metavar="N",
+        help="Measure this number of rounds and show the median. The default is %(default)s.",
+    )
+    command.add_argument(
+        "--seconds",
+        type=float,
+        default=seconds,
+        metavar="N",
+        help="Give each peer this number of seconds in each round. The default is %(default)s.",
+    )
+
+
+def _add_seeds(command: argparse.ArgumentParser, count: int) -> None:
+    command.add_argument(
+        "--seeds",
+        type=int,
+        default=count,
+        metavar="N",
+        help="Use the seeds 0 to N - 1. The default N is %(default)s.",
+    )
+
+
+def _add_jobs(command: argparse.ArgumentParser, count: int) -> None:
+    command.add_argument(
+        "--jobs",
+        type=int,
+        default=count,
+        metavar="N",
+        help="Make this number of runs at the same time. The default is %(default)s.",
+    )
+
+
+def _add_out(command: argparse.ArgumentParser, folder: str) -> None:
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help=f"Keep the runs in this folder. The default is {folder}.",
+    )
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Measure and print.
 
     Raises:
-        ConalError: whatever is wrong with the command line or the machine.
+        ConalError: The command line is wrong, or the machine lacks something.
     """
     options = _parser().parse_args(arguments)
     times = ("rounds", "seconds", "threads", "minutes")
@@ -138,7 +268,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     _require(options, "at least 1", lambda value: value >= 1, *counts)
     _require(options, "at least 2", lambda value: value >= 2, "tasks")
     _require(options, "at least 0", lambda value: value >= 0, "episodes")
-    # Tables that go into a file have the room they need.
+    # A table that goes into a file may be wider than a terminal.
     options.measure(options, wide_console())
 
 
@@ -149,7 +279,7 @@ def _require(
         given = getattr(options, name, None)
         for value in given if isinstance(given, list) else [given]:
             if value is not None and not holds(value):
-                raise ConfigError(f"--{name.replace('_', '-')} must be {limit}, not {value}")
+                raise ConfigError(f"--{name.replace('_', '-')}: got {value}, expected {limit}")
 
 
 def _engine(options: argparse.Namespace, console: Console) -> None:
@@ -218,10 +348,11 @@ def _mt10(options: argparse.Namespace, console: Console) -> None:
     rows = list(known) if options.rows is None else list(dict.fromkeys(options.rows))
     for row in rows:
         if row not in known:
-            raise ConfigError(f"--rows: unknown {row!r}; there are {', '.join(map(repr, known))}")
+            names = ", ".join(map(repr, known))
+            raise ConfigError(f"--rows: got {row!r}, expected some of {names}")
     other = "minutes" if options.table == "methods" else "steps"
-    if getattr(options, other) is not None:
-        raise ConfigError(f"--{other}: not an option of {options.table}")
+    if (value := getattr(options, other)) is not None:
+        raise ConfigError(f"--{other}: got {value}, expected no value for {options.table}")
     out = options.out or Path("runs") / f"mt10-{options.table}"
     seeds = range(options.seeds)
     if options.table == "methods":
@@ -235,10 +366,10 @@ def _mt10(options: argparse.Namespace, console: Console) -> None:
 
 
 def _prepare_torch(options: argparse.Namespace, console: Console) -> None:
-    """Set the threads, and say what is measured on.
+    """Set torch's threads, and print torch's version, the device and the threads.
 
     Raises:
-        ConfigError: no such device, or none here.
+        ConfigError: The device is unknown, or this machine does not have it.
     """
     import torch
 
@@ -249,7 +380,7 @@ def _prepare_torch(options: argparse.Namespace, console: Console) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`run`, as an exit status: 0, 2 after an error reported in one line, 130 after Ctrl-C."""
+    """Call `run` and return the exit status: 0, 2 after an error, 130 after Ctrl-C."""
     return exit_status(lambda: run(arguments))
 
 

@@ -1,4 +1,4 @@
-"""What conal_rl raises when a user's input is at fault: one line, no traceback."""
+"""Errors that conal_rl raises for wrong user input. Commands print each one in a single line."""
 
 import traceback
 from collections.abc import Sequence
@@ -7,42 +7,57 @@ from typing import Any
 
 
 class ConalError(Exception):
-    """A problem the user can mend; commands print it in one line and exit with status 2."""
+    """A problem that the user can fix. Commands print it in one line and exit with status 2."""
 
 
 class ConfigError(ConalError):
-    """A config file or command-line option is wrong."""
+    """A config file or a command-line option is wrong."""
 
 
 class SuiteError(ConalError):
-    """A task suite or one of its environments is unknown or cannot be made."""
+    """A task suite is unknown, or one of its environments cannot be made."""
 
 
 class TreeError(ConalError):
-    """A tree is malformed or does not fit its tasks or network."""
+    """A tree is malformed, or it does not fit its tasks or its network."""
 
 
 class CheckpointError(ConalError):
-    """A checkpoint or run folder is missing, damaged or of another kind."""
+    """A checkpoint or a run folder is missing, damaged or of the wrong kind."""
 
 
 class ObservationError(ConalError):
-    """An observation or action of the wrong shape or of no task, or a value that is not finite."""
+    """An observation, action or reward has a wrong shape, an unknown task, or a NaN or inf."""
 
 
 class ExtraError(ConalError, ImportError):
-    """An optional package is missing; the message names it and the extra that brings it."""
+    """An optional package is missing. The message names it and the extra that installs it."""
 
 
 def missing_extra(what: str, extra: str) -> ExtraError:
-    """The error to raise where `what` says which package is missing, and `extra` brings it."""
+    """Return the error for a missing package.
+
+    Args:
+        what: The clause that names the package, such as "pillow is not installed".
+        extra: The extra that installs it.
+    """
     return ExtraError(
-        f"{what}: pip install '.[{extra}]' -c constraints.txt, in the source folder of conal_rl"
+        f"{what}: pip install '.[{extra}]' -c constraints.txt "
+        "(run this in the source folder of conal_rl)"
     )
 
 
 def import_extra(module: str, package: str, extra: str) -> Any:
-    """Import a module of an optional package, or raise an ExtraError that says how to get it."""
+    """Return a module of an optional package.
+
+    Args:
+        module: Full name of the module.
+        package: The package's name in the message.
+        extra: The extra that installs the package.
+
+    Raises:
+        ExtraError: The package is not installed.
+    """
     try:
         return import_module(module)
     except ImportError as missing:
@@ -50,23 +65,31 @@ def import_extra(module: str, package: str, extra: str) -> Any:
 
 
 def of_user_code(error: Exception) -> str:
-    """What to say, in one line, of whatever a user's own module raised, and where."""
-    told = " ".join(f"{type(error).__name__}: {error}".split())
+    """Return one line that describes an error of the user's own code: its type, text and place."""
+    description = " ".join(f"{type(error).__name__}: {error}".split())
     frames = traceback.extract_tb(error.__traceback__)
-    return f"{told} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else told
+    if not frames:
+        return description
+    return f"{description} ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
 def other_tasks(where: str, there: Sequence[str], agents: Sequence[str]) -> str:
-    """What to say where tasks are not those that an agent's heads are for."""
+    """Return the message for tasks that differ from the tasks of the agent's heads.
+
+    Args:
+        where: Names the holder of the wrong tasks, such as "the suite".
+        there: The holder's tasks.
+        agents: The agent's tasks.
+    """
     return (
-        f"{where} has the tasks {', '.join(there)}; the agent is of {', '.join(agents)}, and its "
-        "heads are theirs, in that order"
+        f"{where}: got the tasks {', '.join(there)}, expected {', '.join(agents)} in this order. "
+        "The agent has one head for each of its tasks. Use the agent's tasks."
     )
 
 
 def diverged(what: str, updates: int) -> ConalError:
-    """The error to raise where `what` says that training cannot go on."""
+    """Return the error for a training that cannot continue because `what` is not finite."""
     return ConalError(
-        f"{what} after {updates} updates: training diverged; "
-        "resume from the last checkpoint with a lower agent.learning_rate"
+        f"{what} after {updates} updates: training diverged. "
+        "Resume from the last checkpoint with a lower agent.learning_rate."
     )

@@ -1,4 +1,4 @@
-"""The benchmark command: what it prints, and what it refuses."""
+"""The benchmark command prints tables, and it refuses wrong options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conal_rl.benchmarks import groups, update
 
 
 def rows_of(table: str) -> dict[str, list[str]]:
-    """The other cells of every row of the tables, by the first."""
+    """Return the cells of every row of the tables, by the row's first cell."""
     return {
         cells[0].strip(): [cell.strip() for cell in cells[1:]]
         for line in table.splitlines()
@@ -22,7 +22,7 @@ def rows_of(table: str) -> dict[str, list[str]]:
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """What a command does to torch's threads is undone."""
+    """Restore the number of torch's threads after a test."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -30,32 +30,34 @@ def threads() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Constant")
-def test_engines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_engine_compares_all_engines(capsys: pytest.CaptureFixture[str]) -> None:
     command = "engine --suite mt1:reach-v3 --envs-per-task 2 --rounds 1 --seconds 0.01 --threads 2"
     assert benchmark.main([*command.split(), "--episodes", "2"]) == 0
-    told = capsys.readouterr().out
-    rows = rows_of(told)
+    output = capsys.readouterr().out
+    rows = rows_of(output)
     rates = {name: cells[0] for name, cells in rows.items() if name != "reach-v3"}
     assert {"official sync", "official async", "limit: mj_step, mj_forward", "native"} <= set(rates)
     assert all(float(rate.replace(",", "")) > 0 for rate in rates.values())
     assert rows["native"][1] == "1.00 x"
     assert rows["reach-v3"] == ["100.0%", "100.0%", "2 of 2"]
-    assert "kB each" in told
+    assert " kB." in output
 
 
 QUICK = "--tasks 3 --widths 8 8 --batch 4 --rounds 1 --seconds 0.001 --threads 1"
 
 
 @pytest.mark.usefixtures("threads")
-def test_conflict(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conflict_measures_every_network(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(benchmark, "ONE_INPUT_TASKS", 3)
     assert benchmark.main(["conflict", *QUICK.split()]) == 0
-    told = capsys.readouterr().out
-    assert "3 tasks, hidden layers 8, 8, batch 4 per task" in told
-    assert "one input for all tasks: 3 tasks" in told
-    assert f"cpu, {torch.get_num_threads()} threads" in told
+    output = capsys.readouterr().out
+    assert "3 tasks, hidden layers 8, 8, batch 4 per task" in output
+    assert "shared input: 3 tasks" in output
+    assert f"cpu, {torch.get_num_threads()} threads" in output
     assert torch.get_num_threads() == 1
-    rows = rows_of(told)
+    rows = rows_of(output)
     for name, missing in {
         "HPS": [],
         "supernet": [3],
@@ -75,13 +77,15 @@ def test_conflict(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("threads")
-def test_update(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "120")  # operations of tiny networks are long numbers
+def test_update_measures_every_peer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # the numbers of operations of tiny networks are long
     monkeypatch.setattr(update, "STORED", 100)
     assert benchmark.main(["update", *QUICK.split()]) == 0
-    told = capsys.readouterr().out
-    assert told.count("3 tasks, hidden layers 8, 8, batch 4 per task") == 1
-    rows = rows_of(told)
+    output = capsys.readouterr().out
+    assert output.count("3 tasks, hidden layers 8, 8, batch 4 per task") == 1
+    rows = rows_of(output)
     half = ["HPS, bf16", "derived, bf16", "supernet, bf16"]
     assert list(rows) == ["SB3's SAC", "HPS", "derived", "supernet", *half]
     for taken, ratio, flops, more, rate, _ in rows.values():
@@ -95,11 +99,11 @@ def test_update(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("threads")
-def test_presets_sizes_are_measured_unless_given(
+def test_update_measures_the_presets_sizes_by_default(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = []
-    monkeypatch.setattr(update, "measure", lambda *given: measured.append(given[:3]))
+    monkeypatch.setattr(update, "measure", lambda *arguments: measured.append(arguments[:3]))
     for options in ("", "--tasks 2 4 --batch 7", "--widths 8 8"):
         assert benchmark.main(["update", *options.split()]) == 0
     large, small = [400] * 3, [256] * 3
@@ -110,7 +114,7 @@ def test_presets_sizes_are_measured_unless_given(
     ]
 
 
-def test_operations_of_an_update_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_of_an_update_equal_a_count_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(update, "STORED", 100)
     tasks, batch, first, second = 3, 5, 6, 7
     peers = update.make_peers(tasks, (first, second), batch, "cpu")
@@ -118,21 +122,24 @@ def test_operations_of_an_update_by_hand(monkeypatch: pytest.MonkeyPatch) -> Non
     def forward(inputs: int, outputs: int) -> int:  # two operations per multiply-add
         return 2 * tasks * batch * (inputs * first + first * second + second * outputs)
 
-    # 39 features and the task ID; a mean and a deviation of 4 actions; two critics.
+    # The actor has 39 features and the task ID, and a mean and a deviation of 4 actions.
+    # There are two critics.
     actor, critics = forward(39 + tasks, 2 * 4), 2 * forward(39 + 4 + tasks, 1)
-    # A backward pass is twice the forward pass, less the gradient of an input that needs none.
+    # A backward pass costs twice the forward pass, minus the input's gradient.
     actor_input = 2 * tasks * batch * (39 + tasks) * first
     critics_input = 2 * 2 * tasks * batch * (39 + 4 + tasks) * first
     target = actor + critics
     critic_step = 3 * critics - critics_input
-    actor_step = 3 * actor - actor_input + 2 * critics  # through critics whose weights stay
+    actor_step = (
+        3 * actor - actor_input + 2 * critics
+    )  # through the critics, without gradients of their weights
     total = target + critic_step + actor_step
     assert peers["HPS"].flops == peers["derived"].flops == total
-    # SB3's takes the gradients of the critics' weights in the actor's step too, to no purpose.
+    # SB3's SAC also computes the gradients of the critics' weights in the actor's step.
     assert peers["SB3's SAC"].flops == total + critics
 
 
-def test_the_derived_tree() -> None:
+def test_the_derived_tree_leaves_half_of_the_tasks_shared() -> None:
     tree = update.derived_tree([f"task-{i}" for i in range(10)], 3)
     assert [len(set(layer)) for layer in tree.layers] == [2, 3, 6]
     assert [layer.count(0) for layer in tree.layers] == [9, 8, 5]
@@ -140,40 +147,44 @@ def test_the_derived_tree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         ("", "WHAT"),
         ("engines", "invalid choice"),
         ("engine --suite mt11", "mt11"),
-        ("engine --suite cartpole", "no Meta-World suite"),
-        ("engine --envs-per-task 0", "--envs-per-task must be at least 1"),
-        ("engine --rounds 0", "--rounds must be more than 0"),
-        ("engine --seconds -1", "--seconds must be more than 0"),
-        ("engine --threads 0", "--threads must be more than 0"),
-        ("engine --episodes -1", "--episodes must be at least 0"),
-        ("conflict --tasks 10 1", "--tasks must be at least 2, not 1"),
-        ("conflict --widths 8 0", "--widths must be at least 1, not 0"),
-        ("conflict --rounds 0", "--rounds must be more than 0"),
-        ("conflict --threads -1", "--threads must be more than 0"),
+        ("engine --suite cartpole", "suite: got 'cartpole'"),
+        ("engine --envs-per-task 0", "--envs-per-task: got 0, expected at least 1"),
+        ("engine --rounds 0", "--rounds: got 0, expected more than 0"),
+        ("engine --seconds -1", "--seconds: got -1.0, expected more than 0"),
+        ("engine --threads 0", "--threads: got 0, expected more than 0"),
+        ("engine --episodes -1", "--episodes: got -1, expected at least 0"),
+        ("conflict --tasks 10 1", "--tasks: got 1, expected at least 2"),
+        ("conflict --widths 8 0", "--widths: got 0, expected at least 1"),
+        ("conflict --rounds 0", "--rounds: got 0, expected more than 0"),
+        ("conflict --threads -1", "--threads: got -1, expected more than 0"),
         ("conflict --device gpu", "--device: got 'gpu', expected auto, cpu"),
-        ("update --tasks 1", "--tasks must be at least 2, not 1"),
-        ("update --batch 0", "--batch must be at least 1, not 0"),
-        ("update --seconds 0", "--seconds must be more than 0"),
+        ("update --tasks 1", "--tasks: got 1, expected at least 2"),
+        ("update --batch 0", "--batch: got 0, expected at least 1"),
+        ("update --seconds 0", "--seconds: got 0.0, expected more than 0"),
         ("update --device cuda:99", "--device: got cuda:99"),
         ("update --tasks ten", "invalid int value"),
-        ("mt10 methods --minutes 5", "--minutes: not an option of methods"),
-        ("mt10 recipe --steps 5", "--steps: not an option of recipe"),
+        ("mt10 methods --minutes 5", "--minutes: got 5.0"),
+        ("mt10 recipe --steps 5", "--steps: got 5"),
     ],
 )
-def test_wrong_command_lines(command: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_option_is_named_in_one_line(
+    command: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert benchmark.main(command.split()) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ") and err.count("\n") == 1
-    assert told in err
+    assert message in err
 
 
-def test_groups(capsys: pytest.CaptureFixture[str], threads: None) -> None:
+def test_groups_shows_a_row_for_every_method(
+    capsys: pytest.CaptureFixture[str], threads: None
+) -> None:
     assert benchmark.main(["groups", "--seeds", "2", "--steps", "6"]) == 0
     rows = rows_of(capsys.readouterr().out)
     assert {"CoNAL-Pro", "CoNAL-Pro, no noticing", "CoNAL", "LTB"} <= set(rows)
@@ -184,17 +195,18 @@ def test_groups(capsys: pytest.CaptureFixture[str], threads: None) -> None:
         assert len(labels.split()) == 9
 
 
-def test_rand_index_by_hand() -> None:
-    """Hubert and Arabie's formula on six items: 15 pairs, of which 6 and 3 are together."""
+def test_rand_index_equals_a_computation_by_hand() -> None:
+    """Hubert and Arabie's formula. Six items have 15 pairs, and 6 and 3 of them are together."""
     assert groups.rand_index([0, 0, 1, 1, 2, 2], [5, 5, 3, 3, 9, 9]) == 1
-    # Together in both: (0, 1) and (3, 4). By chance 6 * 3 / 15 = 1.2, at most (6 + 3) / 2 = 4.5.
-    found = groups.rand_index([0, 0, 0, 1, 1, 1], [0, 0, 1, 2, 2, 1])
-    assert found == pytest.approx((2 - 1.2) / (4.5 - 1.2))
+    # Both partitions join (0, 1) and (3, 4). Chance joins 6 * 3 / 15 = 1.2 pairs, and at most
+    # (6 + 3) / 2 = 4.5 are possible.
+    index = groups.rand_index([0, 0, 0, 1, 1, 1], [0, 0, 1, 2, 2, 1])
+    assert index == pytest.approx((2 - 1.2) / (4.5 - 1.2))
     assert groups.rand_index([0, 0, 0, 0], [0, 1, 2, 3]) == 0
 
 
 @pytest.mark.slow
-def test_noticing_conflicts_conal_pro_recovers_groups(threads: None) -> None:
+def test_conal_pro_with_noticing_recovers_the_groups(threads: None) -> None:
     torch.set_num_threads(1)
     tree = groups.search(groups.Family(0), groups.METHODS["CoNAL-Pro"])
     truth = [0, 0, 0, 1, 1, 1, 2, 2, 2]

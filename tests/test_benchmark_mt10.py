@@ -1,4 +1,4 @@
-"""The comparisons on MT10: which runs are made, what is found again, and the statistics."""
+"""The comparisons on MT10: the runs that they make or reuse, and their statistics."""
 
 from __future__ import annotations
 
@@ -31,45 +31,45 @@ def cells(table: Table) -> list[list[str]]:
     return [list(map(str, row)) for row in zip(*(column.cells for column in table.columns))]
 
 
-def test_the_interquartile_mean_leaves_out_the_quarters_at_both_ends() -> None:
+def test_the_interquartile_mean_uses_the_middle_half() -> None:
     scores = np.array([[0.0, 1.0, 0.5, 0.7], [0.1, 0.9, 0.4, 0.6]])
     assert interquartile_mean(scores) == pytest.approx((0.4 + 0.5 + 0.6 + 0.7) / 4)
 
 
 def test_the_bootstrap_draws_whole_runs() -> None:
-    """Tasks that do not differ between seeds leave no interval; those that differ alike, all."""
+    """Equal runs give an interval of zero width. Further equal tasks do not narrow an interval."""
 
     def mean(scores: NDArray[np.float64]) -> float:
         return float(scores.mean())
 
     same = np.array([[0.0, 1.0, 0.5]] * 4)
     assert bootstrap(same, mean) == (0.5, 0.5)
-    # Runs at 0 or 1, on whatever many tasks: the mean of n draws is binomial.
+    # Runs have the success 0 or 1, so the mean of n draws is binomial for any number of tasks.
     stats = pytest.importorskip("scipy.stats")
     for tasks in (1, 10):
         low, high = bootstrap(np.repeat([[0.0], [1.0]] * 8, tasks, axis=1), mean, draws=20_000)
         assert (low, high) == tuple(stats.binom(16, 0.5).ppf([0.025, 0.975]) / 16)
 
 
-def test_rows_that_were_not_run_say_so() -> None:
-    own = [
+def test_rows_without_a_run_are_marked() -> None:
+    runs = [
         Result({"a-v3": 0.5, "b-v3": 1.0}, 1000, 60),
         Result({"a-v3": 0.7, "b-v3": 1.0}, 1000, 180),
     ]
-    rows = cells(summary({"HPS": own, "STL": []}, "title"))
+    rows = cells(summary({"HPS": runs, "STL": []}, "title"))
     assert rows[0][:3] == ["HPS", "2", "0.800"]
     assert rows[0][-2:] == ["1,000", "2"]
     assert rows[1] == ["STL", "not run", *[""] * 6]
-    assert cells(successes({"HPS": own})) == [["HPS", "0.60", "1.00"]]
-    (single,) = cells(summary({"HPS": own[:1]}, "title"))
-    assert single[2:6] == ["0.750", "-", "0.750", "-"]  # one run says nothing of others
+    assert cells(successes({"HPS": runs})) == [["HPS", "0.60", "1.00"]]
+    (single,) = cells(summary({"HPS": runs[:1]}, "title"))
+    assert single[2:6] == ["0.750", "-", "0.750", "-"]  # one run does not give an interval
 
 
 @pytest.mark.parametrize("table", [mt10.METHODS, mt10.RECIPE])
-def test_every_row_is_a_config_of_its_own(table: dict[str, list[str]]) -> None:
+def test_every_row_has_a_different_config(table: dict[str, list[str]]) -> None:
     common = mt10.HPS if table is mt10.RECIPE else []
     configs = [load_config("mt10", [*common, *options]) for options in table.values()]
-    # Rows that no option makes.
+    # These rows do not differ in their options.
     same = {mt10.SB3: "CoNAL", mt10.WIDENED: "HPS", mt10.ONE_BY_ONE: "STL"}
     distinct = [c for name, c in zip(table, configs, strict=True) if name not in same]
     assert len({config.to_yaml() for config in distinct}) == len(distinct)
@@ -77,7 +77,7 @@ def test_every_row_is_a_config_of_its_own(table: dict[str, list[str]]) -> None:
     assert len(slugs) == len(table)
 
 
-def test_runs_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_runs_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
 
     def start(module: str, arguments: list[str], what: str) -> None:
@@ -94,22 +94,22 @@ def test_runs_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert benchmark.main([*arguments, "--seeds", "2", *rows]) == 0
     out = [str(tmp_path / name) for name in ("stl-0", "stl-1", "sb3-s-sac-one-per-task-0")]
     common = ["--total-steps", "10"]
-    own = ["--agent.tree", "independent"]
+    stl = ["--agent.tree", "independent"]
     assert started[:3] == [
-        ["train", "mt10", "--seed", "0", *common, *own, "--out", out[0]],
-        ["train", "mt10", "--seed", "1", *common, *own, "--out", out[1]],
+        ["train", "mt10", "--seed", "0", *common, *stl, "--out", out[0]],
+        ["train", "mt10", "--seed", "1", *common, *stl, "--out", out[1]],
         ["sb3_sac", "mt10", "--seed", "0", *common, "--out", out[2]],
     ]
     assert benchmark.main([*arguments, "--seeds", "2", *rows]) == 0
-    assert started[4:] == started[2:4]  # SB3's runs, which know themselves what is left
+    assert started[4:] == started[2:4]  # SB3's runs decide themselves which tasks are left
     assert benchmark.main([*arguments, "--rows"]) == 0
     assert len(started) == 6
 
 
-def test_a_run_of_other_settings_is_not_taken_for_this_one(
+def test_a_run_of_different_settings_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whether it is finished or would go on."""
+    """The run is first finished, and then it has only a checkpoint."""
     monkeypatch.setattr(study, "start", lambda *_: pytest.fail("started"))
     run = tmp_path / "hps-0"
     run.mkdir()
@@ -122,15 +122,15 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(
     for _ in range(2):
         capsys.readouterr()
         assert benchmark.main([*command, "--steps", "20"]) == 2
-        assert f"{run}: has a run of other settings" in capsys.readouterr().err
+        assert f"error: {run}: got a run of different settings" in capsys.readouterr().err
         (run / "evaluation.json").unlink(missing_ok=True)
         (run / "checkpoints" / "step-5").mkdir(parents=True, exist_ok=True)
 
 
-def test_a_row_of_another_recipe_is_marked(
+def test_a_row_of_a_different_recipe_is_marked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As those of an older preset are."""
+    """Runs of an older preset are such rows."""
     run = tmp_path / "hps-0"
     run.mkdir()
     report = {"success": {"reach-v3": 0.5}, "steps": 10, "seconds": 60}
@@ -140,11 +140,11 @@ def test_a_row_of_another_recipe_is_marked(
         (run / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         command = ["mt10", "methods", "--out", str(tmp_path), "--steps", "10", "--rows"]
         assert benchmark.main(command) == 0
-        told = capsys.readouterr().out
-        assert ("HPS *" in told) is ("of another recipe" in told) is marked
+        output = capsys.readouterr().out
+        assert ("HPS *" in output) is ("a different recipe" in output) is marked
 
 
-def test_runs_of_each_task_and_wider_ones_are_marked_by_what_does_not_follow(
+def test_derived_settings_do_not_mark_a_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = {"success": {"reach-v3": 0.5}, "steps": 10, "seconds": 60}
@@ -160,8 +160,8 @@ def test_runs_of_each_task_and_wider_ones_are_marked_by_what_does_not_follow(
         (run / folder).mkdir(parents=True, exist_ok=True)
         (run / "evaluation.json").write_text(json.dumps(report), encoding="utf-8")
         steps = "10" if folder == "." else "1"
-        own = ["--total-steps", steps, "--env.suite", suite, *mt10.METHODS[method], *recipe]
-        config = load_config("mt10", own)
+        options = ["--total-steps", steps, "--env.suite", suite, *mt10.METHODS[method], *recipe]
+        config = load_config("mt10", options)
         (run / folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         command = ["mt10", "methods", "--out", str(tmp_path), "--steps", "10", "--rows"]
         assert benchmark.main(command) == 0
@@ -169,18 +169,18 @@ def test_runs_of_each_task_and_wider_ones_are_marked_by_what_does_not_follow(
         shutil.rmtree(run)
 
 
-def test_a_tree_of_a_study_may_be_named_from_anywhere(tmp_path: Path) -> None:
+def test_a_study_may_move_to_a_different_folder(tmp_path: Path) -> None:
     first, moved, other = (
         load_config("digits", ["--agent.tree", f"{tree}/tree.json"])
         for tree in ("old/conal-0", "/new/conal-0", "old/conal-1")
     )
     (tmp_path / "config.yaml").write_text(first.to_yaml(), encoding="utf-8")
     study.require_config(tmp_path, moved)
-    with pytest.raises(ConalError, match="of other settings"):
+    with pytest.raises(ConalError, match=f"{tmp_path}: got a run"):
         study.require_config(tmp_path, other)
 
 
-def test_a_folder_that_has_no_run_is_left_alone(
+def test_a_folder_without_a_run_is_not_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     notes = tmp_path / "hps-0" / "notes.txt"
@@ -192,7 +192,7 @@ def test_a_folder_that_has_no_run_is_left_alone(
     assert notes.read_text(encoding="utf-8") == "mine"
 
 
-def test_rows_of_another_budget_are_not_shown(
+def test_rows_of_a_different_budget_are_not_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, options in (("hps-0", mt10.HPS), ("stl-0", mt10.STL)):
@@ -208,34 +208,35 @@ def test_rows_of_another_budget_are_not_shown(
     assert any(line.split() == ["HPS", "not", "run"] for line in lines)
     per_task = tmp_path / study.slug(mt10.ONE_BY_ONE, 0) / "evaluation.json"
     per_task.parent.mkdir()
-    for taken, shown in ((10, "not run"), (20, "0.500")):
+    for taken, cell in ((10, "not run"), (20, "0.500")):
         report = {"success": {"reach-v3": 0.5}, "steps": taken, "seconds": 60}
         per_task.write_text(json.dumps(report), encoding="utf-8")
         assert benchmark.main([*command, "--steps", "20"]) == 0
         lines = capsys.readouterr().out.splitlines()
         line = next(line for line in lines if line.split()[:2] == ["STL,", "a"])
-        assert shown in line
+        assert cell in line
     for damage in ("[]", "{}"):
         per_task.write_text(damage)
         assert benchmark.main([*command, "--steps", "20"]) == 2
-        assert f"{per_task}: not the evaluation of a run" in capsys.readouterr().err
+        assert f"error: {per_task}: got " in capsys.readouterr().err
 
 
-def test_a_run_of_another_process_is_left_alone(
+def test_a_run_of_a_different_process_is_not_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before its first checkpoint it looks like one that was stopped."""
+    """A run before its first checkpoint looks like a stopped one."""
     config = load_config("mt10", ["--total-steps", "10", *mt10.HPS])
     run = Run.create(config, tmp_path / "hps-0")
     command = ["mt10", "methods", "--out", str(tmp_path), "--rows", "HPS", "--seeds", "1"]
     with run.locked():
         assert benchmark.main([*command, "--steps", "10"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {run.folder}: ")
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {run.folder}: ") and "process" in error
     assert run.config() == config
 
 
 @pytest.mark.parametrize(
-    "code, told",
+    "code, message",
     [
         ("import sys; sys.exit('error: no such suite')", "HPS: no such suite"),
         ("raise OSError('disk')", "HPS: exit status 1 after: OSError: disk"),
@@ -245,20 +246,20 @@ def test_a_run_of_another_process_is_left_alone(
         ),
     ],
 )
-def test_how_a_failed_run_ended(
-    code: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_failed_run_is_reported_by_its_last_line(
+    code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "failing.py").write_text(code, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(ConalError) as failed:
         study.start("failing", [], "HPS")
-    assert str(failed.value) == told
+    assert str(failed.value) == message
 
 
-def test_rows_that_want_the_same_run_at_once_share_it(
+def test_rows_that_need_the_same_run_share_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second process would take the folder of the first for an abandoned one."""
+    """A second process would treat the folder of the first one as a stopped run."""
     started: list[str] = []
 
     def start(module: str, arguments: list[str], what: str) -> None:
@@ -275,10 +276,10 @@ def test_rows_that_want_the_same_run_at_once_share_it(
     assert started == ["CoNAL, seed 0", f"{mt10.WIDENED}, seed 0"]
 
 
-def test_an_unknown_row_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_row_is_named_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark.main(["mt10", "recipe", "--rows", "magic"]) == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith("error: --rows: unknown 'magic'; there are 'HPS, the recipe', '2 envs")
+    assert error.startswith("error: --rows: got 'magic'") and "'HPS, the recipe', '2 envs" in error
     assert "\n" not in error
 
 
@@ -292,13 +293,13 @@ def test_hps_is_widened_to_the_parameters_of_a_run(tmp_path: Path) -> None:
     widths = mt10.widened(run)
     assert widths[0] == widths[1]
     shared = Tree.shared(agent.tasks, 2)
-    found = {}
+    counts = {}
     for width in (widths[0], widths[0] - 8):
         settings = agent.policy._get_constructor_parameters()
         settings |= {"actor_tree": shared, "critic_tree": shared, "widths": (width, width)}
         policy = ConalPolicy(**settings)
-        found[width] = sum(parameter_count(n.encoder) for n in (policy.actor, policy.critic))
-    assert found[widths[0] - 8] < wanted <= found[widths[0]]
+        counts[width] = sum(parameter_count(n.encoder) for n in (policy.actor, policy.critic))
+    assert counts[widths[0] - 8] < wanted <= counts[widths[0]]
 
 
 def two_tasks(folder: Path) -> Path:
@@ -312,25 +313,25 @@ def two_tasks(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_per_task_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_per_task_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, out = two_tasks(tmp_path), tmp_path / "out"
-    one_per_task.run_one_by_one(out, str(config), mt10.STL, 40, 3, "alone")
+    one_per_task.run_one_by_one(out, str(config), mt10.STL, 40, 3, "one by one")
     result = mt10.read(out / "evaluation.json")
     assert list(result.success) == ["reach-v3", "push-v3"] and result.steps == 40
-    own = [json.loads((out / task / "evaluation.json").read_text()) for task in result.success]
-    assert [report["steps"] for report in own] == [20, 20]
-    assert result.seconds == pytest.approx(sum(report["seconds"] for report in own), abs=0.5)
+    reports = [json.loads((out / task / "evaluation.json").read_text()) for task in result.success]
+    assert [report["steps"] for report in reports] == [20, 20]
+    assert result.seconds == pytest.approx(sum(report["seconds"] for report in reports), abs=0.5)
     made = load_config(out / "push-v3" / "config.yaml")
     assert isinstance(made, Config)
     assert (made.env.suite, made.seed) == ("mt1:push-v3", 3)
     monkeypatch.setattr(study, "start", lambda *_: pytest.fail("started"))
     (out / "evaluation.json").unlink()
-    one_per_task.run_one_by_one(out, str(config), mt10.STL, 40, 3, "alone")
+    one_per_task.run_one_by_one(out, str(config), mt10.STL, 40, 3, "one by one")
     assert mt10.read(out / "evaluation.json").success == result.success
 
 
 @pytest.mark.slow
-def test_sb3s_own_sac_trains_on_every_task(
+def test_sb3s_sac_trains_once_on_every_task(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = two_tasks(tmp_path)
@@ -346,7 +347,7 @@ def test_sb3s_own_sac_trains_on_every_task(
     assert mt10.read(out / "evaluation.json").success == result.success
     capsys.readouterr()
     assert sb3_sac.main([*command, "--total-steps", "60"]) == 2
-    assert "has a run of other settings" in capsys.readouterr().err
+    assert f"error: {out}: got a run of different settings" in capsys.readouterr().err
     for task in result.success:
         agent = SAC.load(out / f"{task}.zip")
         again = evaluate_policy(agent, f"mt1:{task}", episodes=1, seed=1000)
@@ -356,8 +357,8 @@ def test_sb3s_own_sac_trains_on_every_task(
 
 
 @pytest.mark.slow
-def test_a_finished_task_is_its_file(tmp_path: Path) -> None:
-    """Which can be carried to another machine; the weights may stay behind."""
+def test_a_task_with_a_json_file_is_not_trained_again(tmp_path: Path) -> None:
+    """The file is enough on a different machine. It does not need the weights."""
     config, out = two_tasks(tmp_path), tmp_path / "out"
     out.mkdir()
     reach = {"engine": "official", "seed": 1000, "episodes_per_task": 1}

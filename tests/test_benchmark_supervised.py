@@ -35,34 +35,36 @@ def cells(table: object) -> list[list[str]]:
 
 
 def test_delta_p_is_against_the_mean_of_stl() -> None:
-    own, shared = Tree.independent(TASKS, 2), Tree.shared(TASKS, 2)
+    independent, shared = Tree.independent(TASKS, 2), Tree.shared(TASKS, 2)
     results = {
-        "STL": [result(0.8, 2.0, own), result(0.8, 2.0, own)],
+        "STL": [result(0.8, 2.0, independent), result(0.8, 2.0, independent)],
         "HPS": [result(0.88, 2.0, shared, 0.25), result(0.80, 1.6, shared, 0.35)],
     }
     rows = cells(comparison("digits", results))
     assert rows[0][:3] == ["STL", "+0.00", "+0.00 .. +0.00"]
-    # 5% and 10%: mean of a's +10% and b's 0, and of a's 0 and b's +20%.
+    # The runs have 5% (the mean of +10% for a and 0 for b) and 10% (0 for a and +20% for b).
     assert rows[1][0:2] == ["HPS", "+7.50"]
     assert rows[1][4] == "0.30"
     assert rows[0][4] == "-"
     assert mean_scores(results["HPS"])["a"]["accuracy"] == pytest.approx(0.84)
 
 
-def test_intervals_are_students() -> None:
+def test_intervals_are_those_of_students_t() -> None:
     low, high = interval([1.0, 2.0, 3.0])  # t of 2 degrees is 4.3027, the error 1 / sqrt(3)
     assert (low, high) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-4)
     assert np.isinf(interval([1.0])).all()
 
 
-def test_trees_are_shown_layer_by_layer() -> None:
+def test_trees_are_written_layer_by_layer() -> None:
     tree = Tree.from_branch_points([1, 2, 3], 2, TASKS)
-    own = [result(0.5, 1.0, tree)]
-    rows = cells(trees_table({"STL": own, "CoNAL": own, "CoNAL + RLW": own}, [7]))
+    runs = [result(0.5, 1.0, tree)]
+    rows = cells(trees_table({"STL": runs, "CoNAL": runs, "CoNAL + RLW": runs}, [7]))
     assert rows == [["CoNAL", "011 012"]]
 
 
-def test_runs_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_supervised_runs_are_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = {name: supervised.METHODS[name] for name in ("STL", "CoNAL", "CoNAL + RLW")}
     monkeypatch.setattr(supervised, "METHODS", kept)
     options = ["--total-steps", "8", "--search.steps", "4"]
@@ -71,11 +73,11 @@ def test_runs_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["conal-0", "conal-rlw-0", "stl-0"]
     searched, retrained = (tmp_path / f"{n}-0" / "tree.json" for n in ("conal", "conal-rlw"))
     assert Tree.load(searched) == Tree.load(retrained)
-    monkeypatch.setattr(study, "start", lambda *_: pytest.fail("everything is there"))
+    monkeypatch.setattr(study, "start", lambda *_: pytest.fail("a run started"))
     supervised.measure("digits", [0], 1, tmp_path, options)
 
 
-def test_trees_of_a_search_that_ended_early_train_for_as_long_as_others(
+def test_the_tree_of_a_search_that_ended_early_trains_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[list[str]] = []
@@ -107,13 +109,13 @@ def test_trees_of_a_search_that_ended_early_train_for_as_long_as_others(
     assert (again.total_steps, again.seed) == (8, 0)
     assert again.agent.tree == str(tmp_path / "conal-pro-0" / "tree.json")
     row = cells(tables[0])[1]
-    assert (row[0], row[-1]) == ("CoNAL-Pro", "4")  # the search, and the longer training
+    assert (row[0], row[-1]) == ("CoNAL-Pro", "4")  # the search and the second training
     assert cells(tables[1])[1][1] == "0.750"
     assert supervised.measure("digits", [0], 1, tmp_path, options)
     assert len(started) == 3
 
 
-def test_a_failed_run_is_one_line(
+def test_a_failed_run_is_named_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervised, "METHODS", {"STL": ["--agent.learning-rate", "-1"]})
@@ -123,7 +125,9 @@ def test_a_failed_run_is_one_line(
     assert "\n" not in error
 
 
-def test_a_picture_of_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_of_terrain_become_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     few = ["--agent.tree", "shared", "--total-steps", "2", "--agent.aspp-width", "4"]
     assert train.main(["terrain", "--out", str(run), *few]) == 0
@@ -145,7 +149,7 @@ def test_a_picture_of_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("training.json", '{"encoder": {"mean_cosine": [[1], [1, 2]]}}'),
     ],
 )
-def test_damaged_runs_are_one_line(name: str, damage: str, tmp_path: Path) -> None:
+def test_a_damaged_run_is_named(name: str, damage: str, tmp_path: Path) -> None:
     report = {"scores": {}, "parameters": {"encoder": 1}, "seconds": 1}
     report |= {"search_steps": 0, "search_seconds": 0}
     (tmp_path / "evaluation.json").write_text(json.dumps(report))
@@ -154,11 +158,11 @@ def test_damaged_runs_are_one_line(name: str, damage: str, tmp_path: Path) -> No
     Tree.shared(TASKS, 2).save(tmp_path / "tree.json")
     assert supervised.read(tmp_path).parameters == 1
     (tmp_path / name).write_text(damage)
-    with pytest.raises(CheckpointError, match=f"{tmp_path}.*(not that of a run|damaged)"):
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}.*{name}"):
         supervised.read(tmp_path)
 
 
-def test_what_has_no_label_is_not_drawn() -> None:
+def test_a_pixel_without_a_label_is_not_drawn() -> None:
     problem: Any = SimpleNamespace(
         tasks={
             "normals": SimpleNamespace(metric=Cosine),
@@ -178,11 +182,14 @@ def test_what_has_no_label_is_not_drawn() -> None:
     assert np.isnan(high[0, 0]) and high[3, 3] == 1 and low.max() < 0.5
 
 
-def test_digits_have_no_pixels_to_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_of_digits_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     few = ["--agent.tree", "shared", "--total-steps", "2"]
     assert train.main(["digits", "--out", str(run), *few]) == 0
     capsys.readouterr()
     assert report.main(["predictions", str(run), "--out", str(tmp_path / "report")]) == 2
-    assert "no task of digits predicts pixels" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "digits" in error
     assert not (tmp_path / "report").exists()

@@ -152,7 +152,8 @@ class SACExperiment:
         structures = self.agent.next_stage()
         if structures is None:
             return False
-        self.agent.inherit_from(self._replace_agent(structures))
+        searched = self._replace_agent(structures)
+        self.agent.inherit_from(searched)
         return True
 
     def derive(self) -> tuple[Tree, Tree]:
@@ -195,11 +196,11 @@ class SACExperiment:
             "next_evaluation": self._next_evaluation,
         }
         # An agent that has not acted yet begins new episodes, also after a resume.
-        envs = None if self.agent._last_obs is None else self.env.standing()
-        if envs is not None:
-            groups["episodes"] = {n: torch.from_numpy(a) for n, a in envs.arrays.items()}
+        episodes = None if self.agent._last_obs is None else self.env.state()
+        if episodes is not None:
+            groups["episodes"] = {n: torch.from_numpy(a) for n, a in episodes.arrays.items()}
             validating = self.agent.replay_buffer.begun_episodes()
-            state["episodes"] = {"streams": envs.streams, "validating": validating}
+            state["episodes"] = {"streams": episodes.streams, "validating": validating}
         return groups, state
 
     def save_weights(self, folder: Path, finished: bool) -> None:
@@ -255,7 +256,7 @@ class SACExperiment:
             return
         try:
             arrays = {name: tensor.numpy() for name, tensor in tensors["episodes"].items()}
-            self.agent._last_obs = self.env.resume(EnvState(arrays, saved["streams"]))
+            self.agent._last_obs = self.env.restore(EnvState(arrays, saved["streams"]))
             self.agent.replay_buffer.continue_episodes(saved["validating"])
         except ValueError:  # the config now asks for a different engine or number of envs
             self._seed_envs()

@@ -1,1 +1,1 @@
-"""What `python -m conal_rl.benchmark` measures."""
+"""The measurements and comparisons of `python -m conal_rl.benchmark`."""

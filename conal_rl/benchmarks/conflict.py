@@ -1,9 +1,11 @@
-"""What conflict noticing costs: a weight step with it, without it, and with a pass per task.
+"""The cost of conflict noticing: weight steps with it, without it, and with a pass per task.
 
-Where every task has its own transitions, the network is the paper's for reinforcement learning:
-twin critics of three hidden layers of 400 units, 128 transitions of every task. The rule is
-`any_pair`, and every step ends in Adam's. Where all tasks share one input, the ways to each task's
-own gradients are compared, on small networks and without the rule, which costs the same in all.
+The first table gives every task its own transitions. The network is the paper's for reinforcement
+learning: twin critics of three hidden layers of 400 units, with 128 transitions of every task. The
+rule is `any_pair`, and every step ends in a step of Adam.
+
+The second table gives all tasks a shared input. It compares several ways to compute each task's
+gradients on small networks. It leaves out the rule, because the rule costs the same in all of them.
 """
 
 from __future__ import annotations
@@ -46,15 +48,22 @@ VJPs = Callable[[Tensor, Tensor, Sequence[Tensor]], list[Tensor]]
 def measure(
     tasks: int, widths: Sequence[int], batch: int, rounds: int, seconds: float, device: str
 ) -> Table:
-    """A table of the kinds of step, on HPS's tree and on the supernet, for so many tasks.
+    """Return a table of the kinds of step, on hard parameter sharing's tree and on the supernet.
 
-    They take turns for `rounds` rounds of about `seconds` each; medians are shown.
+    Args:
+        tasks: The number of tasks.
+        widths: The hidden widths.
+        batch: Transitions per task.
+        rounds: The number of rounds. All kinds take turns, and the table shows their medians.
+        seconds: The time of each kind in each round.
+        device: The torch device.
     """
     torch.manual_seed(0)
     table = Table(
         title=f"{tasks} tasks, hidden layers {', '.join(map(str, widths))}, batch {batch} per task",
-        caption="x: times the plain step. Passes: one per task, from its loss back through all "
-        "rows. One by one: each task's own rows alone, forward and back. Gain: over passes.",
+        caption="x: time as a multiple of the plain step. Passes: a backward pass per task through "
+        "all rows. One by one: a forward and backward pass per task through only its own rows. "
+        "Gain: passes divided by noticing.",
     )
     columns = ("network", "plain", "noticing", "passes", "one by one", "gain")
     _add_columns(table, columns)
@@ -70,7 +79,7 @@ def measure(
 
 
 def _steps(network: TaskNetwork, x: Tensor, target: Tensor) -> dict[str, Step]:
-    """The kinds of weight step on one batch `(task, batch, feature)`."""
+    """Return the kinds of weight step on one batch `(task, batch, feature)`."""
     weights = network.weights()
     optimizer = torch.optim.Adam(weights, lr=1e-4, fused=True)
     shared = network.encoder.shared_layers()
@@ -86,15 +95,15 @@ def _steps(network: TaskNetwork, x: Tensor, target: Tensor) -> dict[str, Step]:
         weight_step(captured, optimizer, noticing)
 
     def passes(one_by_one: Iterable[Tensor]) -> None:
-        found: list[list[list[Tensor]]] = [[] for _ in shared]
+        by_layer: list[list[list[Tensor]]] = [[] for _ in shared]
         for loss in one_by_one:
-            own = torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True)
-            place = {id(weight): gradient for weight, gradient in zip(weights, own, strict=True)}
-            for layer, gradients in zip(shared, found, strict=True):
-                gradients.append([place[id(p)] for p in layer.parameters()])
-            for weight, gradient in zip(weights, own, strict=True):
-                weight.grad = gradient if weight.grad is None else weight.grad + gradient
-        for layer, gradients in zip(shared, found, strict=True):
+            of_task = torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True)
+            by_id = {id(weight): grad for weight, grad in zip(weights, of_task, strict=True)}
+            for layer, gradients in zip(shared, by_layer, strict=True):
+                gradients.append([by_id[id(p)] for p in layer.parameters()])
+            for weight, grad in zip(weights, of_task, strict=True):
+                weight.grad = grad if weight.grad is None else weight.grad + grad
+        for layer, gradients in zip(shared, by_layer, strict=True):
             _notice(layer, gradients)
         apply_gradients(optimizer)
 
@@ -104,16 +113,16 @@ def _steps(network: TaskNetwork, x: Tensor, target: Tensor) -> dict[str, Step]:
         "passes": lambda: passes(losses()),
     }
     if isinstance(network.encoder, TreeNetwork):
-        steps["one by one"] = lambda: passes(_losses_alone(network, x, target))
+        steps["one by one"] = lambda: passes(_losses_one_by_one(network, x, target))
     return steps
 
 
-def _losses_alone(network: TaskNetwork, x: Tensor, target: Tensor) -> Iterator[Tensor]:
-    """On HPS's tree, each task's loss from a forward pass of its own rows and of no others."""
+def _losses_one_by_one(network: TaskNetwork, x: Tensor, target: Tensor) -> Iterator[Tensor]:
+    """Yield each task's loss on a fully shared tree, from a forward pass of only its own rows."""
     head = network.head
-    for task, own in enumerate(x):
-        task_id = network.task_id[task].expand(len(own), -1)
-        h = torch.cat([own, task_id], dim=-1).expand(CRITICS, -1, -1)
+    for task, batch in enumerate(x):
+        task_id = network.task_id[task].expand(len(batch), -1)
+        h = torch.cat([batch, task_id], dim=-1).expand(CRITICS, -1, -1)
         for layer in network.encoder.shared_layers():
             h = layer(h, by_module=True)
         rows = slice(task, None, len(x))
@@ -121,33 +130,38 @@ def _losses_alone(network: TaskNetwork, x: Tensor, target: Tensor) -> Iterator[T
         yield (outputs - target[rows]).square().mean(dim=(1, 2)).sum()
 
 
-def _notice(layer: Layer, found: Sequence[Sequence[Tensor]]) -> None:
-    """Apply the rule to a layer's gradients, `found[task][parameter]`, each `(module, ...)`."""
+def _notice(layer: Layer, gradients: Sequence[Sequence[Tensor]]) -> None:
+    """Apply the rule to a layer's `gradients[task][parameter]`, each `(module, ...)`."""
+    tasks = len(gradients)
     rows = [
-        torch.stack([found[row % len(found)][n][module] for row, module in enumerate(layer.index)])
-        for n in range(len(found[0]))
+        torch.stack([gradients[row % tasks][n][module] for row, module in enumerate(layer.index)])
+        for n in range(len(gradients[0]))
     ]
     same = same_module(layer).to(rows[0].device)
     held = held_rows(gram(layer, rows)[None], same[None], "any_pair")
     set_gradients(layer, rows, (~held[0]).to(rows[0].dtype))
 
 
-# One input for all tasks
+# A shared input
 
 
 def measure_one_input(tasks: int, rounds: int, seconds: float, device: str) -> Table:
-    """A table of exact ways to every task's own gradients, where all tasks see the same input.
+    """Return a table of exact ways to compute every task's gradients on a shared input.
 
-    `noticing` is what `TaskGradients` does. The others go back through the trunk once per task
-    (`passes`), in one call for all tasks (`batched`: vectorised by vmap), or to the trunk's output
-    in one pass for all tasks and from there through the trunk alone, in either way (`cut`).
-    HPS's tree, a mixed one and the supernet are of four convolutions or three linear layers.
-    There are at least three tasks.
+    `noticing` is `TaskGradients`. `passes` makes one backward pass through the trunk per task.
+    `batched` makes one call for all tasks, which vmap vectorises. `cut` makes one pass for all
+    tasks to the trunk's output, and then passes like `passes` only through the trunk. `cut+batch`
+    does the same with one call like `batched`. The trees are hard parameter sharing's, a mixed one
+    and the supernet, of four convolutions or three linear layers.
+
+    Args:
+        tasks: The number of tasks, at least 3.
+        rounds, seconds, device: As in `measure`.
     """
     torch.manual_seed(0)
     table = Table(
-        title=f"one input for all tasks: {tasks} tasks, 16 images of 32x32, or 128 rows",
-        caption="x: times the plain step, one backward pass for the sum of the losses",
+        title=f"shared input: {tasks} tasks, 16 images of 32x32, or 128 rows",
+        caption="x: time as a multiple of the plain step, one backward pass of the summed losses",
     )
     columns = ("network", "plain", "noticing", "passes", "batched", "cut", "cut+batch")
     _add_columns(table, columns)
@@ -163,7 +177,7 @@ def measure_one_input(tasks: int, rounds: int, seconds: float, device: str) -> T
     for title, tree_of in (("HPS", Tree.shared), ("mixed", _mixed)):
         of_images = TreeNetwork(tree_of(names, len(convolutions)), convolutions)
         tree = tree_of(names, len(linears))
-        # vmap does not go through stacked layers, so that the same of nn.Modules stands in.
+        # vmap does not support stacked layers, so a network of equal nn.Modules replaces them.
         stacked = TreeNetwork(tree, linear_chain(UNITS[0], UNITS[1:]))
         networks += [
             (f"{title}, conv", of_images, of_images, images),
@@ -177,7 +191,7 @@ def measure_one_input(tasks: int, rounds: int, seconds: float, device: str) -> T
 
 
 def _mixed(tasks: Sequence[str], depth: int) -> Tree:
-    """The first task leaves the trunk at the start, the second before the last layer."""
+    """Return a tree. Task 0 leaves the trunk at the start, and task 1 before the last layer."""
     return Tree.from_branch_points([1, depth, *[depth + 1] * (len(tasks) - 2)], depth, tasks)
 
 
@@ -190,7 +204,7 @@ def _linear(inputs: int, outputs: int) -> nn.Module:
 
 
 def _ways(ours: Encoder, of_modules: Encoder, x: Tensor) -> dict[str, Step]:
-    """The ways on one input `(1, batch, ...)`, each leaving the gradients of all weights."""
+    """Return the ways on one input `(1, batch, ...)`. Each computes all weights' gradients."""
     with torch.no_grad():
         tasks, batch, width = ours(x).shape[:3]
     heads = nn.ModuleList(nn.Linear(width, CLASSES) for _ in range(tasks)).to(x.device)
@@ -213,14 +227,14 @@ def _ways(ours: Encoder, of_modules: Encoder, x: Tensor) -> dict[str, Step]:
         gradients.backward(captured, weights)
 
     def passes() -> None:
-        found = losses(of_modules(x))
-        _vjps(found, torch.eye(tasks, device=x.device), shared)
-        found.sum().backward(inputs=others)
+        of_tasks = losses(of_modules(x))
+        _vjps(of_tasks, torch.eye(tasks, device=x.device), shared)
+        of_tasks.sum().backward(inputs=others)
 
     def batched() -> None:
-        found = losses(of_modules(x))
-        _batched_vjps(found, torch.eye(tasks, device=x.device), shared)
-        found.sum().backward(inputs=others)
+        of_tasks = losses(of_modules(x))
+        _batched_vjps(of_tasks, torch.eye(tasks, device=x.device), shared)
+        of_tasks.sum().backward(inputs=others)
 
     def cut(vjps: VJPs) -> None:
         z = x
@@ -243,8 +257,8 @@ def _ways(ours: Encoder, of_modules: Encoder, x: Tensor) -> dict[str, Step]:
 
 
 def _weights(encoder: Encoder, heads: nn.Module) -> list[nn.Parameter]:
-    own = encoder.weights() if isinstance(encoder, Supernet) else encoder.parameters()
-    return [*own, *heads.parameters()]
+    weights = encoder.weights() if isinstance(encoder, Supernet) else encoder.parameters()
+    return [*weights, *heads.parameters()]
 
 
 def _others(weights: Sequence[nn.Parameter], shared: Sequence[nn.Parameter]) -> list[nn.Parameter]:
@@ -253,9 +267,9 @@ def _others(weights: Sequence[nn.Parameter], shared: Sequence[nn.Parameter]) -> 
 
 
 def _vjps(outputs: Tensor, vectors: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of `weights` for each of `vectors`, `(vector, ...)`, one after another."""
-    found = [torch.autograd.grad(outputs, weights, vector, retain_graph=True) for vector in vectors]
-    return [torch.stack(own) for own in zip(*found, strict=True)]
+    """Return the gradients of `weights` for each of `vectors`, `(vector, ...)`."""
+    by_vector = [torch.autograd.grad(outputs, weights, v, retain_graph=True) for v in vectors]
+    return [torch.stack(gradients) for gradients in zip(*by_vector, strict=True)]
 
 
 def _batched_vjps(outputs: Tensor, vectors: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -270,8 +284,8 @@ def _batched_vjps(outputs: Tensor, vectors: Tensor, weights: Sequence[Tensor]) -
 def take_turns(
     steps: Mapping[str, Step], rounds: int, seconds: float, device: str
 ) -> dict[str, float]:
-    """Seconds of each step: the median over rounds, in each of which all have their turn."""
-    for step in steps.values():  # the first of each makes its memory
+    """Return the seconds of each step: the median over rounds. All steps run in every round."""
+    for step in steps.values():  # the first call of each step allocates its memory
         step()
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
@@ -281,7 +295,7 @@ def take_turns(
 
 
 def _duration(step: Step, seconds: float, device: str) -> float:
-    """Mean seconds of a step, over about so many in all."""
+    """Return the mean seconds of a step, over about `seconds` of steps."""
     _wait(device)
     began, taken = time.perf_counter(), 0
     while taken == 0 or time.perf_counter() - began < seconds:
@@ -304,7 +318,7 @@ def _add_columns(table: Table, columns: Sequence[str]) -> None:
 
 
 def _cells(times: Mapping[str, float], columns: Sequence[str]) -> list[str]:
-    """The plain step's milliseconds, then the others as multiples of it; "-": not measured."""
+    """Return the plain step's milliseconds and the others' multiples. "-" means not measured."""
     plain = times["plain"]
     ratios = [f"{times[name] / plain:.2f} x" if name in times else "-" for name in columns[1:]]
     return [f"{1000 * plain:,.1f} ms", *ratios]

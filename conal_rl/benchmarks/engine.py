@@ -1,9 +1,10 @@
-"""Env steps per second of everything that steps Meta-World, and the limit that MuJoCo sets.
+"""Env steps per second of every engine for Meta-World, and the limit that MuJoCo sets.
 
-All peers take random actions, whole episodes of them, resets included. The limit is a compiled loop
-over `mj_step` and `mj_forward` with an `mjData` for every env, in as many threads as the native
-engine has, which take the envs in turn, step after step: no observation, no reward, no copying of
-states, and nobody waits for the end of a step.
+All peers play whole episodes of random actions, with their resets.
+
+The limit is a compiled loop over `mj_step` and `mj_forward` with its own `mjData` for every env. It
+has as many threads as the native engine, and they take the envs in turn. It computes no
+observations and no rewards, it copies no states, and its threads do not wait for each other.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from conal_rl.envs.native.vectors import clip, floats
 from conal_rl.evaluation import evaluate_policy
 
 Rate = Callable[[float], float]
-"""Steps a peer's envs for about so many seconds; returns env steps per second."""
+"""A function that steps a peer's envs for the given seconds and returns env steps per second."""
 
 
 class Peer(NamedTuple):
-    """One way to step a suite."""
+    """One engine that steps a suite."""
 
     name: str
     rate: Rate
@@ -47,13 +48,22 @@ class Peer(NamedTuple):
 def measure(
     suite: str, envs_per_task: int, rounds: int, seconds: float, threads: int | None
 ) -> Table:
-    """A table of all peers on one suite, the median of `rounds`.
+    """Return a table of all peers on one suite. Rates are the median over the rounds.
 
-    Native and limit take turns; each other peer is alone, since some keep cores busy while they
-    wait. The official vector envs have one env per task: more change their memory, not their rate.
+    The native engine and the limit take turns. Each other peer runs by itself, because
+    some peers keep cores busy while they wait. The official vector envs have one env per
+    task, because more envs change their memory and not their rate.
+
+    Args:
+        suite: A Meta-World suite.
+        envs_per_task: Envs per task of the native engine.
+        rounds: The number of rounds.
+        seconds: The time of each peer in each round.
+        threads: Threads of the native engine. None takes all cores.
 
     Raises:
-        SuiteError: unknown suite, or versions that the native engine is not exact for.
+        SuiteError: The suite is unknown, or the native engine is not exact for the installed
+            versions of metaworld and mujoco.
     """
     tasks = suite_tasks(suite)
     began = time.perf_counter()
@@ -82,8 +92,9 @@ def measure(
 
     table = Table(
         title=f"{suite}, {envs_per_task} envs per task, {engine.threads} threads",
-        caption=f"native: ready after {ready:.1f} s; a task's first env takes "
-        f"{engine.bytes_per_worker / 1e6:.0f} MB, others {engine.bytes_per_env / 1e3:.1f} kB each",
+        caption=f"The native engine starts in {ready:.1f} s. A task's first env takes "
+        f"{engine.bytes_per_worker / 1e6:.0f} MB, and each further one "
+        f"{engine.bytes_per_env / 1e3:.1f} kB.",
     )
     for column in ("engine", "steps/s", "native is"):
         table.add_column(column, justify="left" if column == "engine" else "right")
@@ -98,7 +109,7 @@ def _random_actions(envs: int) -> npt.NDArray[np.float32]:
 
 
 def _per_second(episode: Callable[[], object], envs: int, seconds: float) -> float:
-    """Play whole episodes in all envs for about `seconds`, one at least."""
+    """Return the env steps per second of whole episodes, played for about `seconds`."""
     began, played = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         episode()
@@ -112,7 +123,7 @@ class _FirstGoal(GoalStream):
 
 
 def _native(env: NativeVecEnv) -> Rate:
-    """Over and over the episodes that the limit is measured on."""
+    """Return the rate of the native engine on the episodes that the limit plays too."""
     actions = _random_actions(env.num_envs)
     env.episodes.set_streams([_FirstGoal(0, "random")] * env.num_envs)
     env.reset()
@@ -141,7 +152,7 @@ def _official(suite: str, strategy: Literal["sync", "async"]) -> Peer:
 
 
 def _envpool(tasks: Sequence[str], envs_per_task: int) -> Peer:
-    """EnvPool's Meta-World (of another MuJoCo): one pool per task, all of them stepped at once."""
+    """Return EnvPool's Meta-World, of a different MuJoCo. Each task has a pool, and all step."""
     import envpool
 
     known = {_words(name): name for name in envpool.list_all_envs() if "MetaWorld/" in name}
@@ -174,7 +185,7 @@ def _words(name: str) -> str:
 
 
 def _limit(engine: Engine) -> Peer:
-    """MuJoCo alone, from the native engine's first goals."""
+    """Return the bare MuJoCo loop, which starts from the native engine's first goals."""
     engine.reset(np.arange(engine.num_envs), np.zeros(engine.num_envs, dtype=np.int64))
     starts = engine.rows.states.copy()
     actions = _random_actions(engine.num_envs)
@@ -184,28 +195,28 @@ def _limit(engine: Engine) -> Peer:
     for worker, (first, end) in enumerate(engine.workers.ranges.tolist()):
         for i in range(first, end):
             model, _ = engine.show(i)
-            if i == first:  # all of its envs have the same goal
-                own = model.__copy__()
-            data = mujoco.MjData(own)
-            memory.append((own, data))
+            if i == first:  # all envs of a worker have the same goal
+                copy = model.__copy__()
+            data = mujoco.MjData(copy)
+            memory.append((copy, data))
             ctrl, position, rotation = data.ctrl, data.mocap_pos, data.mocap_quat
             addresses = [array.ctypes.data for array in (ctrl, position, rotation)]
-            places.append([own._address, data._address, *addresses])
+            places.append([copy._address, data._address, *addresses])
             limits.append(engine.workers.limits[worker])
     turns = np.zeros(1 + len(memory), dtype=np.int64)
     args = np.array(places), np.array(limits), moves, efforts, turns
     pool = ThreadPoolExecutor(engine.threads)
 
     def episode() -> None:
-        for i, (own, data) in enumerate(memory):
-            size = mujoco.mj_stateSize(own, physics.STATE)
-            mujoco.mj_setState(own, data, starts[i, :size], physics.STATE)
+        for i, (model, data) in enumerate(memory):
+            size = mujoco.mj_stateSize(model, physics.STATE)
+            mujoco.mj_setState(model, data, starts[i, :size], physics.STATE)
         turns[:] = 0
         for thread in [pool.submit(_bare_loop, *args) for _ in range(engine.threads)]:
             thread.result()
 
     turns[0] = moves.shape[0] * moves.shape[1]
-    _bare_loop(*args)  # compiles
+    _bare_loop(*args)  # this call compiles it
     return Peer(
         "limit: mj_step, mj_forward",
         lambda seconds: _per_second(episode, engine.num_envs, seconds),
@@ -217,14 +228,14 @@ def _limit(engine: Engine) -> Peer:
 def _bare_loop(
     places: Integers, limits: Floats, moves: Floats, efforts: Floats, turns: Integers
 ) -> None:
-    """Threads take the next env in turn, step after step; `turns` counts all and each env's."""
+    """Step envs in turn. `turns` counts all steps that were taken, then those of each env."""
     steps, envs = efforts.shape
     while True:
         t, i = divmod(physics.take(turns.ctypes.data), envs)
         if t >= steps:
             return
         while physics.look(turns[1 + i :].ctypes.data) < t:
-            pass  # another thread is still in this env's last step
+            pass  # a different thread has not finished this env's last step
         model, data = places[i, 0], places[i, 1]
         ctrl, position, rotation = floats(places[i, 2]), floats(places[i, 3]), floats(places[i, 4])
         for axis in range(3):
@@ -254,7 +265,7 @@ class _Scripted:
 
 
 def compare_evaluations(suite: str, episodes: int) -> Table:
-    """Play the same evaluation on both engines; a row per task says how many episodes agree."""
+    """Return a table of the same evaluation on both engines, with the episodes that agree."""
     policy = _Scripted(suite_tasks(suite))
     seconds, results = {}, {}
     for engine in ("official", "native"):
@@ -265,11 +276,11 @@ def compare_evaluations(suite: str, episodes: int) -> Table:
         title=f"{suite}: scripted policies by the official protocol, {episodes} episodes per task",
         caption=", ".join(f"{engine} {spent:.0f} s" for engine, spent in seconds.items()),
     )
-    for column in ("task", "official", "native", "episodes alike"):
+    for column in ("task", "official", "native", "equal episodes"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for task, official in results["official"].episodes.items():
         native = results["native"].episodes[task]
-        alike = sum(a == b for a, b in zip(official, native, strict=True))
+        equal = sum(a == b for a, b in zip(official, native, strict=True))
         rates = (f"{sum(e) / episodes:.1%}" for e in (official, native))
-        table.add_row(task, *rates, f"{alike} of {episodes}")
+        table.add_row(task, *rates, f"{equal} of {episodes}")
     return table

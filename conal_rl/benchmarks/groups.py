@@ -1,9 +1,9 @@
-"""Whether a search recovers groups of tasks that are known: each group wants another function.
+"""A test of the searches on tasks with known groups. Each group has a different function.
 
-Tasks of a group want the same random function, from their own few noisy samples, so that sharing
-pays; tasks of different groups want functions that have nothing to do with each other. All tasks
-read the encoder's output through one fixed head, so that two of them on one encoder are one
-function, and no head can make up for a wrong tree.
+Tasks of a group have the same random function, and each task has a few noisy samples of it, so
+sharing helps. Tasks of different groups have independent functions. All tasks read the encoder's
+output through one fixed head. Two tasks that share the whole encoder therefore compute the same
+function, and no head can correct a wrong tree.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from conal_rl.core.conal_pro import StageNetwork
 
 GROUPS = (3, 3, 3)  # tasks in each
 FEATURES, WIDTH, DEPTH = 6, 12, 3
-SAMPLES, NOISE, BATCH = 256, 0.5, 64  # samples of each task for training, as many for the gates
-STEPS = 1800  # of weights and of gates, over all stages
+SAMPLES, NOISE, BATCH = 256, 0.5, 64  # of each task: samples for training, and for the gates
+STEPS = 1800  # steps of the weights and of the gates, over all stages
 WEIGHT_RATE, GATE_RATE = 0.02, 0.05
-SPECIFIC_DECAY = 1.0  # of purely-specific modules, for every method that has them
-TEMPERATURE = (2.0, 0.3)  # of the Gumbel-softmax, at the start and the end of a stage
+SPECIFIC_DECAY = 1.0  # weight decay of purely-specific modules
+TEMPERATURE = (2.0, 0.3)  # Gumbel-softmax temperature at the start and the end of a stage
 
 Batch = tuple[Tensor, Tensor]
 
 
 class Method(NamedTuple):
-    """A row of the table."""
+    """A search, which is a row of the table."""
 
     space: Callable[[int], Space]
     rule: Rule
@@ -57,23 +57,23 @@ METHODS = {
 
 
 def measure(seeds: Sequence[int], steps: int = STEPS) -> Table:
-    """A table of the methods on one family of tasks per seed."""
+    """Return a table of the methods, on one family of tasks per seed."""
     truth = [group for group, size in enumerate(GROUPS) for _ in range(size)]
     table = Table(
         title=f"{len(truth)} tasks in {len(GROUPS)} groups, seeds {seeds[0]} to {seeds[-1]}",
-        caption="Rand: adjusted Rand index of the groups at the last layer, 1 where they are "
-        "those of the tasks, 0 as by chance; mean and lowest over seeds.",
+        caption="Rand: mean over the seeds of the adjusted Rand index of the last layer's groups. "
+        "It is 1 for the true groups, and 0 on average for random groups.",
     )
     for column in ("method", "recovered", "Rand", "lowest", "groups of the last seed"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for name, method in METHODS.items():
         trees = [search(Family(seed), method, steps) for seed in seeds]
-        found = [rand_index(tree.layers[-1], truth) for tree in trees]
+        indices = [rand_index(tree.layers[-1], truth) for tree in trees]
         table.add_row(
             name,
-            f"{sum(index == 1 for index in found)} of {len(seeds)}",
-            f"{sum(found) / len(found):.2f}",
-            f"{min(found):.2f}",
+            f"{sum(index == 1 for index in indices)} of {len(seeds)}",
+            f"{sum(indices) / len(indices):.2f}",
+            f"{min(indices):.2f}",
             " ".join(map(str, trees[-1].layers[-1])),
         )
     return table
@@ -83,7 +83,7 @@ class Family:
     """Nine tasks in three groups, with training and validation samples of each.
 
     Args:
-        seed: of the functions, the samples, and all that is drawn after it.
+        seed: Seed of the functions, the samples and all later random draws.
     """
 
     def __init__(self, seed: int):
@@ -100,11 +100,11 @@ class Family:
         self._training, self._validation = draw(), draw()
 
     def training(self) -> Batch:
-        """Inputs `(task, batch, feature)` and targets `(task, batch, 1)`."""
+        """Return inputs `(task, batch, feature)` and targets `(task, batch, 1)`."""
         return _sample(self._training)
 
     def validation(self) -> Batch:
-        """The same of samples held out for the gates."""
+        """Return inputs and targets from the samples that only the gates use."""
         return _sample(self._validation)
 
 
@@ -115,7 +115,7 @@ def _sample(data: Batch) -> Batch:
 
 
 def _random_functions(count: int) -> Callable[[Tensor], Tensor]:
-    """So many two-layer functions of unit scale, `(sample, feature)` to `(function, sample, 1)`."""
+    """Return `count` functions of unit scale: `(sample, feature)` to `(function, sample, 1)`."""
     first = 1.5 * torch.randn(count, FEATURES, 16) / FEATURES**0.5
     bias = 0.5 * torch.randn(count, 1, 16)
     second = 2.1 * torch.randn(count, 16, 16) / 4
@@ -130,7 +130,7 @@ def _random_functions(count: int) -> Callable[[Tensor], Tensor]:
 
 
 def search(family: Family, method: Method, steps: int = STEPS) -> Tree:
-    """The tree that a method finds, in as many steps however many stages it has."""
+    """Return the tree that a method finds. All its stages together take `steps` steps."""
     chain = linear_chain(FEATURES, [WIDTH] * DEPTH, layer_norm=True)
     space = method.space(len(family.tasks))
     stages = DEPTH if isinstance(space, ConalProStage) else 1
@@ -166,10 +166,10 @@ def _search_in(network: SearchNetwork, family: Family, rule: Rule, steps: int) -
         weight_step(captured, weights, noticing)
 
 
-def rand_index(found: Sequence[int], truth: Sequence[int]) -> float:
-    """Hubert and Arabie's adjusted Rand index (1985) of two partitions, given by labels."""
+def rand_index(groups: Sequence[int], truth: Sequence[int]) -> float:
+    """Return Hubert and Arabie's adjusted Rand index (1985) of two partitions, given by labels."""
     pairs = list(combinations(range(len(truth)), 2))
-    together = [(found[i] == found[j], truth[i] == truth[j]) for i, j in pairs]
+    together = [(groups[i] == groups[j], truth[i] == truth[j]) for i, j in pairs]
     both = sum(a and b for a, b in together)
     ours, theirs = (sum(pair[side] for pair in together) for side in (0, 1))
     chance, highest = ours * theirs / len(pairs), (ours + theirs) / 2

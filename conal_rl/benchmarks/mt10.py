@@ -1,8 +1,8 @@
-"""Methods, and choices of the recipe, beside each other on MT10.
+"""Comparisons on MT10: of methods, and of choices of the recipe.
 
-Every run is a `python -m conal_rl.train mt10` of its own, in a folder that a later call finds
-again. Methods get the same env steps, those of a search included; choices of the recipe get the
-same wall-clock, since what a choice costs is part of what it brings.
+Every run is a separate `python -m conal_rl.train mt10`, and a later call uses its folder again.
+Methods get the same number of env steps, and the steps of a search count too. Choices of the recipe
+get the same wall-clock time, so a slow choice makes fewer steps.
 """
 
 from __future__ import annotations
@@ -45,13 +45,16 @@ METHODS: Mapping[str, Sequence[str]] = {
     WIDENED: HPS,
     "HPS + CAGrad": [*HPS, "--agent.weighting", "cagrad"],
 }
-"""In the order of their importance. `WIDENED` has the parameters of its seed's CoNAL run."""
+"""Options of each row, in order of importance. A row's name is also its folder's.
+
+`WIDENED` has at least the parameters of the CoNAL run of its seed.
+"""
 
 OTHERWISE = "*"
-"""Marks rows with a run that is not of the present preset."""
+"""The mark of a row with a run of settings that differ from the present ones."""
 
 SHORT_SEARCH = ["--agent.tree", "search", "--search.steps", "100000"]
-"""The preset's would take all of a short run."""
+"""The preset's search would take all of a short run."""
 
 RECIPE: Mapping[str, Sequence[str]] = {
     "HPS, the recipe": [],
@@ -79,11 +82,11 @@ RECIPE: Mapping[str, Sequence[str]] = {
     "CoNAL": SHORT_SEARCH,
     "CoNAL, weights kept": [*SHORT_SEARCH, "--search.keep-weights"],
 }
-"""Each with one choice changed, on hard parameter sharing unless it says otherwise."""
+"""Options of each row: one changed choice, on hard parameter sharing if no search is named."""
 
 
 class Result(NamedTuple):
-    """One run, by the official protocol."""
+    """The result of one run by the official protocol: success by task, env steps and seconds."""
 
     success: dict[str, float]
     steps: int
@@ -91,26 +94,26 @@ class Result(NamedTuple):
 
 
 Results = dict[str, list[Result]]
-"""By the row of a table; a run for each seed that there is."""
+"""The finished runs of each row of a table, one per seed."""
 
 
 def compare_methods(
     seeds: Sequence[int], jobs: int, folder: Path, steps: int, rows: Sequence[str]
 ) -> list[Table]:
-    """Run what has not been run of these rows, and return the tables of all.
+    """Make the missing runs of some methods, and return the tables of all methods.
 
     Args:
-        seeds: of training.
-        jobs: runs side by side.
-        folder: where the runs are.
-        steps: env steps of a run over all tasks.
-        rows: the methods to run; the tables show the others as far as they were run.
+        seeds: Seeds of training.
+        jobs: The number of runs at the same time.
+        folder: The folder of the runs.
+        steps: Env steps of a run, over all tasks.
+        rows: The methods to run. The tables also show the finished runs of the other methods.
 
     Raises:
-        ConalError: a run failed, or one that is there is of other settings.
+        ConalError: A run failed, or a folder has a run of different settings.
     """
 
-    # Two rows may want the same CoNAL run at the same time.
+    # Two rows may need the same CoNAL run at the same time.
     turns = {seed: Lock() for seed in seeds}
 
     def common(seed: int) -> list[str]:
@@ -144,7 +147,16 @@ def compare_methods(
 def compare_choices(
     seeds: Sequence[int], jobs: int, folder: Path, minutes: float, rows: Sequence[str]
 ) -> list[Table]:
-    """The same for choices of the recipe, in `minutes` of wall-clock each."""
+    """Make the missing runs of some choices of the recipe, and return the tables of all choices.
+
+    Args:
+        seeds, jobs, folder: As in `compare_methods`.
+        minutes: Wall-clock time of a run.
+        rows: The choices to run.
+
+    Raises:
+        ConalError: As in `compare_methods`.
+    """
 
     def arguments_of(choice: str, seed: int) -> list[str]:
         return ["mt10", "--seed", str(seed), "--minutes", str(minutes), *HPS, *RECIPE[choice]]
@@ -168,40 +180,43 @@ def _run_and_read(
     **budget: float,
 ) -> Results:
     with ThreadPoolExecutor(jobs) as pool:
-        # By rows, not by seeds: the rows come in the order of their importance.
+        # All seeds of a row run before the next row, because the rows are in order of importance.
         list(pool.map(lambda pair: run(*pair), [(row, seed) for row in rows for seed in seeds]))
     results: Results = {}
     for row in known:
-        there = {seed: folder / slug(row, seed) / "evaluation.json" for seed in seeds}
-        found = {
+        paths = {seed: folder / slug(row, seed) / "evaluation.json" for seed in seeds}
+        finished = {
             seed: path
-            for seed, path in there.items()
+            for seed, path in paths.items()
             if path.is_file() and _has_budget(path.parent, budget)
         }
-        follows = {"agent.widths"} if row == WIDENED else set()  # from its seed's CoNAL run
-        as_now = [_is_of(path.parent, arguments_of(row, s), follows) for s, path in found.items()]
+        derived = {"agent.widths"} if row == WIDENED else set()  # from its seed's CoNAL run
+        as_now = [
+            _has_settings(path.parent, arguments_of(row, seed), derived)
+            for seed, path in finished.items()
+        ]
         name = row if all(as_now) else f"{row} {OTHERWISE}"
-        results[name] = [read(path) for path in found.values()]
+        results[name] = [read(path) for path in finished.values()]
     return results
 
 
-def _is_of(run: Path, arguments: Sequence[str], follows: set[str]) -> bool:
-    """Whether a run has the settings that it would have now, but for what follows from others."""
+def _has_settings(run: Path, arguments: Sequence[str], derived: set[str]) -> bool:
+    """Return whether a run has the settings of `arguments`, except the fields in `derived`."""
     written = run / "config.yaml"
-    if not written.is_file():  # a run of each task, in folders of their own
+    if not written.is_file():  # every task has a run in its own folder
         parts = sorted(run.glob("*/config.yaml"))
-        if not parts:  # nothing says otherwise
+        if not parts:  # no config shows a difference
             return True
-        written, follows = parts[0], follows | {"total_steps", "env.suite"}
+        written, derived = parts[0], derived | {"total_steps", "env.suite"}
     now = load_config(arguments[0], arguments[1:])
-    changed = now.differences(load_config(written)).keys() - follows
+    changed = now.differences(load_config(written)).keys() - derived
     if now.agent.tree != "search":
         changed = {path for path in changed if not path.startswith("search.")}
     return not changed
 
 
 def _has_budget(run: Path, budget: Mapping[str, float]) -> bool:
-    """Whether a run is of this budget, by its config or, of runs of each task, by its steps."""
+    """Return whether a run has this budget. Without a config its number of steps decides."""
     written = run / "config.yaml"
     if not written.is_file():
         steps = read(run / "evaluation.json").steps
@@ -211,16 +226,22 @@ def _has_budget(run: Path, budget: Mapping[str, float]) -> bool:
 
 
 def read(evaluation: Path) -> Result:
-    """What a finished run has left. Raises CheckpointError where that is damaged."""
+    """Return the result of a finished run.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
     report = read_json(evaluation)
     try:
         return Result(dict(report["success"]), int(report["steps"]), float(report["seconds"]))
     except (LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{evaluation}: not the evaluation of a run") from error
+        raise CheckpointError(
+            f"{evaluation}: got {type(report).__name__}, expected the evaluation of a run"
+        ) from error
 
 
 def widened(run: Path) -> list[int]:
-    """Hidden widths with which HPS has at least the parameters of a run's encoders."""
+    """Return hidden widths that give HPS at least the parameters of a run's encoders."""
     agent = ConalSAC.load_weights(run / "model", "cpu")
     networks = (agent.actor, agent.critic)
     architecture = agent.policy.architecture
@@ -241,54 +262,54 @@ def widened(run: Path) -> list[int]:
 
 
 def tables(results: Results, title: str) -> list[Table]:
-    """Of all rows, and of the tasks in those that there are."""
-    there = {name: own for name, own in results.items() if own}
-    return [summary(results, title), *([successes(there)] if there else [])]
+    """Return the summary of all rows, and the success per task if there is a finished run."""
+    finished = {name: runs for name, runs in results.items() if runs}
+    return [summary(results, title), *([successes(finished)] if finished else [])]
 
 
 def summary(results: Results, title: str) -> Table:
-    """Mean success and its interquartile mean, with 95% intervals, and time."""
+    """Return mean success and its interquartile mean with 95% intervals, env steps and time."""
     marked = any(name.endswith(OTHERWISE) for name in results)
-    otherwise = f"; {OTHERWISE}: of another recipe, see their config.yaml" * marked
+    note = f" {OTHERWISE}: a run has a different recipe, see its config.yaml." * marked
     rows = Table(
         title=title,
-        caption="success: official protocol, final weights; "
-        "intervals: bootstrap over seeds (of two, their range)" + otherwise,
+        caption="Success: official protocol, final weights. "
+        "Intervals: bootstrap over seeds. For two seeds it is their range." + note,
         box=box.SIMPLE_HEAD,
     )
     headings = ("run", "seeds", "mean success", "95%", "IQM", "95%", "env steps", "minutes")
     for heading in headings:
         rows.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
-    for name, own in results.items():
-        if not own:
+    for name, runs in results.items():
+        if not runs:
             rows.add_row(name, "not run", *[""] * (len(headings) - 2))
             continue
-        scores = np.array([list(result.success.values()) for result in own])
+        scores = np.array([list(result.success.values()) for result in runs])
         cells = []
         for statistic in (np.mean, interquartile_mean):
             cells.append(f"{statistic(scores):.3f}")
             low, high = bootstrap(scores, statistic)
-            cells.append(f"{low:.3f} .. {high:.3f}" if len(own) > 1 else "-")
-        steps = f"{np.mean([result.steps for result in own]):,.0f}"
-        minutes = f"{np.mean([result.seconds for result in own]) / 60:.0f}"
-        rows.add_row(name, str(len(own)), *cells, steps, minutes)
+            cells.append(f"{low:.3f} .. {high:.3f}" if len(runs) > 1 else "-")
+        steps = f"{np.mean([result.steps for result in runs]):,.0f}"
+        minutes = f"{np.mean([result.seconds for result in runs]) / 60:.0f}"
+        rows.add_row(name, str(len(runs)), *cells, steps, minutes)
     return rows
 
 
 def successes(results: Results) -> Table:
-    """Success per task, mean over the seeds."""
+    """Return the success per task, as the mean over the seeds."""
     rows = Table(box=box.SIMPLE_HEAD)
     rows.add_column("run", no_wrap=True)
     for task in next(iter(results.values()))[0].success:
         rows.add_column(task.removesuffix("-v3").replace("-", "\n"), justify="right")
-    for name, own in results.items():
-        means = np.mean([list(result.success.values()) for result in own], axis=0)
+    for name, runs in results.items():
+        means = np.mean([list(result.success.values()) for result in runs], axis=0)
         rows.add_row(name, *(f"{mean:.2f}" for mean in means))
     return rows
 
 
 def interquartile_mean(scores: NDArray[np.float64]) -> float:
-    """Mean of the middle half of all scores (Agarwal et al., NeurIPS 2021)."""
+    """Return the mean of the middle half of all scores (Agarwal et al., NeurIPS 2021)."""
     from scipy import stats
 
     return float(stats.trim_mean(scores, 0.25, axis=None))
@@ -299,11 +320,12 @@ def bootstrap(
     statistic: Callable[[NDArray[np.float64]], float | np.floating[Any]],
     draws: int = 2_000,
 ) -> tuple[float, float]:
-    """95% percentile interval of a statistic of `(seed, task)`, drawing whole runs anew.
+    """Return a 95% percentile interval of a statistic of `(seed, task)`.
 
-    Agarwal et al., "Deep RL at the Edge of the Statistical Precipice" (NeurIPS 2021), section 4.1,
-    draw seeds apart for each task, since there every task has runs of its own. Here the tasks of a
-    seed share a run, and what it has of luck.
+    It draws whole runs with replacement. All tasks of a seed share one run, so their results
+    depend on each other. Agarwal et al. draw seeds separately for each task, because their tasks
+    have separate runs ("Deep RL at the Edge of the Statistical Precipice", NeurIPS 2021,
+    section 4.1).
     """
     random = np.random.default_rng(0)
     drawn = random.integers(len(scores), size=(draws, len(scores)))

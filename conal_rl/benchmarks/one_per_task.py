@@ -1,4 +1,4 @@
-"""Agents that are trained on one task each, and count together as one row of a table."""
+"""Agents that train on one task each. Together they are one row of a table."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from conal_rl.runs.files import atomic_write, read_json
 
 
 def write_together(parts: Sequence[Path], suite: str | Sequence[str], evaluation: Path) -> None:
-    """Write the evaluations of one task each as one of the suite, with what all have cost.
+    """Write one evaluation of a suite, with the steps and seconds of all its single tasks.
 
-    By the official protocol of MT1, the goals of a task are as many and drawn as those of a suite,
-    but others.
+    By the official protocol, MT1 draws as many goals for a task as a suite does, in the same way.
+    The goals themselves differ.
 
     Args:
-        parts: files of one task each, in the order of the suite's.
-        suite: what they make together.
-        evaluation: the file to write.
+        parts: The evaluation files of single tasks, in the suite's order.
+        suite: The suite of these tasks.
+        evaluation: The file to write.
     """
     reports = [read_json(path) for path in parts]
     whole = Evaluation(
@@ -40,24 +40,25 @@ def write_together(parts: Sequence[Path], suite: str | Sequence[str], evaluation
 def run_one_by_one(
     out: Path, preset: str, options: Sequence[str], steps: int, seed: int, what: str
 ) -> None:
-    """See to it that every task of a preset's suite has a finished run of its own in `out`.
+    """Make the missing runs of every task of a preset's suite, and write their evaluation.
 
     Args:
-        preset: of Meta-World.
-        options: of `python -m conal_rl.train`, for every run.
-        steps: env steps of all runs together.
-        seed: of training.
-        what: names the runs in errors.
+        out: The folder of the runs.
+        preset: A preset with a Meta-World suite.
+        options: Options of `python -m conal_rl.train` for every run.
+        steps: Env steps of all runs together.
+        seed: Seed of training.
+        what: The name of the runs in errors.
 
     Raises:
-        ConalError: one failed, or a folder has a run of another config.
+        ConalError: A run failed, or a folder has a run of different settings.
     """
     config = load_config(preset)
     assert isinstance(config, Config)
     tasks = suite_tasks(config.env.suite)
     common = ["--seed", str(seed), "--total-steps", str(steps // len(tasks))]
     for task in tasks:
-        own = ["--env.suite", f"mt1:{task}"]
-        finish(out / task, [preset, *common, *options, *own], f"{what}, {task}")
+        suite = ["--env.suite", f"mt1:{task}"]
+        finish(out / task, [preset, *common, *options, *suite], f"{what}, {task}")
     parts = [out / task / "evaluation.json" for task in tasks]
     write_together(parts, config.env.suite, out / "evaluation.json")

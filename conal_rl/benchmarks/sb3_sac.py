@@ -1,9 +1,9 @@
-"""`python -m conal_rl.benchmarks.sb3_sac`: Stable-Baselines3's own SAC on each task of a suite.
+"""Train Stable-Baselines3's own SAC on each task of a suite, as a reference.
 
-One network per task and SB3's defaults, but for what the comparison fixes: hidden widths, number of
-envs, random steps at the start, and one update per step of all envs. The reference that no code of
-this package's agent is in. A task that has been done is its TASK.json, and a later call goes on
-behind it.
+It uses no code of this package's agent. Every task has its own network. All settings are SB3's
+defaults, with four exceptions. The preset gives the hidden widths, the number of envs and the
+random steps at the start, and every step of all envs has one update. A finished task has the file
+TASK.json, and a later call skips this task.
 """
 
 from __future__ import annotations
@@ -32,24 +32,38 @@ from conal_rl.runs.files import atomic_write, draft_file
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m conal_rl.benchmarks.sb3_sac", description=__doc__)
-    parser.add_argument("config", help="preset or YAML file whose tasks, envs and widths to take")
-    parser.add_argument("--total-steps", type=int, required=True, help="over all tasks")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "config", help="Take the tasks, envs and hidden widths from this preset or YAML file."
+    )
+    parser.add_argument(
+        "--total-steps",
+        type=int,
+        required=True,
+        metavar="N",
+        help="Train for this number of env steps over all tasks.",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="Train with this seed. The default is %(default)s."
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="Keep the agents in this folder."
+    )
     return parser
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Train and evaluate what is not there yet, then write evaluation.json.
+    """Train and evaluate the tasks that are not finished, then write evaluation.json.
 
     Raises:
-        ConalError: whatever is wrong with the command line.
+        ConalError: The command line is wrong, or the folder has a run of different settings.
     """
     options = _parser().parse_args(arguments)
-    # These agents search nothing, so that a search may be longer than they are.
+    # These agents do not search, so the limits on a search's length do not apply.
     config = load_config(options.config, ["--agent.tree", "independent"])
     if not isinstance(config, Config):
-        raise ConfigError(f"{options.config}: not an experiment in reinforcement learning")
+        raise ConfigError(
+            f"config: got {options.config}, expected an experiment in reinforcement learning"
+        )
     config = dataclasses.replace(config, total_steps=options.total_steps, seed=options.seed)
     tasks = suite_tasks(config.env.suite)
     out: Path = options.out
@@ -66,7 +80,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _train_and_evaluate(config: Config, task: str, done: Path) -> None:
-    """Train on a task, keep the agent beside `done`, and write its evaluation there."""
+    """Train an agent on a task, save it next to the file `done`, and write its evaluation."""
     suite = f"mt1:{task}"
     env = make(suite, config.env.envs_per_task, config.seed)
     env.seed(config.seed)
@@ -92,7 +106,7 @@ def _train_and_evaluate(config: Config, task: str, done: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`run`, as an exit status."""
+    """Call `run` and return the exit status."""
     tune_malloc()
     return exit_status(lambda: run(sys.argv[1:] if arguments is None else arguments))
 

@@ -1,4 +1,4 @@
-"""Runs that a table is made of: each a process of its own, in a folder that a later call finds."""
+"""The runs of a table. Each one is a separate process, and later calls use its folder again."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from conal_rl.runs.folder import Run
 
 
 def finish(run: Path, arguments: Sequence[str], what: str) -> None:
-    """See to it that `run` is a finished run of `python -m conal_rl.train ARGUMENTS --out RUN`.
+    """Finish the run of `python -m conal_rl.train ARGUMENTS --out RUN`.
 
-    A finished one is left alone, and one with a checkpoint goes on, where they are of the same
-    config.
+    A run that is finished is not changed. A run with a checkpoint resumes.
 
     Args:
-        what: names it in errors.
+        run: The run's folder.
+        arguments: The preset and its options.
+        what: The name of the run in errors.
 
     Raises:
-        ConalError: it failed, or the folder has a run of another config.
+        ConalError: The run failed, or the folder has a run of different settings.
     """
     try:
         config = load_config(arguments[0], arguments[1:])
@@ -39,21 +40,28 @@ def finish(run: Path, arguments: Sequence[str], what: str) -> None:
     command = [*arguments, "--out", str(run)]
     if any(run.glob("checkpoints/step-*")):
         command = ["--resume", str(run)]
-    elif (run / "config.yaml").is_file():  # stopped before its first checkpoint
+    elif (run / "config.yaml").is_file():  # it stopped before its first checkpoint
         with Run(run).locked():
             shutil.rmtree(run)
     start("conal_rl.train", command, what)
 
 
 def require_config(run: Path, config: AnyConfig) -> None:
-    """Raise ConfigError where the folder has a run of another config."""
+    """Check that the folder does not have a run of different settings.
+
+    Raises:
+        ConfigError: It has one.
+    """
     written = run / "config.yaml"
     if written.is_file() and _anywhere(load_config(written)) != _anywhere(config):
-        raise ConfigError(f"{run}: has a run of other settings; choose another --out, or remove it")
+        raise ConfigError(
+            f"{run}: got a run of different settings, expected none or one of the same settings. "
+            "Choose a different --out, or remove the run."
+        )
 
 
 def _anywhere(config: AnyConfig) -> AnyConfig:
-    """The same for a study in any folder: a tree is named by its run alone."""
+    """Return the config with a tree that only its run names, so that a study may move."""
     tree = Path(config.agent.tree)
     if tree.suffix != ".json":
         return config
@@ -62,14 +70,14 @@ def _anywhere(config: AnyConfig) -> AnyConfig:
 
 
 def start(module: str, arguments: Sequence[str], what: str) -> None:
-    """`python -m MODULE ARGUMENTS` with one thread of torch; of its output only a line at its end.
+    """Run `python -m MODULE ARGUMENTS` with one torch thread, and print when it starts and ends.
 
-    Networks as small as these learn fastest on one, and others can run beside them.
+    Small networks learn fastest with one thread, and other runs can use the other cores.
 
     Raises:
-        ConalError: with its last line, where it failed.
+        ConalError: The process failed. The message has the last line of its output.
     """
-    print(f"{what}: begins", file=sys.stderr)
+    print(f"{what}: starts", file=sys.stderr)
     began = time.monotonic()
     ran = subprocess.run(
         [sys.executable, "-m", module, *arguments],
@@ -81,13 +89,13 @@ def start(module: str, arguments: Sequence[str], what: str) -> None:
     if ran.returncode:
         last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
         error = last.removeprefix("error: ")
-        if error == last:  # it did not end with an error of ours: a traceback, or it was killed
+        if error == last:  # a traceback, or the process was killed
             error = f"exit status {ran.returncode} after: {last}"
         raise ConalError(f"{what}: {error}")
     print(f"{what}: done in {(time.monotonic() - began) / 60:.0f} min", file=sys.stderr)
 
 
 def slug(method: str, seed: int) -> str:
-    """Name of the folder of a method's run."""
+    """Return the name of the folder of a method's run."""
     words = "".join(letter if letter.isalnum() else " " for letter in method.lower()).split()
     return "-".join([*words, str(seed)])

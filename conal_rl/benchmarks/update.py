@@ -1,11 +1,13 @@
-"""What one SAC update costs: `ConalSAC`'s on several trees, against Stable-Baselines3's own SAC.
+"""The cost of one SAC update: `ConalSAC` on several trees, and Stable-Baselines3's own SAC.
 
-All have the same hidden widths, critics of one squared error, no layer norm, and as many
-transitions per update: SB3's SAC draws `tasks * batch` of them, and its observations end in the
-task's one-hot, as ours do. An update is a whole call of `train(1)`: it draws from the replay, steps
-temperatures, critics and actor, and moves the targets; a search also steps the gates and notices
-conflicts. Products are of single precision but in the rows of `agent.mixed_precision`. The
-operations are those of matrix products, counted while one update runs.
+All peers have the same hidden widths, critics with a squared error, and no layer norm. They use the
+same number of transitions per update: SB3's SAC draws `tasks * batch` of them. Its observations end
+in the task's one-hot too.
+
+An update is a whole call of `train(1)`. It draws from the replay buffer, steps temperatures,
+critics and actor, and moves the targets. A search also steps the gates and notices conflicts.
+Matrix multiplications have single precision, except in the rows with bf16. The operations are those
+of matrix multiplications, and they are counted during one update.
 """
 
 from __future__ import annotations
@@ -29,11 +31,13 @@ from conal_rl.core import Tree
 from conal_rl.envs import TaskVecEnv
 from conal_rl.envs.vec_env import Task
 
-OBSERVATION, ACTION = 39, 4  # Meta-World's
+OBSERVATION, ACTION = 39, 4  # sizes in Meta-World
 STORED = 2000  # transitions per task
 OWN_MODULES = (0, 1, 0, 0, 2, 0, 1, 0, 3, 1)
-"""How many of its last modules each of ten tasks has to itself in the derived tree: half of the
-tasks stay on the trunk, one leaves it at the start."""
+"""The number of last modules that each of ten tasks does not share in the derived tree.
+
+Half of the tasks stay on the trunk, and one leaves it at the start.
+"""
 
 SB3 = "SB3's SAC"
 PRODUCT, PRODUCT_FLOPS = "matrix product", 2 * 2048**3
@@ -43,13 +47,13 @@ class Peer(NamedTuple):
     """One kind of update."""
 
     step: Step
-    flops: int  # of one update
+    flops: int  # operations of one update
 
 
 def measure(
     tasks: int, widths: Sequence[int], batch: int, rounds: int, seconds: float, device: str
 ) -> Table:
-    """A table of all peers, which take turns for `rounds` rounds of about `seconds` each."""
+    """Return a table of all peers. The arguments are those of `benchmarks.conflict.measure`."""
     torch.manual_seed(0)
     peers = make_peers(tasks, widths, batch, device)
     square = torch.randn(2, 2048, 2048, device=device)
@@ -61,13 +65,13 @@ def measure(
     limit = PRODUCT_FLOPS / times.pop(PRODUCT)
     table = Table(
         title=f"{tasks} tasks, hidden layers {', '.join(map(str, widths))}, batch {batch} per task",
-        caption=f"The limit: {limit / 1e9:,.0f} GFLOP/s, of a product of 2048x2048 float32. "
-        "The supernet's update has a gate step in it, and conflict noticing.",
+        caption=f"The limit is {limit / 1e9:,.0f} GFLOP/s, from a product of 2048x2048 float32. "
+        "The supernet's update includes a gate step and conflict noticing.",
     )
     columns = ("update", "time", "time/SB3", "GFLOP", "GFLOP/SB3", "GFLOP/s", "of limit")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=not number)
-    theirs = peers[SB3].flops
+    sb3_flops = peers[SB3].flops
     for name, taken in times.items():
         flops = peers[name].flops
         table.add_row(
@@ -75,7 +79,7 @@ def measure(
             f"{1000 * taken:,.1f} ms",
             f"{taken / times[SB3]:.2f} x",
             f"{flops / 1e9:,.3g}",
-            f"{flops / theirs:.2f} x",
+            f"{flops / sb3_flops:.2f} x",
             f"{flops / taken / 1e9:,.3g}",
             f"{flops / taken / limit:.0%}",
         )
@@ -83,7 +87,7 @@ def measure(
 
 
 def make_peers(tasks: int, widths: Sequence[int], batch: int, device: str) -> dict[str, Peer]:
-    """The kinds of update by name, each on a replay of its own full of random transitions."""
+    """Return the kinds of update by name. Each has its own replay of random transitions."""
     env = _env(tasks)
     sb3 = SAC(
         "MlpPolicy",
@@ -123,7 +127,7 @@ def make_peers(tasks: int, widths: Sequence[int], batch: int, device: str) -> di
 
 
 def derived_tree(tasks: Sequence[str], depth: int) -> Tree:
-    """A tree as a search may find it: `OWN_MODULES`, over and over."""
+    """Return a tree like a search's. `OWN_MODULES` repeats if there are more than ten tasks."""
     points = [
         max(1, depth + 1 - OWN_MODULES[number % len(OWN_MODULES)]) for number in range(len(tasks))
     ]
@@ -160,8 +164,8 @@ def _fill(buffer: ReplayBuffer) -> None:
 
 
 def count_flops(step: Step) -> int:
-    """Floating-point operations of the matrix products in one call, two per multiply-add."""
-    # Not among those that the counter knows: our layers' backward pass adds products in place.
+    """Return the operations of the matrix products in one call, two per multiply-add."""
+    # The counter does not know baddbmm_, which the layers' backward pass uses.
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _baddbmm})
     with counter:
         step()
@@ -173,7 +177,7 @@ def _baddbmm(added_to: torch.Size, a: torch.Size, b: torch.Size, **_: object) ->
 
 
 class _Still(gym.Env[Any, Any]):
-    """Meta-World's spaces, and nothing that moves."""
+    """An env with Meta-World's spaces that is never stepped."""
 
     observation_space = Box(-np.inf, np.inf, (OBSERVATION,), np.float32)
     action_space = Box(-1, 1, (ACTION,), np.float32)

@@ -2,15 +2,16 @@
 
     envs = conal_rl.envs.make("mt10", envs_per_task=2, seed=0)
 
-The contract, whatever the suite:
+Every suite keeps the same contract:
 
-- env `task * envs_per_task + k`: all envs of task 0 first; `envs.tasks` holds the names;
-- observations are float32, zero-padded to the longest task's, the task's one-hot at the end;
-- all tasks share one Box of actions; rewards are the envs' own, not scaled;
-- at the end of an episode `info` has `episode` (return, length, time), `terminal_observation`,
-  `TimeLimit.truncated` and, where the suite defines success, `is_success`;
-- a NaN or inf in an observation or reward raises `ObservationError`;
-- the same seed gives the same rollout.
+- Env `k` of a task has the index `task * envs_per_task + k`. `envs.tasks` holds the tasks' names.
+- Observations are float32. They are padded with zeros to the longest task's length, and the task's
+  one-hot follows.
+- All tasks share one Box of actions. Rewards are the envs' own and are not scaled.
+- At the end of an episode `info` has `episode` (return, length, time), `terminal_observation` and
+  `TimeLimit.truncated`. It has `is_success` if the suite defines success.
+- A NaN or inf in an observation or reward raises `ObservationError`.
+- The same seed gives the same rollout.
 """
 
 from __future__ import annotations
@@ -33,33 +34,35 @@ def make(
     seed: int = 0,
     engine: Literal["native", "official"] = "native",
 ) -> SuiteVecEnv:
-    """Make all envs of a suite.
+    """Return all envs of a suite as one vector env.
 
     Args:
-        suite: One of
-            `"mt10"`, `"mt25"`, `"mt50"`, `"mt1:TASK"` or a sequence of Meta-World v3 task names,
-            among them `"module:Class"` for a subclass of a Meta-World env, with which all of the
-            suite's envs are official ones;
-            `"cartpole"` (seven CartPole variants; the action's sign chooses the push) or
-            `"cartpole:proportional"` (the action scales the force);
-            a sequence of gymnasium env IDs, `"module:Env-v0"` included, with 1-D Box observations
-            and the same 1-D Box of actions.
-        envs_per_task: How many envs of each task. An official Meta-World env holds a MuJoCo model
-            of 36 MB, a native one beyond a task's first takes 4 KB.
+        suite: A suite in one of four forms.
+            `"mt10"`, `"mt25"`, `"mt50"` and `"mt1:TASK"` are Meta-World's suites.
+            A sequence of Meta-World v3 task names is a suite too. `"module:Class"` in it names the
+            user's own subclass of a Meta-World env, which needs the official engine.
+            `"cartpole"` has seven CartPole variants, and the action's sign chooses the push. In
+            `"cartpole:proportional"` the action scales the force.
+            A sequence of gymnasium env IDs may include `"module:Env-v0"`. These envs need 1-D Box
+            observations and the same 1-D Box of actions.
+        envs_per_task: The number of envs of each task. An official Meta-World env takes 36 MB.
+            With the native engine only a task's first env takes 36 MB, and each further env takes
+            4 KB.
         seed: Seed of every env's random stream and of Meta-World's goals, in [0, 2**32).
-        engine: What steps Meta-World's envs: `"native"`, compiled and in threads, or `"official"`,
-            as published, one after the other; both give the same numbers. Other suites are always
-            stepped one after the other.
+        engine: The engine for Meta-World's envs. `"native"` is compiled and uses threads.
+            `"official"` is Meta-World's own code, which steps one env after the other. Both give
+            the same numbers. If a task is a user's subclass, the official engine steps the whole
+            suite. The setting does not affect other suites.
 
     Raises:
-        SuiteError: In one line, what is wrong with the arguments and what to do.
+        SuiteError: An argument is wrong. The message says in one line which, and what to do.
     """
     if engine not in ("native", "official"):
-        raise SuiteError(f"unknown engine {engine!r}; there are: native, official")
+        raise SuiteError(f"engine: got {engine!r}, expected 'native' or 'official'")
     if envs_per_task < 1:
-        raise SuiteError(f"envs_per_task is {envs_per_task}; it must be at least 1")
+        raise SuiteError(f"envs_per_task: got {envs_per_task}, expected at least 1")
     if not 0 <= seed < 2**32:  # the range of the numpy stream that draws Meta-World's goals
-        raise SuiteError(f"seed is {seed}; it must be at least 0 and below 2**32")
+        raise SuiteError(f"seed: got {seed}, expected at least 0 and below 2**32")
     suite = suite if isinstance(suite, str) else tuple(suite)
     if engine == "native" and _is_published(suite):
         from conal_rl.envs.native.sb3_env import NativeVecEnv
@@ -73,13 +76,13 @@ def _is_published(suite: Suite) -> bool:
 
     if suite in cartpole.SUITES or not suite:
         return False
-    from conal_rl.envs import metaworld  # brings MuJoCo with it
+    from conal_rl.envs import metaworld  # it imports MuJoCo
 
     return metaworld.is_published(suite)
 
 
 def _tasks(suite: Suite, seed: int) -> list[Task]:
-    # Imported here: metaworld brings MuJoCo with it.
+    # metaworld is imported late, because it imports MuJoCo.
     from conal_rl.envs import cartpole
 
     if suite in cartpole.SUITES:
@@ -88,14 +91,14 @@ def _tasks(suite: Suite, seed: int) -> list[Task]:
     from conal_rl.envs import gym_tasks, metaworld
 
     if not suite:
-        raise SuiteError("the list of tasks is empty; name at least one")
+        raise SuiteError("suite: got an empty list of tasks, expected at least one")
     if metaworld.is_metaworld(suite):
         return metaworld.tasks(suite, seed)
     if isinstance(suite, str):
         close = did_you_mean(suite, [*metaworld.BENCHMARKS, *cartpole.SUITES])
         raise SuiteError(
-            f"unknown suite {suite!r}; there are mt10, mt25, mt50, mt1:TASK, cartpole, "
-            f"cartpole:proportional, or a list of tasks, in YAML [{suite}]{close}"
+            f"suite: got {suite!r}, expected mt10, mt25, mt50, mt1:TASK, cartpole, "
+            f"cartpole:proportional or a list of tasks (in YAML [{suite}]){close}"
         )
     return gym_tasks.tasks(suite, other_names=metaworld.TASK_NAMES)
 

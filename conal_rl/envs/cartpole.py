@@ -1,7 +1,7 @@
-"""Variants of gymnasium's CartPole-v1 as a small multi-task suite that trains in minutes.
+"""Variants of gymnasium's CartPole-v1: a small multi-task suite that trains in minutes.
 
-The physics is gymnasium's own; a variant changes its constants. `reversed` answers every push with
-the opposite one, so its gradients must conflict with those of the other tasks.
+The physics is gymnasium's own, and a variant changes its constants. The variant `reversed` turns
+every push around, so its gradients must conflict with the gradients of the other tasks.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ SUITES = ("cartpole", "cartpole:proportional")
 
 
 class Variant(NamedTuple):
-    """Constants of one CartPole; the defaults are those of CartPole-v1."""
+    """Constants of one CartPole. The defaults are the constants of CartPole-v1."""
 
     gravity: float = 9.8  # m/s^2
     masscart: float = 1.0  # kg
     masspole: float = 0.1  # kg
     length: float = 0.5  # half the pole's length, m
-    force: float = 10.0  # of action 1, N; negative pushes the other way
+    force: float = 10.0  # of the action 1, N; a negative force pushes to the left
 
 
 VARIANTS = {
@@ -44,8 +44,8 @@ VARIANTS = {
 class ContinuousCartPole(gym.ActionWrapper[Any, npt.NDArray[np.float32], int]):
     """CartPole-v1 with the constants of `variant` and one continuous action in [-1, 1].
 
-    The action's sign chooses one of the two pushes (0 pushes as -1 does); with `proportional` the
-    force is the action times `variant.force`. Episodes are truncated after 500 steps.
+    The action's sign chooses one of the two pushes. The action 0 pushes like -1. If `proportional`
+    is true, the force is the action times `variant.force`. Episodes are truncated after 500 steps.
     """
 
     def __init__(self, variant: Variant, proportional: bool = False) -> None:
@@ -59,12 +59,12 @@ class ContinuousCartPole(gym.ActionWrapper[Any, npt.NDArray[np.float32], int]):
         self._cartpole.masscart = variant.masscart
         self._cartpole.masspole = variant.masspole
         self._cartpole.length = variant.length
-        # CartPoleEnv derives these once, in its constructor.
+        # CartPoleEnv derives these two only once, in its constructor.
         self._cartpole.total_mass = variant.masscart + variant.masspole
         self._cartpole.polemass_length = variant.masspole * variant.length
 
     def action(self, action: npt.NDArray[np.float32]) -> int:
-        """Turn the action, shape (1,), into CartPole's push to the right with a signed force."""
+        """Return CartPole's push to the right, after the action `(1,)` has set its signed force."""
         push = float(np.clip(action[0], -1.0, 1.0))
         if not self._proportional:
             push = 1.0 if push > 0 else -1.0
@@ -73,7 +73,7 @@ class ContinuousCartPole(gym.ActionWrapper[Any, npt.NDArray[np.float32], int]):
 
 
 def tasks(suite: str) -> list[Task]:
-    """Return the variants as tasks; `suite` is one of `SUITES`."""
+    """Return the variants as tasks. `suite` is one of `SUITES`."""
     proportional = suite == "cartpole:proportional"
     return [
         Task(name, partial(ContinuousCartPole, variant, proportional))

@@ -1,4 +1,4 @@
-"""Any list of gymnasium env IDs as a suite: how users bring their own tasks."""
+"""A list of gymnasium env IDs as a suite. Users add their own tasks in this way."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from conal_rl.errors import SuiteError, of_user_code
 
 
 def tasks(env_ids: Sequence[str], other_names: Sequence[str] = ()) -> list[Task]:
-    """Return one task per env ID, which may be `"module:Env-v0"` as in `gymnasium.make`.
+    """Return one task per env ID.
 
-    An ID given more than once is a task each time, named `ID`, `ID#2`, ... Building a task raises
-    `SuiteError` when gymnasium cannot make its env.
+    An ID that is given several times makes several tasks, named `ID`, `ID#2` and so on.
+    `Task.build` raises `SuiteError` if gymnasium cannot make the env.
 
     Args:
-        env_ids: IDs that `gymnasium.make` knows.
-        other_names: Names that are no env IDs but that a mistyped one may have meant.
+        env_ids: IDs that `gymnasium.make` knows, `"module:Env-v0"` included.
+        other_names: Further names that an error may suggest for a mistyped ID.
     """
-    found = []
+    tasks_of_ids = []
     seen: Counter[str] = Counter()
     for env_id in env_ids:
         seen[env_id] += 1
         name = env_id if seen[env_id] == 1 else f"{env_id}#{seen[env_id]}"
-        found.append(Task(name, partial(_build, env_id, other_names)))
-    return found
+        tasks_of_ids.append(Task(name, partial(_build, env_id, other_names)))
+    return tasks_of_ids
 
 
 def _build(env_id: str, other_names: Sequence[str]) -> gym.Env[Any, Any]:
@@ -39,9 +39,12 @@ def _build(env_id: str, other_names: Sequence[str]) -> gym.Env[Any, Any]:
     except gym.error.UnregisteredEnv as error:
         close = did_you_mean(env_id.rpartition(":")[2], [*gym.registry, *other_names])
         raise SuiteError(
-            f"unknown task {env_id!r}{close or '; give gymnasium env IDs or Meta-World tasks'}"
+            f"suite: got the task {env_id!r}, expected a gymnasium env ID or a Meta-World task"
+            f"{close}"
         ) from error
-    except (gym.error.Error, ImportError) as error:  # e.g. a package of the env is missing
-        raise SuiteError(f"gymnasium cannot make {env_id!r}: {error}") from error
-    except Exception as error:  # whatever the env's own code raises
-        raise SuiteError(f"gymnasium cannot make {env_id!r}: {of_user_code(error)}") from error
+    except (gym.error.Error, ImportError) as error:  # for example, the env's package is missing
+        raise SuiteError(f"task {env_id!r}: gymnasium cannot make it: {error}") from error
+    except Exception as error:  # the env's own code may raise anything
+        raise SuiteError(
+            f"task {env_id!r}: gymnasium cannot make it: {of_user_code(error)}"
+        ) from error

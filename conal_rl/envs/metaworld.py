@@ -1,15 +1,16 @@
-"""Meta-World v3 (metaworld 3.1.1): its suites for training and its own vector env for evaluation.
+"""Meta-World v3 (metaworld 3.1.1): suites for training, and its own vector env for evaluation.
 
-Every quirk of metaworld is dealt with here:
+This module handles every quirk of metaworld:
 
-- `SawyerXYZEnv.reset` ignores its seed; only `seed()` counts, and resets draw from that stream.
-- An episode never terminates by itself: 500 steps truncate it, and a task may be solved at one
+- `SawyerXYZEnv.reset` ignores its seed. Only `seed()` has an effect, and resets draw from its
+  stream.
+- An episode never terminates by itself, and 500 steps truncate it. A task may be solved at one
   step and unsolved at the next, so success means "at any step".
-- Goals come from numpy's global stream, task after task: the same task has other goals in
-  another suite, and a list has those of a benchmark with these tasks in this order.
-- `gym.make_vec("Meta-World/custom-mt-envs")` treats seed 0 as no seed, and `Meta-World/MT10` has
-  the one-hot off, so the envs are built with the function underneath them, `_init_each_env`.
-- Corner cameras are mounted rolled by half a turn.
+- Goals come from numpy's global stream, task after task. The goals of a task therefore depend on
+  the tasks before it in the suite.
+- `gym.make_vec("Meta-World/custom-mt-envs")` ignores seed 0, and `Meta-World/MT10` leaves out the
+  one-hot. This module calls `metaworld._init_each_env`, the function below both.
+- Corner cameras are mounted upside down.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import numpy.typing as npt
 from gymnasium.envs.mujoco import MujocoRenderer
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3, MT50_V3
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
-from metaworld.types import Task as Goal  # what metaworld calls a task: an env and one of its goals
+from metaworld.types import Task as Goal  # metaworld calls an env with one goal a task
 
 from conal_rl.envs.suggest import did_you_mean
 from conal_rl.envs.vec_env import Suite, Task
@@ -45,14 +46,14 @@ BENCHMARKS = {"mt10": tuple(MT10_V3), "mt25": tuple(MT25_V3), "mt50": tuple(MT50
 
 
 def is_metaworld(suite: str | Sequence[str]) -> bool:
-    """Whether `suite` names Meta-World tasks, be it only in part; `suite_tasks` checks the rest."""
+    """Return whether `suite` has a Meta-World task. `suite_tasks` checks the other ones."""
     if isinstance(suite, str):
         return suite in BENCHMARKS or suite.startswith("mt1:")
     return any(_find_class(name) is not None for name in suite)
 
 
 def is_published(suite: str | Sequence[str]) -> bool:
-    """Whether `suite` is of Meta-World's own tasks alone, and none is a user's subclass.
+    """Return whether `suite` has only Meta-World's own tasks, without a user's subclass.
 
     Raises:
         SuiteError: As in `suite_tasks`.
@@ -61,80 +62,83 @@ def is_published(suite: str | Sequence[str]) -> bool:
 
 
 def _find_class(name: str) -> type[SawyerXYZEnv] | None:
-    """The env of a task's name: Meta-World's, or a user's subclass as `module:Class`.
+    """Return the env class of a task's name, or None if the name is not a Meta-World task.
+
+    The name is Meta-World's, or `module:Class` for a user's subclass.
 
     Raises:
-        SuiteError: `name` looks like a subclass, and is none.
+        SuiteError: `name` looks like a subclass, but it is not one.
     """
     module, _, attribute = name.rpartition(":")
     if not module or not attribute.isidentifier():  # gymnasium's IDs end in -v0
         return ALL_V3_ENVIRONMENTS.get(name)
     try:
         imported = importlib.import_module(module)
-    except Exception as error:  # whatever the user's own code raises
+    except Exception as error:  # the user's own code may raise anything
         raise SuiteError(f"task {name!r}: cannot import {module}: {of_user_code(error)}") from error
-    found = getattr(imported, attribute, None)
-    if isinstance(found, type) and issubclass(found, SawyerXYZEnv):
-        return found
+    cls = getattr(imported, attribute, None)
+    if isinstance(cls, type) and issubclass(cls, SawyerXYZEnv):
+        return cls
     if attribute in gym.registry:  # an ID without a version
         return None
-    if found is None:
-        classes = [own for own, value in vars(imported).items() if isinstance(value, type)]
+    if cls is None:
+        classes = [key for key, value in vars(imported).items() if isinstance(value, type)]
         close = did_you_mean(attribute, classes)
-        raise SuiteError(f"task {name!r}: {module} has no {attribute}{close}")
+        raise SuiteError(f"task {name!r}: {module} does not define {attribute}{close}")
     raise SuiteError(
-        f"task {name!r}: {attribute} is no subclass of a Meta-World env; a gymnasium env is named "
-        f"by the ID it is registered with, as {module}:{attribute}-v0"
+        f"task {name!r}: got {attribute}, expected a subclass of a Meta-World env. "
+        f"Name a gymnasium env by its registered ID, such as {module}:{attribute}-v0."
     )
 
 
 @contextmanager
 def _users_code(name: str) -> Iterator[None]:
-    # Around what may run it: Meta-World's own tasks do not fail.
+    # Only the code of a user's subclass may fail here. Meta-World's own tasks do not.
     try:
         yield
-    except Exception as error:  # whatever the user's own code raises
+    except Exception as error:  # the user's own code may raise anything
         if name in TASK_NAMES or isinstance(error, ConalError):
             raise
-        raise SuiteError(f"task {name!r} cannot be made: {of_user_code(error)}") from error
+        raise SuiteError(f"task {name!r}: cannot be made: {of_user_code(error)}") from error
 
 
 def env_class(name: str) -> type[SawyerXYZEnv]:
-    """The env of a task that `suite_tasks` has let through."""
-    found = _find_class(name)
-    assert found is not None, name
-    return found
+    """Return the env class of a task that `suite_tasks` has accepted."""
+    cls = _find_class(name)
+    assert cls is not None, name
+    return cls
 
 
 def suite_tasks(suite: str | Sequence[str]) -> tuple[str, ...]:
     """Return the task names of a Meta-World suite in the order of the one-hot.
 
     Raises:
-        SuiteError: `suite` is no Meta-World suite, or a task is unknown or there twice.
+        SuiteError: `suite` is not a Meta-World suite, or a task is unknown or listed twice.
     """
     if isinstance(suite, str) and suite in BENCHMARKS:
         return BENCHMARKS[suite]
     if isinstance(suite, str):
         if not suite.startswith("mt1:"):
-            raise SuiteError(f"{suite!r} is no Meta-World suite; use mt10, mt25, mt50 or mt1:TASK")
+            raise SuiteError(f"suite: got {suite!r}, expected mt10, mt25, mt50 or mt1:TASK")
         names: tuple[str, ...] = (suite.removeprefix("mt1:"),)
     else:
         names = tuple(suite)
     if not names:
-        raise SuiteError("the list of tasks is empty; name at least one")
+        raise SuiteError("suite: got an empty list of tasks, expected at least one")
     for i, name in enumerate(names):
         if _find_class(name) is None:
-            mixed = "" if len(names) == 1 else ", and a list cannot mix Meta-World with other envs"
+            mixed = "" if len(names) == 1 else " because the other tasks are Meta-World's"
             raise SuiteError(
-                f"{name!r} is no Meta-World v3 task{mixed}{did_you_mean(name, TASK_NAMES)}"
+                f"suite: got the task {name!r}, expected a Meta-World v3 task{mixed}"
+                f"{did_you_mean(name, TASK_NAMES)}"
             )
         if name in names[:i]:
-            raise SuiteError(f"{name!r} is in the list twice; name each Meta-World task once")
+            raise SuiteError(f"suite: got {name!r} twice, expected each Meta-World task once")
     return names
 
 
 def tasks(suite: str | Sequence[str], seed: int) -> list[Task]:
-    """Return the suite's tasks; each reset of their envs draws one of the 50 official goals.
+    """Return the suite's tasks. Each reset of their envs draws one of the 50 official goals.
 
     Raises:
         SuiteError: As in `suite_tasks`.
@@ -152,16 +156,16 @@ def official_vector_env(
     seed: int,
     vector_strategy: Literal["sync", "async"] = "sync",
 ) -> gym.vector.SyncVectorEnv[Any, Any] | gym.vector.AsyncVectorEnv[Any, Any]:
-    """Build metaworld's own vector env, as `metaworld.evaluation.evaluation` needs it.
+    """Return metaworld's own vector env, as `metaworld.evaluation.evaluation` needs it.
 
-    One env per task, one-hot on, 500 steps, same-step autoreset. Each reset takes the next of the
-    50 goals in shuffled order, so the first 50 episodes of a task visit each goal once: make a new
-    one for each evaluation.
+    It has one env per task, the one-hot, episodes of 500 steps and automatic resets in the same
+    step. Each reset takes the next of the 50 goals in shuffled order. The first 50 episodes of a
+    task visit each goal once, so every evaluation needs a new vector env.
 
     Args:
         suite_or_tasks: A Meta-World suite as in `conal_rl.envs.make`.
         seed: Chooses the goals, like `seed` of metaworld's benchmarks, and their order.
-        vector_strategy: `"async"` runs each env in a process of its own.
+        vector_strategy: `"async"` runs each env in its own process.
 
     Raises:
         SuiteError: As in `suite_tasks`.
@@ -200,7 +204,7 @@ def official_vector_env(
 
 
 class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
-    # Obeys the seed of reset, and puts "solved at any step" into info["is_success"].
+    # This wrapper obeys the seed of reset, and puts "solved at any step" into info["is_success"].
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -243,15 +247,20 @@ def _goals(names: tuple[str, ...], seed: int) -> tuple[Goal, ...]:
 
 
 def draw_goals(envs: Mapping[str, SawyerXYZEnv], seed: int) -> list[Goal]:
-    """Draw 50 goals for each env as metaworld's benchmarks do, `{task name: env}`.
+    """Return 50 goals for each env, task after task, as metaworld's benchmarks draw them.
 
-    They reset each env 50 times, and nearly all of that time goes into simulating the hand's way
-    home, on which no goal depends; here the hand stays (tests/envs/test_metaworld.py compares
-    MT10's goals; those of all 50 tasks were compared once).
+    The benchmarks reset each env 50 times, and they simulate how the hand moves back to its start.
+    That takes nearly all of the time, and no goal depends on it, so here the hand stays.
+    tests/envs/test_metaworld.py compares the goals of MT10. The goals of all 50 tasks were compared
+    once.
+
+    Args:
+        envs: An env of each task, by the task's name.
+        seed: As `seed` of metaworld's benchmarks.
     """
 
     def hand_stays(env: SawyerXYZEnv, steps: int = 50) -> None:
-        mujoco.mj_forward(env.model, env.data)  # some tasks read positions right after
+        mujoco.mj_forward(env.model, env.data)  # some tasks read positions directly afterwards
         env.init_tcp = env.tcp_center
 
     goals = []
@@ -272,20 +281,24 @@ def draw_goals(envs: Mapping[str, SawyerXYZEnv], seed: int) -> list[Goal]:
 
 
 def require_display() -> None:
-    """Raise ConalError where nothing has been named to render with, and that is needed."""
+    """Check that MuJoCo has a display or an OpenGL backend to render with.
+
+    Raises:
+        ConalError: This is Linux, and no environment variable names one.
+    """
     named = {"MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
     if sys.platform == "linux" and not named:
-        raise ConalError("no display to render on: set MUJOCO_GL=egl (or osmesa)")
+        raise ConalError("no display to render on: set MUJOCO_GL=egl or MUJOCO_GL=osmesa")
 
 
 CAMERA_SIZE = 240
 
 
 class Camera:
-    """The benchmark's camera on one model and data.
+    """The benchmark's camera for one MuJoCo model and its data.
 
     Raises:
-        ConalError: as `require_display`.
+        ConalError: As in `require_display`.
     """
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
@@ -295,19 +308,19 @@ class Camera:
         )
 
     def image(self) -> npt.NDArray[np.uint8]:
-        """What it sees, upright, `(240, 240, 3)`.
+        """Return the camera's image, upright, `(240, 240, 3)`.
 
         Raises:
-            ConalError: MuJoCo finds no OpenGL to render with.
+            ConalError: MuJoCo cannot render because it does not find OpenGL.
         """
         try:
             image: Any = self._renderer.render("rgb_array")
-        except Exception as error:  # each OpenGL stack fails in its own way, AttributeError too
+        except Exception as error:  # each OpenGL library fails differently, even by AttributeError
             backend = os.environ.get("MUJOCO_GL", "unset")
             raise ConalError(
-                f"MuJoCo cannot render here with MUJOCO_GL={backend}: try egl or osmesa"
+                f"MuJoCo cannot render here with MUJOCO_GL={backend}. Try egl or osmesa."
             ) from error
-        # A half turn, not a flip: a flip would also swap left and right.
+        # The image is turned by half a turn. A flip would also swap left and right.
         return np.ascontiguousarray(image[::-1, ::-1])
 
     def close(self) -> None:
@@ -317,7 +330,7 @@ class Camera:
 
 @contextmanager
 def _without_precision_warnings() -> Iterator[None]:
-    # metaworld's OneHotWrapper builds a float32 Box from float64 bounds.
+    # metaworld's OneHotWrapper builds a float32 Box from float64 bounds, and gymnasium warns.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*Box (low|high)'s precision lowered")
         yield

@@ -1,4 +1,4 @@
-"""`TaskVecEnv`: envs of several tasks, stepped in turn, as one Stable-Baselines3 `VecEnv`."""
+"""`TaskVecEnv`: one Stable-Baselines3 `VecEnv` that steps envs of several tasks in turn."""
 
 from __future__ import annotations
 
@@ -31,14 +31,17 @@ class Task(NamedTuple):
 class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
     """One env as the agent sees it.
 
-    Pads the observation with zeros to `obs_dim`, appends the one-hot of `task`, and raises
-    `ObservationError` on a NaN or inf, or on an observation of another length than its space's,
-    before it can reach a replay buffer; `SuiteError` where the env's own code fails.
+    It pads the observation with zeros to `obs_dim` and appends the one-hot of `task`.
 
-    `info["is_success"]` at the end of an episode is the env's own. Where it has none, it says
-    whether `info["success"]` was true at any step, or else whether the return reached the
-    `reward_threshold` of the env's gymnasium spec. Once an env has spoken of success, an episode
-    of which it says nothing counts as failed; those before were judged by the threshold.
+    At the end of an episode `info["is_success"]` is the env's own. If the env does not give it, it
+    says whether `info["success"]` was true at any step. If the env does not give that either, it
+    says whether the return reached the `reward_threshold` of the env's gymnasium spec. After an
+    env has reported success or failure once, an episode without a report counts as failed.
+
+    Raises:
+        ObservationError: An observation or reward has a NaN or inf, or the wrong shape. It never
+            reaches a replay buffer.
+        SuiteError: The env's own code fails.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
         self._where = f"task {name!r}, env {index} of the task"
         assert env.observation_space.shape is not None
         (self._length,) = env.observation_space.shape
-        self._solved: bool | None = None  # None: the env has never spoken of success
+        self._solved: bool | None = None  # None: the env has never reported success or failure
         self._threshold = env.spec.reward_threshold if env.spec else None
         self._begin()
 
@@ -67,49 +70,50 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; see the class."""
+        """Start an episode, as the class says."""
         self._begin()
         try:
             answer: Any = self.env.reset(seed=seed, options=options)
         except ConalError:
             raise
-        except Exception as error:  # whatever the env's own code raises
+        except Exception as error:  # the env's own code may raise anything
             if isinstance(error, TypeError) and "keyword argument" in str(error):
-                told = f"its reset does not take seed and options: {error}; mend the env"
+                problem = f"reset does not take seed and options: {error}. Correct the env."
             else:
-                told = f"its reset fails: {of_user_code(error)}"
-            raise SuiteError(f"{self._where}: {told}") from error
+                problem = f"reset fails: {of_user_code(error)}"
+            raise SuiteError(f"{self._where}: {problem}") from error
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise ObservationError(
-                f"{self._where}: its reset does not return an observation and an info; mend the env"
+                f"{self._where}: reset: got {_short(answer)}, expected an observation and an "
+                "info. Correct the env."
             )
         return self._observation(answer[0]), answer[1]
 
     def step(
         self, action: npt.NDArray[Any]
     ) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Take one step; see the class."""
+        """Take one step, as the class says."""
         self._step += 1
         try:
             answer: Any = self.env.step(action)
         except ConalError:
             raise
-        except Exception as error:  # whatever the env's own code raises
+        except Exception as error:  # the env's own code may raise anything
             raise SuiteError(
-                f"{self._where}: its step {self._step} of the episode fails: {of_user_code(error)}"
+                f"{self._where}: step {self._step} of the episode fails: {of_user_code(error)}"
             ) from error
         fits = isinstance(answer, tuple) and len(answer) == 5 and isinstance(answer[4], Mapping)
         if not fits:
             raise ObservationError(
-                f"{self._where}: its step does not return an observation, a reward, terminated, "
-                "truncated and an info; mend the env"
+                f"{self._where}: step: got {_short(answer)}, expected an observation, a "
+                "reward, terminated, truncated and an info. Correct the env."
             )
         obs, given, terminated, truncated, own_info = answer
-        info = dict(own_info)  # the env may keep its own, and return it again
+        info = dict(own_info)  # a copy, because the env may return the same object again
         if np.ndim(cast(Any, given)) or not isinstance(given, SupportsFloat):
             raise ObservationError(
-                f"{self._where}: the reward at step {self._step} of the episode is {given!r:.60}, "
-                "expected a number; mend the env"
+                f"{self._where}: reward: got {_short(given)} at step {self._step} of the "
+                "episode, expected a number. Correct the env."
             )
         reward = float(given)
         if not math.isfinite(reward):
@@ -118,8 +122,8 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
         for key in {"success", "is_success"} & info.keys():
             if np.size(info[key]) != 1:
                 raise ObservationError(
-                    f"{self._where}: info[{key!r}] at step {self._step} of the episode is "
-                    f"{info[key]!r:.60}, expected true or false; mend the env"
+                    f"{self._where}: info[{key!r}]: got {_short(info[key])} at step "
+                    f"{self._step} of the episode, expected true or false. Correct the env."
                 )
         if "success" in info or "is_success" in info:
             self._solved = bool(self._solved or info.get("success"))
@@ -133,11 +137,12 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
     def _observation(self, obs: npt.NDArray[Any]) -> Observation:
         if np.shape(obs) != (self._length,):
             raise ObservationError(
-                f"{self._where}: an observation of shape {np.shape(obs)} at step {self._step} of "
-                f"the episode, but its space is of ({self._length},); mend the env"
+                f"{self._where}: observation: got the shape {np.shape(obs)} at step {self._step} "
+                f"of the episode, expected the shape ({self._length},) of its space. "
+                "Correct the env."
             )
         out: Observation = self._empty.copy()
-        with np.errstate(over="ignore"):  # too large for float32 becomes inf, which is caught below
+        with np.errstate(over="ignore"):  # a number too large for float32 becomes inf
             out[: len(obs)] = obs
         if not np.isfinite(out).all():
             raise self._error("observation")
@@ -145,13 +150,17 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
 
     def _error(self, what: str) -> ObservationError:
         return ObservationError(
-            f"{self._where}: the {what} is NaN or inf at step {self._step} of the episode; "
-            "mend the env"
+            f"{self._where}: {what}: got NaN or inf at step {self._step} of the episode, expected "
+            "finite numbers. Correct the env."
         )
 
 
+def _short(value: object) -> str:
+    return " ".join(repr(value).split())[:60]  # one line, also of an array
+
+
 def stream_seeds(seed: int, num_tasks: int, envs_per_task: int) -> Sequence[int]:
-    """A seed for every env of a suite; an env's depends on its own place alone."""
+    """Return a seed for every env. It depends only on `seed`, the task and the env's number."""
     return [
         int(np.random.SeedSequence([seed, task, k]).generate_state(1)[0])
         for task in range(num_tasks)
@@ -162,33 +171,42 @@ def stream_seeds(seed: int, num_tasks: int, envs_per_task: int) -> Sequence[int]
 def require_actions(
     actions: npt.NDArray[Any], tasks: Sequence[str], envs_per_task: int, size: int
 ) -> None:
-    """Raise ObservationError unless actions are finite numbers `(env, size)`."""
+    """Check that actions are finite numbers `(env, size)`.
+
+    Raises:
+        ObservationError: The shape is wrong, or an action has a NaN or inf.
+    """
     shape = len(tasks) * envs_per_task, size
     if np.shape(actions) != shape:
         raise ObservationError(
-            f"got actions of shape {np.shape(actions)}, expected {shape}: a row for every env"
+            f"actions: got an array of shape {np.shape(actions)}, expected {shape}, "
+            "a row for every env"
         )
     if not np.isfinite(actions).all():
         i = int(np.argwhere(~np.isfinite(actions))[0, 0])
         task, k = divmod(i, envs_per_task)
         raise ObservationError(
-            f"task {tasks[task]!r}, env {k} of the task: its action is NaN or inf: "
-            f"{np.asarray(actions)[i].tolist()}"
+            f"task {tasks[task]!r}, env {k} of the task: action: got NaN or inf in "
+            f"{np.asarray(actions)[i].tolist()}, expected finite numbers"
         )
 
 
 class EnvState(NamedTuple):
-    """Where all episodes of a suite stand, for a checkpoint."""
+    """The state of all episodes of a suite, for a checkpoint."""
 
     arrays: dict[str, npt.NDArray[Any]]
-    streams: list[Any]  # the random stream of every env, as JSON types
+    streams: list[Any]  # the state of every env's random stream, in JSON types
 
 
 class SuiteVecEnv(VecEnv):
-    """What the `VecEnv` of a suite has, whatever steps it.
+    """The `VecEnv` of a suite, for both engines.
 
     Attributes:
-        on_step_started: called in every `step`, once the environments have begun it.
+        suite: The suite's name or its tasks, as `conal_rl.envs.make` takes it.
+        tasks: Names of the tasks, in the order of the one-hot.
+        num_tasks: The number of tasks.
+        envs_per_task: The number of envs of each task.
+        on_step_started: A function that every `step` calls after the envs have begun the step.
     """
 
     suite: Suite
@@ -198,20 +216,20 @@ class SuiteVecEnv(VecEnv):
     on_step_started: Callable[[], object] | None = None
 
     def step(self, actions: npt.NDArray[Any]) -> VecEnvStepReturn:
-        """As SB3's, with `meanwhile` in between."""
+        """Step all envs as in SB3, and call `on_step_started` while they step."""
         self.step_async(actions)
         try:
             if self.on_step_started is not None:
                 self.on_step_started()
-        finally:  # a step that has begun must end
+        finally:  # a step that has begun must end, also after an error
             result = self.step_wait()
         return result
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed all envs from their next reset on, and the action space from now on.
+        """Seed the action space now, and all envs from their next reset.
 
         Args:
-            seed: At least 0; drawn from numpy's global stream when None, as in SB3.
+            seed: At least 0. None draws a seed from numpy's global stream, as in SB3.
 
         Returns:
             The seed of every env.
@@ -222,31 +240,31 @@ class SuiteVecEnv(VecEnv):
         self.action_space.seed(seed)
         return self._seeds
 
-    def standing(self) -> EnvState | None:
-        """Where the episodes stand; None where they cannot be left and gone on with."""
+    def state(self) -> EnvState | None:
+        """Return the state of the episodes, or None if these envs cannot resume an episode."""
         return None
 
-    def resume(self, standing: EnvState) -> Observation:
-        """Go on exactly from where `standing()` of an env made alike was; its observations.
+    def restore(self, state: EnvState) -> Observation:
+        """Resume the episodes of a state and return their observations.
 
         Raises:
-            ValueError: `standing` is of other tasks, or of another number of envs.
+            ValueError: The tasks or the number of envs differ from those of `state`, or these envs
+                cannot resume an episode.
         """
-        raise ValueError("these envs can only begin new episodes")
+        raise ValueError("state: these envs can only begin new episodes")
 
 
 class TaskVecEnv(SuiteVecEnv, DummyVecEnv):
-    """All envs of a suite, stepped one after the other; env `task * envs_per_task + k`.
+    """All envs of a suite, stepped one after the other. It keeps the contract of `conal_rl.envs`.
 
-    Observations are float32 `(num_tasks * envs_per_task, obs_dim + num_tasks)`, the task's one-hot
-    last; rewards are the envs' own. Every env has its own random stream, derived from
-    `(seed, task, k)`, so the same seed gives the same rollout for the same actions.
+    Observations have the shape `(num_tasks * envs_per_task, obs_dim + num_tasks)`. Every env has
+    its own random stream, which depends on `(seed, task, k)`.
 
     Args:
-        suite: The suite's name or its tasks, kept as an attribute.
+        suite: The suite's name or its tasks. It is only kept as an attribute.
         tasks: The tasks, in the order of the one-hot.
-        envs_per_task: How many envs of each task, at least 1.
-        seed: Seed of all env streams, at least 0. `seed()` sets it anew for the next reset.
+        envs_per_task: The number of envs of each task, at least 1.
+        seed: Seed of all env streams, at least 0. `seed()` changes it for the next reset.
 
     Raises:
         SuiteError: The tasks' spaces do not fit together, or an env cannot be made.
@@ -260,9 +278,9 @@ class TaskVecEnv(SuiteVecEnv, DummyVecEnv):
         self.num_tasks = len(tasks)
         self.envs_per_task = envs_per_task
 
-        first = [task.build() for task in tasks]  # the spaces of all are needed to wrap any
+        first = [task.build() for task in tasks]  # wrapping one env needs the spaces of all
         obs_dim = _common_obs_dim(self.tasks, first)
-        # One action space for all: SB3 samples from it and sends float32.
+        # All envs share one action space, in float32: SB3 samples from it.
         space = first[0].action_space
         assert isinstance(space, Box)
         action_space = Box(space.low.astype(np.float32), space.high.astype(np.float32))
@@ -280,10 +298,10 @@ class TaskVecEnv(SuiteVecEnv, DummyVecEnv):
         self.seed(seed)
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
-        """As SB3's.
+        """Keep the actions of the next step, as SB3 does.
 
         Raises:
-            ObservationError: the actions are of another shape, NaN or inf.
+            ObservationError: The actions have the wrong shape, or a NaN or inf.
         """
         require_actions(
             actions,
@@ -298,27 +316,27 @@ def _common_obs_dim(names: Sequence[str], envs: Sequence[gym.Env[Any, Any]]) -> 
     for name, env in zip(names, envs, strict=True):
         if not isinstance(env.action_space, Box):
             raise SuiteError(
-                f"task {name!r} has the action space {env.action_space}; tasks need a Box: "
-                "wrap the env so that a continuous action selects one of its actions"
+                f"task {name!r}: action space: got {env.action_space}, expected a Box. "
+                "Wrap the env so that a continuous action selects one of its actions."
             )
         actions = env.action_space
         if len(actions.shape) != 1 or not actions.is_bounded() or actions.dtype.kind != "f":
             raise SuiteError(
-                f"task {name!r} has the action space {actions}; tasks need a 1-D Box of finite "
-                "bounds and floating-point numbers: wrap the env, for instance in gymnasium's "
-                "RescaleAction or TransformAction"
+                f"task {name!r}: action space: got {actions}, expected a 1-D Box of "
+                "floating-point numbers with finite bounds. Wrap the env, for example in "
+                "gymnasium's RescaleAction or TransformAction."
             )
         obs = env.observation_space
         if not isinstance(obs, Box) or len(obs.shape) != 1:
             raise SuiteError(
-                f"task {name!r} has the observation space {obs}; tasks need a 1-D Box: "
-                "wrap the env, for instance in gymnasium's FlattenObservation"
+                f"task {name!r}: observation space: got {obs}, expected a 1-D Box. "
+                "Wrap the env, for example in gymnasium's FlattenObservation."
             )
         if not _same_actions(env.action_space, envs[0].action_space):
             raise SuiteError(
-                f"tasks {names[0]!r} and {name!r} have the action spaces {envs[0].action_space} "
-                f"and {env.action_space}; all tasks of a suite need the same shape and bounds: "
-                "wrap them, for instance in gymnasium's RescaleAction"
+                f"task {name!r}: action space: got {env.action_space}, expected "
+                f"{envs[0].action_space} as for task {names[0]!r}. "
+                "Wrap one of the envs, for example in gymnasium's RescaleAction."
             )
     return max(env.observation_space.shape[0] for env in envs)  # type: ignore[index]
 

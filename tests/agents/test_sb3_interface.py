@@ -459,7 +459,7 @@ def test_envs_of_other_tasks_are_refused(tmp_path: Path) -> None:
     """They would be given each other's heads."""
     agent = make_agent(TREES["shared"])
     agent.save(tmp_path / "agent.zip")
-    message = "has the tasks task-1, task-0; the agent is of task-0, task-1"
+    message = "the environment: got .* task-1, task-0, expected task-0, task-1"
     with pytest.raises(ValueError, match=message):
         agent.set_env(exchanged())
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""The CartPole variants: their physics against the textbook, and that each can be solved."""
+"""The CartPole variants: their physics equals the textbook, and each one can be solved."""
 
 import math
 from typing import Any
@@ -14,7 +14,7 @@ from conal_rl.envs.cartpole import SUITES, VARIANTS, ContinuousCartPole
 def textbook_step(
     state: Any, force: float, gravity: float, masscart: float, masspole: float, half_length: float
 ) -> list[float]:
-    """Barto, Sutton & Anderson (1983) without friction, one Euler step of 0.02 s."""
+    """Return the state after 0.02 s: Barto, Sutton & Anderson (1983), no friction, Euler step."""
     x, x_dot, theta, theta_dot = state
     sin, cos, mass = math.sin(theta), math.cos(theta), masscart + masspole
     push = (-force - masspole * half_length * theta_dot**2 * sin) / mass
@@ -24,7 +24,7 @@ def textbook_step(
             theta + 0.02 * theta_dot, theta_dot + 0.02 * theta_acc]  # fmt: skip
 
 
-# The constants are written out again, so that changing a task is a decision.
+# The constants stand here a second time, so that nobody changes a task by accident.
 CONSTANTS = {
     "standard": (10.0, 9.8, 1.0, 0.1, 0.5),
     "long_pole": (10.0, 9.8, 1.0, 0.1, 1.0),
@@ -38,7 +38,7 @@ CONSTANTS = {
 
 @pytest.mark.parametrize("proportional", [False, True])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_physics_is_the_textbooks(name: str, proportional: bool) -> None:
+def test_physics_equals_the_textbook(name: str, proportional: bool) -> None:
     strength, *constants = CONSTANTS[name]
     env: Any = ContinuousCartPole(VARIANTS[name], proportional)
     rng = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def test_physics_is_the_textbooks(name: str, proportional: bool) -> None:
         assert reward == 1.0
 
 
-def test_standard_is_cartpole_v1() -> None:
+def test_standard_equals_cartpole_v1() -> None:
     ours = ContinuousCartPole(VARIANTS["standard"])
     official: Any = gym.make("CartPole-v1")
     np.testing.assert_array_equal(ours.reset(seed=3)[0], official.reset(seed=3)[0])
@@ -80,7 +80,7 @@ def test_reversed_mirrors_standard(proportional: bool) -> None:
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_linear_feedback_solves_every_task(suite: Any) -> None:
-    """One hand-written controller balances all, but for the sign of its pushes on `reversed`."""
+    """One hand-written controller balances all tasks, with opposite pushes on `reversed`."""
     envs: Any = make(suite, envs_per_task=3, seed=0)
     assert envs.tasks == tuple(CONSTANTS)
     force = np.repeat([constants[0] for constants in CONSTANTS.values()], 3)
@@ -97,7 +97,7 @@ def test_linear_feedback_solves_every_task(suite: Any) -> None:
         assert (info["episode"]["r"], info["episode"]["l"]) == (500.0, 500)
 
 
-def test_a_fall_is_a_termination_and_no_success() -> None:
+def test_a_fall_terminates_without_success() -> None:
     envs: Any = make("cartpole", seed=0)
     envs.reset()
     fallen: dict[int, dict[str, Any]] = {}

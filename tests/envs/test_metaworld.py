@@ -1,4 +1,4 @@
-"""Meta-World suites against the official classes, stepped by hand."""
+"""Meta-World suites equal the official classes, which the tests step by hand."""
 
 import pickle
 import warnings
@@ -21,7 +21,7 @@ ENGINES = pytest.mark.parametrize("engine", ["official", "native"])
 
 @pytest.fixture(scope="session")
 def mt10() -> metaworld.MT10:
-    """The official benchmark, whose construction takes about 10 s."""
+    """The official benchmark. Its construction takes about 10 s."""
     return metaworld.MT10(seed=SEED)  # type: ignore[no-untyped-call]
 
 
@@ -34,7 +34,7 @@ def goals_of(env: Any) -> list[bytes]:
 
 
 @pytest.mark.slow
-def test_goals_are_the_official_ones(mt10: metaworld.MT10) -> None:
+def test_goals_equal_the_official_goals(mt10: metaworld.MT10) -> None:
     ours = tasks("mt10", SEED)
     assert [task.name for task in ours] == list(mt10.train_classes)
     for task in ours:
@@ -43,14 +43,14 @@ def test_goals_are_the_official_ones(mt10: metaworld.MT10) -> None:
         assert goals_of(task.build()) == official, task.name
 
 
-def test_goals_of_mt1() -> None:
+def test_goals_of_mt1_equal_the_official_goals() -> None:
     official = [goal.data for goal in official_mt1(5)]
     [task] = tasks("mt1:reach-v3", 5)
     assert goals_of(task.build()) == official
 
 
 class ByHand:
-    """An official env with its random goals, and nothing around it."""
+    """An official env with its random goals, without wrappers."""
 
     def __init__(self, benchmark: metaworld.MT10, name: str, seed: int) -> None:
         self.env: Any = benchmark.train_classes[name]()
@@ -64,7 +64,7 @@ class ByHand:
 
 @pytest.mark.slow
 @ENGINES
-def test_an_episode_is_the_official_one(mt10: metaworld.MT10, engine: Any) -> None:
+def test_an_episode_equals_the_official_episode(mt10: metaworld.MT10, engine: Any) -> None:
     envs: Any = make("mt10", seed=SEED, engine=engine)
     assert envs.tasks == tuple(mt10.train_classes)
     assert envs.action_space.shape == (4,)
@@ -72,7 +72,7 @@ def test_an_episode_is_the_official_one(mt10: metaworld.MT10, engine: Any) -> No
         i: ByHand(
             mt10, envs.tasks[i], int(np.random.SeedSequence([SEED, i, 0]).generate_state(1)[0])
         )
-        for i in (1, 8)  # push, which random actions do not solve, and window-open by its expert
+        for i in (1, 8)  # random actions do not solve push; an expert solves window-open
     }
     expert, rng = SawyerWindowOpenV3Policy(), np.random.default_rng(0)
     one_hot = np.eye(10, dtype=np.float32)
@@ -114,7 +114,7 @@ def test_success_at_any_step_counts(engine: Any) -> None:
     expert, obs = SawyerReachV3Policy(), envs.reset()
     seen: list[float] = []
     for step in range(500):
-        # Reaches the goal, then goes away from it for good.
+        # The hand reaches the goal, and then it leaves.
         action = expert.get_action(obs[0, :39].astype(np.float64))
         if any(seen):
             action = np.array([0.0, -1.0, 0.0, 0.0])
@@ -126,7 +126,7 @@ def test_success_at_any_step_counts(engine: Any) -> None:
 
 
 @ENGINES
-def test_same_seed_same_rollout(engine: Any) -> None:
+def test_the_same_seed_gives_the_same_rollout(engine: Any) -> None:
     def rollout(seed: int) -> Any:
         envs: Any = make(["reach-v3", "push-v3"], envs_per_task=2, seed=seed, engine=engine)
         rng = np.random.default_rng(0)
@@ -146,7 +146,7 @@ def test_same_seed_same_rollout(engine: Any) -> None:
     assert not np.array_equal(rewarded, others[1])
     goals = first[:, :, 36:39]
     assert not np.array_equal(goals[0, 0], goals[0, 1])  # envs of a task differ
-    assert not np.array_equal(goals[0, 0], goals[-1, 0])  # and so do resets
+    assert not np.array_equal(goals[0, 0], goals[-1, 0])  # and resets differ too
 
 
 @pytest.mark.parametrize("strategy", ["sync", pytest.param("async", marks=pytest.mark.slow)])
@@ -182,16 +182,16 @@ def test_official_vector_env_serves_the_official_evaluation() -> None:
 
     envs: Any = official_vector_env(["reach-v3", "push-v3"], 0)
     for task, goals in zip(tasks(["reach-v3", "push-v3"], 0), envs.get_attr("tasks"), strict=True):
-        assert goals_of(task.build()) == [goal.data for goal in goals]  # those trained on
+        assert goals_of(task.build()) == [goal.data for goal in goals]  # the goals of training
     _, _, success, _ = evaluation(Nothing(), envs, num_episodes=1)
     assert set(success) == {"reach-v3", "push-v3"}
 
 
-def test_suite_tasks() -> None:
+def test_suite_tasks_returns_the_names_in_order() -> None:
     assert all(map(is_metaworld, ["mt10", "mt1:reach-v3", ["reach-v3"]]))
     assert not any(map(is_metaworld, ["cartpole", ["Pendulum-v1"]]))
     assert suite_tasks("mt10") == tuple(metaworld.env_dict.MT10_V3)
     assert [len(suite_tasks(suite)) for suite in ("mt25", "mt50")] == [25, 50]
     assert suite_tasks("mt1:push-v3") == suite_tasks(["push-v3"]) == ("push-v3",)
-    with pytest.raises(SuiteError, match="'cartpole' is no Meta-World suite"):
+    with pytest.raises(SuiteError, match="suite: got 'cartpole', expected mt10"):
         suite_tasks("cartpole")

@@ -89,7 +89,7 @@ def test_conal_pro_goes_on_from_stage_to_stage(
 ) -> None:
     """The actor's tasks join at once, the critics' never: a tree beside a second stage."""
     agents: list[ConalSAC] = []
-    next_stage = ConalSAC.next_stage
+    next_stage, replaced = ConalSAC.next_stage, experiment.SACExperiment.next_stage
 
     def decided(agent: ConalSAC) -> Any:
         with torch.no_grad():
@@ -98,7 +98,18 @@ def test_conal_pro_goes_on_from_stage_to_stage(
         agents.append(agent)
         return next_stage(agent)
 
+    def spied(self: experiment.SACExperiment) -> bool:
+        before = self.agent
+        follows = replaced(self)
+        if follows:
+            assert before.log_ent_coef is not None and self.agent.log_ent_coef is not None
+            assert torch.equal(before.log_ent_coef, self.agent.log_ent_coef)
+            heads = zip(before.critic.head.parameters(), self.agent.critic.head.parameters())
+            assert all(torch.equal(*pair) for pair in heads)
+        return follows
+
     monkeypatch.setattr(ConalSAC, "next_stage", decided)
+    monkeypatch.setattr(experiment.SACExperiment, "next_stage", spied)
     run = tmp_path / "run"
     options = [*DEEPER[:3], "--search.method", "conal_pro"]
     assert train.main([toy, *options, "--out", str(run)]) == 0

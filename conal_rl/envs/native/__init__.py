@@ -1,8 +1,12 @@
 """The fast Meta-World engine: metaworld 3.1.1's numbers at the speed of MuJoCo 3.3.0.
 
-From below: `vectors`, `rewards`, `physics` (compiled), `tasks` (what they must know of a task),
-`engine` (threads, memory, snapshots), `episodes` (goals, horizon, resets), and on top `vec_env`
-for Stable-Baselines3 and `vector_env` for gymnasium.
+The modules build on each other, from the lowest to the highest:
+
+- `vectors`, `rewards` and `physics` are the compiled code.
+- `tasks` tells the compiled code where each task's objects are.
+- `engine` has the threads, the memory and the snapshots.
+- `episodes` has the goals, the horizon and the resets.
+- `sb3_env` is the interface to Stable-Baselines3, and `gymnasium_env` the one to gymnasium.
 """
 
 from __future__ import annotations
@@ -15,16 +19,16 @@ EXACT_FOR = {"metaworld": "3.1.1", "mujoco": "3.3.0"}
 
 
 def require_exact() -> None:
-    """Refuse versions whose numbers the compiled code was not compared with.
+    """Check that the installed versions are the ones that the compiled code was compared with.
 
     Raises:
-        SuiteError: In one line, the versions it is exact for, and what to do.
+        SuiteError: The versions differ. The message names both, and the official engine.
     """
-    found = {package: _version(package) for package in EXACT_FOR}
-    if found != EXACT_FOR:
+    installed = {package: _version(package) for package in EXACT_FOR}
+    if installed != EXACT_FOR:
         raise SuiteError(
-            f"the native engine is exact for {_listed(EXACT_FOR)}, not for {_listed(found)}: "
-            "install those, or use the official engine (--env.engine official)"
+            f"native engine: got {_listed(installed)}, expected {_listed(EXACT_FOR)}. "
+            "Install these versions, or use the official engine (--env.engine official)."
         )
 
 

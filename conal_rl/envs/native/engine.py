@@ -1,7 +1,7 @@
-"""`Engine`: many Meta-World envs at the speed of MuJoCo, with the numbers of the official ones.
+"""`Engine`: many Meta-World envs at the speed of MuJoCo, with the numbers of the official envs.
 
-A reset copies a snapshot of the state after the official reset, which depends on the goal alone;
-snapshots are made by the official code when a goal is first drawn.
+A reset copies a snapshot: the state of an env after the official reset. This state depends only on
+the goal. The official code makes the snapshot when a goal is drawn for the first time.
 """
 
 from __future__ import annotations
@@ -34,9 +34,12 @@ from conal_rl.envs.native.physics import (
 
 OBSERVATION = 39
 STEPS_PER_TIMING = 500
-"""For every thread: in a step that is timed one works alone, which costs 0.2% however many are."""
+"""Every `STEPS_PER_TIMING * threads` steps one step is timed, and only one thread works in it.
+
+The timed steps therefore cost 0.2% with any number of threads.
+"""
 PATIENCE = 20_000
-"""How often a helping thread looks for the next step before it sleeps: some 0.1 ms."""
+"""How often a helper thread looks for the next step before it sleeps: about 0.1 ms."""
 
 
 class Snapshot(NamedTuple):
@@ -47,16 +50,16 @@ class Snapshot(NamedTuple):
     site_pos: Floats
     observation: Floats  # (39,)
     previous: Floats  # (18,)
-    start: Floats  # (START_SIZE,); zeros where the task's own code rewards
-    attributes: dict[str, Any]  # of the env; empty where compiled code rewards
+    start: Floats  # (START_SIZE,); zeros if the reward is not compiled
+    attributes: dict[str, Any]  # of the env; empty if the reward is compiled
 
 
 class Engine:
-    """Envs `task * envs_per_task + k`; every array has one row for each, in float64.
+    """Env `k` of a task is row `task * envs_per_task + k` of every array, in float64.
 
     Args:
-        envs: An official env of each task. The engine has them to itself: they reset, and lend
-            their model and data to the workers.
+        envs: An official env of each task. Nothing else may use them: the engine resets them, and
+            its workers use their model and data.
         goals: The goals of each task.
         envs_per_task: At least 1.
         threads: At least 1.
@@ -74,32 +77,35 @@ class Engine:
         self.num_envs = len(envs) * envs_per_task
         self.threads = threads
         self._official = list(envs)
-        for env, own in zip(envs, goals, strict=True):
-            env.set_task(own[0])
+        for env, goals_of_task in zip(envs, goals, strict=True):
+            env.set_task(goals_of_task[0])
         self._compiled = np.array([type(env) in tasks.COMPILED for env in envs])
         self._make_workers()
         self._make_rows()
-        self._slots: dict[int, SawyerXYZEnv] = {}  # by env, where the task's own code runs
+        self._slots: dict[int, SawyerXYZEnv] = {}  # by env, if the task's own code runs
         self._snapshots: dict[tuple[int, int], Snapshot] = {}
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="metaworld")
-        self._actions: npt.NDArray[Any] | None = None  # of the step under way
+        self._actions: npt.NDArray[Any] | None = None  # of the step that has begun
         self._control = np.zeros(physics.CONTROL_SIZE, dtype=np.int64)
-        self._control[NEXT] = len(self._order)  # no worker to take as yet
-        self._alone = np.zeros_like(self._control)  # of steps that no thread helps with
+        self._control[NEXT] = len(self._order)  # there is no worker to take yet
+        self._alone = np.zeros_like(self._control)  # of steps without helpers
         self._steps, self._timing = 0, False
         self._helpers = [threading.Event() for _ in range(self.threads - 1)]
         self._stop = weakref.finalize(self, _stop, self._helpers, self._control)
         for wake in self._helpers:
-            # Nothing of the engine itself, so that it can go, but the memory that they step.
+            # The threads get only the memory that they step. They do not refer to the engine, so
+            # that it can be freed.
             args = wake, self._memory, self.workers, self.rows, self._order, self._control
             threading.Thread(target=_help, args=args, name="metaworld", daemon=True).start()
 
     # Memory.
 
     def _make_workers(self) -> None:
-        """A worker per task, or two per thread and more, so that threads end at about one time.
+        """Make at least one worker per task, and two per thread if memory allows it.
 
-        But no more than one for every two further envs of a task, for the memory that it takes.
+        With two workers per thread all threads end at about the same time. A worker takes memory,
+        so a task has at most one further worker for every two further envs. A task without
+        compiled code has only one worker.
         """
         self._memory: list[tuple[mujoco.MjModel, mujoco.MjData]] = []
         self._task: list[int] = []  # of each worker
@@ -109,24 +115,24 @@ class Engine:
             wanted = math.ceil(2 * self.threads / len(self._official)) if several else 1
             wanted = min(wanted, 1 + (self.envs_per_task - 1) // 2)
             first = task * self.envs_per_task
-            for k, own in enumerate(np.array_split(range(self.envs_per_task), wanted)):
+            for k, numbers in enumerate(np.array_split(range(self.envs_per_task), wanted)):
                 model = env.model if k == 0 else env.model.__copy__()
                 self._memory.append((model, env.data if k == 0 else mujoco.MjData(model)))
                 self._task.append(task)
-                ranges.append((first + int(own[0]), first + int(own[-1]) + 1))
+                ranges.append((first + int(numbers[0]), first + int(numbers[-1]) + 1))
 
-        own_env = [self._official[task] for task in self._task]
-        specs = [tasks.COMPILED.get(type(env)) for env in own_env]
-        spaces = [env.sawyer_observation_space for env in own_env]
+        envs = [self._official[task] for task in self._task]  # of each worker
+        specs = [tasks.COMPILED.get(type(env)) for env in envs]
+        spaces = [env.sawyer_observation_space for env in envs]
         self.workers = Workers(
             places=np.array(
-                [tasks.places(e, *memory) for e, memory in zip(own_env, self._memory, strict=True)]
+                [tasks.places(e, *memory) for e, memory in zip(envs, self._memory, strict=True)]
             ),
             rewards=np.array([spec.reward if spec else -1 for spec in specs]),
             rotations=np.array([tasks.rotation_kind(spec) if spec else 0 for spec in specs]),
-            frame_skips=np.array([env.frame_skip for env in own_env]),
+            frame_skips=np.array([env.frame_skip for env in envs]),
             sizes=np.array([_sizes(model) for model, _ in self._memory]),
-            limits=np.array([(env.mocap_low, env.mocap_high) for env in own_env], dtype=np.float64),
+            limits=np.array([(env.mocap_low, env.mocap_high) for env in envs], dtype=np.float64),
             offsets=np.array([spec.offset if spec else (0.0, 0.0, 0.0) for spec in specs]),
             bounds=np.array([(space.low, space.high) for space in spaces], dtype=np.float64),
             ranges=np.array(ranges, dtype=np.int64),
@@ -156,37 +162,37 @@ class Engine:
 
     @property
     def interprets(self) -> bool:
-        """Whether a task runs its own observation and reward code."""
+        """Whether any task runs its own observation and reward code instead of compiled code."""
         return bool(self._interpreted)
 
     @property
     def bytes_per_env(self) -> int:
-        """Memory of each env beyond a task's first, further workers included."""
+        """Memory of each further env of a task in bytes, with its share of further workers."""
         firsts, rows = len(self._official), sum(array.nbytes for array in self.rows)
         workers = (len(self._memory) - firsts) * self.bytes_per_worker
         return rows // self.num_envs + workers // max(1, self.num_envs - firsts)
 
     @property
     def bytes_per_worker(self) -> int:
-        """Memory of a task's first env, on average: model and data."""
+        """Mean memory of a task's first env in bytes: its model and its data."""
         sizes = [mujoco.mj_sizeModel(m) + d.nbuffer + d.narena for m, d in self._memory]
         return sum(sizes) // len(sizes)
 
     # Steps.
 
     def start(self, actions: npt.NDArray[np.floating[Any]]) -> None:
-        """Begin a step of all envs with actions `(env, 4)`, float32 or float64; then `wait`.
+        """Begin a step of all envs with actions `(env, 4)`, float32 or float64.
 
-        All threads but the calling one set to work. The official env computes in the precision of
-        its actions, and so does this.
+        All threads except the calling one begin to work, and `wait` ends the step. The engine
+        computes in the precision of its actions, as the official env does.
         """
         assert self._actions is None, "start() again before wait()"
         assert actions.shape == (self.num_envs, 4), actions.shape
         single = actions.dtype == np.float32
-        self._actions = actions.astype(np.float32 if single else np.float64)  # a copy of our own
+        self._actions = actions.astype(np.float32 if single else np.float64)  # a copy
         scales = self._single_scales if single else self._scales
         self._steps += 1
-        # The first step is slow in all it does.
+        # The second step is the first to be timed, because the first step is slow.
         self._timing = self.threads > 1 and self._steps % (STEPS_PER_TIMING * self.threads) == 2
         control = self._alone if self._timing else self._control
         physics.begin(self.rows, self._actions.astype(np.float64), scales, single, control)
@@ -195,7 +201,7 @@ class Engine:
                 wake.set()
 
     def wait(self) -> None:
-        """End the step; `rows` then holds its observations, rewards and successes."""
+        """End the step. `rows` then holds its observations, rewards and successes."""
         assert self._actions is not None, "wait() without start()"
         actions, self._actions = self._actions, None
         try:
@@ -209,9 +215,9 @@ class Engine:
                 physics.step(self.workers, self.rows, self._order, self._control, 0)
 
     def _time_workers(self) -> None:
-        """Step one by one in this thread; those that took longest come first from now on.
+        """Time each worker's step in this thread, and put the slowest workers first from now on.
 
-        Begun last, they would keep one thread busy while the others wait.
+        A slow worker that begins last keeps one thread busy while the others wait.
         """
         seconds = []
         for k in range(len(self._order)):
@@ -222,7 +228,7 @@ class Engine:
         self._order[:] = self._order[np.argsort(seconds)[::-1]]
 
     def _step_interpreted(self, worker: int, i: int, action: npt.NDArray[Any]) -> None:
-        """Compiled physics, then the task's own observation and reward."""
+        """Step env `i` with compiled physics, then the task's own observation and reward."""
         slot = self._slots[i]
         physics.simulate(self.workers, self.rows, worker, i)
         slot.curr_path_length += 1
@@ -237,7 +243,7 @@ class Engine:
     # Resets.
 
     def reset(self, envs: Integers, goals: Integers) -> None:
-        """Reset `envs` to `goals`, numbers into the goals of their tasks."""
+        """Reset `envs` to `goals`, which are indices into the goals of their tasks."""
         assert self._actions is None, "reset() before wait()"
         wanted = list(zip((envs // self.envs_per_task).tolist(), goals.tolist(), strict=True))
         new: dict[int, set[int]] = {}
@@ -285,7 +291,7 @@ class Engine:
             self._slots[i] = slot
 
     def show(self, i: int) -> tuple[mujoco.MjModel, mujoco.MjData]:
-        """Model and data with env `i` in them, for rendering, until the next step or reset."""
+        """Return a model and data that hold env `i`, until the next step or reset."""
         assert self._actions is None, "show() before wait()"
         ranges = self.workers.ranges
         worker = int(np.flatnonzero((ranges[:, 0] <= i) & (i < ranges[:, 1]))[0])
@@ -310,14 +316,14 @@ def _help(
     order: Integers,
     control: Integers,
 ) -> None:
-    """What a helping thread does: woken by a step, it takes workers as long as there are any."""
+    """Run a helper thread: each step wakes it, and it takes workers until none is left."""
     while True:
         wake.wait()
         wake.clear()
         if control[STOPPED]:
             return
         physics.step(workers, rows, order, control, PATIENCE)
-        assert memory  # of which `workers` has addresses alone
+        assert memory  # keeps it alive: `workers` has only its addresses
 
 
 def _stop(helpers: Sequence[threading.Event], control: Integers) -> None:
@@ -331,7 +337,7 @@ def _sizes(model: mujoco.MjModel) -> tuple[int, int, int]:
 
 
 def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Attributes with arrays of their own, but for views of MuJoCo's memory, which stay views."""
+    """Return the attributes with copies of arrays. Views of MuJoCo's memory stay views."""
     return {
         name: value.copy() if isinstance(value, np.ndarray) and not _is_view(value) else value
         for name, value in attributes.items()

@@ -31,18 +31,18 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Ended(NamedTuple):
-    """The episodes that a step has ended, one row each."""
+    """The episodes that ended in a step, one row each."""
 
-    envs: Integers  # (ended,)
-    observations: Floats  # (ended, 39), the last
+    envs: Integers  # (ended,): their numbers
+    observations: Floats  # (ended, 39): the last observations
     returns: Floats  # (ended,), undiscounted
     lengths: Integers  # (ended,), steps
     solved: Flags  # (ended,): success at any step
-    warnings: Integers  # (ended,): of MuJoCo, for instance of an unstable simulation
+    warnings: Integers  # (ended,): warnings of MuJoCo, for example of an unstable simulation
 
 
 class Step(NamedTuple):
-    """What a step of all envs gave; where an episode ended, the observation is the next one's."""
+    """The result of a step. After the end of an episode the observation is the next one's first."""
 
     observations: Floats  # (env, 39)
     rewards: Floats  # (env,)
@@ -53,19 +53,24 @@ class Step(NamedTuple):
 
 
 class GoalStream:
-    """Which goal each reset of one env takes: metaworld's two ways, with their random draws."""
+    """The goals of one env's resets, in metaworld's two ways and with its random draws.
+
+    Args:
+        seed: Seed of the random draws.
+        select: As `task_select` of `Episodes`.
+    """
 
     def __init__(self, seed: int, select: TaskSelect) -> None:
         if select not in get_args(TaskSelect):
             known = " or ".join(get_args(TaskSelect))
-            raise ValueError(f"task_select is {known}, not {select!r}")
+            raise ValueError(f"task_select: got {select!r}, expected {known}")
         self._select = select
         self._random, _ = seeding.np_random(seed)
         self._order = list(range(NUM_GOALS))
         self._turn = -1
 
     def draw(self) -> int:
-        """The number of the next reset's goal."""
+        """Return the number of the next reset's goal."""
         if self._select == "random":
             return int(self._random.choice(NUM_GOALS))
         self._turn = (self._turn + 1) % NUM_GOALS
@@ -74,32 +79,34 @@ class GoalStream:
         return self._order[self._turn]
 
     def state(self) -> list[Any]:
-        """All of it, as JSON types."""
+        """Return the stream's state, in JSON types."""
         return [self._random.bit_generator.state, list(self._order), self._turn]
 
     def restore(self, state: list[Any]) -> None:
-        """Inverse of `state`."""
+        """Continue from a state that `state` returned."""
         self._random.bit_generator.state, order, self._turn = state
         self._order = list(order)
 
 
 class Episodes:
-    """Envs `task * envs_per_task + k` of Meta-World tasks, 500 steps an episode.
+    """Episodes of 500 steps in all envs of Meta-World tasks.
+
+    Env `k` of a task has the index `task * envs_per_task + k`.
 
     Args:
-        names: Tasks, as `conal_rl.envs.metaworld.suite_tasks` gives them.
+        names: Tasks, as `conal_rl.envs.metaworld.suite_tasks` returns them.
         envs_per_task: At least 1.
         seed: Chooses the 50 goals of each task, as `seed` of metaworld's benchmarks does.
-        task_select: Each reset draws a goal with replacement (`"random"`), or takes the next of
-            the shuffled goals (`"pseudorandom"`).
+        task_select: `"random"` draws a goal with replacement at each reset. `"pseudorandom"` takes
+            the next of the shuffled goals.
         terminate_on_success: Whether an episode ends at its first success, as in metaworld's
             evaluation.
-        threads: That step, at least 1; the cores that this process may use when None.
+        threads: The number of threads, at least 1. None takes all cores that this process may use.
 
     Raises:
-        ValueError: `envs_per_task` or `threads` is below 1.
-        SuiteError: A task is a user's own, whose code the engine cannot know, or metaworld and
-            mujoco are not those that it is exact for.
+        ValueError: `envs_per_task` or `threads` is below 1, or `task_select` is unknown.
+        SuiteError: A task is a user's own, or the native engine is not exact for the installed
+            versions of metaworld and mujoco.
     """
 
     def __init__(
@@ -114,13 +121,13 @@ class Episodes:
         require_exact()
         if not is_published(names):
             raise SuiteError(
-                f"the native engine has Meta-World's own tasks alone, not {', '.join(names)}; "
-                "conal_rl.envs.make runs subclasses of theirs on the official one"
+                f"native engine: got the tasks {', '.join(names)}, expected only Meta-World's "
+                "own tasks. Use conal_rl.envs.make, which takes the official engine for subclasses."
             )
-        if envs_per_task < 1 or (threads is not None and threads < 1):
-            raise ValueError(
-                f"envs_per_task is {envs_per_task}, threads {threads}; both must be at least 1"
-            )
+        if envs_per_task < 1:
+            raise ValueError(f"envs_per_task: got {envs_per_task}, expected at least 1")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads: got {threads}, expected at least 1")
         self.names = tuple(names)
         self.terminate_on_success = terminate_on_success
         self._task_select: TaskSelect = task_select
@@ -128,24 +135,24 @@ class Episodes:
         with ThreadPoolExecutor(threads) as pool:  # compiling a model takes 0.2 s
             official = list(pool.map(lambda name: env_class(name)(), self.names))
         goals = draw_goals(dict(zip(self.names, official, strict=True)), seed)
-        own = [goals[i : i + NUM_GOALS] for i in range(0, len(goals), NUM_GOALS)]
-        self.engine = Engine(official, own, envs_per_task, threads)
+        by_task = [goals[i : i + NUM_GOALS] for i in range(0, len(goals), NUM_GOALS)]
+        self.engine = Engine(official, by_task, envs_per_task, threads)
         self.num_envs = self.engine.num_envs
         self.lengths = np.zeros(self.num_envs, dtype=np.int64)
         self.returns = np.zeros(self.num_envs)
         self.solved = np.zeros(self.num_envs, dtype=np.bool_)
         self._streams: list[GoalStream] = []
-        self._cameras: dict[int, Camera] = {}  # by the id of the data that they see
+        self._cameras: dict[int, Camera] = {}  # by the id of their MuJoCo data
         self._nobody = self._ended(np.arange(0))
 
     def seed(self, seeds: Sequence[int | None]) -> None:
-        """Seed each env's stream of goals from the next reset on; with None, it goes on.
+        """Seed each env's stream of goals from the next reset. None keeps the env's stream.
 
         Raises:
-            ValueError: another number of seeds.
+            ValueError: The number of seeds differs from the number of envs.
         """
         if len(seeds) != self.num_envs:
-            raise ValueError(f"{len(seeds)} seeds for {self.num_envs} envs")
+            raise ValueError(f"seeds: got {len(seeds)}, expected {self.num_envs}, one for each env")
         streams = self._streams or [GoalStream(0, self._task_select)] * self.num_envs
         self.set_streams(
             [
@@ -155,11 +162,11 @@ class Episodes:
         )
 
     def set_streams(self, streams: Sequence[GoalStream]) -> None:
-        """Have the goals of each env's next resets drawn by other streams."""
+        """Replace the streams that draw the goals of each env's next resets."""
         self._streams = list(streams)
 
     def reset(self) -> Floats:
-        """Begin an episode in every env; `seed` first."""
+        """Begin an episode in every env, and return the observations. Call `seed` before."""
         self._begin(np.arange(self.num_envs))
         return self.engine.rows.observations.copy()
 
@@ -170,19 +177,19 @@ class Episodes:
         self.engine.rows.warnings[envs] = 0
 
     def start(self, actions: npt.NDArray[np.floating[Any]]) -> None:
-        """Begin a step with actions `(env, 4)`, float32 or float64; threads go on with it.
+        """Begin a step with actions `(env, 4)`, float32 or float64. Threads continue it.
 
         Raises:
-            ObservationError: the actions are of another shape, NaN or inf.
+            ObservationError: The actions have the wrong shape, or a NaN or inf.
         """
         require_actions(actions, self.names, self.engine.envs_per_task, 4)
         self.engine.start(actions)
 
     def finish(self) -> Step:
-        """The step's outcome, once it is there; envs whose episode has ended are reset.
+        """Wait for the step and return it. An env whose episode has ended is reset.
 
         Raises:
-            ObservationError: an observation or a reward is NaN or infinite.
+            ObservationError: An observation or a reward has a NaN or inf.
         """
         self.engine.wait()
         rows = self.engine.rows
@@ -213,7 +220,7 @@ class Episodes:
     def _check_finite(self) -> None:
         rows = self.engine.rows
         observations, rewards = np.abs(rows.observations), np.abs(rows.rewards)
-        # Too large for float32 is as bad as inf; and NaN is not less than anything.
+        # A number too large for float32 counts as inf. A comparison with NaN is false.
         if observations.max() < FLOAT32_MAX and rewards.max() < FLOAT32_MAX:
             return
         fine = np.all(observations < FLOAT32_MAX, axis=1)
@@ -221,13 +228,13 @@ class Episodes:
         what = "reward" if fine[i] else "observation"
         task, k = divmod(i, self.engine.envs_per_task)
         raise ObservationError(
-            f"task {self.names[task]!r}, env {k} of the task: the {what} is NaN or inf at step "
-            f"{self.lengths[i]} of the episode, in which MuJoCo has warned "
-            f"{rows.warnings[i]} times: its simulation is unstable, if it has"
+            f"task {self.names[task]!r}, env {k} of the task: {what}: got NaN or inf at step "
+            f"{self.lengths[i]} of the episode, expected finite numbers. MuJoCo has warned "
+            f"{rows.warnings[i]} times in this episode. A warning means an unstable simulation."
         )
 
-    def standing(self) -> EnvState | None:
-        """Where the episodes stand; None where a task runs code of its own."""
+    def state(self) -> EnvState | None:
+        """Return the state of the episodes, or None if a task runs its own code."""
         if self.engine.interprets:
             return None
         return EnvState(
@@ -235,42 +242,44 @@ class Episodes:
             [stream.state() for stream in self._streams],
         )
 
-    def resume(self, standing: EnvState) -> Floats:
-        """Go on where `standing` was; returns the observations there.
+    def restore(self, state: EnvState) -> Floats:
+        """Resume the episodes of a state and return their observations.
 
         Raises:
-            ValueError: It is of other tasks, or of another number of envs.
+            ValueError: The tasks or the number of envs differ from those of `state`.
         """
-        own = self._arrays()
-        if {n: a.shape for n, a in own.items()} != {n: a.shape for n, a in standing.arrays.items()}:
-            raise ValueError("the episodes are of other tasks, or of another number of envs")
-        for name, array in own.items():
-            array[:] = standing.arrays[name]
+        arrays = self._arrays()
+        expected = {name: array.shape for name, array in arrays.items()}
+        given = {name: array.shape for name, array in state.arrays.items()}
+        if given != expected:
+            raise ValueError(f"state: got arrays of the shapes {given}, expected {expected}")
+        for name, array in arrays.items():
+            array[:] = state.arrays[name]
         self.seed([0] * self.num_envs)
-        for stream, state in zip(self._streams, standing.streams, strict=True):
-            stream.restore(state)
+        for stream, stream_state in zip(self._streams, state.streams, strict=True):
+            stream.restore(stream_state)
         return self.engine.rows.observations.copy()
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
-        own = {"lengths": self.lengths, "returns": self.returns, "solved": self.solved}
-        return own | self.engine.rows._asdict()
+        counts = {"lengths": self.lengths, "returns": self.returns, "solved": self.solved}
+        return counts | self.engine.rows._asdict()
 
     @property
     def warnings(self) -> Integers:
-        """How often MuJoCo has warned in each env's episode, for instance that it is unstable.
+        """Number of MuJoCo's warnings in each env's episode, for example of an unstable state.
 
-        It then resets its state by itself and the episode goes on, in the official env as here.
+        MuJoCo then resets its state and the episode continues, in the official env too.
         """
         return self.engine.rows.warnings
 
     def image(self, i: int) -> npt.NDArray[np.uint8]:
-        """What the benchmark's camera sees of env `i`, upright.
+        """Return the benchmark camera's image of env `i`, upright, `(240, 240, 3)`.
 
         Raises:
-            ConalError: MuJoCo finds no OpenGL to render with.
+            ConalError: MuJoCo cannot render.
         """
         model, data = self.engine.show(i)
-        if id(data) not in self._cameras:  # envs take turns on a model and data
+        if id(data) not in self._cameras:  # several envs share one model and its data
             self._cameras[id(data)] = Camera(model, data)
         return self._cameras[id(data)].image()
 

@@ -26,29 +26,30 @@ _METADATA = {"render_modes": ["rgb_array"], "render_fps": 80}
 
 
 def _observations(num_tasks: int) -> Box:
-    # Unbounded, unlike the official space, which the observation of a reset may leave.
+    # The space has no bounds: the observation of a reset may leave the official bounds.
     low, high = (np.full(OBSERVATION + num_tasks, bound) for bound in (-np.inf, np.inf))
     low[OBSERVATION:], high[OBSERVATION:] = 0.0, 1.0
     return Box(low, high, dtype=np.float64)
 
 
 class MetaWorldVectorEnv(gym.vector.VectorEnv[Floats, npt.NDArray[Any], Any]):
-    """Envs `task * envs_per_task + k` of a suite, in float64, episodes reset in the same step.
+    """A vector env of a suite, in float64. Episodes are reset in the same step.
 
-    As `gymnasium.make_vec("Meta-World/MT10", use_one_hot=True)` and its like, but that `reset`
-    obeys its seed.
+    Env `k` of a task has the index `task * envs_per_task + k`. It behaves like
+    `gymnasium.make_vec("Meta-World/MT10", use_one_hot=True)`, except that `reset` obeys its seed.
 
     Args:
         suite: As in `conal_rl.envs.make`.
-        num_envs: Of `make_vec`, which gives 1 when nothing was said: a multiple of the tasks is
-            divided among them.
-        envs_per_task: At least 1.
-        seed: Of goals and of all env streams.
+        num_envs: The number of all envs, a multiple of the number of tasks. The default 1 of
+            `make_vec` means one env per task.
+        envs_per_task: At least 1. None divides `num_envs` among the tasks.
+        seed: Seed of the goals and of all env streams.
         use_one_hot: Whether observations end in the task's one-hot.
         task_select, terminate_on_success, threads: As in `Episodes`.
         render_mode: `"rgb_array"` or None.
 
     Raises:
+        ValueError: `num_envs` is not a multiple of the number of tasks.
         SuiteError: As in `conal_rl.envs.metaworld.suite_tasks`.
     """
 
@@ -72,8 +73,8 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv[Floats, npt.NDArray[Any], Any]):
             per_task = max(1, num_envs // len(self.tasks))
         if num_envs not in (1, per_task * len(self.tasks)):
             raise ValueError(
-                f"num_envs is {num_envs}, but {suite} has {len(self.tasks)} tasks; "
-                "give a multiple of that, or envs_per_task"
+                f"num_envs: got {num_envs}, expected a multiple of the {len(self.tasks)} tasks of "
+                f"{suite}. Give such a number, or only envs_per_task."
             )
         self.render_mode = render_mode
         self.episodes = Episodes(
@@ -94,13 +95,13 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv[Floats, npt.NDArray[Any], Any]):
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[Floats, dict[str, Any]]:
-        """Begin an episode in every env; a seed begins their streams of goals anew.
+        """Begin an episode in every env. A seed also starts the streams of goals again.
 
         Raises:
-            ValueError: another number of seeds than of envs, or options, of which there are none.
+            ValueError: The number of seeds differs from the number of envs, or there are options.
         """
         if options:
-            raise ValueError(f"reset has no options here, not {', '.join(options)}")
+            raise ValueError(f"options: got {', '.join(options)}, expected no options")
         if isinstance(seed, int | np.integer):
             per_task = self.num_envs // len(self.tasks)
             self.episodes.seed(stream_seeds(int(seed), len(self.tasks), per_task))
@@ -111,7 +112,7 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv[Floats, npt.NDArray[Any], Any]):
     def step(
         self, actions: npt.NDArray[Any]
     ) -> tuple[Floats, Floats, Flags, Flags, dict[str, Any]]:
-        """Step all envs; `final_obs` and `final_info` as gymnasium's vector envs give them."""
+        """Step all envs. The info has gymnasium's `final_obs` and `final_info`."""
         self.episodes.start(np.asarray(actions))
         step = self.episodes.finish()
         everywhere = np.ones(self.num_envs, dtype=np.bool_)
@@ -127,31 +128,31 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv[Floats, npt.NDArray[Any], Any]):
 
     def _final(self, successes: Flags, ended: Ended) -> dict[str, Any]:
         envs = ended.envs
-        which = np.zeros(self.num_envs, dtype=np.bool_)
-        which[envs] = True
+        has_ended = np.zeros(self.num_envs, dtype=np.bool_)
+        has_ended[envs] = True
         observations = np.full(self.num_envs, None, dtype=object)
         observations[envs] = list(self._with_one_hot(ended.observations, envs))
         episode = {"r": np.zeros(self.num_envs), "l": np.zeros(self.num_envs, dtype=np.int64)}
         episode["r"][envs], episode["l"][envs] = ended.returns, ended.lengths
         final = {
-            "success": np.where(which, successes, 0.0),
-            "_success": which,
-            "episode": episode | {"_r": which, "_l": which},
-            "_episode": which,
+            "success": np.where(has_ended, successes, 0.0),
+            "_success": has_ended,
+            "episode": episode | {"_r": has_ended, "_l": has_ended},
+            "_episode": has_ended,
         }
         return {
             "final_obs": observations,
-            "_final_obs": which,
+            "_final_obs": has_ended,
             "final_info": final,
-            "_final_info": which,
+            "_final_info": has_ended,
         }
 
     def _with_one_hot(self, raw: Floats, envs: Any) -> Floats:
         return np.hstack([raw, self._one_hot[envs]])
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
-        """An attribute of every env, as `metaworld.evaluation.evaluation` asks for them."""
-        if name == "task_name":  # metaworld's own name of a task is that of its class
+        """Return an attribute once for every env, as `metaworld.evaluation.evaluation` needs it."""
+        if name == "task_name":  # metaworld names a task by its class
             per_task = self.num_envs // len(self.tasks)
             return tuple(env_class(task).__name__ for task in self.tasks for _ in range(per_task))
         if name == "terminate_on_success":
@@ -159,14 +160,14 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv[Floats, npt.NDArray[Any], Any]):
         return (getattr(self, name),) * self.num_envs
 
     def call(self, name: str, *args: Any) -> tuple[Any, ...]:
-        """Metaworld's `toggle_terminate_on_success`, for all envs at once."""
+        """Call metaworld's `toggle_terminate_on_success` for all envs at once."""
         if name != "toggle_terminate_on_success":
-            raise AttributeError(f"the native engine has no {name}")
+            raise AttributeError(f"call: got {name!r}, expected 'toggle_terminate_on_success'")
         (self.episodes.terminate_on_success,) = args
         return (None,) * self.num_envs
 
     def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
-        """What the benchmark's camera sees of every env, upright."""
+        """Return the benchmark camera's upright image of every env, if `render_mode` is set."""
         if self.render_mode != "rgb_array":
             return None
         return tuple(self.episodes.image(i) for i in range(self.num_envs))
@@ -177,20 +178,20 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv[Floats, npt.NDArray[Any], Any]):
 
 
 class MetaWorldEnv(gym.Env[Floats, npt.NDArray[Any]]):
-    """One task: a vector env of one, without automatic resets.
+    """An env of one task. It wraps a vector env of one env, without its automatic resets.
 
     Args:
-        task: Its name, `"reach-v3"`.
+        task: The task's name, such as `"reach-v3"`.
         render_mode: `"rgb_array"` or None.
-        options: As of `MetaWorldVectorEnv`. Without a `seed` here or at `reset`, goals are drawn in
-            another order by every env.
+        options: Arguments of `MetaWorldVectorEnv`. Without a `seed` here or at `reset`, every env
+            draws the goals in a different order.
     """
 
     metadata = _METADATA
 
     def __init__(self, task: str, render_mode: str | None = None, **options: Any) -> None:
         self._seeded = "seed" in options
-        self._begun: Floats | None = None  # of the episode after one that has just ended
+        self._begun: Floats | None = None  # first observation of the episode that has just begun
         options = {"use_one_hot": False, "threads": 1} | options
         self._envs = MetaWorldVectorEnv(f"mt1:{task}", render_mode=render_mode, **options)
         self.render_mode = render_mode
@@ -200,11 +201,11 @@ class MetaWorldEnv(gym.Env[Floats, npt.NDArray[Any]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Floats, dict[str, Any]]:
-        """Begin an episode; a seed begins the stream of goals anew."""
+        """Begin an episode. A seed also starts the stream of goals again."""
         super().reset(seed=seed)
         begun, self._begun = self._begun, None
         if begun is not None and seed is None and not options:
-            return begun, {}  # another reset would leave this one's goal out
+            return begun, {}  # a second reset would skip this episode's goal
         if seed is None and not self._seeded:
             seed = int(self.np_random.integers(2**32))
         self._seeded = True
@@ -212,7 +213,7 @@ class MetaWorldEnv(gym.Env[Floats, npt.NDArray[Any]]):
         return observations[0], {}
 
     def step(self, action: npt.NDArray[Any]) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
-        """Take one step; after a terminated or truncated one, `reset`."""
+        """Take one step. Call `reset` after a terminated or truncated one."""
         observations, rewards, terminated, truncated, info = self._envs.step(action[None])
         ended = "final_obs" in info
         observation = info["final_obs"][0] if ended else observations[0]
@@ -221,7 +222,7 @@ class MetaWorldEnv(gym.Env[Floats, npt.NDArray[Any]]):
         return observation, float(rewards[0]), bool(terminated[0]), bool(truncated[0]), success
 
     def render(self) -> Any:
-        """What the benchmark's camera sees, upright."""
+        """Return the benchmark camera's upright image, if `render_mode` is set."""
         images = self._envs.render()
         return None if images is None else images[0]
 

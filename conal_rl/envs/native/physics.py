@@ -1,8 +1,9 @@
 """Compiled steps of Meta-World envs: MuJoCo's own C functions, then observation and reward.
 
-A worker is one `mjModel` with one `mjData`; several envs of a task take turns on it. What MuJoCo
-needs to go on exactly (`mjSTATE_INTEGRATION`) is written before an env's step and read after it,
-and so are the positions that a reset writes into the model. An env costs kilobytes, not a model.
+A worker is one `mjModel` with one `mjData`. Several envs of a task take turns on it. Before an
+env's step the worker loads the env's state `mjSTATE_INTEGRATION`, which lets MuJoCo continue
+exactly, and after the step it saves this state. It also loads the positions that a reset writes
+into the model. An env therefore takes kilobytes of memory, and does not need its own model.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ Integers = npt.NDArray[np.int64]
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION.value
 NUM_WARNINGS = mujoco.mjtWarning.mjNWARNING.value
 
-# Columns of `Workers.places`: addresses of what a step reads and writes.
+# Columns of `Workers.places`: addresses of the memory that a step reads and writes.
 (MODEL, DATA, BODY_POS, SITE_POS, WARNING, CTRL, MOCAP_POS, MOCAP_QUAT) = range(8)
 (HAND, RIGHT_CLAW, LEFT_CLAW, RIGHT_TIP, LEFT_TIP, RIGHT_PAD, LEFT_PAD) = range(8, 15)
 (OBJECT, ROTATION, JOINT, SECOND, SECOND_ROTATION, MARKS) = range(15, 21)
-NUM_PLACES = MARKS + 5  # SECOND and SECOND_ROTATION, a quaternion, are 0 where there is none
+NUM_PLACES = MARKS + 5  # SECOND and SECOND_ROTATION, a quaternion, are 0 if the task lacks them
 
 # What `Workers.places[:, ROTATION]` points to: nothing, a quaternion, a rotation matrix.
 NO_ROTATION, QUATERNION, MATRIX = range(3)
@@ -62,42 +63,42 @@ START_SIZE = 16  # floats of a `Start`
 class Workers(NamedTuple):
     """All workers, one row each."""
 
-    places: Integers  # (worker, NUM_PLACES)
-    rewards: Integers  # (worker,): which reward function
-    rotations: Integers  # (worker,): what ROTATION points to
+    places: Integers  # (worker, NUM_PLACES): addresses
+    rewards: Integers  # (worker,): the number of the reward function in `rewards.ALL`
+    rotations: Integers  # (worker,): NO_ROTATION, QUATERNION or MATRIX
     frame_skips: Integers  # (worker,): MuJoCo steps per env step
-    sizes: Integers  # (worker, 3): floats of a state, of body_pos, of site_pos
-    limits: Floats  # (worker, 2, 3): box of the mocap body, m
-    offsets: Floats  # (worker, 3): from OBJECT to the object as observed, m
-    bounds: Floats  # (worker, 2, 39): of observations
-    ranges: Integers  # (worker, 2): its envs, first and past the last
+    sizes: Integers  # (worker, 3): number of floats of a state, of body_pos, of site_pos
+    limits: Floats  # (worker, 2, 3): lowest and highest position of the mocap body, m
+    offsets: Floats  # (worker, 3): from OBJECT to the observed position, m
+    bounds: Floats  # (worker, 2, 39): lowest and highest observations
+    ranges: Integers  # (worker, 2): its first env, and the env after its last
 
 
-# Entries of the `control` that threads share, each in a cache line of its own.
+# Entries of the `control` that threads share. Each one has its own cache line.
 NEXT, DONE, SINGLE, STOPPED, CONTROL_SIZE = range(0, 80, 16)
 
 
 class Envs(NamedTuple):
-    """All envs, one row each; rows are as long as the longest task's."""
+    """All envs, one row each. Rows have the length that the largest task needs."""
 
     states: Floats  # (env, state)
     body_pos: Floats  # (env, 3 * bodies)
     site_pos: Floats  # (env, 3 * sites)
-    starts: Floats  # (env, START_SIZE): `Start`, flat
-    previous: Floats  # (env, 18): the last observation, unclipped and without goal
-    moves: Floats  # (env, 3): of the mocap body, m
-    efforts: Floats  # (env,): the gripper's action, as given
+    starts: Floats  # (env, START_SIZE): a flat `Start`
+    previous: Floats  # (env, 18): the last observation, not clipped and without the goal
+    moves: Floats  # (env, 3): displacement of the mocap body, m
+    efforts: Floats  # (env,): the gripper's action, not clipped
     observations: Floats  # (env, 39)
     rewards: Floats  # (env,)
     successes: npt.NDArray[np.bool_]  # (env,)
-    warnings: Integers  # (env,): MuJoCo's in this episode
+    warnings: Integers  # (env,): number of MuJoCo's warnings in this episode
 
 
-_LIBRARY = ("libmujoco*", "mujoco.dll")  # its file's name, by platform
+_LIBRARY = ("libmujoco*", "mujoco.dll")  # names of the file on different platforms
 
 
 def _declare(name: str, *arguments: Any) -> Any:
-    """A void function of libmujoco; compiled code, fresh or cached by numba, finds it by name."""
+    """Return a void function of libmujoco. Compiled and cached code finds it by its name."""
     folder = Path(mujoco.__file__).parent
     library = next(file for pattern in _LIBRARY for file in folder.glob(pattern))
     function = getattr(ctypes.CDLL(str(library)), name)
@@ -127,11 +128,11 @@ def _atomic(operation: str, operand: int) -> Any:
 
 
 take = _atomic("add", 1)
-"""The integer at an address, which one more is added to in the same instant."""
+"""Return the integer at an address and add 1 to it, in one atomic operation."""
 look = _atomic("add", 0)
-"""The integer at an address, as other threads have left it."""
+"""Return the integer at an address, after the writes of other threads."""
 _clear = _atomic("xchg", 0)
-"""Make the integer at an address 0, after all that was written before."""
+"""Set the integer at an address to 0, after all earlier writes."""
 
 
 @compiled
@@ -143,8 +144,8 @@ def _copy(source: int, target: int, size: int) -> None:
 
 @compiled
 def _count_warnings(address: int) -> int:
-    """How many warnings MuJoCo has counted; it starts again at 0."""
-    statistics = integers(address)  # pairs of what it was about, and how often
+    """Return the number of warnings that MuJoCo has counted, and set its counters to 0."""
+    statistics = integers(address)  # for each warning a pair: its last subject, and its count
     total = 0
     for i in range(NUM_WARNINGS):
         total += statistics[2 * i + 1]
@@ -179,7 +180,7 @@ def _simulate(workers: Workers, envs: Envs, w: int, i: int) -> None:
 
 @compiled
 def _rim(angle: float) -> vectors.Vector:
-    """From a dial's centre to the mark on its rim."""
+    """Return the vector from a dial's centre to the mark on its rim."""
     return (_DIAL_RADIUS * math.sin(angle), _DIAL_RADIUS * -math.cos(angle), 0.0)
 
 
@@ -241,7 +242,7 @@ def _scene(workers: Workers, envs: Envs, w: int, i: int) -> Scene:
 @compiled
 def _start(envs: Envs, i: int, scene: Scene) -> Start:
     s = envs.starts[i]
-    if math.isnan(s[15]):  # bin-picking remembers its first step, not the reset
+    if math.isnan(s[15]):  # bin-picking measures this length at its first step, not at the reset
         s[15] = distance(scene.object, (s[0], s[1], s[2]))
     return Start(
         (s[0], s[1], s[2]),
@@ -265,20 +266,22 @@ def _step_worker(workers: Workers, envs: Envs, w: int, single: bool) -> None:
 
 
 def _entry_points(sources: str, cache: bool = True) -> tuple[Any, Any, Any]:
-    # numba's cache of a function sees no change in the functions that it calls, but it does see
-    # the values that a function closes over: `sources`, a digest of all of them.
+    # numba's cache does not notice a change in the functions that a cached function calls. It
+    # notices a changed closure value, so these functions close over `sources`, a digest of all
+    # source files.
 
     @njit(cache=cache, nogil=True, error_model="numpy")
     def simulate(workers: Workers, envs: Envs, w: int, i: int) -> None:
-        """One step of env `i` on worker `w`, physics alone."""
+        """Step only the physics of env `i` on worker `w`."""
         assert len(sources) > 0
         _simulate(workers, envs, w, i)
 
     @njit(cache=cache, nogil=True, error_model="numpy")
     def begin(envs: Envs, actions: Floats, scales: Floats, single: bool, control: Integers) -> None:
-        """Open a step with `actions` (env, 4) to all threads; `scales` (env,) is their unit, m.
+        """Let all threads begin a step.
 
-        `single` says that both have come from float32.
+        Actions are `(env, 4)`, and `scales` `(env,)` is their unit in metres. `single` says that
+        both were float32 before.
         """
         assert len(sources) > 0
         for i in range(len(actions)):
@@ -293,10 +296,11 @@ def _entry_points(sources: str, cache: bool = True) -> tuple[Any, Any, Any]:
     def step(
         workers: Workers, envs: Envs, order: Integers, control: Integers, patience: int
     ) -> None:
-        """Step all envs of the workers in `order`, which threads take in turn.
+        """Step all envs of the workers in `order`. Each thread takes the next free worker.
 
-        Comes back when it has looked `patience` times more in vain for a worker to take; or, with
-        a patience of 0, when the others have done what they had taken.
+        A positive `patience` is the number of times that the function looks for a free worker
+        without success before it returns. With a patience of 0 it returns as soon as all workers
+        are done.
         """
         assert len(sources) > 0
         waited = 0
@@ -321,10 +325,10 @@ _files += sorted(Path(str(rewards.__file__)).parent.glob("*.py"))
 _digest = sha256(b"".join(file.read_bytes() for file in _files) + mujoco.__version__.encode())
 try:
     simulate, begin, step = _entry_points(_digest.hexdigest())
-except RuntimeError:  # of numba, that finds no folder to write to
+except RuntimeError:  # numba does not find a folder that it can write to
     warnings.warn(
-        "compiled code can be kept nowhere, so that every process compiles it anew; "
-        "set NUMBA_CACHE_DIR to a folder that can be written",
+        "numba finds no folder for compiled code, so every process compiles it again. "
+        "Set NUMBA_CACHE_DIR to a folder that can be written.",
         stacklevel=1,
     )
     simulate, begin, step = _entry_points(_digest.hexdigest(), cache=False)

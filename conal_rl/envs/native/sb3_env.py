@@ -20,16 +20,17 @@ from conal_rl.envs.vec_env import EnvState, Observation, Suite, SuiteVecEnv
 
 
 class NativeVecEnv(SuiteVecEnv):
-    """All envs of a Meta-World suite; keeps the contract of `conal_rl.envs` and `TaskVecEnv`.
+    """All envs of a Meta-World suite. It keeps the contract of `conal_rl.envs`.
 
-    The same seed draws the same goals as with the official engine, and the same actions then give
-    the same observations, rewards and successes. `step_async` returns at once: the step goes on in
-    threads until `step_wait`. Of metaworld's infos there is `success` alone.
+    The same seed draws the same goals as with the official engine. The same actions then give the
+    same observations, rewards and successes. `step_async` returns immediately, and threads continue
+    the step until `step_wait`. `success` is the only one of metaworld's infos.
 
     Args:
         suite: As in `conal_rl.envs.make`.
         envs_per_task: At least 1.
-        seed: Of goals and of all env streams. `seed()` sets the latter anew for the next reset.
+        seed: Seed of the goals and of all env streams. `seed()` changes the streams' seed for the
+            next reset.
         threads: As in `Episodes`.
 
     Raises:
@@ -60,7 +61,7 @@ class NativeVecEnv(SuiteVecEnv):
         self.seed(seed)
 
     def reset(self) -> Observation:
-        """Begin an episode in every env, `(env, 39 + tasks)`."""
+        """Begin an episode in every env, and return the observations `(env, 39 + tasks)`."""
         if any(seed is not None for seed in self._seeds):
             self.episodes.seed([seed for seed in self._seeds if seed is not None])
         self._reset_seeds()
@@ -72,7 +73,7 @@ class NativeVecEnv(SuiteVecEnv):
         self.episodes.start(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """The step's observations, rewards, dones and infos."""
+        """Wait for the step, and return its observations, rewards, dones and infos."""
         step = self.episodes.finish()
         infos: list[dict[str, Any]] = [
             {"success": s} for s in step.successes.astype(float).tolist()
@@ -100,14 +101,14 @@ class NativeVecEnv(SuiteVecEnv):
             infos,
         )
 
-    def standing(self) -> EnvState | None:
-        """As in `SuiteVecEnv`; None where a task runs code of its own, whose memory is not ours."""
-        return self.episodes.standing()
+    def state(self) -> EnvState | None:
+        """Return the state of the episodes, or None if a task runs its own code."""
+        return self.episodes.state()
 
-    def resume(self, standing: EnvState) -> Observation:
-        """As in `SuiteVecEnv`."""
+    def restore(self, state: EnvState) -> Observation:
+        """Resume the episodes of a state, as in `SuiteVecEnv`."""
         self._reset_seeds()
-        return self._observations(self.episodes.resume(standing), slice(None))
+        return self._observations(self.episodes.restore(state), slice(None))
 
     def _observations(self, raw: Floats, envs: Any) -> Observation:
         out: Observation = self._empty[envs].copy()
@@ -115,10 +116,10 @@ class NativeVecEnv(SuiteVecEnv):
         return out
 
     def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
-        """What the benchmark's camera sees of every env.
+        """Return the benchmark camera's upright image of every env.
 
         Raises:
-            ConalError: MuJoCo finds no OpenGL to render with.
+            ConalError: MuJoCo cannot render.
         """
         return [self.episodes.image(i) for i in range(self.num_envs)]
 
@@ -126,30 +127,31 @@ class NativeVecEnv(SuiteVecEnv):
         """Stop the threads and free the cameras."""
         self.episodes.close()
 
-    # The engine has no env objects: what is asked of one env is answered for all alike.
+    # The engine does not have env objects. These methods use this object for every env.
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of this object, once for every env asked for."""
+        """Return an attribute of this object, once for every env in `indices`."""
         return [getattr(self, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute, of all envs at once."""
+        """Set an attribute of this object. `indices` must name all envs."""
         self._for_all(indices)
         setattr(self, attr_name, value)
 
     def env_method(
         self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any
     ) -> list[Any]:
-        """Call a method of this object, for all envs at once."""
+        """Call a method of this object. `indices` must name all envs."""
         self._for_all(indices)
         return [getattr(self, method_name)(*args, **kwargs)] * self.num_envs
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
-        """Every env reports its episodes as SB3's `Monitor` does, and has no other wrapper."""
+        """Return true only for SB3's `Monitor`, because every env reports its episodes like it."""
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
     def _for_all(self, indices: VecEnvIndices) -> None:
         if len(list(self._get_indices(indices))) != self.num_envs:
             raise NotImplementedError(
-                'the native engine has no env objects; for some envs alone use engine="official"'
+                "indices: got some of the envs, expected all of them: the native engine has no "
+                'env objects. Use engine="official".'
             )

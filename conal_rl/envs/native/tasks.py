@@ -1,10 +1,10 @@
-"""What the compiled code must know of a Meta-World task: where its object is, which reward it has.
+"""Where the compiled code finds each Meta-World task's objects, and which reward it computes.
 
-The numbers are those of metaworld 3.1.1 (`_get_pos_objects`, `_get_quat_objects` and
+The numbers equal those of metaworld 3.1.1 (`_get_pos_objects`, `_get_quat_objects` and
 `compute_reward` of each env). A task that is not in `COMPILED` runs its own observation and reward
-code after compiled physics. Of MT50 that is stick-push alone: its success asks whether both pads
-press on the stick, and MuJoCo moves the contact forces that say so to another place in memory at
-every step.
+code after compiled physics. The only such task of MT50 is stick-push. Its success depends on the
+contact forces between the pads and the stick. MuJoCo moves these forces to a different place in
+memory at every step.
 """
 
 from __future__ import annotations
@@ -25,22 +25,26 @@ Part = tuple[str, str]  # kind and name of a part of the model
 
 
 class CompiledTask(NamedTuple):
-    """How to observe and reward a task."""
+    """The observation and the reward of a task."""
 
     outcome: Any  # one of `rewards.ALL`
     object: Part
-    rotation: tuple[str, str, str] | None = None  # a part, and its xquat or xmat
-    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)  # from the object to where it is observed
+    rotation: tuple[str, str, str] | None = None  # a part and its attribute, xquat or xmat
+    offset: tuple[float, float, float] = (
+        0.0,
+        0.0,
+        0.0,
+    )  # from the object to its observed position, m
     second: Part | None = None  # the other object
-    second_rotation: str | None = None  # a body
+    second_rotation: str | None = None  # name of a body
     joint: str | None = None
-    marks: tuple[str, ...] = ()  # sites
-    mark_start: str | None = None  # attributes of the env that `Start` keeps
-    length: str | None = None
+    marks: tuple[str, ...] = ()  # names of sites
+    mark_start: str | None = None  # the env's attribute for `Start.mark`
+    length: str | None = None  # the env's attribute for `Start.length`
 
     @property
     def reward(self) -> int:
-        """The number of `outcome`."""
+        """The number of `outcome` in `rewards.ALL`."""
         return rewards.ALL.index(self.outcome)
 
 
@@ -56,7 +60,7 @@ _OBJECT: Part = ("body", "obj")
 _PUCK: Part = ("geom", "puck")
 _BUTTON: Part = ("body", "button")
 _NUT: Part = ("site", "RoundNut-8")
-_UNTURNED = _body("world")  # where the original observes (1, 0, 0, 0)
+_UNTURNED = _body("world")  # the original observes (1, 0, 0, 0)
 _BOX = "collision_box"
 
 COMPILED: dict[type[SawyerXYZEnv], CompiledTask] = {
@@ -228,7 +232,7 @@ COMPILED: dict[type[SawyerXYZEnv], CompiledTask] = {
 
 
 def places(env: SawyerXYZEnv, model: mujoco.MjModel, data: mujoco.MjData) -> Integers:
-    """Addresses for `physics.Workers.places`; those that the task has no use for are valid too."""
+    """Return addresses for `physics.Workers.places`. Addresses without a use are valid too."""
 
     def of(array: Any) -> int:
         return int(array.ctypes.data)
@@ -236,7 +240,7 @@ def places(env: SawyerXYZEnv, model: mujoco.MjModel, data: mujoco.MjData) -> Int
     at = np.full(physics.NUM_PLACES, of(data.qpos), dtype=np.int64)
     at[physics.MODEL], at[physics.DATA] = model._address, data._address
     at[physics.BODY_POS], at[physics.SITE_POS] = of(model.body_pos), of(model.site_pos)
-    # A pair of int32 for each warning, of which `number` is the second.
+    # Each warning is a pair of int32, and `number` is the second one.
     at[physics.WARNING] = of(data.warning.number) - 4
     at[physics.CTRL] = of(data.ctrl)
     at[physics.MOCAP_POS], at[physics.MOCAP_QUAT] = of(data.mocap_pos), of(data.mocap_quat)
@@ -271,16 +275,16 @@ def _part(data: mujoco.MjData, kind: str, name: str) -> Any:
 
 
 def rotation_kind(task: CompiledTask) -> int:
-    """What ROTATION points to."""
+    """Return what ROTATION points to: NO_ROTATION, QUATERNION or MATRIX."""
     if task.rotation is None:
         return NO_ROTATION
     return QUATERNION if task.rotation[2] == "xquat" else MATRIX
 
 
 def start(env: SawyerXYZEnv) -> Floats:
-    """`rewards.Start` of an env that has just been reset, flat, `(START_SIZE,)`.
+    """Return the flat `Start` of an env directly after its reset, `(START_SIZE,)`.
 
-    A length that the env is yet to learn, at its first step, is NaN.
+    A length that the env measures only at its first step is NaN.
     """
     task = COMPILED[type(env)]
     parts: list[Any] = [env._target_pos, env.obj_init_pos, env.init_tcp, env.hand_init_pos]

@@ -1,4 +1,7 @@
-"""Points in space for compiled code: tuples of three floats, read from MuJoCo's memory."""
+"""Points in space for compiled code.
+
+A point is a tuple of three floats. `load` reads one from MuJoCo's memory.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from numba.extending import intrinsic
 Vector = tuple[float, float, float]  # metres
 
 compiled = njit(error_model="numpy")
-"""Compile a function; what numpy makes inf or NaN is so here, and raises nothing in a thread."""
+"""Compile a function. A division by zero gives inf or NaN as in numpy, without an exception."""
 
 
 def _memory_of(kind: Any) -> Any:
@@ -28,63 +31,63 @@ def _memory_of(kind: Any) -> Any:
 
 
 floats = _memory_of(types.float64)
-"""The float64 memory at an address, as a C pointer."""
+"""Return the float64 memory at an address, as a C pointer."""
 integers = _memory_of(types.int32)
-"""The int32 memory at an address, as a C pointer."""
+"""Return the int32 memory at an address, as a C pointer."""
 
 
 @compiled
 def load(address: int) -> Vector:
-    """The three floats at an address."""
+    """Return the three floats at an address."""
     memory = floats(address)
     return (memory[0], memory[1], memory[2])
 
 
 @compiled
 def add(a: Vector, b: Vector) -> Vector:
-    """a + b."""
+    """Return a + b."""
     return (a[0] + b[0], a[1] + b[1], a[2] + b[2])
 
 
 @compiled
 def subtract(a: Vector, b: Vector) -> Vector:
-    """a - b."""
+    """Return a - b."""
     return (a[0] - b[0], a[1] - b[1], a[2] - b[2])
 
 
 @compiled
 def scaled(a: Vector, weights: Vector) -> Vector:
-    """a * weights, axis by axis."""
+    """Return a * weights for each axis."""
     return (a[0] * weights[0], a[1] * weights[1], a[2] * weights[2])
 
 
 @compiled
 def middle(a: Vector, b: Vector) -> Vector:
-    """(a + b) / 2."""
+    """Return (a + b) / 2."""
     return ((a[0] + b[0]) / 2.0, (a[1] + b[1]) / 2.0, (a[2] + b[2]) / 2.0)
 
 
 @compiled
 def norm(a: Vector) -> float:
-    """Euclidean length."""
+    """Return the Euclidean length."""
     return math.sqrt(a[0] * a[0] + a[1] * a[1] + a[2] * a[2])
 
 
 @compiled
 def norm2(x: float, y: float) -> float:
-    """Euclidean length in a plane."""
+    """Return the Euclidean length in a plane."""
     return math.sqrt(x * x + y * y)
 
 
 @compiled
 def distance(a: Vector, b: Vector) -> float:
-    """Euclidean distance."""
+    """Return the Euclidean distance."""
     return norm(subtract(a, b))
 
 
 @compiled
 def clip(x: float, low: float, high: float) -> float:
-    """`numpy.clip`: NaN stays NaN."""
+    """Clip as `numpy.clip` does: NaN stays NaN."""
     if x < low:
         return low
     return high if x > high else x
@@ -92,10 +95,11 @@ def clip(x: float, low: float, high: float) -> float:
 
 @compiled
 def quaternion(address: int) -> tuple[float, float, float, float]:
-    """The rotation matrix at an address (9 floats, row by row) as (x, y, z, w).
+    """Return the rotation matrix at an address (9 floats, row by row) as (x, y, z, w).
 
-    Of the four ways to divide, the one by the largest component, as
-    `scipy.spatial.transform.Rotation.from_matrix` does, so that signs agree too.
+    There are four formulas, one for each component that they divide by. The function divides by
+    the largest component, as `scipy.spatial.transform.Rotation.from_matrix` does, so that the signs
+    agree too.
     """
     m = floats(address)
     trace = m[0] + m[4] + m[8]

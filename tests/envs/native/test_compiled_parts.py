@@ -1,4 +1,4 @@
-"""What rewards and observations are made of, against metaworld's and scipy's own functions."""
+"""The parts of rewards and observations equal metaworld's and scipy's own functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ points = st.tuples(*[st.floats(-1, 1)] * 3)
 
 @settings(deadline=None)  # the first call compiles
 @given(x=st.floats(-1, 2), bounds=st.tuples(lengths, lengths), margin=lengths)
-def test_tolerance(x: float, bounds: tuple[float, float], margin: float) -> None:
+def test_tolerance_equals_metaworlds(x: float, bounds: tuple[float, float], margin: float) -> None:
     lower, upper = sorted(bounds)
     for ours, sigmoid in ((long_tail, "long_tail"), (gaussian, "gaussian")):
         official = reward_utils.tolerance(x, (lower, upper), margin, sigmoid)  # type: ignore[arg-type]
@@ -29,39 +29,41 @@ def test_tolerance(x: float, bounds: tuple[float, float], margin: float) -> None
 
 @settings(deadline=None)  # the first call compiles
 @given(shares, shares)
-def test_hamacher_product(a: float, b: float) -> None:
+def test_hamacher_product_equals_metaworlds(a: float, b: float) -> None:
     assert hamacher(a, b) == reward_utils.hamacher_product(a, b)
 
 
 @settings(deadline=None)  # the first call compiles
 @given(shares, shares.map(np.float32))
-def test_hamacher_product_with_a_float32_is_float32s(a: float, b: np.float32) -> None:
+def test_hamacher_product_of_a_float32_is_a_float32(a: float, b: np.float32) -> None:
     try:
         official = reward_utils.hamacher_product(a, b)  # type: ignore[arg-type]
-    except AssertionError:  # rounded to above 1, which the official code does not forgive
+    except AssertionError:  # the official code refuses a value that was rounded to above 1
         return
     assert hamacher(a, float(b), True) == official
 
 
 @settings(deadline=None)  # the first call compiles
 @given(points, points, points)
-def test_prism(point: tuple[float, ...], zero: tuple[float, ...], one: tuple[float, ...]) -> None:
+def test_prism_equals_metaworlds(
+    point: tuple[float, ...], zero: tuple[float, ...], one: tuple[float, ...]
+) -> None:
     with np.errstate(all="ignore"):
         official = reward_utils.rect_prism_tolerance(*map(np.array, (point, zero, one)))
-    if all(a != b for a, b in zip(zero, one)):  # both divide by the box's sides
+    if all(a != b for a, b in zip(zero, one)):  # both functions divide by the box's sides
         assert prism(point, zero, one) == pytest.approx(official)
 
 
 @settings(deadline=None)  # the first call compiles
 @given(st.lists(st.floats(-1, 1), min_size=4, max_size=4))
-def test_quaternion(values: list[float]) -> None:
+def test_quaternion_equals_scipys(values: list[float]) -> None:
     if np.linalg.norm(values) < 1e-3:
         values[0] = 1.0
     check(Rotation.from_quat(values).as_matrix())
 
 
-def test_quaternion_of_quarter_and_half_turns() -> None:
-    """Where scipy's choice of a component to divide by hangs on a tie."""
+def test_quaternion_equals_scipys_for_half_turns() -> None:
+    """Quarter and half turns make ties between the components that scipy divides by."""
     for rotation in Rotation.create_group("O"):
         check(rotation.as_matrix())
 

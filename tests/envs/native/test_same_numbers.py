@@ -1,4 +1,4 @@
-"""The native engine against the official envs, step by step: 1e-9 at most."""
+"""The native engine equals the official envs at every step, within 1e-9."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 
 class Both:
-    """Native and official envs of some tasks, reset and stepped together and compared."""
+    """Native and official envs of some tasks. Every reset and every step compares them."""
 
     def __init__(self, names: tuple[str, ...], per_task: int = PER_TASK, threads: int = 2) -> None:
         goals = _goals(names, SEED)
@@ -100,8 +100,8 @@ KINDS = [
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Constant")
 @pytest.mark.parametrize(("kind", "dtype"), KINDS)
-def test_episodes_of_mt10(mt10: Both, kind: str, dtype: Any) -> None:
-    # Other goals for every kind and precision, after whatever the envs did before.
+def test_episodes_of_mt10_equal_the_official_episodes(mt10: Both, kind: str, dtype: Any) -> None:
+    # Every kind and precision has different goals, after the episodes of the last one.
     rng = np.random.default_rng(KINDS.index((kind, dtype)))
     n = len(mt10.official)
     mt10.reset(np.arange(n), rng.integers(NUM_GOALS, size=n))
@@ -109,14 +109,12 @@ def test_episodes_of_mt10(mt10: Both, kind: str, dtype: Any) -> None:
     whole = (kind, dtype) in (("scripted", np.float32), ("random", np.float64))
     for _ in range(500 if whole else 120):
         mt10.step(actions.next())
-    if (
-        kind == "scripted" and whole
-    ):  # so that grasps, lifts and successes are among what was compared
+    if kind == "scripted" and whole:  # the comparison then includes grasps, lifts and successes
         assert mt10.solved.mean() > 0.8
 
 
 @pytest.mark.slow
-def test_every_goal_of_mt10(mt10: Both) -> None:
+def test_every_goal_of_mt10_gives_the_official_numbers(mt10: Both) -> None:
     actions = Actions("random", mt10, np.float32)
     n = len(mt10.official)
     for goal in range(0, NUM_GOALS, 2):
@@ -126,8 +124,8 @@ def test_every_goal_of_mt10(mt10: Both) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Constant")
-def test_resets_in_the_midst_of_others(mt10: Both) -> None:
-    """Envs of a worker are at different steps, with different goals in their models."""
+def test_resets_between_steps_of_other_envs_are_exact(mt10: Both) -> None:
+    """Envs of a worker are at different steps and have different goals."""
     rng = np.random.default_rng(3)
     n = len(mt10.official)
     mt10.reset(np.arange(n), rng.integers(NUM_GOALS, size=n))
@@ -141,7 +139,7 @@ def test_resets_in_the_midst_of_others(mt10: Both) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Constant")
 @pytest.mark.parametrize("part", range(4))
-def test_the_other_forty_tasks(part: int) -> None:
+def test_the_other_forty_tasks_equal_the_official_ones(part: int) -> None:
     both = Both(tuple(REST[part::4]), per_task=1)
     n, rng = len(both.official), np.random.default_rng(part)
     for kind, dtype, steps in (("scripted", np.float32, 150), ("random", np.float64, 30)):
@@ -153,8 +151,8 @@ def test_the_other_forty_tasks(part: int) -> None:
 
 
 @pytest.mark.parametrize(("per_task", "threads"), [(1, 1), (3, 1), (3, 4)])
-def test_any_number_of_envs_and_threads(per_task: int, threads: int) -> None:
-    """With more threads than tasks a task has several workers."""
+def test_any_number_of_envs_and_threads_is_exact(per_task: int, threads: int) -> None:
+    """If there are more threads than tasks, a task has several workers."""
     both = Both(("push-v3", "peg-insert-side-v3"), per_task, threads)
     n = len(both.official)
     both.reset(np.arange(n), np.arange(n))

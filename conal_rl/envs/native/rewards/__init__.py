@@ -1,8 +1,9 @@
-"""The v2 rewards of MT50, but for stick-push, in compiled code, equal to those of metaworld 3.1.1.
+"""The v2 rewards of MT50 in compiled code, except stick-push. They equal those of metaworld 3.1.1.
 
-Each function of `ALL` is one task's `compute_reward` and the `success` of its `evaluate_state`, in
-the order of the original's operations. Where an action is float32, so is what the original derives
-from it (a Python float yields to a numpy float32, NEP 50): `narrow` repeats that rounding.
+Each function of `ALL` computes one task's `compute_reward` and the `success` of its
+`evaluate_state`, in the original's order of operations. If an action is float32, the original
+computes some later numbers in float32 too, because a Python float yields to a numpy float32
+(NEP 50). The argument `narrow` repeats that rounding.
 """
 
 from __future__ import annotations
@@ -61,11 +62,11 @@ ALL: tuple[Any, ...] = (
 )
 
 
-# Choosing by sevens, and sevens of sevens, compiles in a tenth of the time that halving takes.
+# A choice among seven groups of seven compiles ten times faster than repeated halving does.
 
 
 def _seven(rewards: tuple[Any, ...]) -> Any:
-    """One compiled function of up to seven rewards, which takes the number of one first."""
+    """Return one compiled function for up to seven rewards. Its first argument chooses one."""
     a, b, c, d, e, f, g = (rewards + rewards[-1:] * 7)[:7]
 
     @compiled
@@ -92,7 +93,7 @@ _a, _b, _c, _d, _e, _f, _g = (_seven(ALL[i : i + 7]) for i in range(0, 49, 7))
 
 @compiled
 def outcome(number: int, scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """That of the reward `ALL[number]`."""
+    """Return the reward and success of `ALL[number]`."""
     group, number = number // 7, number % 7
     if group == 0:
         return _a(number, scene, start, effort, single)

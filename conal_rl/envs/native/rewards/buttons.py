@@ -1,4 +1,4 @@
-"""Buttons and handles to press."""
+"""Rewards for pressing buttons and handles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from conal_rl.envs.native.vectors import compiled, distance
 
 @compiled
 def nearness(scene: Scene, start: Start, radius: float) -> float:
-    """How near the fingertips are to the button; the margin moves with the button."""
+    """Return how near the fingertips are to the button. The margin moves with the button."""
     apart = distance(scene.object, scene.tcp)
     return long_tail(apart, 0.0, radius, distance(scene.object, start.tcp))
 
@@ -25,7 +25,7 @@ def button_press_topdown(scene: Scene, start: Start, effort: float, single: bool
 
 @compiled
 def button_press_topdown_wall(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """SawyerButtonPressTopdownWallEnvV3; unlike the other it rewards an open gripper."""
+    """SawyerButtonPressTopdownWallEnvV3. It rewards an open gripper, not a closed one."""
     to_target = abs(start.target[2] - scene.object[2])
     reward = 5 * hamacher(scene.opened, nearness(scene, start, 0.01))
     if distance(scene.object, scene.tcp) <= 0.03:
@@ -35,7 +35,7 @@ def button_press_topdown_wall(scene: Scene, start: Start, effort: float, single:
 
 @compiled
 def pressed_ahead(scene: Scene, start: Start, travel: float) -> Outcome:
-    """A button at the front of a box, which yields in y."""
+    """Return the reward for a button at the front of a box. The button moves along y."""
     to_target = abs(start.target[1] - scene.object[1])
     reward = 2 * hamacher(max(scene.opened, 0.0), nearness(scene, start, 0.05))
     if distance(scene.object, scene.tcp) <= 0.05:
@@ -69,7 +69,7 @@ def button_press_wall(scene: Scene, start: Start, effort: float, single: bool) -
 
 @compiled
 def handle_press(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """SawyerHandlePressEnvV3 and SawyerHandlePressSideEnvV3; the mark is the handle's start."""
+    """SawyerHandlePressEnvV3 and SawyerHandlePressSideEnvV3. The mark is the handle's start."""
     to_target = abs(scene.object[2] - start.target[2])
     if to_target <= 0.02:
         return 10.0, True

@@ -1,7 +1,7 @@
-"""Rewards of taking hold of an object, which most tasks share.
+"""Rewards for gripping an object. Most tasks share them.
 
-A `Grasp` says whether the original has computed it in float32, for what is made of it then is so
-too. That is where the gripper's action counts and is a float32 of its own, not a clip's bound.
+A `Grasp` says whether the original computes it in float32, because later numbers are then float32
+too. This is so if the reward depends on the gripper's float32 action and no clip has replaced it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Grasp = tuple[float, bool]  # reward, whether it is float32
 
 @compiled
 def closing(effort: float, single: bool, full: float = 1.0) -> float:
-    """How hard the gripper is told to close: 0 to 1, which is at an effort of `full`."""
+    """Return how hard the gripper closes: from 0 to 1, and 1 for an effort of `full` or more."""
     if not effort > 0.0:
         return 0.0
     full = rounded(full, single)
@@ -23,13 +23,13 @@ def closing(effort: float, single: bool, full: float = 1.0) -> float:
 
 @compiled
 def stays_narrow(effort: float, single: bool, full: float = 1.0) -> bool:
-    """Whether `closing` is computed from the action's own float32."""
+    """Return whether `closing` depends on the action's float32 number and not on a bound."""
     return single and 0.0 < effort <= rounded(full, single)
 
 
 @compiled
 def level(scene: Scene, start: Start, thing: Vector, origin: Vector, threshold: float) -> float:
-    """How near the fingertips are in x and z to a thing that started at `origin`."""
+    """Return how near the fingertips are, in x and z, to a thing that started at `origin`."""
     margin = norm2(origin[0] - start.tcp[0], origin[2] - start.tcp[2]) - threshold
     apart = norm2(scene.tcp[0] - thing[0], scene.tcp[2] - thing[2])
     return long_tail(apart, 0.0, threshold, margin)
@@ -45,7 +45,7 @@ def caged(
     pad_threshold: float,
     xz_threshold: float,
 ) -> float:
-    """How well the fingers surround a thing, as `SawyerXYZEnv._gripper_caging_reward` has it."""
+    """Return how well the fingers surround a thing: `SawyerXYZEnv._gripper_caging_reward`."""
     left, right = scene.left_pad[1], scene.right_pad[1]
     left_margin = abs(abs(left - origin[1]) - pad_threshold)
     right_margin = abs(abs(right - origin[1]) - pad_threshold)
@@ -58,7 +58,7 @@ def caged(
 
 @compiled
 def grip(caging: float, effort: float, single: bool, full: float = 1.0) -> Grasp:
-    """Closing the gripper counts only around the object: the reward's low density."""
+    """Return the grasp reward of low density. Closing counts only if the object is caged."""
     if not caging > 0.97:
         return hamacher(caging, 0.0), False
     narrow = stays_narrow(effort, single, full)
@@ -67,23 +67,23 @@ def grip(caging: float, effort: float, single: bool, full: float = 1.0) -> Grasp
 
 @compiled
 def averaged(grasp: Grasp, reward: float) -> Grasp:
-    """Half a grasp, half another reward."""
+    """Return the mean of a grasp and a second reward."""
     value, narrow = grasp
     return plus(value, reward, narrow) / 2, narrow
 
 
 @compiled
 def dense_grip(caging: float, effort: float, single: bool, full: float = 1.0) -> Grasp:
-    """`grip` with caging on top: the reward's high density."""
+    """Return the grasp reward of high density: the mean of `grip` and the caging."""
     return averaged(grip(caging, effort, single, full), caging)
 
 
 @compiled
 def between(scene: Scene, radius: float, outer: float) -> float:
-    """Whether the object is between the pads, each at `radius` to `outer` from it.
+    """Return how well the object is between the pads: 1 if each pad is at `radius` to `outer`.
 
-    The margins are meant to be those of the reset, but what the original keeps as the initial pads
-    are views of MuJoCo's memory: the present pads.
+    The original is meant to take its margins from the reset. However, its initial pads are views of
+    MuJoCo's memory, so the margins come from the present pads.
     """
     left, right = scene.left_pad[1] - scene.object[1], scene.object[1] - scene.right_pad[1]
     return hamacher(
@@ -94,7 +94,7 @@ def between(scene: Scene, radius: float, outer: float) -> float:
 
 @compiled
 def pinch(scene: Scene, start: Start, radius: float, slack: float, xz_threshold: float) -> float:
-    """Caging where the pads' nearness, not the action, says that the gripper closes."""
+    """Return a caging reward in which the pads, not the action, show that the gripper closes."""
     near = level(scene, start, scene.object, start.object, xz_threshold)
     caging = hamacher(between(scene, radius, 0.05), near)
     gripping = between(scene, radius, radius + slack) if caging > 0.95 else 0.0

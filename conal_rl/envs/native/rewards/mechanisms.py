@@ -1,4 +1,4 @@
-"""Doors, drawers, windows, faucets and all else that turns or slides on its hinge."""
+"""Rewards for parts that turn or slide: doors, drawers, windows, faucets, dials and levers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def door_close(scene: Scene, start: Start, effort: float, single: bool) -> Outco
 @compiled
 def door_lock(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
     """SawyerDoorLockEnvV3."""
-    # The margin is meant to be the reset's, but the "initial" pad is a view of the present one.
+    # The original is meant to take its margin from the reset, but its initial pad is a view of
+    # the present pad.
     apart = norm(scaled(subtract(scene.object, scene.left_pad), (0.25, 1.0, 0.5)))
     near = long_tail(apart, 0.0, 0.01, apart)
     to_target = abs(start.target[2] - scene.object[2])
@@ -74,7 +75,7 @@ SHOULDER = (0.0, 0.055, 0.07)  # from the hand to where the arm's wrist pushes, 
 
 @compiled
 def shoulder_nearness(hand: Vector, part: Vector, tcp: Vector, origin: Vector, w: Vector) -> float:
-    """How near the hand's shoulder is to a part, with each axis weighted."""
+    """Return how near the hand's shoulder is to a part, with a weight for each axis."""
     apart = norm(scaled(subtract(add(hand, SHOULDER), part), w))
     margin = norm(scaled(subtract(add(tcp, SHOULDER), origin), w))
     return long_tail(apart, 0.0, 0.02, margin)
@@ -83,7 +84,8 @@ def shoulder_nearness(hand: Vector, part: Vector, tcp: Vector, origin: Vector, w
 @compiled
 def door_unlock(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
     """SawyerDoorUnlockEnvV3."""
-    # `start.object` is a view in the original, but of a link that turns about its own origin.
+    # In the original `start.object` is a view of a link. The link turns about its own origin, so
+    # its position stays the same.
     weights = (0.25, 1.0, 0.5)
     ready = shoulder_nearness(scene.hand, scene.object, start.tcp, start.object, weights)
     to_target = abs(start.target[0] - scene.object[0])
@@ -92,7 +94,7 @@ def door_unlock(scene: Scene, start: Start, effort: float, single: bool) -> Outc
 
 @compiled
 def lever_pull(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """SawyerLeverPullEnvV3; the mark is the lever's start."""
+    """SawyerLeverPullEnvV3. The mark is the lever's start."""
     weights = (4.0, 1.0, 4.0)
     ready = shoulder_nearness(scene.hand, scene.object, start.tcp, start.mark, weights)
     to_target = distance(scene.object, start.target)
@@ -129,7 +131,7 @@ def drawer_close(scene: Scene, start: Start, effort: float, single: bool) -> Out
 
 @compiled
 def dial_turn(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """SawyerDialTurnEnvV3; the mark is where the hand was to push at the reset."""
+    """SawyerDialTurnEnvV3. The mark is the position at which to push, at the reset."""
     to_target = distance(scene.object, start.target)
     margin = abs(distance(start.mark, start.target) - 0.07)
     in_place = long_tail(to_target, 0.0, 0.07, margin)
@@ -143,7 +145,7 @@ def dial_turn(scene: Scene, start: Start, effort: float, single: bool) -> Outcom
 
 @compiled
 def window_open(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """SawyerWindowOpenEnvV3; the mark is the handle's start."""
+    """SawyerWindowOpenEnvV3. The mark is the handle's start."""
     to_target = abs(scene.object[0] - start.target[0])
     margin = abs(abs(start.object[0] - start.target[0]) - 0.05)
     in_place = long_tail(to_target, 0.0, 0.05, margin)
@@ -154,7 +156,7 @@ def window_open(scene: Scene, start: Start, effort: float, single: bool) -> Outc
 
 @compiled
 def window_close(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """SawyerWindowCloseEnvV3; the mark is the handle's start."""
+    """SawyerWindowCloseEnvV3. The mark is the handle's start."""
     to_target = abs(scene.object[0] - start.target[0])
     margin = abs(abs(start.mark[0] - start.target[0]) - 0.05)
     in_place = long_tail(to_target, 0.0, 0.05, margin)
@@ -165,7 +167,7 @@ def window_close(scene: Scene, start: Start, effort: float, single: bool) -> Out
 
 @compiled
 def turned_faucet(scene: Scene, start: Start, handle: Vector) -> Outcome:
-    """A faucet whose handle is to go to the target."""
+    """Return the reward for a faucet. Its handle has to reach the target."""
     to_target = distance(handle, start.target)
     if to_target <= 0.07:
         return 10.0, True

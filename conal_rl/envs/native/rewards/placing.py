@@ -1,4 +1,4 @@
-"""Reaching a place, alone or with an object lifted to it."""
+"""Rewards for moving the hand to a place, with or without an object."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def reach(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
 
 @compiled
 def holds(scene: Scene, start: Start, near: float, lift: float) -> bool:
-    """Whether an open gripper is at an object that is above where it started."""
+    """Return whether an open gripper is at an object, and the object is above its start."""
     close = distance(scene.object, scene.tcp) < near
     return close and scene.opened > 0 and scene.object[2] - lift > start.object[2]
 
@@ -59,7 +59,7 @@ def pick_place(scene: Scene, start: Start, effort: float, single: bool) -> Outco
 
 @compiled
 def pick_place_wall(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """SawyerPickPlaceWallEnvV3: first to a point above the wall, then to the target."""
+    """SawyerPickPlaceWallEnvV3. The object moves to a point above the wall, then to the target."""
     above = (start.target[0], 0.77, 0.25)
     weights = (1.0, 1.0, 3.0)
     apart = norm(scaled(subtract(scene.object, above), weights))
@@ -104,7 +104,7 @@ def pick_out_of_hole(scene: Scene, start: Start, effort: float, single: bool) ->
 
 @compiled
 def bin_picking(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """SawyerBinPickingEnvV3; `start.length` is the way to the target at the first step."""
+    """SawyerBinPickingEnvV3. `start.length` is the distance to the target at the first step."""
     to_target = distance(scene.object, start.target)
     in_place = long_tail(to_target, 0.0, 0.05, start.length)
     hand, origin, target = scene.hand, start.object, start.target
@@ -128,7 +128,7 @@ def bin_picking(scene: Scene, start: Start, effort: float, single: bool) -> Outc
 
 @compiled
 def shelf_place(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """SawyerShelfPlaceEnvV3; an object that is below the shelf is not in place."""
+    """SawyerShelfPlaceEnvV3. An object below the shelf is not in place."""
     to_target = distance(scene.object, start.target)
     in_place = long_tail(to_target, 0.0, 0.05, distance(start.object, start.target))
     caging = caged(scene, start, scene.object, start.object, 0.02, 0.05, 0.01)
@@ -141,7 +141,7 @@ def shelf_place(scene: Scene, start: Start, effort: float, single: bool) -> Outc
         if front < y < target_y:
             loss = hamacher((y - front) / (3 * 0.05), (0.24 - z) / 0.24)
             in_place = clip(in_place - loss, 0.0, 1.0)
-            narrow = False  # numpy's clip gives a float64, to which the float32 yields
+            narrow = False  # numpy's clip returns a float64, so the float32 becomes float64
         elif y > target_y:
             in_place = 0.0
     if holds(scene, start, 0.025, 0.01):
@@ -153,7 +153,7 @@ def shelf_place(scene: Scene, start: Start, effort: float, single: bool) -> Outc
 
 @compiled
 def basketball(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """SawyerBasketballEnvV3; the target is above the hoop."""
+    """SawyerBasketballEnvV3. The target is above the hoop."""
     target = (start.target[0], start.target[1], 0.3)
     weights = (1.0, 1.0, 2.0)
     to_target = norm(scaled(subtract(scene.object, target), weights))
@@ -193,7 +193,7 @@ def handle_pull(scene: Scene, start: Start, effort: float, single: bool) -> Outc
     caging = caged(scene, start, scene.object, start.object, 0.022, 0.05, 0.01)
     grasp, narrow = dense_grip(caging, effort, single)
     reward = hamacher(grasp, in_place, narrow)
-    # That y is compared with z here is the original's.
+    # The original compares y with z here.
     lifted = scene.object[1] - 0.01 > start.object[2]
     if distance(scene.object, scene.tcp) < 0.035 and scene.opened > 0 and lifted:
         reward = plus(reward, 1.0 + 5.0 * in_place, narrow)
@@ -219,7 +219,7 @@ def handle_pull_side(scene: Scene, start: Start, effort: float, single: bool) ->
 
 @compiled
 def box_close(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """SawyerBoxCloseEnvV3; the lid has to stay level for any reward."""
+    """SawyerBoxCloseEnvV3. A lid that is not level gets no reward."""
     level_lid = upright(scene.rotation, 0.707, 0.707, 0.2)
     success = distance(scene.object, start.target) < 0.08
     if success:

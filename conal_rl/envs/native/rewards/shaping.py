@@ -1,4 +1,4 @@
-"""What rewards are made of: the state they read, and `metaworld.utils.reward_utils`."""
+"""Parts of the rewards: the state that they read, and `metaworld.utils.reward_utils`."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ Outcome = tuple[float, bool]  # reward, success
 
 
 class Scene(NamedTuple):
-    """What a reward reads of the state that a step has led to; positions in metres."""
+    """The state after a step, as far as a reward reads it. Positions are in metres."""
 
-    hand: Vector  # as observed: clipped to the hand's space
-    opened: float  # the gripper, 0 closed to 1 open
+    hand: Vector  # as observed, which means clipped to the hand's space
+    opened: float  # the gripper, from 0 (closed) to 1 (open)
     object: Vector  # as observed
     rotation: tuple[float, float, float, float]  # of the object, as observed
-    second: Vector  # the other object, where a task has two, as observed
-    tcp: Vector  # between the fingertips
+    second: Vector  # the second object, as observed, if the task has two
+    tcp: Vector  # the point between the fingertips
     left_pad: Vector
     right_pad: Vector
     joint: float  # of the task's mechanism, rad or m
-    marks: tuple[Vector, Vector, Vector, Vector, Vector]  # sites that the task names
+    marks: tuple[Vector, Vector, Vector, Vector, Vector]  # sites of `CompiledTask.marks`
 
 
 class Start(NamedTuple):
-    """What a reward remembers of the episode's reset."""
+    """The state directly after the episode's reset, as far as a reward reads it."""
 
     target: Vector
     object: Vector
     tcp: Vector
     hand: Vector
-    mark: Vector  # a further position, such as a handle's
-    length: float  # such as a button's travel
+    mark: Vector  # a further position, such as a handle's start
+    length: float  # a length, such as a button's travel, m
 
 
 @compiled
 def long_tail(x: float, lower: float, upper: float, margin: float) -> float:
-    """`reward_utils.tolerance` with its long_tail sigmoid, 0.1 at the margin."""
+    """Return `reward_utils.tolerance` with its long_tail sigmoid, 0.1 at the margin."""
     if lower <= x <= upper:
         return 1.0
     if margin == 0.0:
@@ -52,7 +52,7 @@ def long_tail(x: float, lower: float, upper: float, margin: float) -> float:
 
 @compiled
 def gaussian(x: float, lower: float, upper: float, margin: float) -> float:
-    """`reward_utils.tolerance` with its gaussian sigmoid, 0.1 at the margin."""
+    """Return `reward_utils.tolerance` with its gaussian sigmoid, 0.1 at the margin."""
     if lower <= x <= upper:
         return 1.0
     if margin == 0.0:
@@ -63,19 +63,19 @@ def gaussian(x: float, lower: float, upper: float, margin: float) -> float:
 
 @compiled
 def rounded(x: float, narrow: bool) -> float:
-    """To float32's precision where `narrow`. Rounding each operation's result is exact."""
+    """Round to float32 if `narrow`. Rounding every operation's result equals float32 arithmetic."""
     return float(np.float32(x)) if narrow else x
 
 
 @compiled
 def plus(a: float, b: float, narrow: bool) -> float:
-    """a + b, in float32 where `narrow`."""
+    """Return a + b, in float32 if `narrow`."""
     return rounded(rounded(a, narrow) + rounded(b, narrow), narrow)
 
 
 @compiled
 def hamacher(a: float, b: float, narrow: bool = False) -> float:
-    """`reward_utils.hamacher_product`, in float32 where `narrow`."""
+    """Return `reward_utils.hamacher_product`, in float32 if `narrow`."""
     a, b = rounded(a, narrow), rounded(b, narrow)
     product = rounded(a * b, narrow)
     denominator = rounded(rounded(a + b, narrow) - product, narrow)
@@ -84,7 +84,7 @@ def hamacher(a: float, b: float, narrow: bool = False) -> float:
 
 @compiled
 def inside(point: Vector, zero: Vector, one: Vector) -> bool:
-    """Whether a point is in the box between two corners."""
+    """Return whether a point is in the box between two corners."""
     within = True
     for i in range(3):
         within = within and min(zero[i], one[i]) <= point[i] <= max(zero[i], one[i])
@@ -93,7 +93,7 @@ def inside(point: Vector, zero: Vector, one: Vector) -> bool:
 
 @compiled
 def prism(point: Vector, zero: Vector, one: Vector) -> float:
-    """`reward_utils.rect_prism_tolerance`."""
+    """Return `reward_utils.rect_prism_tolerance`."""
     if not inside(point, zero, one):
         return 1.0
     x, y, z = subtract(one, zero)
@@ -103,13 +103,13 @@ def prism(point: Vector, zero: Vector, one: Vector) -> float:
 
 @compiled
 def funnel(radius: float, throat: float, steepness: float, height: float) -> float:
-    """How high above a funnel's foot its wall is at a radius; 0 inside the throat."""
+    """Return the height of a funnel's wall at a radius. It is 0 inside the throat."""
     return 0.0 if radius <= throat else steepness * math.log(radius - throat) + height
 
 
 @compiled
 def upright(rotation: tuple[float, float, float, float], w: float, z: float, slack: float) -> float:
-    """1 where a rotation is the quaternion (w, 0, 0, z), 0 where it differs by `slack`."""
+    """Return 1 for the quaternion (w, 0, 0, z), and 0 for a rotation that differs by `slack`."""
     a, b, c, d = rotation
     error = math.sqrt((a - w) ** 2 + b**2 + c**2 + (d - z) ** 2)
     return max(1.0 - error / slack, 0.0)

@@ -1,4 +1,4 @@
-"""Pucks, plates, mugs and balls to move over the table."""
+"""Rewards for moving pucks, plates, mugs and balls over the table."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def push(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
 
 @compiled
 def push_wall(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """SawyerPushWallEnvV3: first to a point beside the wall, then to the target."""
+    """SawyerPushWallEnvV3. The object moves to a point next to the wall, then to the target."""
     caging = caged(scene, start, scene.object, start.object, 0.015, 0.05, 0.005)
     grasp, narrow = dense_grip(caging, effort, single)
     reward = 2 * grasp
@@ -76,7 +76,7 @@ def push_back(scene: Scene, start: Start, effort: float, single: bool) -> Outcom
 
 @compiled
 def swept(scene: Scene, start: Start, target: Vector, xz_threshold: float, slack: float) -> Outcome:
-    """A cube that is to be swept to a target."""
+    """Return the reward for sweeping a cube to a target."""
     to_target = distance(scene.object, target)
     if to_target < 0.05:
         return 10.0, True
@@ -93,7 +93,7 @@ def sweep(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
 
 @compiled
 def sweep_into_goal(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """SawyerSweepIntoGoalEnvV3: into a hole, at whatever height."""
+    """SawyerSweepIntoGoalEnvV3. The target is a hole, and the height does not matter."""
     target = (start.target[0], start.target[1], scene.object[2])
     return swept(scene, start, target, 0.01, 0.005)
 

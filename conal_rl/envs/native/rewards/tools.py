@@ -1,4 +1,4 @@
-"""Pegs, nuts, hammers and sticks, held by one end and used by the other."""
+"""Rewards for pegs, nuts, hammers and sticks. The gripper holds one end and uses the other."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from conal_rl.envs.native.vectors import (
 
 @compiled
 def peg_insert_side(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """SawyerPegInsertionSideEnvV3; the mark is the start of the peg's head."""
+    """SawyerPegInsertionSideEnvV3. The mark is the start of the peg's head."""
     head, right1, left1, right2, left2 = scene.marks
     weights = (1.0, 2.0, 2.0)
     to_target = norm(scaled(subtract(head, start.target), weights))
@@ -41,7 +41,7 @@ def peg_insert_side(scene: Scene, start: Start, effort: float, single: bool) -> 
 
     caging = caged(scene, start, scene.object, start.object, 0.0075, 0.03, 0.005)
     grasp, narrow = dense_grip(caging, effort, single)
-    # A prism's value is a numpy float64, to which the float32 yields.
+    # A prism's value is a numpy float64, so the float32 becomes float64.
     narrow = narrow and not (inside(head, right1, left1) or inside(head, right2, left2))
     near = distance(scene.object, scene.tcp) < 0.08
     held = near and scene.opened > 0 and scene.object[2] - 0.01 > start.object[2]
@@ -72,20 +72,20 @@ def peg_unplug_side(scene: Scene, start: Start, effort: float, single: bool) -> 
 
 @compiled
 def beside(thing: Vector, hand: Vector, reach: float) -> Vector:
-    """Where to hold a long thing: level with the hand in x, where that is within reach."""
+    """Return where to hold a long thing: at the hand's x if that is within reach."""
     return (hand[0], thing[1], thing[2]) if abs(thing[0] - hand[0]) < reach else thing
 
 
 @compiled
 def used(grasp: float, narrow: bool, in_place: float, level: float) -> float:
-    """The reward of a tool: held, in place and not tilted."""
+    """Return the reward for a tool that is held, in place and not tilted."""
     reward = plus(rounded(2.0 * grasp, narrow), 6.0 * in_place, narrow)
     return rounded(reward * rounded(level, narrow), narrow)
 
 
 @compiled
 def assembly(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """SawyerNutAssemblyEnvV3; the first mark is the nut's centre."""
+    """SawyerNutAssemblyEnvV3. The first mark is the nut's centre."""
     center = scene.marks[0]
     x, y, z = subtract(start.target, center)
     radius = norm2(x, y)
@@ -106,7 +106,7 @@ def assembly(scene: Scene, start: Start, effort: float, single: bool) -> Outcome
 
 @compiled
 def disassemble(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """SawyerNutDisassembleEnvV3; the first mark is the nut's centre."""
+    """SawyerNutDisassembleEnvV3. The first mark is the nut's centre."""
     if scene.object[2] > start.target[2]:
         return 10.0, True
     center = scene.marks[0]
@@ -122,7 +122,7 @@ def disassemble(scene: Scene, start: Start, effort: float, single: bool) -> Outc
 
 @compiled
 def hammer(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """SawyerHammerEnvV3; the joint is the nail's."""
+    """SawyerHammerEnvV3. The joint is the nail's."""
     head = add(scene.object, (0.16, 0.06, 0.0))
     in_place = 0.9 * long_tail(distance(start.target, head), 0.0, 0.02, 0.2)
     if head[2] > 0.02:
@@ -137,7 +137,7 @@ def hammer(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
 
 @compiled
 def hooked(handle: Vector, end: Vector) -> bool:
-    """Whether a stick's end is through a handle."""
+    """Return whether a stick's end is through a handle."""
     return (
         end[0] >= handle[0] and abs(end[1] - handle[1]) <= 0.04 and abs(end[2] - handle[2]) <= 0.06
     )
@@ -145,7 +145,7 @@ def hooked(handle: Vector, end: Vector) -> bool:
 
 @compiled
 def stick_pull(scene: Scene, start: Start, effort: float, single: bool) -> Outcome:
-    """SawyerStickPullEnvV3: the start's mark is the stick's, the scene's the stick's end."""
+    """SawyerStickPullEnvV3. The mark is the stick's start, and `scene.marks[0]` its end."""
     stick, handle, end = scene.object, scene.second, scene.marks[0]
     held = distance(stick, scene.tcp) < 0.02 and scene.opened > 0
     held = held and stick[2] - 0.01 > start.mark[2]
