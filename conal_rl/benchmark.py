@@ -16,7 +16,7 @@ from conal_rl.errors import ConfigError
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[Parser]
-    Measure = Callable[[argparse.Namespace, Console], None]
+    Measure = Callable[[argparse.Namespace, Console], int | None]
 
 ONE_INPUT_TASKS = 5
 RECIPE_MINUTES = 20.0
@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_groups(what)
     _add_supervised(what)
     _add_mt10(what)
+    _add_same_numbers(what)
     return parser
 
 
@@ -170,6 +171,39 @@ def _add_mt10(what: Commands) -> None:
     _add_out(mt10, "runs/mt10-TABLE")
 
 
+def _add_same_numbers(what: Commands) -> None:
+    same = _add_command(
+        what,
+        "same-numbers",
+        _same_numbers,
+        "Compare small runs of this checkout with those of an older commit, number by number.",
+    )
+    same.add_argument(
+        "--base", required=True, metavar="COMMIT", help="Compare with this git revision."
+    )
+    same.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="Keep the runs of the older commit in this folder. "
+        "A later comparison with the same folder runs only this checkout. "
+        "The default is a temporary folder.",
+    )
+    same.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="Keep the runs of this checkout in this folder. The default is a temporary folder.",
+    )
+    same.add_argument(
+        "--only",
+        default="*",
+        metavar="PATTERN",
+        help="Run only cases of such names, for example 'mt10-*' or '*-ltb'. "
+        "The default is all cases.",
+    )
+
+
 def _add_network(
     command: argparse.ArgumentParser, tasks: list[int], widths: str, batch: str
 ) -> None:
@@ -255,8 +289,8 @@ def _add_out(command: argparse.ArgumentParser, folder: str) -> None:
     )
 
 
-def run(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print.
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; return the exit status: 1 if numbers differ that should be the same.
 
     Raises:
         ConalError: The command line is wrong, or the machine lacks something.
@@ -269,7 +303,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     _require(options, "at least 2", lambda value: value >= 2, "tasks")
     _require(options, "at least 0", lambda value: value >= 0, "episodes")
     # A table that goes into a file may be wider than a terminal.
-    options.measure(options, wide_console())
+    return options.measure(options, wide_console()) or 0
 
 
 def _require(
@@ -365,6 +399,12 @@ def _mt10(options: argparse.Namespace, console: Console) -> None:
         console.print(table)
 
 
+def _same_numbers(options: argparse.Namespace, console: Console) -> int:
+    from conal_rl.benchmarks import same_numbers
+
+    return same_numbers.measure(options.base, options.only, options.keep, options.out, console)
+
+
 def _prepare_torch(options: argparse.Namespace, console: Console) -> None:
     """Set torch's threads, and print torch's version, the device and the threads.
 
@@ -380,7 +420,7 @@ def _prepare_torch(options: argparse.Namespace, console: Console) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Call `run` and return the exit status: 0, 2 after an error, 130 after Ctrl-C."""
+    """Call `run` and return the exit status: 0 or 1, 2 after an error, 130 after Ctrl-C."""
     return exit_status(lambda: run(arguments))
 
 

@@ -1,4 +1,4 @@
-"""`python -m conal_rl.report WHAT`: figures and tables of runs."""
+"""`python -m conal_rl.report WHAT` draws figures and prints tables of runs."""
 
 from __future__ import annotations
 
@@ -25,42 +25,63 @@ from conal_rl.runs.folder import config_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_OUT_HELP = "The folder for the figures. The default is %(default)s/."
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m conal_rl.report", description=__doc__)
     what = parser.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=Parser)
     conflicts = what.add_parser(
-        "conflicts", help="how often tasks' gradients conflict, which tasks', and the gates"
+        "conflicts",
+        help="Show how often the tasks' gradients conflict, which tasks conflict, and the gates.",
     )
     conflicts.add_argument(
         "runs",
         type=Path,
         nargs="+",
         metavar="RUN",
-        help="folders of runs that searched, or that trained with --agent.conflict-rule",
+        help="The folders of runs with a search, or with --agent.conflict-rule.",
     )
     conflicts.add_argument(
         "--out",
         type=Path,
         default=Path("report"),
         metavar="DIR",
-        help="where the figures go (default: %(default)s/)",
+        help=_OUT_HELP,
     )
     conflicts.set_defaults(make=_conflicts)
-    success = what.add_parser("success", help="success while training, over steps and time")
-    success.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of RL runs")
-    success.add_argument("--out", type=Path, default=Path("report"), metavar="DIR")
+    success = what.add_parser(
+        "success", help="Draw the success during training, over env steps and minutes."
+    )
+    success.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="The folders of RL runs."
+    )
+    success.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help=_OUT_HELP)
     success.set_defaults(make=_success)
     predictions = what.add_parser(
-        "predictions", help="input, prediction and truth of a supervised run that predicts pixels"
+        "predictions",
+        help="Draw input, prediction and truth of a supervised run that predicts pixels.",
     )
-    predictions.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
-    predictions.add_argument("--out", type=Path, default=Path("report"), metavar="DIR")
-    predictions.add_argument("--images", type=int, default=4, help="rows (default: %(default)s)")
+    predictions.add_argument("run", type=Path, metavar="RUN", help="The folder of the run.")
+    predictions.add_argument(
+        "--out", type=Path, default=Path("report"), metavar="DIR", help=_OUT_HELP
+    )
+    predictions.add_argument(
+        "--images",
+        type=int,
+        default=4,
+        help="The number of test images, one per row. The default is %(default)s.",
+    )
     add_data_root(predictions)
-    predictions.add_argument("--device", default="cpu", help="default: %(default)s")
+    predictions.add_argument(
+        "--device",
+        default="cpu",
+        help="The device that computes the predictions. The default is %(default)s.",
+    )
     predictions.set_defaults(make=_predictions)
-    _add_results(what.add_parser("results", help="tables of results/, and runs to add to it"))
+    _add_results(
+        what.add_parser("results", help="Print the tables of results/, or add a run to it.")
+    )
     return parser
 
 
@@ -109,15 +130,18 @@ def _add_results(results: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
-    """Read the runs, draw, print the tables and what was written.
+    """Read the runs, draw the figures, print the tables and the paths of the figures.
 
     Raises:
-        ConalError: whatever is wrong with the command line, the runs or the machine.
+        ConalError: the command line, a run or the machine does not allow it.
     """
     options = _parser().parse_args(arguments)
     for path in (options.out, *options.out.parents):
         if path.exists() and not path.is_dir():
-            raise ConfigError(f"cannot write to {options.out}: {path} is a file")
+            raise ConfigError(
+                f"--out: got {options.out}, expected a folder, but {path} is a file. "
+                "Give a different folder."
+            )
     options.make(options)
 
 
@@ -166,9 +190,11 @@ def _predictions(options: argparse.Namespace) -> None:
 
     config = config_of(options.run)
     if not isinstance(config, SupervisedConfig):
-        raise ConfigError(f"{options.run}: not a supervised run")
+        raise ConfigError(
+            f"{options.run}: got an RL run, expected a supervised run. Give a different folder."
+        )
     if options.images < 1:
-        raise ConfigError(f"--images must be at least 1, not {options.images}")
+        raise ConfigError(f"--images: got {options.images}, expected 1 or more")
     resolve_device("--device", options.device)
     config = config.with_root(options.root)
     figure = draw_predictions(options.run, config, options.images, options.device)
@@ -188,7 +214,7 @@ def _success(options: argparse.Namespace) -> None:
 
 
 def _named(runs: Sequence[Path]) -> dict[str, Path]:
-    """Every folder once, by a name of its own."""
+    """Each folder once, by a unique name."""
     folders = list({folder.resolve(): folder for folder in runs}.values())
     names = unique_names([folder.resolve().name for folder in folders])
     return dict(zip(names, folders, strict=True))
@@ -196,7 +222,7 @@ def _named(runs: Sequence[Path]) -> dict[str, Path]:
 
 def _conflicts(options: argparse.Namespace) -> None:
     records = [read_record(folder, name) for name, folder in _named(options.runs).items()]
-    # All is drawn before anything is written, so that an error leaves nothing half done.
+    # All figures are drawn before the first is written: an error leaves no half of a report.
     images = {name: _png(figure) for name, figure in draw(records).items()}
     console = wide_console()
     for record in records:
@@ -206,12 +232,12 @@ def _conflicts(options: argparse.Namespace) -> None:
 
 
 def unique_names(folders: Sequence[str]) -> list[str]:
-    """The folders' own names, with a number behind those that another folder has too."""
+    """Return the names of `folders`; a name that repeats gets a number behind it."""
     names: list[str] = []
     taken: set[str] = set()
     for folder in folders:
         name, number = folder, 1
-        # Figures of a training have "-training" behind the name.
+        # The figures of a training phase have "-training" behind the name.
         while {name, f"{name}-training"} & taken:
             number += 1
             name = f"{folder}-{number}"
@@ -221,7 +247,7 @@ def unique_names(folders: Sequence[str]) -> list[str]:
 
 
 def draw(records: Sequence[ConflictRecord]) -> dict[str, Figure]:
-    """Every figure that the runs have data for, by the name of its file."""
+    """Draw each figure that the runs have data for; the keys are the names of the files."""
     from conal_rl.reports.conflicts import draw_conflicts, draw_cosines
     from conal_rl.reports.gates import draw_gates
 
@@ -245,34 +271,50 @@ def _png(figure: Figure) -> bytes:
 
 
 def write(images: dict[str, bytes], out: Path) -> list[Path]:
-    """Write files into `out`, which is made if missing; each appears whole or not at all.
+    """Write `images` into the folder `out` and return their paths.
+
+    A missing folder is made. Each file appears whole or not at all.
 
     Raises:
-        ConfigError: the disk refuses.
+        ConfigError: a file cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, image in images.items():
             atomic_write(out / name, image)
     except OSError as error:
-        raise ConfigError(f"cannot write to {out}: {error.strerror}") from error
+        raise ConfigError(
+            f"--out: got {out}, expected a writable folder, but: {error.strerror}. "
+            "Give a different folder."
+        ) from error
     return [out / name for name in images]
 
 
-def table(record: ConflictRecord) -> Table:
-    """Per phase, network and shared layer: how tasks' gradients agree and what rules would hold.
+_RULES_CAPTION = "columns of rules: share of steps in which the rule would hold the module"
 
-    A run that is not through its first phase has only the mean of what it has logged so far.
+
+def table(record: ConflictRecord) -> Table:
+    """Return a table with one row per phase, network and shared layer.
+
+    The columns say how well the tasks' gradients agree, and how often each rule would hold the
+    module. A run that is still in its first phase has only the mean over its log lines.
     """
     statistics = [
-        (phase.name, network, found)
+        (phase.name, network, network_statistics)
         for phase in record.phases
-        for network, found in phase.networks.items()
+        for network, network_statistics in phase.networks.items()
     ]
-    rules = list(dict.fromkeys(r for _, _, found in statistics for r in found.held if r != "none"))
+    rules = list(
+        dict.fromkeys(
+            r
+            for _, _, network_statistics in statistics
+            for r in network_statistics.held
+            if r != "none"
+        )
+    )
     rows = Table(
         title=Text(f"{record.name}: {record.method}"),
-        caption="rules: share of steps in which each would have held the module" if rules else None,
+        caption=_RULES_CAPTION if rules else None,
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
         pad_edge=False,
@@ -281,26 +323,34 @@ def table(record: ConflictRecord) -> Table:
         rows.add_column(heading, no_wrap=True)
     for heading in ("negative cosines", "mean cosine", *rules):
         rows.add_column(heading.replace(" ", "\n").replace("_", "\n"), justify="right")
-    for phase, network, found in statistics:
-        negative, cosine = mean_over_pairs(found.negative), mean_over_pairs(found.cosine)
-        for layer, layer_number in enumerate(found.layers):
-            shares = [_shown(found.held[r][layer]) if r in found.held else "-" for r in rules]
-            numbers = [_shown(negative[layer]), _shown(cosine[layer], "+.3f"), *shares]
+    for phase, network, network_statistics in statistics:
+        negative, cosine = (
+            mean_over_pairs(network_statistics.negative),
+            mean_over_pairs(network_statistics.cosine),
+        )
+        for layer, layer_number in enumerate(network_statistics.layers):
+            shares = [
+                _formatted(network_statistics.held[r][layer])
+                if r in network_statistics.held
+                else "-"
+                for r in rules
+            ]
+            numbers = [_formatted(negative[layer]), _formatted(cosine[layer], "+.3f"), *shares]
             rows.add_row(phase, f"{NETWORKS[network]} {layer_number}", *numbers)
     if not rows.row_count:
         for network, layers in record.negative.items():
             for layer, curve in sorted(layers.items()):
-                share = _shown(float(curve.values.mean()))
+                share = _formatted(float(curve.values.mean()))
                 rows.add_row("so far", f"{NETWORKS[network]} {layer}", share, "-")
     return rows
 
 
-def _shown(number: float, form: str = ".2f") -> str:
+def _formatted(number: float, form: str = ".2f") -> str:
     return format(number, form) if np.isfinite(number) else "-"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`run`, as an exit status: 0, 2 after an error reported in one line, 130 after Ctrl-C."""
+    """Call `run` and return the exit status: 0, 2 after an error, 130 after Ctrl-C."""
     return exit_status(lambda: run(arguments))
 
 

@@ -1,1 +1,1 @@
-"""What `python -m conal_rl.report` reads and draws."""
+"""The data and the figures of `python -m conal_rl.report`."""

@@ -1,7 +1,7 @@
-"""How often the tasks' gradients conflict over training, and which tasks'.
+"""Figures of how often the tasks' gradients conflict during training, and which tasks conflict.
 
-Yue, Zhang, Liang (AAAI 2023) motivate CoNAL with the share of negative cosines between the tasks'
-gradients in what they share; `draw_conflicts` is that figure.
+Yue, Zhang, Liang (AAAI 2023) motivate CoNAL with the share of negative cosines between the
+gradients of two tasks on their shared modules. `draw_conflicts` draws this share.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _NO_PAIR = "#E4E4E4"
 _SEARCH_ENDS: dict[str, Any] = {"lw": 0.8, "ls": (0, (1, 2))}
-_SMALL = 12  # up to so many tasks the cells of a heat map have room for a number
+_SMALL = 12  # the largest number of tasks for which a heat map's cells have room for a number
 
 
 # Conflicts over training
@@ -36,19 +36,20 @@ class _Line:
 
 
 def draw_conflicts(records: Sequence[ConflictRecord]) -> Figure:
-    """The share of negative cosines over training, a panel per network and shared layer.
+    """Draw the share of negative cosines during training, one panel per network and shared layer.
 
-    Runs that differ only in their seeds are drawn as their mean, in a band from lowest to highest,
-    at each step over the runs that have come so far. The grey line is where noise alone would be.
+    Runs that differ only in their seeds become one line: their mean, in a band from lowest to
+    highest. At each step, only the runs that have reached this step count. The grey line is the
+    share that pure noise would have.
 
     Raises:
-        ValueError: none of the runs has such a curve.
+        ValueError: no run has such a curve.
     """
     from matplotlib.figure import Figure
 
     lines = _lines([record for record in records if record.negative])
     if not lines:
-        raise ValueError("no run has logged its conflicts")
+        raise ValueError("records: got no curve of conflicts, expected at least one")
     layers = {
         network: sorted({layer for r in records for layer in r.negative.get(network, {})})
         for network in NETWORKS
@@ -65,8 +66,8 @@ def draw_conflicts(records: Sequence[ConflictRecord]) -> Figure:
         for axes, layer in zip(row, layers[network], strict=False):
             _draw_shares(axes, [_curves(line, network, layer) for line in lines], styles)
             axes.set_title(f"{NETWORKS[network]}, layer {layer}", size=8, color=INK)
-    found = [c.values for r in records for n in r.negative.values() for c in n.values()]
-    low, high = (20 * edge(0.5, *map(edge, found)) for edge in (min, max))
+    shares = [c.values for r in records for n in r.negative.values() for c in n.values()]
+    low, high = (20 * edge(0.5, *map(edge, shares)) for edge in (min, max))
     low, high = math.floor(low - 0.2) / 20, math.ceil(high + 0.2) / 20
     panels[0, 0].set_ylim(max(low, -0.02), min(high, 1.02))
     figure.supxlabel(" or ".join(sorted({record.steps for record in records})), size=8, color=INK)
@@ -75,7 +76,7 @@ def draw_conflicts(records: Sequence[ConflictRecord]) -> Figure:
         panels[0, 0].plot([], [], **style, label=line.label)[0]
         for line, style in zip(lines, styles, strict=True)
     ]
-    handles += panels[0, 0].plot([], [], color=FAINT, lw=0.8, label="noise alone")
+    handles += panels[0, 0].plot([], [], color=FAINT, lw=0.8, label="pure noise")
     if _end_searches(panels.flat, lines, styles):
         handles += panels[0, 0].plot([], [], **_SEARCH_ENDS, color=FAINT, label="end of search")
     legend(figure, handles)
@@ -83,7 +84,7 @@ def draw_conflicts(records: Sequence[ConflictRecord]) -> Figure:
 
 
 def _lines(records: Sequence[ConflictRecord]) -> list[_Line]:
-    """Seeds of one experiment go together; a method with several lines names their folders."""
+    """Group the seeds of one experiment; lines of the same method get the names of folders."""
     groups: list[list[ConflictRecord]] = []
     for record in records:
         for group in groups:
@@ -92,14 +93,14 @@ def _lines(records: Sequence[ConflictRecord]) -> list[_Line]:
                 break
         else:
             groups.append([record])
-    apart: list[list[ConflictRecord]] = []
+    separated: list[list[ConflictRecord]] = []
     for group in groups:
-        # A seed that was run twice says nothing about the spread over seeds.
+        # Two runs of the same seed say nothing about the spread over seeds.
         once = len({record.config.seed for record in group}) == len(group)
-        apart += [group] if once else [[record] for record in group]
-    methods = [group[0].method for group in apart]
+        separated += [group] if once else [[record] for record in group]
+    methods = [group[0].method for group in separated]
     lines = []
-    for group, method in zip(apart, methods, strict=True):
+    for group, method in zip(separated, methods, strict=True):
         label = method
         if methods.count(method) > 1:
             label += f", {group[0].name}"
@@ -113,7 +114,7 @@ _NO_MATTER = (
     *("seed", "name", "device", "threads", "log_interval", "checkpoint_minutes"),
     *("evaluation.", "data.root", "data.workers"),
 )
-"""Fields in which runs of one experiment may differ."""
+"""The fields in which two runs of one experiment may differ."""
 
 
 def _same_but_seed(a: ConflictRecord, b: ConflictRecord) -> bool:
@@ -123,7 +124,7 @@ def _same_but_seed(a: ConflictRecord, b: ConflictRecord) -> bool:
 
 
 def _styles(lines: Sequence[_Line]) -> list[dict[str, Any]]:
-    """A method's own colour where each has one line, otherwise one colour after another."""
+    """Return each method's colour if no method has two lines, otherwise a sequence of colours."""
     methods = [line.records[0].method for line in lines]
     if len(set(methods)) == len(methods) and set(methods) <= set(COLOURS):
         return [{"color": COLOURS[method], "lw": 1.4} for method in methods]
@@ -157,7 +158,10 @@ def _draw_shares(
 def _end_searches(
     panels: Iterable[Axes], lines: Sequence[_Line], styles: Sequence[dict[str, Any]]
 ) -> bool:
-    """Mark where searches ended whose runs counted on, in another tree then; whether any did."""
+    """Mark the end of each search whose run then counted conflicts in the derived tree.
+
+    Returns whether there is such a search.
+    """
     ends = {
         (record.searched, style["color"])
         for line, style in zip(lines, styles, strict=True)
@@ -178,22 +182,24 @@ def _last_step(record: ConflictRecord) -> float:
 
 
 def draw_cosines(record: ConflictRecord, phase: Phase) -> Figure:
-    """Heat maps of the tasks' mean cosines, a row per network, a column per shared layer.
+    """Draw heat maps of the tasks' mean cosines, one row per network, one column per shared layer.
 
-    Red pairs conflict. Up to 12 tasks, the number in a cell is the share of steps with a negative
-    cosine in percent. A grey cell is a pair that shares no module there.
+    Red pairs conflict. With at most 12 tasks, the number in a cell is the percentage of steps with
+    a negative cosine. A cell is grey if the two tasks share no module in this layer.
 
     Raises:
         ValueError: the phase has no statistics.
     """
     from matplotlib.figure import Figure
 
-    networks = [n for n, found in phase.networks.items() if len(found.cosine)]
+    networks = [n for n, statistics in phase.networks.items() if len(statistics.cosine)]
     if not networks:
-        raise ValueError(f"no statistics of {record.name}'s {phase.name}")
+        raise ValueError(
+            f"phase: got {record.name}'s {phase.name} without statistics, expected some"
+        )
     columns = max(len(phase.networks[network].cosine) for network in networks)
     tasks = len(phase.tasks)
-    side = tasks * max(0.11, min(0.27, 4.5 / tasks), 1.2 / tasks)  # inches, of a map
+    side = tasks * max(0.11, min(0.27, 4.5 / tasks), 1.2 / tasks)  # of a map, in inches
     names = 0.065 * max(map(len, phase.tasks))
     size = (columns * (side + 0.15) + names + 1.0, len(networks) * (side + 0.35) + names + 0.7)
     figure = Figure(figsize=size, layout="compressed")
@@ -201,23 +207,25 @@ def draw_cosines(record: ConflictRecord, phase: Phase) -> Figure:
     everything = np.concatenate([phase.networks[n].cosine.ravel() for n in networks])
     limit = max(np.nanmax(np.abs(everything)), 1e-3) if np.isfinite(everything).any() else 1.0
     for row, network in zip(panels, networks, strict=True):
-        found = phase.networks[network]
-        for axes in row[len(found.cosine) :]:
+        statistics = phase.networks[network]
+        for axes in row[len(statistics.cosine) :]:
             axes.set_visible(False)
-        for layer, (axes, cosine) in enumerate(zip(row, found.cosine, strict=False)):
-            _draw_map(axes, cosine, found.negative[layer], limit)
-            axes.set_title(f"{NETWORKS[network]}, layer {found.layers[layer]}", size=8, color=INK)
+        for layer, (axes, cosine) in enumerate(zip(row, statistics.cosine, strict=False)):
+            _draw_map(axes, cosine, statistics.negative[layer], limit)
+            axes.set_title(
+                f"{NETWORKS[network]}, layer {statistics.layers[layer]}", size=8, color=INK
+            )
     _name_tasks(panels, phase.tasks)
-    shown = panels[0, 0].images[0]
-    bar = figure.colorbar(shown, ax=list(panels.flat), shrink=0.6, aspect=25, pad=0.02)
+    first_image = panels[0, 0].images[0]
+    bar = figure.colorbar(first_image, ax=list(panels.flat), shrink=0.6, aspect=25, pad=0.02)
     bar.set_label("mean cosine of two tasks' gradients", size=8, color=INK)
     bar.ax.tick_params(labelsize=7, labelcolor=INK, color=FAINT)
     bar.outline.set_visible(False)
     title = f"{record.name}: {record.method}, {phase.name}, up to {phase.steps:,} {record.steps}"
     if tasks <= _SMALL:
-        title += "\nin the cells: share of negative cosines, in percent"
+        title += "\nnumbers: share of negative cosines, in percent"
     if np.isnan(everything).sum() > tasks * sum(len(phase.networks[n].cosine) for n in networks):
-        title += "\ngrey: no module is shared"
+        title += "\ngrey: the two tasks share no module"
     figure.suptitle(title, size=8, color=INK, parse_math=False)
     return figure
 
@@ -247,7 +255,7 @@ def _draw_map(axes: Axes, cosine: Array, negative: Array, limit: float) -> None:
 
 
 def _name_tasks(panels: NDArray[Any], tasks: Sequence[str]) -> None:
-    """Task names left of the first map in each row and under the last one in each column."""
+    """Write the tasks' names left of each row's first map and below each column's last map."""
     size = 7.5 if len(tasks) <= 30 else 6
     style: dict[str, Any] = {"size": size, "color": INK, "parse_math": False}
     for row in panels:
@@ -265,5 +273,5 @@ def _name_tasks(panels: NDArray[Any], tasks: Sequence[str]) -> None:
                 va="top",
                 **style,
             )
-            # Where a map is missing below, names hang into its place and need no row of their own.
+            # If the map below is missing, the names fill its place and need no extra room.
             name.set_in_layout(lowest is column[-1])

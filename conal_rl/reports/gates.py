@@ -1,4 +1,4 @@
-"""The gates of a search over time."""
+"""The figure of a search's gates over time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def draw_gates(record: ConflictRecord) -> Figure:
-    """The weight of every option over the search, a small panel per choice.
+    """Draw the weight of each option over the search, one small panel per choice.
 
-    The actor's choices come first, then the critics'. The thick line is the strongest at the end,
-    which is the option that is derived.
+    The actor's choices come first, then the critics'. The thick line is the option with the
+    largest weight at the end. The tree is derived from it.
 
     Raises:
         ValueError: the run has logged no gates.
@@ -29,10 +29,10 @@ def draw_gates(record: ConflictRecord) -> Figure:
     from matplotlib.figure import Figure
 
     if not record.gates:
-        raise ValueError(f"{record.name} has logged no gates")
+        raise ValueError(f"{record.name}: got no curve of gates, expected at least one")
     choices = {n: _ordered(record, n) for n in NETWORKS if n in record.gates}
-    most = max(map(len, choices.values()))
-    columns = math.ceil(most / math.ceil(most / (5 if most <= 15 else 8)))  # rows alike
+    largest = max(map(len, choices.values()))
+    columns = math.ceil(largest / math.ceil(largest / (5 if largest <= 15 else 8)))  # equal rows
     rows = {network: math.ceil(len(names) / columns) for network, names in choices.items()}
     longest = max(len(name) for names in choices.values() for name in names)
     width = min(max(1.35, 0.055 * longest), 3.0)
@@ -55,8 +55,8 @@ def draw_gates(record: ConflictRecord) -> Figure:
         for axes in list(block.flat)[len(names) :]:
             axes.set_visible(False)
     for column in panels.T:
-        shown = [axes for axes in column if axes.get_visible()]
-        shown[-1].tick_params(labelbottom=True)
+        visible = [axes for axes in column if axes.get_visible()]
+        visible[-1].tick_params(labelbottom=True)
     figure.supxlabel(record.steps, size=8, color=INK)
     figure.supylabel("weight of the gate", size=8, color=INK)
     handles = [
@@ -68,7 +68,7 @@ def draw_gates(record: ConflictRecord) -> Figure:
 
 
 def _ordered(record: ConflictRecord, network: str) -> list[str]:
-    """The names of a network's choices: by words and numbers, then tasks in the run's order."""
+    """Sort the names of a network's choices by words and numbers, then tasks in the run's order."""
     order = {task: i for phase in record.phases for i, task in enumerate(phase.tasks)}
 
     def position(name: str) -> tuple[int, list[str]]:
@@ -94,13 +94,13 @@ def _draw_choice(axes: Axes, options: dict[int, Curve], colours: dict[int, str])
 
 
 def _option_colours(record: ConflictRecord, count: int) -> list[str]:
-    """A scale from own to shared modules where options are branch points, else separate colours."""
+    """Return a scale from specific to shared for branch points, otherwise separate colours."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
     palette = list(COLOURS.values())
     if _options_are(record) == "branch points" or count > len(palette):
-        # Orange for own and blue for shared, as in the drawings of trees.
+        # Orange for specific and blue for shared, as in the drawings of trees.
         return [to_hex(colour) for colour in colormaps["plasma"](np.linspace(0.8, 0.05, count))]
     return [palette[option % len(palette)] for option in range(count)]
 
@@ -109,7 +109,7 @@ def _options_are(record: ConflictRecord) -> str:
     search = record.config.search
     if search.purely_specific and search.method in ("conal", "conal_pro"):
         return {"conal": "branch points", "conal_pro": "join or leave"}[search.method]
-    return "modules"  # of a branching space
+    return "modules"  # of a search with copies
 
 
 def _option(record: ConflictRecord, option: int, options: Sequence[int]) -> str:
@@ -118,5 +118,5 @@ def _option(record: ConflictRecord, option: int, options: Sequence[int]) -> str:
         return ("join", "leave")[option - 1]
     if options_are == "modules":
         return f"option {option}"
-    ends = {options[0]: " (all its own)", options[-1]: " (all shared)"}
+    ends = {options[0]: " (all specific)", options[-1]: " (all shared)"}
     return f"branch point {option}{ends.get(option, '')}"

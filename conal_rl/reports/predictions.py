@@ -1,4 +1,4 @@
-"""Input, prediction and truth of every task that predicts pixels, for some of the test's images."""
+"""The figure of input, prediction and truth of each task that predicts pixels."""
 
 from __future__ import annotations
 
@@ -24,24 +24,27 @@ Image = NDArray[np.float64]
 
 
 def draw_predictions(folder: Path, config: SupervisedConfig, count: int, device: str) -> Figure:
-    """A row for each of `count` test images, evenly spread over the test part.
+    """Draw one row for each of `count` images, evenly spread over the test part.
 
     Raises:
-        CheckpointError: the run's files are missing or damaged.
+        CheckpointError: a file of the run is missing or damaged.
         ConfigError: no task of the run predicts pixels.
     """
     network, problem = load_network(folder, config, device)
     network.eval()
-    place = next(network.parameters()).device
+    target_device = next(network.parameters()).device
     loader = problem.loader("test", 1, False)
     rows = []
     for number in np.linspace(0, len(loader) - 1, min(count, len(loader))).astype(int):
         batch = next(loader.endless(int(number)))
         tasks = [task for task in problem.tasks if batch.targets[task].ndim >= 3]
         if not tasks:
-            raise ConfigError(f"{folder}: no task of {config.data.set} predicts pixels")
+            raise ConfigError(
+                f"{folder}: got a run on {config.data.set}, expected a task that predicts pixels. "
+                "Give a different folder."
+            )
         with torch.no_grad():
-            predictions = network(batch.inputs.to(place))
+            predictions = network(batch.inputs.to(target_device))
         row = [_stretched(batch.inputs[0, 0])]
         for task in tasks:
             pair = _pair(problem, task, predictions[task].cpu(), batch.targets[task])
@@ -53,7 +56,7 @@ def draw_predictions(folder: Path, config: SupervisedConfig, count: int, device:
 
 
 def _pair(problem: Problem, task: str, prediction: Tensor, target: Tensor) -> list[Image]:
-    """Prediction and truth of one image in the same colours; NaN where there is no label."""
+    """Return prediction and truth of one image, from 0 to 1; unlabelled pixels are NaN."""
     metric = problem.tasks[task].metric()
     if target.dtype == torch.int64:  # classes
         classes, truth = prediction.shape[1], target[0].double()
@@ -68,14 +71,14 @@ def _pair(problem: Problem, task: str, prediction: Tensor, target: Tensor) -> li
     if isinstance(metric, Edges | Saliency):
         return [prediction[0, 0].sigmoid().numpy(), truth.numpy()]
     labelled = truth[truth.isfinite()]
-    of_scale = labelled if len(labelled) else prediction[0, 0].double()
-    low, high = of_scale.min(), of_scale.max()
+    scale = labelled if len(labelled) else prediction[0, 0].double()
+    low, high = scale.min(), scale.max()
     scaled = [(x - low) / (high - low).clamp(min=1e-9) for x in (prediction[0, 0].double(), truth)]
     return [x.clamp(0, 1).numpy() for x in scaled]
 
 
 def _stretched(image: Tensor) -> Image:
-    """`(channel, height, width)` of any range as a picture."""
+    """Scale `(channel, height, width)` from its range to 0 to 1, with the channel last."""
     image = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-9)
     return image.movedim(0, -1).squeeze(-1).numpy()
 

@@ -1,4 +1,4 @@
-"""What a run's files say about conflicts between its tasks, and about its gates."""
+"""The conflicts between a run's tasks and its gates, read from the run's files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from conal_rl.runs.folder import Run
 
 Array = NDArray[np.float64]
 
-# As files and as figures name them.
+# The name in files, then the name in figures.
 NETWORKS = {"actor": "actor", "critic": "critics", "encoder": "encoder"}
 METHODS = {"conal": "CoNAL", "conal_pro": "CoNAL-Pro", "ltb": "LTB", "recon": "Recon"}
 
@@ -28,7 +28,7 @@ _SCALAR = re.compile(r"(conflicts|gates)_(actor|critic|encoder)/(.+)/(\d+)")
 
 @dataclass(frozen=True)
 class Curve:
-    """A scalar over training: steps, increasing, and values, both `(point,)`."""
+    """A scalar over training: increasing steps and their values, both `(point,)`."""
 
     steps: Array
     values: Array
@@ -36,14 +36,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Conflicts in the actor or the critics, over a whole phase.
+    """Conflicts in one network over a whole phase.
 
     Attributes:
         layers: numbers of the layers, from 1.
-        cosine: mean cosine of two tasks' gradients, `(layer, task, task)`; NaN where the two share
-            no module, and for a task with itself.
-        negative: share of steps in which it was negative, `(layer, task, task)`, NaN alike.
-        held: per rule the share of steps in which it would have held each module, `(layer,)`.
+        cosine: mean cosine of two tasks' gradients, `(layer, task, task)`. NaN for a task with
+            itself, and for two tasks that share no module.
+        negative: share of steps with a negative cosine, `(layer, task, task)`, NaN in the same
+            places.
+        held: for each rule the share of steps in which it would have held the layer's module,
+            `(layer,)`.
     """
 
     layers: tuple[int, ...]
@@ -54,9 +56,9 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Phase:
-    """A run's search.json, a stage of CoNAL-Pro's, or training.json.
+    """The content of search.json, of a CoNAL-Pro stage's search-stage-N.json, or of training.json.
 
-    `networks` has those with statistics.
+    `networks` holds only the networks that have statistics.
     """
 
     name: str
@@ -68,15 +70,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class ConflictRecord:
-    """What a run's folder holds on conflicts.
+    """The data on conflicts in a run's folder.
 
     Attributes:
-        name: of the folder, made unique among those that are drawn together.
-        method: for labels, as "CoNAL" or "HPS".
-        phases: search, or its stages, and training; those that there are.
-        searched: steps at the end of the search; None where there is none, or it goes on.
-        negative: per network and layer (from 1) the share of negative cosines over training.
-        gates: per network, choice and option (from 1) the gate's weight over the search.
+        name: the folder's name, made unique among the runs of one report.
+        method: the label of the method, such as "CoNAL" or "HPS".
+        phases: the search or its stages, then the training, if the folder has them.
+        searched: steps at the end of the search; None if there was no search or it still runs.
+        negative: the share of negative cosines over training, by network and layer (from 1).
+        gates: the gate's weight over the search, by network, choice and option (from 1).
     """
 
     name: str
@@ -89,7 +91,7 @@ class ConflictRecord:
 
     @property
     def steps(self) -> str:
-        """What the run's steps are."""
+        """What one step of the run is."""
         return "env steps" if isinstance(self.config, Config) else "updates"
 
 
@@ -97,19 +99,21 @@ def read_record(folder: Path, name: str) -> ConflictRecord:
     """Read search.json, training.json and the TensorBoard files of a run.
 
     Raises:
-        CheckpointError: `folder` does not exist, a JSON file is damaged, or there is nothing.
-        ConfigError: `folder` is no run, or its config is damaged.
+        CheckpointError: `folder` does not exist, has no data on conflicts, or has damaged JSON.
+        ConfigError: `folder` has no config, or a damaged one.
     """
     run = Run(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such run folder")
+        raise CheckpointError(f"{folder}: got no folder, expected a run. Check the path.")
     if not run.config_path.is_file():
-        raise ConfigError(f"{run.config_path}: missing; is {folder} a run's folder?")
+        raise ConfigError(
+            f"{run.config_path}: got no file, expected a run's config. Check the path."
+        )
     config = run.config()
     stages = sorted(
         folder.glob("search-stage-*.json"), key=lambda path: (len(path.name), path.name)
     )
-    search = read_phase(folder / "search.json")  # which of CoNAL-Pro is its last stage's again
+    search = read_phase(folder / "search.json")  # CoNAL-Pro repeats its last stage there
     searches = [read_phase(path) for path in stages] or [search]
     read = [*searches, read_phase(folder / "training.json")]
     phases = tuple(phase for phase in read if phase is not None)
@@ -126,19 +130,20 @@ def read_record(folder: Path, name: str) -> ConflictRecord:
             negative.setdefault(network, {})[int(number)] = curve
     if not negative and not phases:
         raise CheckpointError(
-            f"{folder}: no conflicts were counted; run it with a search, or with "
-            "--agent.conflict-rule none to count conflicts"
+            f"{folder}: got a run without counted conflicts, expected some. "
+            "Train with a search, or with --agent.conflict-rule none, which counts conflicts."
         )
     searched = None if search is None else search.steps
     return ConflictRecord(name, _method(config, phases), config, phases, searched, negative, gates)
 
 
 def read_scalars(folder: Path) -> dict[str, Curve]:
-    """The conflict and gate scalars of a run's TensorBoard files, by tag.
+    """Return the conflict and gate scalars of a run's TensorBoard files, by tag.
 
-    Each process that worked on the run left a file. Points at or after the step where a later
-    process began to log are of a branch that was abandoned, and are left out; of two values at one
-    step the last written counts. A file's damaged end is skipped, as TensorBoard does.
+    Each process that worked on the run left one file. If a later process logged from step s on,
+    then points of earlier files from step s on are left out: the resume abandoned them. Of two
+    values at one step, the last written counts. A file's damaged end is skipped, as TensorBoard
+    does.
 
     Raises:
         CheckpointError: a file cannot be read.
@@ -148,23 +153,25 @@ def read_scalars(folder: Path) -> dict[str, Curve]:
         try:
             files.append(_read_events(path))
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    found: dict[str, dict[int, float]] = {}
+            raise CheckpointError(
+                f"{path}: got {error.strerror!r}, expected a readable file. Check its permissions."
+            ) from error
+    values_of_tags: dict[str, dict[int, float]] = {}
     end = math.inf
     for _, first_step, points in sorted(files, key=lambda file: file[0], reverse=True):
         for tag, values in points.items():
             kept = {step: value for step, value in values.items() if step < end}
-            found.setdefault(tag, {}).update(kept)
+            values_of_tags.setdefault(tag, {}).update(kept)
         end = min(end, first_step)
     return {
         tag: Curve(*np.array(sorted(values.items()), dtype=float).T)
-        for tag, values in found.items()
+        for tag, values in values_of_tags.items()
         if values
     }
 
 
 def _read_events(path: Path) -> tuple[float, float, dict[str, dict[int, float]]]:
-    """When the file was begun, the first step in it, and per tag the values of steps."""
+    """Return the time of the first event, the first step, and the values by tag and step."""
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
     began, first_step = math.inf, math.inf
@@ -179,10 +186,10 @@ def _read_events(path: Path) -> tuple[float, float, dict[str, dict[int, float]]]
 
 
 def read_phase(path: Path) -> Phase | None:
-    """Read a run's search.json or training.json, None where there is none.
+    """Read a run's search.json or training.json; return None if the file does not exist.
 
     Raises:
-        CheckpointError: it is damaged, or not such a file.
+        CheckpointError: the file is damaged or has different content.
     """
     if not path.exists():
         return None
@@ -202,10 +209,17 @@ def read_phase(path: Path) -> Phase | None:
             },
         )
     except KeyError as error:
-        raise CheckpointError(f"{path}: damaged or of an older version: no {error}") from error
+        raise _damaged(path, f"no {error}") from error
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: damaged or of an older version: {reason}") from error
+        raise _damaged(path, reason) from error
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: got a damaged file or one of an older version ({reason}), expected the results "
+        "of a phase. Give a different run."
+    )
 
 
 def _statistics(entry: Any, tasks: int) -> Statistics:
@@ -215,30 +229,30 @@ def _statistics(entry: Any, tasks: int) -> Statistics:
     layers = len(cosine)
     numbers = tuple(map(int, entry.get("layers", range(1, layers + 1))))
     if len(numbers) != layers:
-        raise ValueError(f"{len(numbers)} numbers for {layers} layers")
+        raise ValueError(f"layers: got {len(numbers)} numbers, expected {layers}")
     cosine, negative = (
         a.reshape(0, tasks, tasks) if a.size == 0 else a for a in (cosine, negative)
     )
     for array in (cosine, negative):
         if array.shape != (layers, tasks, tasks):
-            raise ValueError(f"{array.shape} numbers for {layers} layers of {tasks} tasks")
+            raise ValueError(f"cosines: got shape {array.shape}, expected {(layers, tasks, tasks)}")
     held = {rule: np.array(shares, dtype=float) for rule, shares in entry["module_held"].items()}
     for rule, shares in held.items():
         if shares.shape != (layers,):
-            raise ValueError(f"{shares.shape} numbers of {rule} for {layers} layers")
-    # Gradients of different modules have no inner product; it is written as 0, and so is how often
-    # it was negative. Two tasks that share a module never come out so.
-    apart = ((cosine == 0) & (negative == 0)) | np.eye(tasks, dtype=bool)
-    cosine[apart] = negative[apart] = np.nan
+            raise ValueError(f"{rule}: got shape {shares.shape}, expected {(layers,)}")
+    # Two tasks that share no module have no inner product of gradients. The file then holds 0 for
+    # the cosine and for its share of negatives. Tasks that share a module never have both zeros.
+    unshared = ((cosine == 0) & (negative == 0)) | np.eye(tasks, dtype=bool)
+    cosine[unshared] = negative[unshared] = np.nan
     return Statistics(numbers, cosine, negative, held)
 
 
 def _method(config: AnyConfig, phases: Sequence[Phase]) -> str:
-    """The method's name for labels."""
+    """Return the method's name for labels."""
     if config.agent.tree != "search":
         weighting = "" if config.agent.weighting == "equal" else f" + {config.agent.weighting}"
         return ("HPS" if config.agent.tree == "shared" else "tree") + weighting
-    # A search that is not over yet has no file.
+    # A search that still runs has not written its file.
     searched: str = config.search.method
     if phases and phases[0].name.startswith("search"):
         searched = phases[0].method
@@ -249,7 +263,7 @@ def _method(config: AnyConfig, phases: Sequence[Phase]) -> str:
 
 
 def mean_over_pairs(values: Array) -> Array:
-    """`(layer,)` of `(layer, task, task)`: the mean over pairs that share; NaN where none does."""
+    """Average `(layer, task, task)` over pairs that share, `(layer,)`; NaN if no pair shares."""
     known = np.isfinite(values)
     count = known.sum(axis=(1, 2))
     total = np.where(known, values, 0.0).sum(axis=(1, 2))

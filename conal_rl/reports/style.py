@@ -1,4 +1,4 @@
-"""What the figures of reports share. They are kept out of pyplot's list of open figures."""
+"""Colours, axes and legends that all figures share; pyplot never lists these figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, as the trees are drawn in.
+# Okabe and Ito's colours; the drawings of trees use them too.
 COLOURS = {
     "HPS": "#D55E00",
     "LTB": "#009E73",
@@ -21,7 +21,7 @@ INK, FAINT = "#333333", "#999999"
 
 
 def dress(axes: Axes, ticks: int) -> None:
-    """Quiet axes with steps on x, at most `ticks` + 1 of them marked."""
+    """Draw only the left and lower edge, with at most `ticks` + 1 marks on the x axis."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -32,7 +32,7 @@ def dress(axes: Axes, ticks: int) -> None:
 
 
 def line_styles(count: int) -> list[dict[str, Any]]:
-    """So many styles: one colour after another, and a new dash when all have had their turn."""
+    """Return `count` styles: one per colour, then the colours again with a different dash."""
     dashes = ("-", "--", ":", "-.")
     palette = list(COLOURS.values())
     return [
@@ -46,10 +46,10 @@ def line_styles(count: int) -> list[dict[str, Any]]:
 
 
 def legend(figure: Figure, handles: list[Any]) -> None:
-    """A legend above the panels, in one line or in as many columns as there is room for."""
+    """Put a legend above the panels, in one line if it fits, otherwise in columns."""
     widths = [0.5 + 0.06 * len(handle.get_label()) for handle in handles]  # inches, at size 8
     fitting = int(figure.get_figwidth() / max(widths))
-    shown = figure.legend(
+    drawn_legend = figure.legend(
         handles=handles,
         loc="outside upper center",
         ncols=len(handles) if sum(widths) < figure.get_figwidth() else max(fitting, 1),
@@ -57,5 +57,5 @@ def legend(figure: Figure, handles: list[Any]) -> None:
         fontsize=8,
         labelcolor=INK,
     )
-    for text in shown.get_texts():
+    for text in drawn_legend.get_texts():
         text.set_parse_math(False)

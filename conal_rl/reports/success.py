@@ -1,4 +1,4 @@
-"""Success while training, over env steps and over wall-clock."""
+"""The figures of success during training, over env steps and over minutes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SuccessLog:
-    """What progress.csv says about success; every array is `(line,)`, NaN where a line is silent.
+    """The success columns of progress.csv.
+
+    Each array is `(line,)`. A value is NaN if the line does not give it.
 
     Attributes:
-        name: of the run.
-        steps: env steps over all tasks.
-        minutes: wall-clock of the whole run, search included.
-        tasks: share of successful episodes among each task's last ones of training, which acts
-            with noise.
-        evaluated: mean success of deterministic actions, where the run looked at it on the way.
+        name: the run's name.
+        steps: env steps, summed over all tasks.
+        minutes: wall-clock minutes of the whole run, including the search.
+        tasks: for each task the share of successes among its latest training episodes. Their
+            actions are noisy.
+        evaluated: mean success of deterministic actions, from evaluations during training.
     """
 
     name: str
@@ -41,7 +43,7 @@ class SuccessLog:
 
     @property
     def mean(self) -> Array:
-        """Over the tasks; NaN before every task has finished an episode."""
+        """The mean over the tasks; NaN until every task has finished an episode."""
         return np.mean(list(self.tasks.values()), axis=0)
 
 
@@ -49,16 +51,18 @@ def read_success(folder: Path, name: str) -> SuccessLog:
     """Read a run's progress.csv.
 
     Raises:
-        CheckpointError: it is missing or damaged, or its tasks have no success.
+        CheckpointError: it is missing or damaged, or has no column of success.
     """
     path = Run(folder).progress_path
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(
+            f"{path}: got {error.strerror!r}, expected a readable file. Give a run's folder."
+        ) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from error
+        raise _damaged(path, error) from error
 
     def column(key: str) -> Array:
         return np.array([float(row.get(key) or math.nan) for row in rows])
@@ -66,7 +70,10 @@ def read_success(folder: Path, name: str) -> SuccessLog:
     columns = sorted({key for row in rows for key in row if key and key.startswith("success/")})
     names = [key for key in columns if key != "success/mean"]
     if not names:
-        raise CheckpointError(f"{path}: no line says how often tasks succeed")
+        raise CheckpointError(
+            f"{path}: got no column success/TASK, expected at least one. "
+            "Give an RL run whose tasks report success."
+        )
     try:
         return SuccessLog(
             name,
@@ -76,11 +83,17 @@ def read_success(folder: Path, name: str) -> SuccessLog:
             column("evaluation/mean_success"),
         )
     except ValueError as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: got a damaged file ({error}), expected lines of metrics. Give a different run."
+    )
 
 
 def draw_success(logs: Sequence[SuccessLog]) -> Figure:
-    """Mean success of every run over env steps and over wall-clock; dots are evaluations."""
+    """Draw each run's mean success over env steps and over minutes; dots are evaluations."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.5, 2.8), layout="constrained")
@@ -95,13 +108,13 @@ def draw_success(logs: Sequence[SuccessLog]) -> Figure:
         dress(axes, ticks=5)
         axes.set_xlabel(label, size=8, color=INK)
         axes.set_ylim(-0.02, 1.02)
-    panels[0].set_ylabel("mean success while training", size=8, color=INK)
+    panels[0].set_ylabel("mean success during training", size=8, color=INK)
     legend(figure, handles)
     return figure
 
 
 def draw_tasks(log: SuccessLog) -> Figure:
-    """Success on each task over env steps."""
+    """Draw the success of each task over env steps, one panel per task."""
     from matplotlib.figure import Figure
 
     columns = min(len(log.tasks), 5)
@@ -117,5 +130,5 @@ def draw_tasks(log: SuccessLog) -> Figure:
     for axes in list(panels.flat)[len(log.tasks) :]:
         axes.set_visible(False)
     figure.supxlabel("env steps", size=8, color=INK)
-    figure.supylabel("success while training", size=8, color=INK)
+    figure.supylabel("success during training", size=8, color=INK)
     return figure

@@ -1,1 +1,1 @@
-"""The paper's supervised benchmarks: data sets, networks, losses, metrics and the trainer."""
+"""The paper's supervised benchmarks: data sets, networks, losses, metrics and experiments."""

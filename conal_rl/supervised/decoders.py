@@ -1,6 +1,6 @@
-"""Heads: what turns a task's encoding into its prediction, one module per task.
+"""Heads: one module per task that maps the task's encoding to its prediction.
 
-`(batch, channels, height, width)` is an image's encoding, `(batch, token, feature)` a text's.
+The encoding of an image is `(batch, channels, height, width)`, of a text `(batch, token, feature)`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,27 +10,27 @@ from torch import Tensor, nn
 
 
 class Heads(nn.Module):
-    """A head for each task, of any kind, on the output of an encoder of all tasks.
+    """One head per task, on the output of the encoder of all tasks.
 
     Args:
-        heads: for each task, in the order of the encoder's rows.
+        heads: the head of each task, in the order of the encoder's rows.
     """
 
     def __init__(self, heads: Mapping[str, nn.Module]):
         super().__init__()
         self.tasks = tuple(heads)
-        # Not by name: an nn.ModuleDict refuses dots and the names of its own methods.
+        # An nn.ModuleDict would refuse names with dots and the names of its methods.
         self.heads = nn.ModuleList(heads.values())
 
     def forward(self, z: Tensor) -> dict[str, Tensor]:
         """Map `(task, batch, ...)` to each task's `(batch, ...)`.
 
         Raises:
-            ValueError: another number of rows than of tasks.
+            ValueError: the numbers of rows and of tasks differ.
         """
         if len(z) != len(self.tasks):
             raise ValueError(
-                f"expected {len(self.tasks)} rows (one per task), got {tuple(z.shape)}"
+                f"z: got shape {tuple(z.shape)}, expected {len(self.tasks)} rows, one per task"
             )
         return {task: head(row) for task, head, row in zip(self.tasks, self.heads, z, strict=True)}
 
@@ -43,20 +43,20 @@ def aspp(
     width: int = 256,
     dropout: float = 0.5,
 ) -> nn.Module:
-    """DeepLab-v3's head: `(batch, in_channels, h, w)` to `(batch, outputs, *size)`.
+    """Return DeepLab-v3's head: `(batch, in_channels, h, w)` to `(batch, outputs, *size)`.
 
-    Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation" (2017), with the
-    modules and parameter names of torchvision's `DeepLabHead`, and bilinear upsampling with
-    aligned corners, as LibMTL has it. Training needs a batch of at least two: batch norm sees one
-    value per channel and image in the pooled branch.
+    Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation" (2017). Modules and
+    parameter names are those of torchvision's `DeepLabHead`. As in LibMTL, bilinear upsampling with
+    aligned corners follows. Training needs a batch of two or more: in the pooled branch, batch norm
+    has only one value per channel and image.
 
     Args:
         in_channels: channels of the encoding.
         outputs: classes, or channels to predict.
         size: height and width of the prediction.
         rates: dilations of the 3x3 branches.
-        width: channels of each branch and of what follows.
-        dropout: after the branches are joined.
+        width: channels of each branch and of the layers behind the branches.
+        dropout: rate of the dropout behind the joined branches.
     """
     return nn.Sequential(
         _Pyramid(in_channels, rates, width, dropout),
@@ -67,20 +67,20 @@ def aspp(
 
 
 def pooled_linear(channels: int, outputs: int) -> nn.Module:
-    """A linear layer on the mean over an image: `(batch, channels, h, w)` to `(batch, outputs)`."""
+    """Return a linear layer on an image's mean: `(batch, channels, h, w)` to `(batch, outputs)`."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, outputs))
 
 
 def token_head(in_features: int, outputs: int, dropout: float = 0.1) -> nn.Module:
-    """Dropout and a linear layer on every token: `(batch, token, in)` to `(batch, token, outputs)`.
+    """Return dropout and a linear layer: `(batch, token, in)` to `(batch, token, outputs)`.
 
-    Also for pooled text, `(batch, in)`.
+    It also takes pooled text `(batch, in)`.
     """
     return nn.Sequential(nn.Dropout(dropout), nn.Linear(in_features, outputs))
 
 
 class _Pyramid(nn.Module):
-    """Atrous spatial pyramid pooling: 1x1, 3x3 at each rate, and the image's mean, side by side."""
+    """Atrous spatial pyramid pooling: parallel branches 1x1, 3x3 at each rate, and the mean."""
 
     def __init__(self, in_channels: int, rates: Sequence[int], width: int, dropout: float):
         super().__init__()

@@ -1,8 +1,8 @@
-"""Image encoders as chains of modules: ResNet-18, -34 and -50, and a small one.
+"""Image encoders as chains of modules: ResNet-18, -34 and -50, and a small encoder.
 
-He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016), as torchvision has it: the
-stride of a bottleneck is in its 3x3 convolution. Parameters have torchvision's names, so that its
-weight files load (`load_torchvision`).
+He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016), in torchvision's version: the
+3x3 convolution of a bottleneck has the stride. Parameters have torchvision's names, so that
+torchvision's weight files load (`load_torchvision`).
 """
 
 import pickle
@@ -26,18 +26,19 @@ StemName = Literal["imagenet", "3x3"]
 def resnet_chain(
     depth: Depth, stem: StemName = "imagenet", dilated: bool = False
 ) -> list[LayerFactory]:
-    """A ResNet without pooling and classifier: stem, layer1, ..., layer4 (P = 6).
+    """Return a ResNet without pooling and classifier: stem, layer1, ..., layer4 (P = 6).
 
-    Maps `(row, batch, 3, height, width)` to `(row, batch, channels, height / s, width / s)`;
-    `features` tells channels and s.
+    The chain maps `(row, batch, 3, height, width)` to
+    `(row, batch, channels, height / s, width / s)`. `features` gives the channels and s.
 
     Args:
-        depth: which ResNet.
-        stem: "imagenet" is 7x7 of stride 2 and max-pooling, "3x3" one 3x3 of stride 1 (CelebA).
-        dilated: layer3 and layer4 keep the resolution of layer2 and dilate their 3x3 convolutions
-            instead, torchvision's `replace_stride_with_dilation=[False, True, True]`. Its basic
-            blocks refuse this; here, as in LibMTL, their first convolution has the dilation of
-            the layer before and the others have their own.
+        depth: the number of layers.
+        stem: "imagenet" is a 7x7 convolution of stride 2 and max-pooling. "3x3" is one 3x3
+            convolution of stride 1 (CelebA).
+        dilated: layer3 and layer4 have dilated 3x3 convolutions instead of a stride, as in
+            torchvision's `replace_stride_with_dilation=[False, True, True]`. torchvision refuses
+            this for basic blocks. As in LibMTL, the first convolution of a layer then has the
+            dilation of the layer before, and the others have the layer's dilation.
     """
     block: type[BasicBlock | Bottleneck] = Bottleneck if depth == 50 else BasicBlock
     factories: list[Callable[[], nn.Module]] = [partial(Stem, stem)]
@@ -57,29 +58,29 @@ def resnet_chain(
 def small_chain(
     channels: Sequence[int], strides: Sequence[int], in_channels: int = 3
 ) -> list[LayerFactory]:
-    """3x3 convolutions with batch norm and ReLU, one a module: for digits and small tiles.
+    """Return 3x3 convolutions with batch norm and ReLU, one per module, for small images.
 
-    Maps `(row, batch, in_channels, height, width)` to
-    `(row, batch, channels[-1], height / s, width / s)`, s the product of the strides.
+    The chain maps `(row, batch, in_channels, height, width)` to
+    `(row, batch, channels[-1], height / s, width / s)`. s is the product of the strides.
 
     Raises:
-        ValueError: not one stride for each number of channels.
+        ValueError: `channels` and `strides` differ in length.
     """
     if len(channels) != len(strides):
-        raise ValueError(f"{len(strides)} strides for {len(channels)} modules")
+        raise ValueError(f"strides: got {len(strides)} values, expected {len(channels)}")
     sizes = zip([in_channels, *channels], channels, strides)
     return module_chain([partial(_small_module, i, o, stride) for i, o, stride in sizes])
 
 
 class Features(NamedTuple):
-    """What an image encoder puts out."""
+    """The shape of an image encoder's output."""
 
     channels: int
-    stride: int  # pixels of the image from one place to the next, the same in both directions
+    stride: int  # pixels of the image per output position, the same in both directions
 
 
 def features(chain: Sequence[LayerFactory], in_channels: int = 3) -> Features:
-    """What the modules of `chain` give for an image, found without computing anything."""
+    """Return channels and stride of the chain's output, from shapes only."""
     side = 256
     with torch.device("meta"):
         x = torch.empty(1, 1, in_channels, side, side)
@@ -91,7 +92,7 @@ def features(chain: Sequence[LayerFactory], in_channels: int = 3) -> Features:
 class Stem(nn.Module):
     """The first convolution: `(batch, 3, height, width)` to 64 channels."""
 
-    prefix: ClassVar[str] = ""  # of its names in a weight file
+    prefix: ClassVar[str] = ""  # of the parameters' names in a weight file
 
     def __init__(self, kind: StemName = "imagenet"):
         super().__init__()
@@ -100,7 +101,7 @@ class Stem(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
 
     def forward(self, x: Tensor) -> Tensor:
-        """At a quarter of the resolution (imagenet) or at all of it (3x3)."""
+        """Map to a quarter of the resolution (imagenet) or to the full resolution (3x3)."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         return F.max_pool2d(x, 3, stride=2, padding=1) if self.pool else x
 
@@ -109,10 +110,10 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions and the shortcut (ResNet-18, -34).
 
     Args:
-        inputs: channels.
-        width: channels that come out.
-        stride: of the first convolution.
-        dilations: of the first and the second.
+        inputs: input channels.
+        width: output channels.
+        stride: the stride of the first convolution.
+        dilations: the dilations of the first and of the second convolution.
     """
 
     expansion: ClassVar[int] = 1
@@ -137,10 +138,10 @@ class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions and the shortcut (ResNet-50).
 
     Args:
-        inputs: channels.
-        width: channels inside; four times as many come out.
-        stride: of the 3x3 convolution.
-        dilations: of the 3x3 convolution the first, as it is the one with the stride.
+        inputs: input channels.
+        width: inner channels. There are four times as many output channels.
+        stride: the stride of the 3x3 convolution.
+        dilations: the 3x3 convolution has the first dilation, because it has the stride.
     """
 
     expansion: ClassVar[int] = 4
@@ -165,14 +166,14 @@ class Bottleneck(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """The blocks of layer `number` (1 to 4); the first of them has the stride.
+    """The blocks of layer `number`; the first block has the stride.
 
     Args:
-        number: which layer.
-        block: of what kind.
-        blocks: how many.
-        inputs, width, stride: as the blocks.
-        dilations: of the layer before, and of this one.
+        number: the number of the layer, 1 to 4.
+        block: the kind of block.
+        blocks: the number of blocks.
+        inputs, width, stride: those of the blocks.
+        dilations: the dilations of the layer before and of this layer.
     """
 
     def __init__(
@@ -185,70 +186,72 @@ class Stage(nn.Sequential):
         stride: int,
         dilations: tuple[int, int],
     ):
-        own = (dilations[1], dilations[1])
+        inner_dilations = (dilations[1], dilations[1])
         outputs = width * block.expansion
         super().__init__(
             block(inputs, width, stride, dilations),
-            *(block(outputs, width, 1, own) for _ in range(blocks - 1)),
+            *(block(outputs, width, 1, inner_dilations) for _ in range(blocks - 1)),
         )
-        self.prefix = f"layer{number}."  # of its names in a weight file
+        self.prefix = f"layer{number}."  # of the parameters' names in a weight file
 
 
 def load_torchvision(network: nn.Module, weights: str | Path | Mapping[str, Tensor]) -> None:
-    """Fill every ResNet module in `network` with the weights of a torchvision ResNet.
+    """Fill each ResNet module in `network` with the weights of a torchvision ResNet.
 
-    All modules of one place in the chain get the same: those of a `TreeNetwork`, and of a search
-    space the trunk's, the tasks' own and the copies.
+    All modules of the same layer get the same weights: the modules of a `TreeNetwork`, and the
+    shared, specific and copied modules of a search.
 
     Args:
-        network: whatever holds modules of a `resnet_chain`.
-        weights: a file (safetensors, or what `torch.load` reads with `weights_only`), or named
-            tensors. The classifier (`fc`) and the counters of batch norm are not looked at.
+        network: a network with modules of a `resnet_chain`.
+        weights: named tensors or a file: safetensors, or a file that `torch.load` reads with
+            `weights_only`. The classifier (`fc`) and batch norm's counters are ignored.
 
     Raises:
-        CheckpointError: a missing file or one of another kind, or names or shapes that do not
-            fit; then nothing has been changed.
-        ValueError: there is no ResNet module in `network`.
+        CheckpointError: the file is missing or has a different kind, or names or shapes do not
+            fit. Then the network is unchanged.
+        ValueError: `network` has no ResNet module.
     """
     modules = [m for m in network.modules() if isinstance(m, Stem | Stage)]
     if not modules:
-        raise ValueError("there is no ResNet module to load weights into")
-    source, found = "the weights", weights
-    if not isinstance(found, Mapping):
-        source, found = str(weights), read_weights(Path(found))
+        raise ValueError("network: got no ResNet module, expected at least one")
+    source, tensors = "weights", weights
+    if not isinstance(tensors, Mapping):
+        source, tensors = str(weights), read_weights(Path(tensors))
     counter = ".num_batches_tracked"
     named = {
         name: tensor
-        for name, tensor in found.items()
+        for name, tensor in tensors.items()
         if not name.startswith("fc.") and not name.endswith(counter)
     }
-    places = [
-        (m.prefix + name, own)
+    parameters = [
+        (m.prefix + name, tensor)
         for m in modules
-        for name, own in m.state_dict().items()
+        for name, tensor in m.state_dict().items()
         if not name.endswith(counter)
     ]
-    check_fit(places, named, source)
-    fill(places, named)
+    check_fit(parameters, named, source)
+    fill(parameters, named)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The named tensors in a file, on the CPU; runs no code from it.
+    """Return the named tensors in a file, on the CPU; code in the file is never run.
 
     Raises:
-        CheckpointError: the file is missing, damaged or of another kind.
+        CheckpointError: the file is missing, damaged, or not a file of weights.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError(f"{path}: got no file, expected weights. Check the path.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(
+            f"{path}: got {error.strerror!r}, expected a readable file. Check its permissions."
+        ) from error
     except (
         SafetensorError,
         pickle.UnpicklingError,
@@ -260,38 +263,47 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         RuntimeError,
         TypeError,
         ValueError,
-    ) as error:  # a damaged pickle may raise nearly anything
-        raise CheckpointError(f"{path}: damaged, or not a file of weights") from error
+    ) as error:  # a damaged pickle raises errors of many types
+        raise _not_weights(path) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path}: does not hold named tensors and nothing else")
+        raise _not_weights(path)
     return state
 
 
+def _not_weights(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: got a damaged or different file, expected only named tensors. Download it again."
+    )
+
+
 def check_fit(
-    places: Iterable[tuple[str, Tensor]], named: Mapping[str, Tensor], source: str
+    parameters: Iterable[tuple[str, Tensor]], named: Mapping[str, Tensor], source: str
 ) -> None:
-    """Raise CheckpointError unless `named` has just the names of `places`, in their shapes."""
-    wanted = {name: tuple(own.shape) for name, own in places}
+    """Raise CheckpointError unless `named` has exactly the names and shapes of `parameters`."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in parameters}
     shapes = [
-        f"{name} ({tuple(named[name].shape)}, here {shape})"
+        f"{name} ({tuple(named[name].shape)} instead of {shape})"
         for name, shape in wanted.items()
         if name in named and tuple(named[name].shape) != shape
     ]
     faults = {
-        "lacks": [name for name in wanted if name not in named],
-        "has another shape of": shapes,
-        "has no place here for": [name for name in named if name not in wanted],
+        "without": [name for name in wanted if name not in named],
+        "with a different shape of": shapes,
+        "with unknown": [name for name in named if name not in wanted],
     }
-    said = "; ".join(f"{fault} {_some(names)}" for fault, names in faults.items() if names)
-    if said:
-        raise CheckpointError(f"{source}: does not fit the network: {said}")
+    listed = "; ".join(f"{fault} {_some(names)}" for fault, names in faults.items() if names)
+    if listed:
+        raise CheckpointError(
+            f"{source}: got weights {listed}, expected those of the network. "
+            "Use the weights of the same encoder."
+        )
 
 
 @torch.no_grad()
-def fill(places: Iterable[tuple[str, Tensor]], named: Mapping[str, Tensor]) -> None:
-    """Copy the named tensors into the tensors of these names."""
-    for name, own in places:
-        own.copy_(named[name])
+def fill(parameters: Iterable[tuple[str, Tensor]], named: Mapping[str, Tensor]) -> None:
+    """Copy each named tensor into the parameter of the same name."""
+    for name, tensor in parameters:
+        tensor.copy_(named[name])
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:
@@ -300,7 +312,7 @@ def _some(names: Sequence[str], most: int = 3) -> str:
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """Without bias, padded to keep the resolution; torchvision's initialisation."""
+    """Return a padded convolution without bias, initialised as in torchvision."""
     conv = nn.Conv2d(
         inputs, outputs, size, stride, size // 2 * dilation, dilation=dilation, bias=False
     )

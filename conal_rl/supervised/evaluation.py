@@ -1,4 +1,4 @@
-"""Losses and metrics of a network over a whole part of the data, and the report of a test."""
+"""Losses and metrics over a whole part of the data, and the report of a test."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def mean_loss(
     device: torch.device,
     autocast: AbstractContextManager[Any],
 ) -> float:
-    """Sum over tasks of each task's mean loss, over batches weighted by their labelled samples."""
+    """Return the sum of the tasks' mean losses, with batches weighted by their labelled samples."""
     total = torch.zeros(len(problem.tasks), dtype=torch.float64)
     counted = torch.zeros_like(total)
     for batch, predictions in _predicted(network, loader, device, autocast):
@@ -55,7 +55,7 @@ def scores(
     device: torch.device,
     autocast: AbstractContextManager[Any],
 ) -> dict[str, dict[str, float]]:
-    """Every metric of every task; NaN where nothing is labelled."""
+    """Return every metric of every task; NaN if nothing is labelled."""
     metrics = {name: task.metric() for name, task in problem.tasks.items()}
     for batch, predictions in _predicted(network, loader, device, autocast):
         for name, metric in metrics.items():
@@ -69,7 +69,7 @@ def _predicted(
     device: torch.device,
     autocast: AbstractContextManager[Any],
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-    """Every batch, on the device, and the network's predictions for it, in evaluation mode."""
+    """Yield each batch, on the device, with the network's predictions in evaluation mode."""
     network.eval()
     for cpu_batch in loader:
         batch = to_device(cpu_batch, device)
@@ -78,68 +78,78 @@ def _predicted(
         yield batch, predictions
 
 
-def summary(found: Scores, reference: Scores | None) -> dict[str, float]:
-    """Figures over all tasks, in percent: total error of accuracies, and delta_p.
+def summary(values: Scores, reference: Scores | None) -> dict[str, float]:
+    """Return figures over all tasks, in percent: the total error of accuracies, and delta_p.
 
     Raises:
-        ConalError: the reference is of other tasks or metrics.
+        ConalError: the reference has different tasks or metrics.
     """
     figures: dict[str, float] = {}
-    if all(set(metrics) == {"accuracy"} for metrics in found.values()):
-        figures["total_error"] = total_error({t: m["accuracy"] for t, m in found.items()})
+    if all(set(metrics) == {"accuracy"} for metrics in values.values()):
+        figures["total_error"] = total_error({t: m["accuracy"] for t, m in values.items()})
     if reference is not None:
-        figures["delta_p"] = delta_p(found, reference)
+        figures["delta_p"] = delta_p(values, reference)
     return figures
 
 
 def read_reference(config: SupervisedConfig, tasks: Mapping[str, Task]) -> Scores | None:
-    """The scores in the evaluation.json that `evaluation.reference` names; None where it does not.
+    """Return the scores in the file `evaluation.reference`; None if the config names no file.
+
+    The file is the evaluation.json of a supervised run.
 
     Raises:
-        ConfigError: there is no such file, or the scores are of another data set, of other tasks
-            or not above 0.
-        CheckpointError: it is damaged, or not of a supervised run.
+        ConfigError: the file is missing, or has a different data set, different tasks, or scores
+            that are not above 0.
+        CheckpointError: the file is damaged, or not from a supervised run.
     """
     path = config.evaluation.reference
     if path is None:
         return None
     if not Path(path).is_file():
-        raise ConfigError(f"evaluation.reference: {path}: no such file")
+        raise ConfigError(
+            f"evaluation.reference: got {path}, which does not exist, expected an evaluation.json. "
+            "Check the path."
+        )
     content = read_json(Path(path))
     try:
-        found = {str(task): from_json(metrics) for task, metrics in content["scores"].items()}
+        reference = {str(task): from_json(metrics) for task, metrics in content["scores"].items()}
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: not the evaluation.json of a supervised run") from error
+        raise CheckpointError(
+            f"{path}: got different content, expected the evaluation.json of a supervised run. "
+            "Use a different reference."
+        ) from error
     if content.get("set") != config.data.set:
         raise ConfigError(
-            f"evaluation.reference: {path}: of the data set {content.get('set')}, "
-            f"not of {config.data.set}"
+            f"evaluation.reference: got the data set {content.get('set')} in {path}, "
+            f"expected {config.data.set}. Use a different reference."
         )
     ours = {name: dict.fromkeys(task.metric().names, 0.0) for name, task in tasks.items()}
     try:
-        delta_p(ours, found)  # only whether there is one
+        delta_p(ours, reference)  # raises if the reference does not fit
     except ConalError as error:
-        raise ConfigError(f"evaluation.reference: {path}: {error}") from error
-    return found
+        raise ConfigError(
+            f"evaluation.reference: {path}: {error}. Use a different reference."
+        ) from error
+    return reference
 
 
 def to_json(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Named values for JSON, which has neither NaN nor infinity."""
+    """Return named values for JSON; NaN and infinity become null."""
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def from_json(values: Mapping[str, float | None]) -> dict[str, float]:
-    """Inverse of `to_json`, with NaN for null."""
+    """Return the named values that `to_json` wrote; null becomes NaN."""
     return {str(n): math.nan if value is None else float(value) for n, value in values.items()}
 
 
-def table(found: Scores, figures: Mapping[str, float]) -> Table:
-    """Scores and figures to print."""
+def table(values: Scores, figures: Mapping[str, float]) -> Table:
+    """Return a table of scores and figures."""
     rows = Table(box=box.SIMPLE_HEAD)
     for heading in ("task", "metric", "better"):
         rows.add_column(heading)
     rows.add_column("test", justify="right")
-    for task, metrics in found.items():
+    for task, metrics in values.items():
         for name, value in metrics.items():
             rows.add_row(task, name, "lower" if LOWER_IS_BETTER[name] else "higher", f"{value:.4f}")
     for name, value in figures.items():
@@ -150,22 +160,22 @@ def table(found: Scores, figures: Mapping[str, float]) -> Table:
 def test(
     network: MultiTaskNetwork, problem: Problem, config: SupervisedConfig, device: torch.device
 ) -> dict[str, Any]:
-    """Scores on the test part, and the network's size, as JSON types.
+    """Return the scores on the test part and the network's size, as JSON types.
 
-    A reference that is no longer there costs the comparison with it alone.
+    If the reference cannot be read, only `delta_p` is missing.
     """
     try:
         reference = read_reference(config, problem.tasks)
     except ConalError as error:
-        print(f"{error}; there is no delta_p", file=sys.stderr)
+        print(f"The report has no delta_p: {error}", file=sys.stderr)
         reference = None
     loader = problem.loader("test", config.evaluation.batch_size, False)
     precision = autocast(device, config.agent.mixed_precision)
-    found = scores(network, problem, loader, device, precision)
+    test_scores = scores(network, problem, loader, device, precision)
     return {
         "set": config.data.set,
-        "scores": {task: to_json(metrics) for task, metrics in found.items()},
-        **to_json(summary(found, reference)),
+        "scores": {task: to_json(metrics) for task, metrics in test_scores.items()},
+        **to_json(summary(test_scores, reference)),
         "reference": None if reference is None else config.evaluation.reference,
         "parameters": {
             "encoder": sum(p.numel() for p in network.encoder.parameters()),
@@ -175,19 +185,19 @@ def test(
 
 
 def report_table(report: dict[str, Any]) -> Table:
-    """Return the scores of `test` as a table to print."""
-    task_scores = {task: from_json(metrics) for task, metrics in report["scores"].items()}
+    """Return the scores in a report of `test` as a table to print."""
+    test_scores = {task: from_json(metrics) for task, metrics in report["scores"].items()}
     figures = {str(name): report[name] for name in ("total_error", "delta_p") if name in report}
-    return table(task_scores, from_json(figures))
+    return table(test_scores, from_json(figures))
 
 
 def load_network(
     path: Path, config: SupervisedConfig, device: str = "auto"
 ) -> tuple[MultiTaskNetwork, Problem]:
-    """The network of a run's folder or of one of its checkpoints, and its problem.
+    """Return the network of a run's folder or of one of its checkpoints, and its problem.
 
     Raises:
-        CheckpointError: the files are missing, damaged or of something else.
+        CheckpointError: a file is missing, damaged, or does not fit the run's config.
     """
     if (path / "model").is_dir():
         about, weights = read_model(path / "model")
@@ -195,13 +205,18 @@ def load_network(
         about = load_checkpoint(path, groups=[])[1]
         group = "best" if about.get("phase") == "done" and about.get("best") else "network"
         weights = load_checkpoint(path, groups=[group])[0][group]
-    agent = replace(config.agent, pretrained=None, bert_from_config=True)  # they come from the run
+    agent = replace(
+        config.agent, pretrained=None, bert_from_config=True
+    )  # weights come from the run
     problem = make_problem(replace(config, agent=agent))
     try:
         if about["tasks"] != list(problem.tasks):
-            raise ValueError(f"it is of tasks {', '.join(about['tasks'])}")
+            raise ValueError(f"the tasks are {', '.join(about['tasks'])}")
         network = MultiTaskNetwork(problem, structure_from_json(about["structure"]))
         network.load_state_dict(weights)
     except UNFIT as error:
-        raise CheckpointError(f"{path}: does not fit its config: {reason(error)}") from error
+        raise CheckpointError(
+            f"{path}: got weights that do not fit ({reason(error)}), expected those of its config. "
+            "Use a different checkpoint."
+        ) from error
     return network.to(get_device(device)), problem

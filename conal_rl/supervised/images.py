@@ -1,7 +1,7 @@
-"""The data sets of images as problems: parts, heads, losses and metrics of each.
+"""The data sets of images as problems: each has parts, heads, losses and metrics.
 
-Settings are those of LibMTL and of the authors' code for NYUv2 and CityScapes, of ASTMT for
-PASCAL-Context, of AdaShare for Taskonomy and of TAG for CelebA.
+The settings for NYUv2 and CityScapes are those of LibMTL and of the authors' code. The settings for
+PASCAL-Context are those of ASTMT, for Taskonomy those of AdaShare, for CelebA those of TAG.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _DEPTHS: dict[str, ResNetDepth] = {"resnet18": 18, "resnet34": 34, "resnet50": 5
 
 
 class Target(NamedTuple):
-    """A task whose head is not yet fitted to an encoder."""
+    """A task without its head, which depends on the encoder."""
 
     outputs: int  # classes, or channels to predict
     loss: Loss
@@ -72,34 +72,42 @@ class Target(NamedTuple):
 
 
 class ImageSet(NamedTuple):
-    """What is particular to a data set."""
+    """The settings of one data set."""
 
-    targets: Mapping[str, Target]  # of the tasks to learn, in order
-    open: Callable[[Part, bool], SharedDataset]  # a part, augmented or not, with all its tasks
-    size: tuple[int, int] | None  # height and width of predictions; None: one for the image
+    targets: Mapping[str, Target]  # the tasks to learn, in order
+    open: Callable[[Part, bool], SharedDataset]  # opens a part with all its tasks, augmented or not
+    size: tuple[int, int] | None  # height and width of predictions; None: one per image
     channels: int = 3
 
 
 def image_problem(config: SupervisedConfig) -> Problem:
-    """See `conal_rl.supervised.problem.make_problem`."""
+    """Return the problem of a config whose data set has images; see `problem.make_problem`."""
     agent, data = config.agent, config.data
     if agent.encoder == "bert":
-        fitting = "small or a resnet, as bert takes no images"
-        raise ConfigError(f"agent.encoder: got 'bert', expected {fitting}: data.set is {data.set}")
-    require(agent.batch_size > 1, "agent.batch_size", agent.batch_size, "2 or more, for batch norm")
-    own = _SETS[data.set](config)
-    chain = _chain(agent, own.channels, data.set)
-    channels = features(chain, own.channels).channels
+        raise ConfigError(
+            f"agent.encoder: got 'bert', expected small or a resnet for the images of {data.set}. "
+            "Choose a different encoder."
+        )
+    allowed = "2 or more, because of batch norm"
+    require(agent.batch_size > 1, "agent.batch_size", agent.batch_size, allowed)
+    image_set = _SETS[data.set](config)
+    chain = _chain(agent, image_set.channels, data.set)
+    channels = features(chain, image_set.channels).channels
     tasks = {
-        name: Task(_head(agent, channels, to.outputs, own.size), to.loss, to.metric, to.weight)
-        for name, to in own.targets.items()
+        name: Task(
+            _head(agent, channels, target.outputs, image_set.size),
+            target.loss,
+            target.metric,
+            target.weight,
+        )
+        for name, target in image_set.targets.items()
     }
 
-    @cache  # validation is looked at again and again
+    @cache  # validation is read many times
     def opened(part: Part, augmented: bool) -> Only:
-        return Only(own.open(part, augmented), tuple(tasks))
+        return Only(image_set.open(part, augmented), tuple(tasks))
 
-    opened("test", False)  # what is missing is said before the training
+    opened("test", False)  # so that missing files are found before the training
 
     def loader(part: Part, batch_size: int, training: bool) -> SharedLoader:
         dataset = opened(part, training and data.augment and part != "test")
@@ -121,8 +129,10 @@ def _chain(agent: ModelConfig, channels: int, name: str) -> list[LayerFactory]:
     if agent.encoder == "small":
         return small_chain(agent.channels, agent.strides, channels)
     if channels != 3:
-        fitting = f"small: images of {name} have one channel, not three"
-        raise ConfigError(f"agent.encoder: got {agent.encoder!r}, expected {fitting}")
+        raise ConfigError(
+            f"agent.encoder: got {agent.encoder!r}, expected small, because images of {name} have "
+            f"{channels} channel. Choose small."
+        )
     return resnet_chain(_DEPTHS[agent.encoder], agent.stem, agent.dilated)
 
 
@@ -130,7 +140,10 @@ def _prepare(agent: ModelConfig) -> Callable[[nn.Module], None]:
     if agent.pretrained is None:
         return lambda network: None
     if agent.encoder not in _DEPTHS:
-        raise ConfigError(f"agent.pretrained: only a resnet can have it, not {agent.encoder}")
+        raise ConfigError(
+            f"agent.pretrained: got {agent.pretrained!r}, expected no value for the encoder "
+            f"{agent.encoder}. Remove it, or choose a resnet."
+        )
     return partial(load_torchvision, weights=agent.pretrained)
 
 
@@ -183,7 +196,8 @@ def _pascal_context(config: SupervisedConfig) -> ImageSet:
 
 
 def _taskonomy(config: SupervisedConfig) -> ImageSet:
-    # The test is on the middle 224 of 256, as training is on crops of that; AdaShare tests on all.
+    # The test uses the central 224 of 256, because training uses crops of 224. AdaShare tests on
+    # whole images.
     root = root_of(config, "taskonomy.json and semseg_prior_factor.npy")
     crop = _side(config, 224)
     size = 256 if 224 <= crop <= 256 else crop
@@ -219,7 +233,7 @@ def _celeba(config: SupervisedConfig) -> ImageSet:
 
 
 def _digits(config: SupervisedConfig) -> ImageSet:
-    _require_own_size(config, "8 x 8")
+    _require_no_size(config, "8 x 8")
     known = {
         name: Target(1, squared_error, SquaredError)
         if kind.kind == "regression"
@@ -230,10 +244,10 @@ def _digits(config: SupervisedConfig) -> ImageSet:
 
 
 def _terrain(config: SupervisedConfig) -> ImageSet:
-    _require_own_size(config, f"{Terrain.tile} x {Terrain.tile}")
+    _require_no_size(config, f"{Terrain.tile} x {Terrain.tile}")
     classes = Terrain.kinds["segmentation"].outputs
     known = {
-        "depth": Target(1, l1, AbsoluteError),  # 0, the tile's mean, is a depth like any other
+        "depth": Target(1, l1, AbsoluteError),  # 0 is a valid depth: the tile's mean
         "normals": Target(3, normals_cosine, NormalAngles),
         "segmentation": Target(classes, cross_entropy, partial(Segmentation, classes)),
     }
@@ -262,7 +276,7 @@ def _chosen(
 def _cut_training(
     config: SupervisedConfig, open_split: Callable[[Any, bool], SharedDataset], test: str
 ) -> Callable[[Part, bool], SharedDataset]:
-    """Parts of a data set without validation: the search cuts some of its training part off."""
+    """Return an opener of parts; validation is a random share of the training split."""
 
     def open_part(part: Part, augmented: bool) -> SharedDataset:
         if part == "test":
@@ -279,7 +293,7 @@ def _cut_training(
 def _three_parts(
     open_split: Callable[[Any, bool], SharedDataset],
 ) -> Callable[[Part, bool], SharedDataset]:
-    """Parts of a data set that has train, val and test."""
+    """Return an opener of parts for a data set that has the splits train, val and test."""
 
     def open_part(part: Part, augmented: bool) -> SharedDataset:
         if part == "both":
@@ -291,11 +305,11 @@ def _three_parts(
 
 def _side(config: SupervisedConfig, published: int) -> int:
     height, width = config.data.size or (published, published)
-    square = f"a square, as images of {config.data.set} are"
+    square = f"a square, because images of {config.data.set} are square"
     require(height == width, "data.size", config.data.size, square)
     return height
 
 
-def _require_own_size(config: SupervisedConfig, own: str) -> None:
-    allowed = f"none: {config.data.set} has images of {own} and no others"
+def _require_no_size(config: SupervisedConfig, fixed_size: str) -> None:
+    allowed = f"no value, because images of {config.data.set} are always {fixed_size}"
     require(config.data.size is None, "data.size", config.data.size, allowed)

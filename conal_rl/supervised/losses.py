@@ -1,11 +1,11 @@
-"""The losses of the supervised benchmarks: each a mean over what is labelled.
+"""The losses of the supervised benchmarks: each is a mean over the labelled elements.
 
-What is unlabelled is said in two ways. Inside a target by a void value, as the data set has it. And
-for whole samples by `mask` `(batch,)`, True where a sample has a label for the task; None means
-that all have one.
+There are two ways to be unlabelled. An element is unlabelled if its target is the data set's void
+value. A whole sample is unlabelled if its entry in `mask` `(batch,)` is False. Without a mask, all
+samples are labelled.
 
-A batch in which nothing is labelled gives a loss of exactly 0 whose gradient is exactly 0, so that
-a task may sit out a step. Shapes that do not fit each other raise a ValueError.
+If nothing in a batch is labelled, the loss and its gradient are exactly 0, so a task can pause for
+a step. Shapes that do not match raise a ValueError.
 
 Sources: LibMTL and the authors' code for NYUv2 and CityScapes; Maninis et al., CVPR 2019 (ASTMT)
 for PASCAL-Context; Sun et al., NeurIPS 2020 (AdaShare) for Taskonomy; Hu et al., ICML 2020 (XTREME)
@@ -27,15 +27,14 @@ def cross_entropy(
     class_weight: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of segmentation, an attribute or a sentence.
+    """Return the cross-entropy of segmentation, an attribute or a sentence.
 
     Args:
         prediction: logits `(batch, classes, ...)`.
         target: class indices `(batch, ...)`.
-        void: the index that says unlabelled: -1 in NYUv2, CityScapes and Taskonomy, 255
-            in PASCAL-Context. Never looked up, so it may be a class's index.
-        class_weight: `(classes,)`, Taskonomy's prior; the mean is then weighted by it too, as
-            torch's is.
+        void: the index of unlabelled elements: -1 in NYUv2, CityScapes and Taskonomy, 255 in
+            PASCAL-Context. It may equal the index of a class.
+        class_weight: `(classes,)`, Taskonomy's prior. The mean is weighted by it too, as in torch.
         mask: `(batch,)`, see the module.
     """
     require_classes(prediction, target)
@@ -52,12 +51,12 @@ def cross_entropy(
 def token_cross_entropy(
     prediction: Tensor, target: Tensor, *, void: int = -100, mask: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy of tags, which a word's first piece alone carries (XTREME).
+    """Return the cross-entropy of tags; only a word's first piece has a tag (XTREME).
 
     Args:
         prediction: logits `(batch, tokens, tags)`.
-        target: tag indices `(batch, tokens)`, `void` at other pieces and at padding.
-        void: the index that says unlabelled.
+        target: tag indices `(batch, tokens)`, `void` for other pieces and for padding.
+        void: the index of unlabelled tokens.
         mask: `(batch,)`, see the module.
     """
     require_tags(prediction, target)
@@ -67,13 +66,13 @@ def token_cross_entropy(
 def l1(
     prediction: Tensor, target: Tensor, *, void: float | None = None, mask: Tensor | None = None
 ) -> Tensor:
-    """Mean absolute error of depth, keypoints or edges, in the target's unit.
+    """Return the mean absolute error of depth, keypoints or edges, in the target's unit.
 
     Args:
         prediction: `(batch, ...)`.
-        target: as `prediction`.
-        void: the value that says unlabelled: 0 for the depth `(batch, 1, height, width)` of NYUv2
-            and CityScapes (LibMTL: a channel sum of 0); None where there is none.
+        target: the shape of `prediction`.
+        void: the value of unlabelled elements. It is 0 for the depth `(batch, 1, height, width)` of
+            NYUv2 and CityScapes (LibMTL: a channel sum of 0). None: all elements are labelled.
         mask: `(batch,)`, see the module.
     """
     require_same_shape(prediction, target)
@@ -81,20 +80,20 @@ def l1(
 
 
 def squared_error(prediction: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error; `prediction` and `target` `(batch, ...)`, `mask` `(batch,)`."""
+    """Return the mean squared error of `(batch, ...)`; `mask` is `(batch,)`."""
     require_same_shape(prediction, target)
     return _mean((prediction - target).square(), _labelled(has_value(target, None), mask))
 
 
 def normals_cosine(prediction: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """1 - mean cosine between predicted and true normals, over the labelled pixels.
+    """Return 1 - mean cosine between predicted and true normals, over the labelled pixels.
 
-    With targets of unit length, which NYUv2 has, it is LibMTL's 1 - mean dot product; Taskonomy's
-    loss is written with the cosine itself.
+    Taskonomy defines its loss this way. For targets of unit length, as in NYUv2, it equals LibMTL's
+    1 - mean dot product.
 
     Args:
         prediction: `(batch, 3, height, width)`, of any length.
-        target: as `prediction`; unlabelled where `has_normal` says.
+        target: the shape of `prediction`; `has_normal` finds the labelled pixels.
         mask: `(batch,)`, see the module.
     """
     labelled = _labelled(has_normal(prediction, target), mask)
@@ -102,9 +101,9 @@ def normals_cosine(prediction: Tensor, target: Tensor, *, mask: Tensor | None = 
 
 
 def normals_l1(prediction: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Mean absolute difference of unit normals, over labelled pixels and channels (ASTMT).
+    """Return the mean absolute difference of unit normals, over pixels and channels (ASTMT).
 
-    Arguments as `normals_cosine`'s.
+    The arguments are those of `normals_cosine`.
     """
     labelled = _labelled(has_normal(prediction, target), mask)
     difference = (F.normalize(prediction) - F.normalize(target)).abs()
@@ -119,14 +118,14 @@ def balanced_bce(
     void: float = 255,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Binary cross-entropy, weighted `w` where the target is positive and `1 - w` elsewhere.
+    """Return the binary cross-entropy with weight `w` for positive targets and `1 - w` for others.
 
     Args:
         prediction: logits `(batch, ...)`.
-        target: as `prediction`, positive from 0.5 on.
-        positive_weight: `w`, 0.95 for edges. None, for saliency: the share of negatives among the
-            batch's labelled pixels (Xie & Tu, ICCV 2015, equation 2).
-        void: the value that says unlabelled.
+        target: the shape of `prediction`; 0.5 or more is positive.
+        positive_weight: `w`, 0.95 for edges. None, for saliency, takes the share of negatives among
+            the batch's labelled pixels (Xie & Tu, ICCV 2015, equation 2).
+        void: the value of unlabelled elements.
         mask: `(batch,)`, see the module.
     """
     require_same_shape(prediction, target)
@@ -139,40 +138,43 @@ def balanced_bce(
 
 
 def has_value(target: Tensor, void: float | None) -> Tensor:
-    """Where `target` is labelled, of its shape: everywhere, or where it is not `void`."""
+    """Return True for labelled elements of `target`; a void of None means all."""
     return torch.ones_like(target, dtype=torch.bool) if void is None else target != void
 
 
 def has_normal(prediction: Tensor, target: Tensor) -> Tensor:
-    """Where `target` `(batch, 3, height, width)` is labelled, `(batch, height, width)`.
+    """Return True for labelled pixels of `target` `(batch, 3, height, width)`, without channels.
 
-    A normal of zeros (NYUv2) or with a channel of 255 (PASCAL-Context, Taskonomy) is none. LibMTL
-    asks for a channel sum other than 0 instead, which loses true normals such as (1, -1, 0).
+    A pixel is unlabelled if its normal is zero (NYUv2) or has a channel of 255 (PASCAL-Context,
+    Taskonomy). LibMTL instead tests for a channel sum of 0, which loses normals such as (1, -1, 0).
 
     Raises:
-        ValueError: `prediction` has another shape, or there are not 3 channels.
+        ValueError: the shapes differ, or there are not 3 channels.
     """
     require_same_shape(prediction, target)
     if target.ndim < 2 or target.shape[1] != 3:
         raise ValueError(
-            f"normals are (batch, 3, ...), not {_shape(prediction)} with target {_shape(target)}"
+            f"normals: got prediction {_shape(prediction)} and target {_shape(target)}, "
+            "expected (batch, 3, ...)"
         )
     return (target != 0).any(dim=1) & (target != 255).all(dim=1)
 
 
 def normal_angles(prediction: Tensor, target: Tensor) -> Tensor:
-    """Angles in degrees between normals `(batch, 3, ...)` where there are targets, `(pixel,)`."""
+    """Return angles `(pixel,)` in degrees between normals `(batch, 3, ...)`, at labelled pixels."""
     labelled = has_normal(prediction, target)
     prediction, target = F.normalize(prediction.float()), F.normalize(target.float())
-    # Near 0 the arc cosine of a float32 dot product is some 0.02 degrees off; this is not.
+    # Near 0, the arc cosine of a float32 dot product is wrong by 0.02 degrees; atan2 is exact.
     half = torch.atan2((prediction - target).norm(dim=1), (prediction + target).norm(dim=1))
     return (2 * half).rad2deg()[labelled]
 
 
 def require_same_shape(prediction: Tensor, target: Tensor) -> None:
-    """Raise a ValueError unless both have one shape: broadcasting would hide the mistake."""
+    """Raise a ValueError unless both have the same shape; broadcasting would hide the mistake."""
     if prediction.shape != target.shape:
-        raise ValueError(f"prediction {_shape(prediction)} and target {_shape(target)} differ")
+        raise ValueError(
+            f"prediction: got {_shape(prediction)}, expected the target's shape {_shape(target)}"
+        )
 
 
 def require_classes(prediction: Tensor, target: Tensor) -> None:
@@ -180,8 +182,8 @@ def require_classes(prediction: Tensor, target: Tensor) -> None:
     without_classes = prediction.shape[:1] + prediction.shape[2:]
     if prediction.ndim < 2 or without_classes != target.shape:
         raise ValueError(
-            f"logits (batch, classes, ...) {_shape(prediction)} do not fit a target (batch, ...) "
-            f"{_shape(target)}"
+            f"prediction: got {_shape(prediction)}, expected (batch, classes, ...) for a target "
+            f"(batch, ...) {_shape(target)}"
         )
 
 
@@ -189,15 +191,15 @@ def require_tags(prediction: Tensor, target: Tensor) -> None:
     """Raise a ValueError unless logits `(batch, tokens, tags)` fit tags `(batch, tokens)`."""
     if prediction.ndim != 3 or prediction.shape[:2] != target.shape:
         raise ValueError(
-            f"logits (batch, tokens, tags) {_shape(prediction)} do not fit tags (batch, tokens) "
-            f"{_shape(target)}"
+            f"prediction: got {_shape(prediction)}, expected (batch, tokens, tags) for a target "
+            f"(batch, tokens) {_shape(target)}"
         )
 
 
 def require_mask(mask: Tensor, target: Tensor) -> None:
     """Raise a ValueError unless `mask` is `(batch,)`."""
     if mask.shape != target.shape[:1]:
-        raise ValueError(f"mask {_shape(mask)} is not (batch,) of target {_shape(target)}")
+        raise ValueError(f"mask: got {_shape(mask)}, expected (batch,) of target {_shape(target)}")
 
 
 def _labelled(labelled: Tensor, mask: Tensor | None) -> Tensor:
@@ -212,8 +214,8 @@ def _mean(values: Tensor, labelled: Tensor) -> Tensor:
 
 
 def _sum(values: Tensor, labelled: Tensor) -> Tensor:
-    # Selecting (not multiplying) keeps what is unlabelled, even infinities, out of the sum, which
-    # would overflow in half precision.
+    # `where` also removes infinities of unlabelled elements; a product with 0 would not. The
+    # sum is in single precision, because half precision would overflow.
     dtype = torch.promote_types(values.dtype, torch.float32)
     return torch.where(labelled, values, 0).sum(dtype=dtype)
 

@@ -1,7 +1,7 @@
-"""The metrics of the supervised benchmarks, over a whole set, and delta_p over tasks.
+"""The metrics of the supervised benchmarks over a whole set, and delta_p over tasks.
 
-Every metric has `update`, `compute`, `reset` and `merge`, see `Metric`. Shares are from 0 to 1, not
-percent; `delta_p` and `total_error` are in percent. Voids and masks are those of `losses`.
+Every metric has `update`, `compute`, `reset` and `merge`; see `Metric`. Shares are from 0 to 1.
+Only `delta_p` and `total_error` are in percent. Voids and masks are those of `losses`.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from conal_rl.supervised.losses import (
 )
 
 Scores = Mapping[str, Mapping[str, float]]
-"""Value of each metric of each task."""
+"""The value of each metric of each task."""
 
 _LOWER = ("abs_error", "cross_entropy", "mean_angle", "median_angle", "rel_error", "squared_error")
 _SHARES = ("within_11.25", "within_22.5", "within_30")
 _HIGHER = ("accuracy", "cosine", "f1", "mIoU", "odsF", "pixel_accuracy", *_SHARES)
 LOWER_IS_BETTER = dict.fromkeys(_LOWER, True) | dict.fromkeys(_HIGHER, False)
-"""Every name that a metric computes, and whether its lower values are better."""
+"""The names of all values that metrics compute; True if lower is better."""
 
 
 class Metric:
-    """What is counted of a set, batch by batch; how it is cut into batches makes no difference.
+    """A metric over a whole set, counted batch by batch; the batches' sizes do not matter.
 
-    A subclass gives `_elements`, whose means over the set are wanted; or else what a batch adds to
-    what is remembered (`_count`) and what follows from that (`_values`).
+    A subclass defines `_elements`, and the metric is their mean over the set. Or it defines what a
+    batch adds to the state (`_count`) and how the values follow from the state (`_values`).
     """
 
     names: ClassVar[tuple[str, ...]]
-    """What `compute` returns."""
+    """The names of the values that `compute` returns."""
     void: int | None = None
-    """The target's value that says unlabelled, unless the constructor is given another."""
+    """The target's value for unlabelled elements; the constructor can change it."""
     _require_shapes = staticmethod(require_same_shape)
     _state: Tensor
 
@@ -58,39 +58,41 @@ class Metric:
 
     @property
     def state(self) -> Tensor:
-        """All that was counted: what another device needs to be sent for its `merge`."""
+        """The counts so far; `merge` adds them to a metric on a different device."""
         return self._state
 
     @torch.no_grad()
     def update(self, prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> None:
-        """Count a batch: shapes as the class says, `mask` `(batch,)` as in `losses`."""
+        """Count a batch with the shapes of the class; `mask` is `(batch,)`, as in `losses`."""
         self._require_shapes(prediction, target)
         if mask is not None:
             require_mask(mask, target)
             prediction, target = prediction[mask.bool()], target[mask.bool()]
-        if prediction.device.type == "mps":  # which has no double precision
+        if prediction.device.type == "mps":  # no double precision there
             prediction, target = prediction.cpu(), target.cpu()
         if len(target):
             self.merge(self._count(prediction, target))
 
     def merge(self, state: Tensor) -> None:
-        """Count what another metric of the same kind has counted, given its `state`."""
+        """Add the `state` of a metric of the same class."""
         self._state = self._state + state.cpu()
 
     def compute(self) -> dict[str, float]:
-        """Return the values by name; NaN where nothing labelled was counted."""
+        """Return the values by name; all are NaN if no labelled element was counted."""
         values = [math.nan] * len(self.names) if self._is_empty() else self._values(self.state)
         return {name: float(value) for name, value in zip(self.names, values, strict=True)}
 
     def reset(self) -> None:
-        """Forget everything counted."""
-        self._state = torch.zeros((), dtype=torch.float64)  # takes the shape of what is added
+        """Remove all counts."""
+        self._state = torch.zeros(
+            (), dtype=torch.float64
+        )  # broadcasts to the shape of the first count
 
     def _is_empty(self) -> bool:
         return not self.state.any()
 
     def _elements(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Every labelled element's value, by name: `(name, element)`."""
+        """Return the values of every labelled element, `(name, element)`."""
         raise NotImplementedError
 
     def _count(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -104,9 +106,9 @@ class Metric:
 class Segmentation(Metric):
     """mIoU and pixel accuracy, both from one confusion matrix over the whole set.
 
-    Logits `(batch, classes, ...)`, target `(batch, ...)`. Counting is torchmetrics', without which
-    there is an ExtraError. As in its Jaccard index, classes that are neither in the targets nor
-    predicted are left out of the mean, and so is `void` where it is one of the classes.
+    Logits are `(batch, classes, ...)`, targets `(batch, ...)`. torchmetrics counts; if it is not
+    installed, an ExtraError is raised. The mean leaves out two kinds of classes, as torchmetrics'
+    Jaccard index does: classes that are neither in the targets nor predicted, and `void`.
     """
 
     names: ClassVar[tuple[str, ...]] = ("mIoU", "pixel_accuracy")
@@ -131,7 +133,7 @@ class Segmentation(Metric):
 
 
 class MeanIoU(Segmentation):
-    """`Segmentation`'s mIoU alone, by which ASTMT scores PASCAL-Context."""
+    """Only the mIoU of `Segmentation`, as ASTMT scores PASCAL-Context."""
 
     names = ("mIoU",)
 
@@ -140,10 +142,10 @@ class MeanIoU(Segmentation):
 
 
 class TaskonomySegmentation(Metric):
-    """AdaShare's segmentation error, a cross-entropy weighted by class, and pixel accuracy.
+    """AdaShare's segmentation error (cross-entropy weighted by class) and pixel accuracy.
 
-    Logits `(batch, classes, ...)`, target `(batch, ...)`, `class_weight` `(classes,)`; averaged
-    over the set's pixels, where AdaShare averages batches.
+    Logits are `(batch, classes, ...)`, targets `(batch, ...)`, `class_weight` is `(classes,)`. The
+    mean is over the set's pixels. AdaShare instead averages the means of batches.
     """
 
     names = ("cross_entropy", "pixel_accuracy")
@@ -166,7 +168,7 @@ class TaskonomySegmentation(Metric):
 
 
 class Accuracy(Metric):
-    """Share of right classes: logits `(batch, classes, ...)`, target `(batch, ...)`."""
+    """Share of correct classes: logits `(batch, classes, ...)`, targets `(batch, ...)`."""
 
     names = ("accuracy",)
     void = -1
@@ -177,9 +179,9 @@ class Accuracy(Metric):
 
 
 class Depth(Metric):
-    """Absolute error, and error relative to the true depth's size.
+    """Mean absolute error, and mean error relative to the absolute true depth.
 
-    Both `(batch, 1, height, width)`; a depth of `void` is unlabelled.
+    Predictions and targets are `(batch, 1, height, width)`. A depth of `void` is unlabelled.
     """
 
     names = ("abs_error", "rel_error")
@@ -193,7 +195,7 @@ class Depth(Metric):
 
 
 class AbsoluteError(Metric):
-    """Mean absolute error; both `(batch, ...)`, elements of `void` unlabelled."""
+    """Mean absolute error of `(batch, ...)`; a target of `void` is unlabelled."""
 
     names = ("abs_error",)
 
@@ -203,7 +205,7 @@ class AbsoluteError(Metric):
 
 
 class SquaredError(Metric):
-    """Mean squared error; both `(batch, ...)`."""
+    """Mean squared error of `(batch, ...)`."""
 
     names = ("squared_error",)
 
@@ -212,7 +214,7 @@ class SquaredError(Metric):
 
 
 class Cosine(Metric):
-    """Mean cosine similarity of normals; arguments as `NormalAngles`'."""
+    """Mean cosine similarity of normals; the shapes are those of `NormalAngles`."""
 
     names = ("cosine",)
 
@@ -222,7 +224,7 @@ class Cosine(Metric):
 
 
 class MeanAngle(Metric):
-    """Mean angle of normals in degrees, for PASCAL-Context; arguments as `NormalAngles`'."""
+    """Mean angle of normals in degrees, for PASCAL-Context; shapes as in `NormalAngles`."""
 
     names = ("mean_angle",)
 
@@ -233,9 +235,10 @@ class MeanAngle(Metric):
 class NormalAngles(Metric):
     """Mean and median angle of normals in degrees, and shares below 11.25, 22.5 and 30 degrees.
 
-    Both `(batch, 3, height, width)`, of any length, unlabelled where `has_normal` says. The median,
-    exact and of the whole set, needs every angle: four bytes of main memory per labelled pixel,
-    0.3 GB for NYUv2's test set, twice that while they are put together. `state` is the angles.
+    Predictions and targets are `(batch, 3, height, width)`, of any length. `has_normal` finds the
+    labelled pixels. `state` holds all angles, because the exact median of the set needs them. That
+    takes four bytes of main memory per labelled pixel: 0.3 GB for NYUv2's test set, and twice as
+    much during concatenation.
     """
 
     names = ("mean_angle", "median_angle", "within_11.25", "within_22.5", "within_30")
@@ -243,16 +246,16 @@ class NormalAngles(Metric):
 
     @property
     def state(self) -> Tensor:
-        """All that was counted: what another device needs to be sent for its `merge`."""
+        """The counts so far; `merge` adds them to a metric on a different device."""
         self._parts = [torch.cat([torch.zeros(0), *self._parts])]
         return self._parts[0]
 
     def merge(self, state: Tensor) -> None:
-        """Count what another metric of the same kind has counted, given its `state`."""
+        """Add the `state` of a metric of the same class."""
         self._parts.append(state.cpu())
 
     def reset(self) -> None:
-        """Forget everything counted."""
+        """Remove all counts."""
         self._parts = []
 
     def _is_empty(self) -> bool:
@@ -263,17 +266,19 @@ class NormalAngles(Metric):
 
     def _values(self, state: Tensor) -> Iterable[Tensor | float]:
         angles = state.numpy()
-        median = float(np.median(angles, overwrite_input=True))  # reorders, and spares a copy
+        median = float(
+            np.median(angles, overwrite_input=True)
+        )  # reorders the angles instead of copying them
         shares = [float(np.mean(angles < limit)) for limit in (11.25, 22.5, 30)]
         return [float(np.mean(angles, dtype=np.float64)), median, *shares]
 
 
 class Edges(Metric):
-    """odsF: the F-measure of edges at the best of 99 thresholds, one for the whole set.
+    """odsF: the F-measure of edges at the best of 99 thresholds, the same for the whole set.
 
-    Logits and target of one shape `(batch, ...)`; the target is an edge from 0.5 on. Pixels are
-    matched exactly, with a tolerance of 0 and without thinning (ours). Published values allow some
-    distance between matched pixels, after thinning: these cannot be set beside them.
+    Logits and targets are `(batch, ...)`. A target of 0.5 or more is an edge. Pixels are matched
+    exactly, without tolerance and without thinning. Published values use both, so our values cannot
+    be compared with them.
     """
 
     names = ("odsF",)
@@ -283,22 +288,22 @@ class Edges(Metric):
         labelled = has_value(target, self.void)
         probability = prediction[labelled].double().sigmoid()
         thresholds = torch.linspace(0.01, 0.99, 99, dtype=torch.float64, device=target.device)
-        reached = torch.bucketize(probability, thresholds, right=True)  # that many thresholds
+        reached = torch.bucketize(probability, thresholds, right=True)  # the number of thresholds
         return (reached + 100 * (target[labelled] >= 0.5)).bincount(minlength=200).view(2, 100)
 
     def _values(self, state: Tensor) -> Iterable[Tensor | float]:
-        # Pixels of no edge and of edges, (2, 99), that reach a threshold.
+        # (2, 99): numbers of other pixels and of edge pixels that reach each threshold.
         reaching = state.flip(1).cumsum(dim=1).flip(1)[:, 1:]
         f = 2 * reaching[1] / (reaching.sum(dim=0) + state[1].sum()).clamp(min=1)
         return [f.max()]
 
 
 class Saliency(Metric):
-    """Saliency's mIoU as ASTMT has it: the IoU of what is salient, averaged over the images.
+    """ASTMT's mIoU of saliency: the IoU of salient pixels, averaged over the images.
 
-    Logits and target of one shape `(batch, ...)`; the target is salient from 0.5 on. Of the
-    thresholds 0.2, 0.25, ..., 0.9 the best for the whole set counts. An image where nothing is
-    salient and nothing is predicted counts 1, one without a labelled pixel does not count.
+    Logits and targets are `(batch, ...)`. A target of 0.5 or more is salient. The value is that of
+    the best threshold for the whole set, of 0.2, 0.25, ..., 0.9. An image counts 1 if it has
+    neither salient nor predicted pixels. An image without labelled pixels is left out.
     """
 
     names = ("mIoU",)
@@ -312,9 +317,9 @@ class Saliency(Metric):
         salient = (target.flatten(1)[some] >= 0.5) & labelled
         sums = []
         for threshold in self.thresholds:
-            found = (probability > threshold) & labelled
-            union = (found | salient).sum(dim=1)
-            iou = (found & salient).sum(dim=1).double() / union.clamp(min=1)
+            predicted = (probability > threshold) & labelled
+            union = (predicted | salient).sum(dim=1)
+            iou = (predicted & salient).sum(dim=1).double() / union.clamp(min=1)
             sums.append(torch.where(union > 0, iou, 1))
         return _sums(*sums, torch.ones_like(sums[0]))
 
@@ -323,12 +328,12 @@ class Saliency(Metric):
 
 
 class SpanF1(Metric):
-    """seqeval's micro F1 of entities, by which XTREME scores both PANX and UDPOS.
+    """seqeval's micro F1 of entities, as XTREME scores both PANX and UDPOS.
 
-    Logits `(batch, tokens, tags)`, target `(batch, tokens)` with `void` at what has no tag; `tags`
-    names the tags by index. seqeval takes a part-of-speech tag's first letter for B, I or O and the
-    rest for its type, so that a run of equal tags is one span: that is how XTREME's numbers are
-    made, and not token accuracy. Without seqeval there is an ExtraError.
+    Logits are `(batch, tokens, tags)`, targets `(batch, tokens)` with `void` for untagged tokens.
+    `tags` has the name of each tag index. seqeval reads the first letter of a part-of-speech tag as
+    B, I or O and the rest as its type, so consecutive equal tags form one span. XTREME's numbers
+    are computed this way; they are not token accuracies. Without seqeval, an ExtraError is raised.
     """
 
     names = ("f1",)
@@ -342,9 +347,9 @@ class SpanF1(Metric):
 
     def _count(self, prediction: Tensor, target: Tensor) -> Tensor:
         labelled = has_value(target, self.void)
-        found = self._spans(prediction.argmax(dim=2), labelled)
+        predicted = self._spans(prediction.argmax(dim=2), labelled)
         true = self._spans(target, labelled)
-        return torch.tensor([len(found & true), len(found), len(true), int(labelled.sum())])
+        return torch.tensor([len(predicted & true), len(predicted), len(true), int(labelled.sum())])
 
     def _spans(self, tags: Tensor, labelled: Tensor) -> set[tuple[str, int, int]]:
         rows = zip(tags.tolist(), labelled.tolist(), strict=True)
@@ -358,15 +363,15 @@ class SpanF1(Metric):
 
 
 def delta_p(values: Scores, reference: Scores) -> float:
-    """Mean change against a reference, in percent; above 0 is better than the reference.
+    """Return the mean change against a reference, in percent; above 0 is better.
 
-    The mean over tasks of the mean over metrics of `(-1)^[lower is better] (value - STL) / STL`,
-    the measure of the paper's tables (from Maninis et al., CVPR 2019). `reference` is the values of
-    single-task learning (STL), or of what else is compared with.
+    Each metric changes by `(-1)^[lower is better] (value - STL) / STL`. delta_p is the mean over
+    tasks of the mean over metrics, as in the paper's tables (from Maninis et al., CVPR 2019).
+    `reference` has the values of single-task learning (STL) or of a different baseline.
 
     Raises:
-        ConalError: other tasks or metrics than the reference's, none at all, a metric that
-            `LOWER_IS_BETTER` lacks, or a reference not above 0, to which no change is relative.
+        ConalError: tasks or metrics are empty or differ from the reference's, a metric is not in
+            `LOWER_IS_BETTER`, or a value of the reference is not above 0.
     """
     _require_same_names("tasks", values, reference)
     changes = []
@@ -377,20 +382,25 @@ def delta_p(values: Scores, reference: Scores) -> float:
 
 
 def total_error(accuracies: Mapping[str, float]) -> float:
-    """Sum over tasks of 100 - accuracy in percent (CelebA), from accuracies between 0 and 1."""
+    """Return the sum over tasks of 100 - accuracy in percent (CelebA); accuracies are 0 to 1."""
     return sum(100 - 100 * accuracy for accuracy in accuracies.values())
 
 
 def _require_same_names(what: str, values: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
     if set(values) != set(reference) or not values:
-        raise ConalError(f"{what}: {sorted(values)}, but the reference has {sorted(reference)}")
+        raise ConalError(
+            f"{what}: got {sorted(values)}, expected those of the reference (at least one): "
+            f"{sorted(reference)}"
+        )
 
 
 def _change(task: str, name: str, value: float, reference: float) -> float:
     if name not in LOWER_IS_BETTER:
-        raise ConalError(f"{name} of {task}: whether lower is better is not known")
+        raise ConalError(
+            f"{name} of {task}: got an unknown metric, expected one of `LOWER_IS_BETTER`"
+        )
     if not 0 < reference < math.inf:
-        raise ConalError(f"{name} of {task}: no change is relative to a reference of {reference}")
+        raise ConalError(f"{name} of {task}: got the reference {reference}, expected more than 0")
     return (-1) ** LOWER_IS_BETTER[name] * (value - reference) / reference
 
 

@@ -1,4 +1,4 @@
-"""The network of all tasks: an encoder that a tree or a search shapes, and a head per task."""
+"""The network of all tasks: an encoder built from a tree or a search, and one head per task."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from conal_rl.supervised.problem import Problem
 
 
 class MultiTaskNetwork(nn.Module):
-    """Predictions of every task from `(1 | task, batch, ...)`.
+    """Maps inputs `(1 | task, batch, ...)` to the predictions of every task.
 
     Args:
-        problem: whose tasks and chain of modules.
-        structure: the encoder's tree, or what it is searched in.
+        problem: its tasks and its chain of modules are used.
+        structure: the encoder's tree, or the search space of the tree.
     """
 
     encoder: TreeNetwork | SearchNetwork
@@ -37,27 +37,27 @@ class MultiTaskNetwork(nn.Module):
         problem.prepare(self)
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Each task's prediction `(batch, ...)`."""
+        """Return each task's prediction `(batch, ...)`."""
         return self.heads(self.encoder(inputs))
 
     @property
     def gates(self) -> nn.Parameter | None:
-        """The gates of a search."""
+        """The gates of a search; None for a tree."""
         return self.encoder.gates if isinstance(self.encoder, SearchNetwork) else None
 
     def weights(self) -> list[nn.Parameter]:
-        """Every parameter but the gates."""
+        """Return all parameters except the gates."""
         return [p for p in self.parameters() if p is not self.gates]
 
     @torch.no_grad()
     def inherit_from(self, before: MultiTaskNetwork) -> None:
-        """Take over what a search, or a stage of it, has learnt and this network still needs."""
+        """Copy the weights that this network shares with `before`, a search or a stage of it."""
         self.heads.load_state_dict(before.heads.state_dict())
         inherit_weights(self.encoder, before.encoder)
 
 
 def task_losses(problem: Problem, predictions: dict[str, Tensor], batch: Batch) -> Tensor:
-    """Weighted loss of each task, `(task,)`, in single precision."""
+    """Return the weighted loss of each task, `(task,)`, in single precision."""
     targets, masks = batch.targets, batch.masks
     losses = [
         task.weight * task.loss(predictions[name].float(), targets[name], mask=masks[name])
@@ -67,9 +67,10 @@ def task_losses(problem: Problem, predictions: dict[str, Tensor], batch: Batch) 
 
 
 def autocast(device: torch.device, enabled: bool) -> torch.autocast:
-    """Half precision where it is safe: float16 on CUDA, whose gradients want scaling, or bfloat16.
+    """Return a context of half precision: float16 on CUDA, bfloat16 on other devices.
 
-    None where bfloat16 would be slower than single precision. May be entered again and again.
+    Gradients of float16 need scaling. If the processor has no instructions for bfloat16, the
+    context changes nothing. It can be entered repeatedly.
     """
     if device.type == "cuda":
         return torch.autocast(device.type, torch.float16, enabled=enabled)
@@ -77,7 +78,7 @@ def autocast(device: torch.device, enabled: bool) -> torch.autocast:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The same batch on another device."""
+    """Return the batch on a different device."""
 
     def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
@@ -88,9 +89,10 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 @contextmanager
 def statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Within, batch norm normalises by its batch as in training, but remembers nothing of it.
+    """Inside this context, batch norm uses the batch's statistics but does not update its own.
 
-    The gates' step sees validation batches, of which weights and their statistics must not learn.
+    The gates are trained on validation batches. These batches must not change the weights or the
+    running statistics.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     tracking = [norm.track_running_stats for norm in norms]

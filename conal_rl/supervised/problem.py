@@ -1,4 +1,4 @@
-"""What a supervised experiment learns: tasks, encoder, batches, from its config."""
+"""The problem of a supervised experiment: tasks, encoder and batches, from its config."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from conal_rl.supervised.data.common import SharedLoader, TaskLoaders
 from conal_rl.supervised.metrics import Metric
 
 Part = Literal["train", "validation", "both", "test"]
-"""Of the data: what the search trains weights on, what it trains gates on, the two, the test."""
+"""A part of the data: weights train on "train", gates on "validation"; "both" joins the two."""
 
 
 class Loss(Protocol):
-    """A mean over what is labelled, as in `conal_rl.supervised.losses`."""
+    """A mean over the labelled elements, as in `conal_rl.supervised.losses`."""
 
     def __call__(self, prediction: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """A scalar; `mask` `(batch,)` says which samples are labelled."""
+        """Return a scalar; `mask` `(batch,)` is True for labelled samples."""
         ...
 
 
 class Task(NamedTuple):
     """One task of a problem."""
 
-    head: Callable[[], nn.Module]  # from the encoding of a batch to the prediction
+    head: Callable[[], nn.Module]  # maps the encoding of a batch to the prediction
     loss: Loss
     metric: Callable[[], Metric]
     weight: float = 1.0  # of the loss
@@ -38,14 +38,14 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """A data set with all that is needed to learn it.
+    """A data set with its tasks, encoder and batches.
 
     Attributes:
-        tasks: in the order of the encoder's rows.
+        tasks: the tasks, in the order of the encoder's rows.
         chain: the encoder's modules, one layer factory each.
-        loader: batches of a part: `loader(part, batch_size, training)`; for training in a new
-            order every epoch, augmented if the config says so, and all of `batch_size`; otherwise
-            in order, all samples.
+        loader: `loader(part, batch_size, training)` returns the batches of a part. Batches for
+            training are full, have a new order in every epoch, and are augmented if the config says
+            so. Without `training` they have all samples, in order.
         prepare: fills a new network with pretrained weights, if the config names any.
     """
 
@@ -56,19 +56,20 @@ class Problem:
 
 
 def make_problem(config: SupervisedConfig) -> Problem:
-    """The data set, encoder and tasks that a config names.
+    """Return the data set, encoder and tasks of a config.
 
-    The test part is opened at once, so that what it lacks is known before anything is trained;
-    the other parts when a loader of them is asked for.
+    The test part is opened at once, so that missing files are found before the training. The other
+    parts are opened with their first loader.
 
     Raises:
-        ConfigError: a field does not fit the data set; also when a loader is made, if a part is
-            smaller than a training batch.
-        CheckpointError: BERT's folder is missing or damaged; a ResNet's file, when it is loaded.
-        DataError: the data set's files are missing or not as they should be.
-        ExtraError: a package of the extra that the data set needs is missing.
+        ConfigError: a field does not fit the data set. Or, when a loader is made: a part is smaller
+            than a training batch.
+        CheckpointError: BERT's folder is missing or damaged. Or, when a network is prepared: a
+            ResNet's file is.
+        DataError: a file of the data set is missing or has unexpected content.
+        ExtraError: an optional package that the data set needs is missing.
     """
-    # Both are made of the types above.
+    # Not at the top, because both modules import the types above.
     from conal_rl.supervised.images import image_problem
     from conal_rl.supervised.text import text_problem
 
@@ -77,16 +78,18 @@ def make_problem(config: SupervisedConfig) -> Problem:
 
 
 def root_of(config: SupervisedConfig, holds: str) -> Path:
-    """The data set's folder, which `holds` describes. Raises ConfigError if none is given."""
+    """Return the data set's folder; raise ConfigError if the config does not name it."""
     if config.data.root is None:
-        raise ConfigError(f"data.root: missing; give --data.root DIR, the folder with {holds}")
+        raise ConfigError(
+            f"data.root: got no value, expected the folder with {holds}. Give --data.root DIR."
+        )
     return Path(config.data.root).expanduser()
 
 
 def chosen_tasks(
     config: SupervisedConfig, known: Sequence[str], usual: Sequence[str]
 ) -> tuple[str, ...]:
-    """The tasks to learn, in order. Raises ConfigError where a given one is not `known`."""
+    """Return the tasks to learn, in order; raise ConfigError if a task is not `known`."""
     if config.data.tasks is None:
         return tuple(usual)
     for task in config.data.tasks:
@@ -97,10 +100,11 @@ def chosen_tasks(
 
 
 def require_full_batch(samples: int, batch_size: int, part: Part) -> None:
-    """Raise ConfigError where a part is smaller than a training batch, which is always full."""
+    """Raise ConfigError if a part is smaller than a training batch, which is always full."""
     if samples < batch_size:
         names = {"train": "the training part", "both": "training and validation together"}
         which = names.get(part, f"the {part} part")
         raise ConfigError(
-            f"agent.batch_size: got {batch_size}, but there are {samples} samples in {which}"
+            f"agent.batch_size: got {batch_size}, expected at most {samples}, the samples in "
+            f"{which}. Use a smaller batch."
         )

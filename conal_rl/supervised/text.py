@@ -1,6 +1,6 @@
-"""XTREME's benchmarks as problems: a language is a task, BERT the encoder.
+"""XTREME's benchmarks as problems: each language is a task, and BERT is the encoder.
 
-Hu et al., "XTREME" (ICML 2020); pairs of texts are classified from BERT's pooler, as in LibMTL.
+Hu et al., "XTREME" (ICML 2020). As in LibMTL, pairs of texts are classified from BERT's pooler.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ USUAL = {
     "panx": ("en", "zh", "de", "es"),
     "udpos": ("en", "zh", "te", "vi"),
 }
-"""The languages that LibMTL learns together."""
+"""The default languages of each benchmark, which are LibMTL's."""
 
 _SPLITS: dict[Part, tuple[Split, ...]] = {
     "train": ("train",),
@@ -53,10 +53,10 @@ _SPLITS: dict[Part, tuple[Split, ...]] = {
 
 
 def text_problem(config: SupervisedConfig) -> Problem:
-    """See `conal_rl.supervised.problem.make_problem`."""
+    """Return the problem of a config whose data set is text; see `problem.make_problem`."""
     name = cast(Name, config.data.set)
     folder, about = _bert(config)
-    root = root_of(config, f"{name}/train-en.tsv and the others")
+    root = root_of(config, f"{name}/train-en.tsv and the other files")
     known = _languages(root / name)
     languages = chosen_tasks(config, known or USUAL[name], USUAL[name])
     tokenizer = _tokenizer(folder, about)
@@ -70,14 +70,14 @@ def text_problem(config: SupervisedConfig) -> Problem:
     def loader(part: Part, batch_size: int, training: bool) -> TaskLoaders:
         splits = [texts(split) for split in _SPLITS[part]]
         datasets = {of: Joined([split[of] for split in splits]) for of in languages}
-        longest = max(len(own) for own in datasets.values())
+        longest = max(len(dataset) for dataset in datasets.values())
         workers = config.data.workers
         if training:
             require_full_batch(longest, batch_size, part)
             return TaskLoaders(
                 datasets, batch_size, seed=config.seed, drop_last=True, workers=workers
             )
-        padded = {of: Padded(own, longest) for of, own in datasets.items()}
+        padded = {of: Padded(dataset, longest) for of, dataset in datasets.items()}
         return TaskLoaders(padded, batch_size, stack_padded, shuffle=False, workers=workers)
 
     task = _task(name, about.hidden_size, config.agent.dropout)
@@ -86,9 +86,10 @@ def text_problem(config: SupervisedConfig) -> Problem:
 
 
 class Padded:
-    """A language's texts, and then its last one without a label, up to a length.
+    """A language's texts, followed by unlabelled copies of its last text up to a length.
 
-    So each text is met once in every language, however many another language has.
+    With this padding, an epoch reads each text of every language once, although languages have
+    different numbers of texts.
     """
 
     def __init__(self, dataset: Indexed[TaskItem], length: int):
@@ -104,7 +105,7 @@ class Padded:
 
 
 def stack_padded(items: Mapping[str, Sequence[TaskItem]]) -> Batch:
-    """As `stack_tasks`; texts of which nothing is labelled are masked out, their targets 0."""
+    """Stack as `stack_tasks`; unlabelled texts get a mask of False and targets of 0."""
     batch = stack(items)
     masks = {of: _labelled(target) for of, target in batch.targets.items()}
     targets = {
@@ -127,20 +128,25 @@ def _task(name: Name, hidden: int, dropout: float) -> Task:
 
 
 def _bert(config: SupervisedConfig) -> tuple[Path, BertConfig]:
-    """BERT's folder, and its sizes."""
+    """Return BERT's folder and its sizes."""
     agent, tokens = config.agent, config.data.tokens
-    fitting = f"bert: {config.data.set} is text"
-    require(agent.encoder == "bert", "agent.encoder", agent.encoder, fitting)
+    because = f"because {config.data.set} is text"
+    require(agent.encoder == "bert", "agent.encoder", agent.encoder, f"bert, {because}")
     if agent.bert is None:
-        needed = "its config.json, vocab.txt and weights"
-        raise ConfigError(f"agent.bert: missing; give --agent.bert DIR, a BERT's folder: {needed}")
+        raise ConfigError(
+            "agent.bert: got no value, expected a folder with config.json, vocab.txt and weights "
+            "of a BERT. Give --agent.bert DIR."
+        )
     if agent.pretrained is not None:
-        raise ConfigError("agent.pretrained: only a resnet can have it; bert has its folder's")
-    require(config.data.size is None, "data.size", config.data.size, f"none: {fitting[6:]}")
+        raise ConfigError(
+            f"agent.pretrained: got {agent.pretrained!r}, expected no value, because the weights "
+            "are in agent.bert. Remove it."
+        )
+    require(config.data.size is None, "data.size", config.data.size, f"no value, {because}")
     folder = Path(agent.bert).expanduser()
     about = read_config(folder)
     longest = about.max_position_embeddings
-    allowed = f"5 to {longest}, the positions that {folder} has"
+    allowed = f"5 to {longest}, the positions of {folder}"
     require(5 <= tokens <= longest, "data.tokens", tokens, allowed)
     return folder, about
 
@@ -157,16 +163,19 @@ def _chain(
 def _tokenizer(folder: Path, about: BertConfig) -> Any:
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > about.vocab_size:
-        words = f"{tokenizer.vocab_size} pieces of words, but its config.json {about.vocab_size}"
-        raise ConfigError(f"agent.bert: {folder}/vocab.txt has {words}")
-    if tokenizer.pad_token_id != about.pad_token_id:
-        # The model would take padding for text.
-        ids = f"{tokenizer.pad_token_id}, but its config.json {about.pad_token_id}"
-        raise ConfigError(f"agent.bert: [PAD] in {folder}/vocab.txt is {ids}")
+        raise ConfigError(
+            f"agent.bert: got {tokenizer.vocab_size} lines in {folder}/vocab.txt, expected at most "
+            f"{about.vocab_size}, as config.json says. Use files of the same model."
+        )
+    if tokenizer.pad_token_id != about.pad_token_id:  # the model would read padding as text
+        raise ConfigError(
+            f"agent.bert: got id {tokenizer.pad_token_id} of [PAD] in {folder}/vocab.txt, expected "
+            f"{about.pad_token_id}, as config.json says. Use files of the same model."
+        )
     return tokenizer
 
 
 def _languages(folder: Path) -> tuple[str, ...]:
-    """Those that have a file for training."""
-    found = [*folder.glob("train-*.tsv"), *folder.glob("train-*.conllu")]
-    return tuple(sorted({path.stem.removeprefix("train-") for path in found}))
+    """Return the languages that have a file for training."""
+    files = [*folder.glob("train-*.tsv"), *folder.glob("train-*.conllu")]
+    return tuple(sorted({path.stem.removeprefix("train-") for path in files}))

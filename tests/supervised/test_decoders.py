@@ -1,4 +1,4 @@
-"""Heads against torchvision's counts and names, and the same said in functions."""
+"""Heads against torchvision's counts and names, and against plain functions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from conal_rl.supervised.decoders import (
     pooled_linear,
     token_head,
 )
+from tests.helpers.refusals import refused
 
 
 def conv_norm(inputs: int, outputs: int, size: int) -> int:
@@ -21,7 +22,7 @@ def conv_norm(inputs: int, outputs: int, size: int) -> int:
 
 
 @pytest.mark.parametrize("outputs", [1, 13, 21])
-def test_aspp_is_of_torchvisions_size(outputs: int) -> None:
+def test_aspp_has_torchvisions_size(outputs: int) -> None:
     with torch.device("meta"):
         head = aspp(2048, outputs, (288, 384))
     branches = conv_norm(2048, 256, 1) + 3 * conv_norm(2048, 256, 3) + conv_norm(2048, 256, 1)
@@ -35,7 +36,7 @@ def test_aspp_is_of_torchvisions_size(outputs: int) -> None:
 
 
 def test_aspp_has_torchvisions_names() -> None:
-    convs = [f"0.convs.{n}.{int(n == 4)}" for n in range(5)]  # pooling comes first in the last one
+    convs = [f"0.convs.{n}.{int(n == 4)}" for n in range(5)]  # the last branch starts with pooling
     norms = [f"0.convs.{n}.{1 + int(n == 4)}" for n in range(5)]
     expected = {f"{name}.weight" for name in [*convs, "0.project.0", "1"]}
     expected |= {f"{name}.{kind}" for name in [*norms, "0.project.1", "2"] for kind in NORM}
@@ -46,7 +47,7 @@ def test_aspp_has_torchvisions_names() -> None:
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
-def test_aspp_in_functions() -> None:
+def test_aspp_equals_plain_functions() -> None:
     torch.manual_seed(0)
     head = aspp(3, 2, (9, 13), rates=(1, 2), width=4).double().eval()
     for tensor in head.state_dict().values():
@@ -69,11 +70,11 @@ def test_aspp_in_functions() -> None:
     ]
     y = unit(unit(torch.cat(branches, dim=1), "0.project.0", "0.project.1"), "1", "2")
     y = F.conv2d(y, w["4.weight"], w["4.bias"])
-    # 5 by 7 places become 9 by 13 with corners aligned: every second is one of them.
-    found = head(x)
-    assert found.shape == (2, 2, 9, 13)
-    torch.testing.assert_close(found[..., ::2, ::2], y)
-    torch.testing.assert_close(found[..., 1::2, ::2], (y[..., 1:, :] + y[..., :-1, :]) / 2)
+    # With aligned corners, 5 by 7 places become 9 by 13; every second place is an old one.
+    prediction = head(x)
+    assert prediction.shape == (2, 2, 9, 13)
+    torch.testing.assert_close(prediction[..., ::2, ::2], y)
+    torch.testing.assert_close(prediction[..., 1::2, ::2], (y[..., 1:, :] + y[..., :-1, :]) / 2)
 
 
 def test_aspp_drops_out_in_training() -> None:
@@ -85,20 +86,20 @@ def test_aspp_drops_out_in_training() -> None:
     assert torch.equal(head(x), head(x))
 
 
-def test_heads_of_several_kinds() -> None:
+def test_heads_map_rows_to_tasks() -> None:
     heads = Heads(
         {"digit.class": pooled_linear(4, 10), "items": aspp(4, 2, (6, 6), width=4), "ink": Mean()}
     ).eval()
     z = torch.randn(3, 5, 4, 3, 3)
-    found = heads(z)
-    assert list(found) == ["digit.class", "items", "ink"]
+    predictions = heads(z)
+    assert list(predictions) == ["digit.class", "items", "ink"]
     linear = [p.detach() for p in heads.heads[0].parameters()]
     torch.testing.assert_close(
-        found["digit.class"], z[0].mean(dim=(2, 3)) @ linear[0].T + linear[1]
+        predictions["digit.class"], z[0].mean(dim=(2, 3)) @ linear[0].T + linear[1]
     )
-    torch.testing.assert_close(found["items"], heads.heads[1](z[1]))
-    torch.testing.assert_close(found["ink"], z[2].mean(dim=(1, 2, 3)))
-    with pytest.raises(ValueError, match="expected 3 rows"):
+    torch.testing.assert_close(predictions["items"], heads.heads[1](z[1]))
+    torch.testing.assert_close(predictions["ink"], z[2].mean(dim=(1, 2, 3)))
+    with refused(ValueError, "z: got shape (2, 5, 4, 3, 3)", "3 rows"):
         heads(z[:2])
 
 
@@ -107,12 +108,12 @@ class Mean(nn.Module):
         return x.mean(dim=(1, 2, 3))
 
 
-def test_heads_for_text() -> None:
+def test_token_heads_are_linear_with_dropout() -> None:
     z = torch.randn(2, 3, 7, 6)
     heads = Heads({"tags": token_head(6, 4), "again": token_head(6, 2)})
     assert parameter_count(heads) == 7 * 4 + 7 * 2
     assert not torch.equal(heads(z)["tags"], heads(z)["tags"])
-    found = heads.eval()(z)
+    predictions = heads.eval()(z)
     weight, bias, weight1, bias1 = heads.parameters()
-    torch.testing.assert_close(found["tags"], z[0] @ weight.T + bias)
-    torch.testing.assert_close(found["again"], z[1] @ weight1.T + bias1)
+    torch.testing.assert_close(predictions["tags"], z[0] @ weight.T + bias)
+    torch.testing.assert_close(predictions["again"], z[1] @ weight1.T + bias1)

@@ -1,4 +1,4 @@
-"""ResNets against torchvision's names, shapes and counts and the network said in functions."""
+"""ResNets against torchvision's names, shapes and counts, and against plain functions."""
 
 from __future__ import annotations
 
@@ -25,10 +25,15 @@ from conal_rl.supervised.encoders import (
     resnet_chain,
     small_chain,
 )
+from tests.helpers.refusals import refused
 
 DEPTHS: tuple[Depth, ...] = (18, 34, 50)
 BLOCKS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3]}
-PUBLISHED = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032}  # parameters, torchvision's documents
+PUBLISHED = {
+    18: 11_689_512,
+    34: 21_797_672,
+    50: 25_557_032,
+}  # parameters, from torchvision's documentation
 ENTRIES = {18: 122, 34: 218, 50: 320}  # in the state dict of torchvision's model
 
 
@@ -42,22 +47,22 @@ def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
 
 
 def torchvision_shapes(depth: Depth, stem: int = 7) -> dict[str, tuple[int, ...]]:
-    """All of torchvision's state dict, by the rule of table 1 of the ResNet paper."""
-    found: dict[str, tuple[int, ...]] = {"conv1.weight": (64, 3, stem, stem), **norm("bn1", 64)}
+    """The shapes in torchvision's state dict, by table 1 of the ResNet paper."""
+    shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (64, 3, stem, stem), **norm("bn1", 64)}
     before = 64
     for layer, (width, blocks) in enumerate(zip([64, 128, 256, 512], BLOCKS[depth]), start=1):
         kernels = [(width, 1), (width, 3), (4 * width, 1)] if depth == 50 else [(width, 3)] * 2
         for block in range(blocks):
             name, inputs = f"layer{layer}.{block}", before
             for number, (outputs, size) in enumerate(kernels, start=1):
-                found[f"{name}.conv{number}.weight"] = (outputs, inputs, size, size)
-                found |= norm(f"{name}.bn{number}", outputs)
+                shapes[f"{name}.conv{number}.weight"] = (outputs, inputs, size, size)
+                shapes |= norm(f"{name}.bn{number}", outputs)
                 inputs = outputs
             if before != inputs:
-                found[f"{name}.downsample.0.weight"] = (inputs, before, 1, 1)
-                found |= norm(f"{name}.downsample.1", inputs)
+                shapes[f"{name}.downsample.0.weight"] = (inputs, before, 1, 1)
+                shapes |= norm(f"{name}.downsample.1", inputs)
             before = inputs
-    return found | {"fc.weight": (1000, before), "fc.bias": (1000,)}
+    return shapes | {"fc.weight": (1000, before), "fc.bias": (1000,)}
 
 
 def make_weights(depth: Depth, stem: int = 7, dtype: torch.dtype = torch.float32) -> Any:
@@ -107,34 +112,34 @@ def in_functions(state: dict[str, Tensor], x: Tensor, depth: Depth, stem: StemNa
 
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("dilated", [False, True])
-def test_parameters_are_those_of_torchvision(depth: Depth, dilated: bool) -> None:
+def test_parameters_are_torchvisions(depth: Depth, dilated: bool) -> None:
     expected = torchvision_shapes(depth)
     assert len(expected) == ENTRIES[depth]
     with torch.device("meta"):
         network = shared(resnet_chain(depth, dilated=dilated))
     modules = [m for m in network.modules() if isinstance(m, Stem | Stage)]
     assert [m.prefix for m in modules] == ["", "layer1.", "layer2.", "layer3.", "layer4."]
-    found = {m.prefix + n: tuple(t.shape) for m in modules for n, t in m.state_dict().items()}
+    shapes = {m.prefix + n: tuple(t.shape) for m in modules for n, t in m.state_dict().items()}
     fc = {name: expected.pop(name) for name in ("fc.weight", "fc.bias")}
-    assert found == expected
+    assert shapes == expected
     classifier = fc["fc.weight"][0] * fc["fc.weight"][1] + fc["fc.bias"][0]
     assert classifier == (2_049_000 if depth == 50 else 513_000)
     assert parameter_count(network) == PUBLISHED[depth] - classifier
 
 
-def test_celeba_parameters_are_the_papers() -> None:
+def test_celeba_networks_have_the_papers_sizes() -> None:
     tasks = ("a", "b", "c")
     with torch.device("meta"):
         chain = resnet_chain(18, stem="3x3")
         whole = shared(chain)
-        tree = Tree.from_branch_points([3, 5, 6], 5, tasks)  # alone from layer2, from layer4
+        tree = Tree.from_branch_points([3, 5, 6], 5, tasks)  # specific from layer2, from layer4
         pro = TreeNetwork(tree, chain)
     assert parameter_count(whole) == 11_168_832
     assert parameter_count(pro) == 30_581_568
 
 
 @pytest.mark.parametrize(("depth", "stem"), [(18, "imagenet"), (18, "3x3"), (50, "imagenet")])
-def test_resnet_in_functions(depth: Depth, stem: StemName) -> None:
+def test_resnets_equal_plain_functions(depth: Depth, stem: StemName) -> None:
     network = shared(resnet_chain(depth, stem)).double().eval()
     state = make_weights(depth, 7 if stem == "imagenet" else 3, torch.float64)
     load_torchvision(network, state)
@@ -146,8 +151,8 @@ def test_resnet_in_functions(depth: Depth, stem: StemName) -> None:
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_dilation_adds_places_and_changes_none(depth: Depth) -> None:
-    """Every fourth place of the dilated network is one of the network with strides."""
+def test_dilation_keeps_the_values_of_the_strided_network(depth: Depth) -> None:
+    """Every fourth place of the dilated network equals a place of the strided one."""
     state = make_weights(depth, dtype=torch.float64)
     x = torch.randn(1, 1, 3, 72, 64, dtype=torch.float64)
     strided, dilated = (
@@ -170,11 +175,13 @@ def test_dilation_adds_places_and_changes_none(depth: Depth) -> None:
         (18, "3x3", False, (512, 8)),
     ],
 )
-def test_features(depth: Depth, stem: StemName, dilated: bool, expected: tuple[int, int]) -> None:
+def test_features_are_channels_and_stride(
+    depth: Depth, stem: StemName, dilated: bool, expected: tuple[int, int]
+) -> None:
     assert features(resnet_chain(depth, stem, dilated)) == expected
 
 
-def test_small_chain() -> None:
+def test_a_small_chain_has_its_channels_and_strides() -> None:
     chain = small_chain([4, 6, 8, 8], [1, 2, 1, 2], in_channels=1)
     assert features(chain, in_channels=1) == (8, 4)
     supernet = Supernet(("a", "b"), chain)
@@ -182,11 +189,11 @@ def test_small_chain() -> None:
     assert z.shape == (2, 3, 8, 2, 2)
     z.sum().backward()
     assert all(p.grad is not None for p in supernet.parameters())
-    with pytest.raises(ValueError, match="1 strides for 2 modules"):
+    with refused(ValueError, "strides: got 1", "2"):
         small_chain([4, 4], [1])
 
 
-def test_every_module_of_a_search_space_is_filled(tmp_path: Path) -> None:
+def test_every_module_of_a_search_gets_the_weights(tmp_path: Path) -> None:
     tasks, chain, state = ("a", "b"), resnet_chain(18), make_weights(18)
     torch.save(state, tmp_path / "resnet18.pth")
     with torch.device("meta"):
@@ -203,14 +210,14 @@ def test_every_module_of_a_search_space_is_filled(tmp_path: Path) -> None:
         load_torchvision(network, tmp_path / "resnet18.pth")
         modules = [m for m in network.modules() if isinstance(m, Stem | Stage)]
         for module in modules:
-            for name, own in module.state_dict().items():
+            for name, tensor in module.state_dict().items():
                 if not name.endswith("num_batches_tracked"):
-                    assert torch.equal(own, state[module.prefix + name])
-        network.to("meta")  # one at a time in memory
+                    assert torch.equal(tensor, state[module.prefix + name])
+        network.to("meta")  # only one network in memory
     assert len(modules) == 10
 
 
-def test_files_without_classifier_and_counters(tmp_path: Path) -> None:
+def test_classifier_and_counters_are_not_needed(tmp_path: Path) -> None:
     state = {
         name: tensor.half()
         for name, tensor in make_weights(18).items()
@@ -223,7 +230,7 @@ def test_files_without_classifier_and_counters(tmp_path: Path) -> None:
     torch.testing.assert_close(stem.conv1.weight.data, state["conv1.weight"].float())
 
 
-def test_weights_that_do_not_fit_change_nothing() -> None:
+def test_unfit_weights_change_nothing() -> None:
     chain = resnet_chain(18)
     network = shared(chain)
     before = [p.clone() for p in network.parameters()]
@@ -231,32 +238,34 @@ def test_weights_that_do_not_fit_change_nothing() -> None:
     cases = [
         (
             {n: t for n, t in fitting.items() if "layer3.1.bn2" not in n},
-            "lacks layer3.1.bn2.weight",
+            "without layer3.1.bn2.weight",
         ),
-        (fitting | {"conv1.weight": torch.zeros(64, 3, 3, 3)}, "another shape of conv1.weight"),
+        (
+            fitting | {"conv1.weight": torch.zeros(64, 3, 3, 3)},
+            "different shape of conv1.weight ((64, 3, 3, 3)",
+        ),
         (
             fitting | {"layer5.0.bn1.bias": torch.zeros(1)},
-            "has no place here for layer5.0.bn1.bias",
+            "unknown layer5.0.bn1.bias",
         ),
-        ({n: torch.zeros(s) for n, s in torchvision_shapes(34).items()}, "and 77 more"),
+        ({n: torch.zeros(s) for n, s in torchvision_shapes(34).items()}, "77 more"),
     ]
-    for state, told in cases:
-        with pytest.raises(CheckpointError, match=told) as raised:
+    for state, part in cases:
+        with refused(CheckpointError, part):
             load_torchvision(network, state)
-        assert "\n" not in str(raised.value)
     assert all(torch.equal(p, old) for p, old in zip(network.parameters(), before))
-    with pytest.raises(ValueError, match="no ResNet module"):
+    with refused(ValueError, "network: got", "ResNet"):
         load_torchvision(nn.Linear(1, 1), fitting)
 
 
 class Unsafe:
-    """Would run code when unpickled."""
+    """Runs code when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return Path.touch, (Path("ran"),)
 
 
-def test_files_that_are_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_without_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     network = shared(resnet_chain(18))
     whole = tmp_path / "whole.pth"
@@ -267,18 +276,16 @@ def test_files_that_are_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "text.safetensors").write_text("not that either")
     torch.save({"state": {}, "epoch": 3}, tmp_path / "wrapped.pth")
     torch.save({"conv1.weight": Unsafe()}, tmp_path / "unsafe.pth")
-    for name, told in {
-        "absent.pth": "no such file",
-        "": "no such file",
-        "cut.pth": "not a file of weights",
-        "text.pth": "not a file of weights",
-        "empty.pth": "not a file of weights",
-        "text.safetensors": "not a file of weights",
-        "wrapped.pth": "does not hold named tensors",
-        "unsafe.pth": "not a file of weights",
+    for name, part in {
+        "absent.pth": "no file",
+        "": "no file",
+        "cut.pth": "damaged",
+        "text.pth": "damaged",
+        "empty.pth": "damaged",
+        "text.safetensors": "damaged",
+        "wrapped.pth": "only named tensors",
+        "unsafe.pth": "damaged",
     }.items():
-        with pytest.raises(CheckpointError, match=told) as raised:
+        with refused(CheckpointError, f"{tmp_path / name}: got", part):
             load_torchvision(network, tmp_path / name)
-        assert str(tmp_path / name) in str(raised.value)
-        assert "\n" not in str(raised.value)
     assert not (tmp_path / "ran").exists()

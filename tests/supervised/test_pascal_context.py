@@ -26,6 +26,7 @@ from conal_rl.supervised.data.pascal_context import (
     edges,
 )
 from tests.helpers.datasets import Written, write_parts, write_pascal
+from tests.helpers.refusals import refused
 
 SIZE = (8, 10)
 ALL: tuple[Task, ...] = ("semseg", "human_parts", "saliency", "normals", "edges")
@@ -40,7 +41,7 @@ def load(root: Path, *tasks: Task) -> PascalContext:
     return PascalContext(root, "train", tasks=tasks or ALL, size=SIZE)
 
 
-def test_what_was_written_is_loaded(written: Written, tmp_path: Path) -> None:
+def test_written_files_are_loaded(written: Written, tmp_path: Path) -> None:
     data = load(tmp_path)
     assert data.names == [f"2008_00000{number}" for number in range(4)]
     for index, arrays in enumerate(written):
@@ -62,15 +63,15 @@ def test_what_was_written_is_loaded(written: Written, tmp_path: Path) -> None:
 
 def test_parts_of_people_are_merged(written: Written, tmp_path: Path) -> None:
     data = load(tmp_path, "human_parts")
-    # head, lear, torso, rlarm, rhand, luleg, lfoot, ruarm: a column each
+    # one column each: head, lear, torso, rlarm, rhand, luleg, lfoot, ruarm
     assert data[0].targets["human_parts"].tolist() == [[1, 1, 2, 4, 4, 5, 6, 3, 0, 0]] * 8
     assert len(PART_CLASSES) == sum(len(" ".join(row).split()) for row in PARTS) == 24
     assert set(PART_CLASSES.values()) == {1, 2, 3, 4, 5, 6}
-    # A person without parts, another thing's parts, nothing at all: no label.
+    # No label: a person without parts, parts of a different object, no object.
     assert [data[index].targets for index in (1, 2, 3)] == [{}, {}, {}]
     listing = tmp_path / "ImageSets" / "Parts" / "train.txt"
     listing.write_text(listing.read_text().replace("15", "14"))
-    (tmp_path / "human_parts" / "2008_000000.mat").write_text("not read where no person is listed")
+    (tmp_path / "human_parts" / "2008_000000.mat").write_text("not read if no person is listed")
     assert load(tmp_path, "human_parts")[0].targets == {}
 
 
@@ -86,7 +87,7 @@ def test_partial_labels_are_masked(written: Written, tmp_path: Path) -> None:
         assert all(torch.equal(one.targets[task], two.targets[task]) for task in ALL)
 
 
-def test_losses_leave_out_what_is_unlabelled(written: Written, tmp_path: Path) -> None:
+def test_losses_leave_out_unlabelled_pixels(written: Written, tmp_path: Path) -> None:
     (batch,) = SharedLoader(load(tmp_path), 4, shuffle=False)
     targets, masks = batch.targets, batch.masks
     classes = targets["semseg"].where(targets["semseg"] != VOID, 0)
@@ -99,12 +100,12 @@ def test_losses_leave_out_what_is_unlabelled(written: Written, tmp_path: Path) -
     for task in ("saliency", "edges"):
         assert losses.balanced_bce(60 * targets[task] - 30, targets[task]) < 1e-6
     assert losses.normals_l1(2 * targets["normals"], targets["normals"]) < 1e-6
-    believed = np.stack([np.isin(own["LabelMap"], [68, 158, 440]) for own in written])
+    believed = np.stack([np.isin(arrays["LabelMap"], [68, 158, 440]) for arrays in written])
     labelled = losses.has_normal(targets["normals"], targets["normals"])
     np.testing.assert_array_equal(labelled, believed)
 
 
-def test_everything_is_resized(written: Written, tmp_path: Path) -> None:
+def test_inputs_and_targets_are_resized(written: Written, tmp_path: Path) -> None:
     sample = PascalContext(tmp_path, "train", size=(16, 20))[0]
     assert sample.input.shape == (3, 16, 20)
     double = np.kron(written[0]["semseg"], np.ones((2, 2), dtype=np.uint8))
@@ -114,7 +115,7 @@ def test_everything_is_resized(written: Written, tmp_path: Path) -> None:
     assert PascalContext(tmp_path, "train").tasks["normals"].shape == (3, 512, 512)
 
 
-def test_only_the_tasks_files_are_needed(written: Written, tmp_path: Path) -> None:
+def test_files_of_other_tasks_are_not_needed(written: Written, tmp_path: Path) -> None:
     for folder in ("human_parts", "sal_distill", "pascal-context/trainval", "normals_distill"):
         for path in (tmp_path / folder).iterdir():
             path.unlink()
@@ -139,16 +140,16 @@ def test_edges_are_where_labels_change(height: int, width: int, seed: int) -> No
     assert edges(torch.from_numpy(labels)[None]).tolist() == [expected]
 
 
-def test_categories_of_normals() -> None:
+def test_normals_have_the_categories_of_nyuv2() -> None:
     assert list(NORMALS_CATEGORIES) == sorted(set(NORMALS_CATEGORIES))
     assert {72, 368, 427, 440} <= set(NORMALS_CATEGORIES)  # chair, sofa, tvmonitor, wall
     assert not {2, 207, 308, 360, 431} & set(NORMALS_CATEGORIES)  # aeroplane ... sky, unknown
 
 
-def test_wrong_names(written: Written, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="PASCAL-Context has train and val, not test"):
+def test_unknown_splits_and_tasks_are_refused(written: Written, tmp_path: Path) -> None:
+    with refused(ConfigError, "split", "'test'", "train or val"):
         PascalContext(tmp_path, "test")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="no task depth; it has semseg, human_parts"):
+    with refused(ConfigError, "tasks", "'depth'", "semseg, human_parts"):
         load(tmp_path, "depth")  # type: ignore[arg-type]
 
 
@@ -166,13 +167,14 @@ def test_wrong_names(written: Written, tmp_path: Path) -> None:
 )
 def test_missing_files_are_named(written: Written, tmp_path: Path, path: str) -> None:
     (tmp_path / path).unlink()
-    with pytest.raises(DataError, match=f"{path} is missing; expected there: "):
+    with refused(DataError, tmp_path / path, "got no file"):
         load(tmp_path)
 
 
 def test_a_missing_semseg_is_named(written: Written, tmp_path: Path) -> None:
     (tmp_path / "semseg" / "VOC12" / "2008_000001.png").unlink()
-    with pytest.raises(DataError, match=r"2008_000001\.png is missing; expected there: the semseg"):
+    path = tmp_path / "semseg" / "pascal-context" / "2008_000001.png"
+    with refused(DataError, path, "got no file", "semseg"):
         load(tmp_path)
 
 
@@ -191,23 +193,23 @@ def test_damaged_files_are_named(written: Written, tmp_path: Path, path: str, ta
     content = (tmp_path / path).read_bytes()
     for damaged in (b"", b"neither image nor mat", content[:60]):
         (tmp_path / path).write_bytes(damaged)
-        with pytest.raises(DataError, match=f"{path} cannot be read as ") as caught:
+        with refused(DataError, tmp_path / path, "cannot be read"):
             load(tmp_path, task)[0]
-        assert "\n" not in str(caught.value)
 
 
 def test_damaged_lists_are_named(written: Written, tmp_path: Path) -> None:
     path = tmp_path / "ImageSets" / "Parts" / "train.txt"
-    for content, message in (
-        ("{", "cannot be read as JSON"),
-        ("[]", "cannot be read as JSON"),
-        ('{"2008_000000": [15]}', "expected the categories of 2008_000001, found none"),
+    for content, part in (
+        ("{", "JSON"),
+        ("[]", "JSON"),
+        ('{"2008_000000": [15]}', "2008_000001"),
     ):
         path.write_text(content)
-        with pytest.raises(DataError, match=rf"Parts/train\.txt.*{message}"):
+        with refused(DataError, path, part):
             load(tmp_path)
-    (tmp_path / "ImageSets" / "Context" / "train.txt").write_text("\n")
-    with pytest.raises(DataError, match=r"Context/train\.txt is empty"):
+    path = tmp_path / "ImageSets" / "Context" / "train.txt"
+    path.write_text("\n")
+    with refused(DataError, path, "empty"):
         load(tmp_path)
 
 
@@ -215,27 +217,28 @@ def test_wrong_shapes_and_values_are_named(written: Written, tmp_path: Path) -> 
     name = "2008_000000"
     semseg = tmp_path / "semseg" / "pascal-context" / f"{name}.png"
     Image.fromarray(np.full(SIZE, 21, dtype=np.uint8)).save(semseg)
-    with pytest.raises(DataError, match=rf"{semseg.name}: expected integers 0 to 20, found 21"):
+    with refused(DataError, semseg, "got the value 21", "integers 0 to 20"):
         load(tmp_path, "semseg")[0]
     for folder, task, shape in (
         ("semseg/pascal-context", "semseg", (8, 9)),
         ("sal_distill", "saliency", (8, 9)),
         ("normals_distill", "normals", (8, 9, 3)),
     ):
-        Image.fromarray(np.zeros(shape, dtype=np.uint8)).save(tmp_path / folder / f"{name}.png")
-        with pytest.raises(DataError, match=rf"{folder}/{name}\.png: expected shape \(8, 10"):
+        path = tmp_path / folder / f"{name}.png"
+        Image.fromarray(np.zeros(shape, dtype=np.uint8)).save(path)
+        with refused(DataError, path, f"got shape {shape}", "expected shape (8, 10"):
             load(tmp_path, task)[0]  # type: ignore[arg-type]
     labels = tmp_path / "pascal-context" / "trainval" / f"{name}.mat"
     scipy.io.savemat(labels, {"LabelMap": np.full(SIZE, 460)})
-    with pytest.raises(DataError, match=rf"{name}\.mat: expected integers 0 to 459, found 460"):
+    with refused(DataError, labels, "got the value 460", "integers 0 to 459"):
         load(tmp_path, "edges")[0]
     scipy.io.savemat(labels, {"Labels": np.zeros(SIZE)})
-    with pytest.raises(DataError, match=rf"{name}\.mat: expected a LabelMap, found Labels"):
+    with refused(DataError, labels, "got Labels", "LabelMap"):
         load(tmp_path, "edges")[0]
     parts = tmp_path / "human_parts" / f"{name}.mat"
     write_parts(parts, [(15, ["head", "tail"])], SIZE)
-    with pytest.raises(DataError, match=rf"{name}\.mat: expected parts head, hair, .*, found tail"):
+    with refused(DataError, parts, "tail", "head, hair"):
         load(tmp_path, "human_parts")[0]
     write_parts(parts, [(15, ["head"])], (8, 9))
-    with pytest.raises(DataError, match=r"expected shape \(8, 10\), found \(8, 9\)"):
+    with refused(DataError, parts, "got shape (8, 9)", "expected shape (8, 10)"):
         load(tmp_path, "human_parts")[0]

@@ -1,4 +1,4 @@
-"""Every data set as a problem, on tiny files in its real layout; the presets; what is refused."""
+"""Every data set as a problem, on tiny files in its real layout; presets; errors."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ from tests.helpers.datasets import (
     write_pascal,
     write_taskonomy,
 )
+from tests.helpers.refusals import refused
 
 PARTS: tuple[Part, ...] = ("train", "validation", "both", "test")
 SMALL = ["--agent.aspp-width", "4", "--agent.aspp-rates", "1", "2", "--agent.batch-size", "2"]
@@ -47,7 +48,7 @@ TEXT = ("pawsx", "xnli", "panx", "udpos")
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "dog", "run", "##s", "the")
 LANGUAGES = {"udpos": ("en", "zh", "te", "vi")}
 COUNTS = {"train": (5, 3, 4, 6), "dev": (3, 2, 3, 1), "test": (2, 5, 3, 4)}
-"""Texts of the languages in order."""
+"""The numbers of texts of the languages, in order."""
 
 
 def write_nyuv2(root: Path) -> None:
@@ -66,7 +67,7 @@ def write_both_pascals(root: Path) -> None:
 
 
 def write_text(root: Path) -> None:
-    """All four benchmarks, and a BERT of two layers to `root/bert`."""
+    """Write all four benchmarks, and a BERT of two layers to `root/bert`."""
     for name in TEXT:
         labels = LABELS[name]  # type: ignore[index]
         for split, counts in COUNTS.items():
@@ -154,7 +155,7 @@ def preset(name: str, *options: str, tasks: tuple[str, ...] | None = None) -> Su
 
 
 def options_of(name: str, root: Path) -> list[str]:
-    """Small settings for a preset's data set, whose tiny files are written to `root`."""
+    """Write tiny files of a preset's data set to `root`, and return small settings for it."""
     if name in WRITERS:
         WRITERS[name](root)
     if name in TEXT:
@@ -195,7 +196,7 @@ def losses(problem: Problem, predictions: dict[str, Tensor], batch: Batch) -> di
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_every_set_is_learnt_from_and_tested(name: str, tmp_path: Path) -> None:
+def test_every_set_has_finite_losses_and_metrics(name: str, tmp_path: Path) -> None:
     if name in TEXT:
         pytest.importorskip("transformers")
     problem = tiny(name, tmp_path, "--search.validation-share", "0.2")
@@ -204,15 +205,15 @@ def test_every_set_is_learnt_from_and_tested(name: str, tmp_path: Path) -> None:
     problem.prepare(network)
     batch = next(iter(problem.loader("both", 2, True)))
     assert batch.inputs.shape[:2] == (len(problem.tasks) if name in TEXT else 1, 2)
-    found = losses(problem, heads(network(batch.inputs)), batch)
-    weights = [problem.tasks[task].weight for task in found]
-    sum(w * loss for w, loss in zip(weights, found.values(), strict=True)).backward()  # type: ignore[union-attr]
-    assert all(loss.isfinite() for loss in found.values())
+    task_losses = losses(problem, heads(network(batch.inputs)), batch)
+    weights = [problem.tasks[task].weight for task in task_losses]
+    sum(w * loss for w, loss in zip(weights, task_losses.values(), strict=True)).backward()  # type: ignore[union-attr]
+    assert all(loss.isfinite() for loss in task_losses.values())
     for parameter in (*network.parameters(), *heads.parameters()):
         assert parameter.grad is None or parameter.grad.isfinite().all()
     assert sum(float(p.grad.norm()) for p in network.parameters() if p.grad is not None) > 0
 
-    metrics = {task: own.metric() for task, own in problem.tasks.items()}
+    metrics = {name: task.metric() for name, task in problem.tasks.items()}
     network.eval()
     heads.eval()
     for batch in problem.loader("test", 3, False):
@@ -226,7 +227,7 @@ def test_every_set_is_learnt_from_and_tested(name: str, tmp_path: Path) -> None:
 
 
 def items(loader: SharedLoader | TaskLoaders, task: str) -> list[bytes]:
-    """Inputs, of which no two of the files written are the same, as something to compare."""
+    """The inputs as bytes, to compare them; all written files are different."""
     rows = [x for batch in loader for x in batch.inputs[0]]
     return [row.numpy().tobytes() for row in rows]
 
@@ -239,15 +240,15 @@ def test_parts_are_disjoint_and_complete(name: str, tmp_path: Path) -> None:
     for training in (False, True):
         size = 1 if training else 3
         parts = {part: items(problem.loader(part, size, training), first) for part in PARTS}
-        assert tuple(len(own) for own in parts.values()) == LENGTHS[name]
+        assert tuple(len(inputs) for inputs in parts.values()) == LENGTHS[name]
         assert sorted(parts["train"] + parts["validation"]) == sorted(parts["both"])
-        if name != "digits" and not training:  # of which some are alike
+        if name != "digits" and not training:  # some digits are equal
             every = parts["both"] + parts["test"]
-            unique = {"taskonomy": 5, "nyuv2": 10, "cityscapes": 10}  # val repeats some of train
+            unique = {"taskonomy": 5, "nyuv2": 10, "cityscapes": 10}  # val repeats images of train
             assert len(set(every)) == unique.get(name, len(every))
 
 
-def test_a_taskonomy_with_validation_uses_it(tmp_path: Path) -> None:
+def test_taskonomys_validation_is_used_if_it_exists(tmp_path: Path) -> None:
     options = options_of("taskonomy", tmp_path)
     listing = tmp_path / "taskonomy.json"
     rows = json.loads(listing.read_text())["train"]
@@ -256,7 +257,7 @@ def test_a_taskonomy_with_validation_uses_it(tmp_path: Path) -> None:
     assert [problem.loader(part, 1, False).items for part in PARTS] == [2, 1, 3, 2]
 
 
-def test_training_is_shuffled_full_and_by_seed(tmp_path: Path) -> None:
+def test_training_batches_are_full_and_shuffled_by_seed(tmp_path: Path) -> None:
     options = options_of("nyuv2", tmp_path)
     loaders = [
         make_problem(preset("nyuv2", *options, "--seed", seed)).loader("both", 4, True)
@@ -279,11 +280,11 @@ def test_only_training_is_augmented(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TEXT)
-def test_languages_of_unequal_length_are_each_read_once(name: str, tmp_path: Path) -> None:
+def test_texts_of_unequal_languages_are_read_once(name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     problem = tiny(name, tmp_path)
     for part, splits in (("validation", ("dev",)), ("both", ("train", "dev")), ("test", ("test",))):
-        lengths = [sum(own) for own in zip(*(COUNTS[split] for split in splits), strict=True)]
+        lengths = [sum(counts) for counts in zip(*(COUNTS[split] for split in splits), strict=True)]
         batches = list(problem.loader(part, 2, False))  # type: ignore[arg-type]
         seen = [sum(int(b.masks[of].sum()) for b in batches) for of in languages(name)]
         assert seen == lengths
@@ -297,7 +298,7 @@ def test_languages_of_unequal_length_are_each_read_once(name: str, tmp_path: Pat
             assert (rows[batch.masks[of]] != IGNORED).any(dim=1).all()
 
 
-def test_some_tasks_in_another_order(tmp_path: Path) -> None:
+def test_chosen_tasks_keep_their_order(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     subsets = {
         "nyuv2": ("normals", "segmentation"),
@@ -316,11 +317,11 @@ def test_some_tasks_in_another_order(tmp_path: Path) -> None:
         assert tuple(problem.tasks) == tuple(batch.targets) == tuple(batch.masks) == tasks
         network, heads = network_of(problem)
         heads.eval()
-        found = losses(problem, heads(network.eval()(batch.inputs)), batch)
-        assert all(loss.isfinite() for loss in found.values())
+        task_losses = losses(problem, heads(network.eval()(batch.inputs)), batch)
+        assert all(loss.isfinite() for loss in task_losses.values())
 
 
-def test_what_the_losses_leave_out(tmp_path: Path) -> None:
+def test_losses_and_metrics_leave_out_void(tmp_path: Path) -> None:
     problem = tiny("taskonomy", tmp_path)
     assert [task.weight for task in problem.tasks.values()] == [1, 3, 2, 7, 7]
     logits = torch.randn(1, 17, 2, 2)
@@ -333,7 +334,7 @@ def test_what_the_losses_leave_out(tmp_path: Path) -> None:
     assert metric.compute() == {"abs_error": 0.5}
     terrain = tiny("terrain", tmp_path)
     flat = torch.zeros(1, 1, 1, 2)
-    assert float(terrain.tasks["depth"].loss(flat + 1, flat)) == 1  # 0 is a depth there
+    assert float(terrain.tasks["depth"].loss(flat + 1, flat)) == 1  # 0 is a valid depth
     nyuv2 = tiny("nyuv2", tmp_path / "nyuv2")
     assert float(nyuv2.tasks["depth"].loss(flat + 1, flat)) == 0
 
@@ -348,7 +349,7 @@ def test_taskonomy_is_cut_out_of_256(tmp_path: Path) -> None:
         assert dataset.dataset.size == (16 if side == 16 else 256)
 
 
-def test_a_resnet_starts_with_the_weights_that_are_named(tmp_path: Path) -> None:
+def test_a_resnet_starts_with_its_pretrained_weights(tmp_path: Path) -> None:
     options = options_of("celeba9", tmp_path)
     source = TreeNetwork(Tree.shared(["a"], 5), resnet_chain(18))
     names = ("", "layer1.", "layer2.", "layer3.", "layer4.")
@@ -371,23 +372,22 @@ def first_weight(network: nn.Module) -> Tensor:
     return next(network.parameters())
 
 
-def test_bert_needs_its_weights_unless_told_otherwise(tmp_path: Path) -> None:
+def test_bert_needs_weights_unless_made_from_its_config(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     options = [o for o in options_of("xnli", tmp_path) if o != "--agent.bert-from-config"]
-    with pytest.raises(CheckpointError, match=r"holds neither model\.safetensors"):
+    with refused(CheckpointError, tmp_path / "bert", "model.safetensors"):
         make_problem(preset("xnli", *options))
 
 
-def test_fields_that_do_not_fit_the_set(tmp_path: Path) -> None:
+def test_fields_that_do_not_fit_the_set_are_named(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     for name in ("nyuv2", "celeba9", "taskonomy", "pascal_context"):
-        missing = refusal(name)
-        assert missing.startswith("data.root: missing; give --data.root DIR, the folder with ")
+        message = refusal(name)
+        assert message.startswith("data.root: got no value") and "--data.root DIR" in message
     nyuv2 = options_of("nyuv2", tmp_path / "nyuv2")
     text = options_of("xnli", tmp_path / "text")
     celeba = options_of("celeba9", tmp_path / "celeba")
     small = options_of("digits", tmp_path)
-    other = tmp_path / "other"
     unknown = [
         ("nyuv2", nyuv2, "edges", "se"),
         ("celeba9", celeba, "Nice", "5"),
@@ -402,67 +402,77 @@ def test_fields_that_do_not_fit_the_set(tmp_path: Path) -> None:
         (
             "digits",
             [*small, "--data.size", "9", "9"],
-            "data.size: got [9, 9], expected none: digits",
+            "data.size: got [9, 9], expected no value",
         ),
         ("nyuv2", [*nyuv2, "--agent.encoder", "bert"], "agent.encoder: got 'bert', expected small"),
-        ("nyuv2", [*nyuv2, "--agent.batch-size", "1"], "agent.batch_size: got 1, expected 2 or mo"),
+        (
+            "nyuv2",
+            [*nyuv2, "--agent.batch-size", "1"],
+            "agent.batch_size: got 1, expected 2 or more",
+        ),
         (
             "digits",
             [*small, "--agent.encoder", "resnet18"],
-            "agent.encoder: got 'resnet18', expect",
+            "agent.encoder: got 'resnet18', expected small",
         ),
-        ("digits", [*small, "--agent.pretrained", "x"], "agent.pretrained: only a resnet can have"),
+        ("digits", [*small, "--agent.pretrained", "x"], "agent.pretrained: got 'x'"),
         (
             "xnli",
             [*text, "--agent.encoder", "small"],
-            "agent.encoder: got 'small', expected bert: ",
+            "agent.encoder: got 'small', expected bert",
         ),
-        ("xnli", [*text, "--agent.pretrained", "x"], "agent.pretrained: only a resnet can have it"),
-        ("xnli", [*text, "--data.tokens", "17"], "data.tokens: got 17, expected 5 to 16, the posi"),
+        ("xnli", [*text, "--agent.pretrained", "x"], "agent.pretrained: got 'x'"),
+        ("xnli", [*text, "--data.tokens", "17"], "data.tokens: got 17, expected 5 to 16"),
         (
             "xnli",
             [*text, "--agent.modules", "3"],
-            "agent.modules: got 3, expected 1 to 2, the laye",
+            "agent.modules: got 3, expected 1 to 2",
         ),
-        ("xnli", [*text, "--data.size", "9", "9"], "data.size: got [9, 9], expected none: xnli is"),
-        ("xnli", ["--data.root", "x"], "agent.bert: missing; give --agent.bert DIR, a BERT's fold"),
-        ("xnli", text[2:], "data.root: missing; give --data.root DIR, the folder with xnli/train-"),
+        ("xnli", [*text, "--data.size", "9", "9"], "data.size: got [9, 9], expected no value"),
+        ("xnli", ["--data.root", "x"], "agent.bert: got no value"),
+        ("xnli", text[2:], "data.root: got no value, expected the folder with xnli/train-"),
     ]
     for name, given, message in cases:
         assert refusal(name, *given).startswith(message), message
+
+
+def test_a_vocabulary_of_a_different_model_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    text = options_of("xnli", tmp_path / "text")
+    other = tmp_path / "other"
     write_bert(other, vocab_size=4)
-    assert "vocab.txt has 8 pieces" in refusal("xnli", *text, "--agent.bert", str(other))
+    message = refusal("xnli", *text, "--agent.bert", str(other))
+    assert message.startswith("agent.bert: got 8 ") and f"{other}/vocab.txt" in message
+    assert "at most 4" in message
     write_bert(other, pad_token_id=3)
-    assert "vocab.txt is 0, but" in refusal("xnli", *text, "--agent.bert", str(other))
+    message = refusal("xnli", *text, "--agent.bert", str(other))
+    assert message.startswith("agent.bert: got id 0 ") and f"{other}/vocab.txt" in message
+    assert "expected 3" in message
 
 
 def test_a_part_smaller_than_a_batch_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    for name, size, said in (
-        ("digits", 360, "there are 359 samples in the validation part"),
-        ("xnli", 4, "there are 3 samples in the validation part"),
-    ):
+    for name, size, samples in (("digits", 360, 359), ("xnli", 4, 3)):
         problem = tiny(name, tmp_path)
-        with pytest.raises(ConfigError, match=f"agent.batch_size: got {size}, but {said}"):
+        part = f"at most {samples}, the samples in the validation part"
+        with refused(ConfigError, f"agent.batch_size: got {size}", part):
             problem.loader("validation", size, True)
         problem.loader("validation", size, False)
     problem = tiny("nyuv2", tmp_path / "nyuv2")
-    for part, said in (
-        ("train", "the training part"),
-        ("both", "training and validation together"),
-    ):
-        with pytest.raises(ConfigError, match=f"samples in {said}"):
-            problem.loader(part, 20, True)  # type: ignore[arg-type]
+    with refused(ConfigError, "agent.batch_size: got 20", "the training part"):
+        problem.loader("train", 20, True)
+    with refused(ConfigError, "agent.batch_size: got 20", "training and validation"):
+        problem.loader("both", 20, True)
 
 
 def test_a_missing_test_part_is_found_before_training(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     write_array_tree(tmp_path / "nyuv2", "train")
-    with pytest.raises(DataError, match="val"):
+    with refused(DataError, tmp_path / "nyuv2" / "val"):
         make_problem(preset("nyuv2", *SMALL, "--data.root", str(tmp_path / "nyuv2")))
     options = options_of("panx", tmp_path)
     (tmp_path / "panx" / "test-zh.tsv").unlink()
-    with pytest.raises(DataError, match=r"test-zh\.tsv: no such file"):
+    with refused(DataError, tmp_path / "panx" / "test-zh.tsv", "no file"):
         make_problem(preset("panx", *options))
 
 
@@ -491,7 +501,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "panx": ("bert", False, "adamw", 2e-5, 0, "constant", 32, 625 * 10, None),
     "udpos": ("bert", False, "adamw", 2e-5, 0, "constant", 32, 21_253 // 32 * 10, None),
 }
-"""Encoder, dilated, optimiser, its rate and decay, schedule, batch, steps of each half, halving."""
+"""Encoder, dilated, optimiser, learning rate, decay, schedule, batch, steps per half, halving."""
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -525,7 +535,7 @@ def test_a_config_in_python_makes_the_same_problem() -> None:
     assert list(make_problem(config).tasks) == list(METRICS["digits"])
 
 
-def test_problems_import_no_optional_package() -> None:
+def test_problems_do_not_import_optional_packages() -> None:
     heavy = ["transformers", "sklearn", "PIL", "scipy", "torchmetrics", "seqeval"]
     code = (
         f"import sys, conal_rl.supervised.images, conal_rl.supervised.text; "

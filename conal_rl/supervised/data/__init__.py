@@ -1,1 +1,1 @@
-"""Data sets of the supervised benchmarks, each read from the files it is published as."""
+"""Data sets of the supervised benchmarks, read from the published files."""

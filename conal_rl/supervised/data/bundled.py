@@ -1,10 +1,10 @@
-"""Two small real data sets that ship inside packages: handwritten digits and a mountain ridge.
+"""Two small real data sets that come with Python packages: handwritten digits and a terrain.
 
 `Digits` is scikit-learn's copy of the UCI optical digits (Alpaydin & Kaynak, 1998): 1,797 images.
-`Terrain` is matplotlib's elevation map of the Jacksboro fault in Tennessee and Kentucky (cells of 3
-arc seconds), in tiles: depth, normals and segmentation, the three tasks of NYUv2, from a shaded
-image. matplotlib's other map, `topobathy.npz`, is left out: its cells are 2.5 km wide, where slopes
-mean something else, and it has room for six tiles.
+`Terrain` is matplotlib's elevation map of the Jacksboro fault in Tennessee and Kentucky, cut into
+tiles. Its cells are 3 arc seconds wide. Its tasks are those of NYUv2, from a shaded image: depth,
+normals and segmentation. matplotlib's `topobathy.npz` is not used: its cells are 2.5 km wide, too
+wide for meaningful slopes, and it has room for only six tiles.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from conal_rl.errors import ConfigError, import_extra
 from conal_rl.supervised.data.common import Sample, TargetSpec
-from conal_rl.supervised.data.files import DataError, reading
+from conal_rl.supervised.data.files import data_error, reading
 
 Split = Literal["train", "val", "test"]
 Array = NDArray[np.float64]
 
 
 class TaskKind(NamedTuple):
-    """What a task is, for whoever chooses its head, loss and metric."""
+    """The kind of a task, from which its head, loss and metric are chosen."""
 
     kind: Literal["classification", "regression", "depth", "normals", "segmentation"]
     outputs: int
@@ -38,17 +38,19 @@ class TaskKind(NamedTuple):
 class Digits:
     """Images of digits `(1, 8, 8)`, from 0 to 1, with five tasks.
 
-    `digit` (10 classes), `parity` (1: odd), `at_least_five` and `prime` (2, 3, 5 and 7) are class
-    indices `()`; `ink` `(1,)` is the image's mean, standardised by mean and deviation over the
-    training part. Every digit's images, in an order drawn once and for all, are cut 60 : 20 : 20:
-    1,074 images for training, 359 for validation, 364 for the test.
+    Four targets are class indices `()`: `digit` (10 classes), `parity` (1 is odd), `at_least_five`
+    and `prime` (2, 3, 5 and 7). `ink` `(1,)` is the image's mean, standardised by mean and
+    deviation over the training part.
+
+    The images of each digit are shuffled with a fixed seed and cut 60 : 20 : 20. That gives 1,074
+    images for training, 359 for validation and 364 for the test.
 
     Args:
-        split: which part.
+        split: the part.
 
     Raises:
         ExtraError: scikit-learn is not installed.
-        ConfigError: no such split.
+        ConfigError: `split` is unknown.
     """
 
     kinds: ClassVar[Mapping[str, TaskKind]] = {
@@ -69,7 +71,7 @@ class Digits:
         ink = images.mean(axis=(1, 2))
         train = ink[parts["train"]]
         self.indices = parts[split]
-        """Which of scikit-learn's images these are."""
+        """The numbers of the images in scikit-learn's data set."""
         self.inputs = torch.tensor(images[self.indices], dtype=torch.float32)[:, None]
         standard = (ink[self.indices] - train.mean()) / train.std()
         digit = torch.tensor(digits[self.indices], dtype=torch.int64)
@@ -85,7 +87,7 @@ class Digits:
         return len(self.inputs)
 
     def __getitem__(self, index: int) -> Sample:
-        """An image and its targets, of every task."""
+        """Return an image and its targets of all tasks."""
         targets = {task: target[index] for task, target in self.targets.items()}
         return Sample(self.inputs[index], targets)
 
@@ -93,27 +95,29 @@ class Digits:
 class Terrain:
     """Shaded relief `(1, 32, 32)` of a real landscape, with three tasks.
 
-    `depth` `(1, 32, 32)` is the elevation less the tile's mean, in units of 100 m; `normals`
-    `(3, 32, 32)` point up from the surface, of length 1, to (east, north, up); `segmentation`
-    `(32, 32)` is the slope's class, one of five. Nothing is unlabelled: 0 is a depth like any
-    other, so losses and metrics want a void of None there, and an error relative to the depth says
-    little. Rows go south, columns east; a cell is 93 m high and 74 m wide.
+    `depth` `(1, 32, 32)` is the elevation minus the tile's mean, in units of 100 m. `normals`
+    `(3, 32, 32)` are unit vectors (east, north, up) that point up from the surface.
+    `segmentation` `(32, 32)` is the slope's class, one of five. Rows go south, columns go east. A
+    cell is 93 m high and 74 m wide.
 
-    The input follows from the normals, but for each of its values there are many normals, and no
-    depth is in it: slopes along the light's direction are seen, those across it hardly.
+    Every pixel has a label. A depth of 0 is a valid depth, so losses and metrics need a void of
+    None. For the same reason an error relative to the depth means little.
 
-    The map is 5 by 6 square regions of 64 cells, with three cells between them: 18 for training, 6
-    for validation, 6 for the test. Gradients reach one cell beyond a region, so no elevation is in
-    two parts. Regions of validation and test are cut into 4 tiles each, 24 and 24 in all; those of
-    training every 8 cells, into 25 tiles that overlap one another, 450 in all: a random
-    split of those would put the same cells into both of its parts.
+    The input depends on the normals, but many normals give the same input value, and no depth is
+    visible in it. Slopes along the light's direction are visible, slopes across it hardly.
+
+    The map has 5 by 6 square regions of 64 by 64 cells, with three cells between them: 18 for
+    training, 6 for validation, 6 for the test. Gradients use one cell beyond a region, so no
+    elevation is in two parts. Regions of validation and test are cut into 4 tiles each, so these
+    parts have 24 tiles. In a training region a tile starts every 8 cells: 25 overlapping tiles, 450
+    in all. A random split of the 450 tiles would put the same cells into both parts.
 
     Args:
-        split: which part.
+        split: the part.
 
     Raises:
-        ConfigError: no such split.
-        DataError: matplotlib lacks the map or has it damaged.
+        ConfigError: `split` is unknown.
+        DataError: matplotlib's map is missing or damaged.
     """
 
     kinds: ClassVar[Mapping[str, TaskKind]] = {
@@ -145,7 +149,7 @@ class Terrain:
             for right in range(0, _REGION - self.tile + 1, stride)
         ]
         self.regions = [region for region, _, _ in tiles]
-        """The number of the region that each tile is from, in ascending order."""
+        """The number of each tile's region, in ascending order."""
         self.corners = [(row, column) for _, row, column in tiles]
         """Each tile's first row and column on the map."""
 
@@ -153,7 +157,7 @@ class Terrain:
         return len(self.corners)
 
     def __getitem__(self, index: int) -> Sample:
-        """A tile's shaded relief and its targets, of every task."""
+        """Return a tile's shaded relief and its targets of all tasks."""
         row, column = self.corners[index]
         cells = (..., slice(row, row + self.tile), slice(column, column + self.tile))
         height = self._elevation[cells]
@@ -166,13 +170,14 @@ class Terrain:
 
 
 def surface_normals(elevation: Array, spacing: tuple[float, float]) -> Array:
-    """Unit normals `(3, row, column)` (east, north, up) of a map of heights `(row, column)`.
+    """Return unit normals `(3, row, column)` (east, north, up) of a map `(row, column)`.
 
-    From central differences, one-sided ones at the map's edges. Rows go south, columns east.
+    The gradients are central differences, one-sided at the map's edges. Rows go south, columns go
+    east.
 
     Args:
-        elevation: in metres.
-        spacing: of rows and of columns, in metres.
+        elevation: heights in metres.
+        spacing: the distances of rows and of columns, in metres.
     """
     north, east = np.gradient(elevation, -spacing[0], spacing[1])
     normals = np.stack([-east, -north, np.ones_like(elevation)])
@@ -180,10 +185,13 @@ def surface_normals(elevation: Array, spacing: tuple[float, float]) -> Array:
 
 
 def hillshade(normals: Array) -> Array:
-    """How brightly a white surface of `normals` `(3, row, column)` is lit, `(row, column)`, 0 to 1.
+    """Return the brightness `(row, column)`, 0 to 1, of a white surface with these normals.
 
-    Lambert's cosine of the angle to the light, without shadows cast. The light is the
-    cartographers' (and matplotlib's) usual one, from the north-west, 45 degrees high.
+    It is Lambert's cosine of the angle to the light, without cast shadows. The light comes from
+    the north-west, 45 degrees high: the default of maps and of matplotlib.
+
+    Args:
+        normals: unit vectors `(3, row, column)`.
     """
     azimuth, height = math.radians(315), math.radians(45)
     level = math.cos(height)
@@ -192,29 +200,31 @@ def hillshade(normals: Array) -> Array:
 
 
 def slope_classes(normals: Array) -> NDArray[np.int64]:
-    """The class of the slope, 0 (flattest) to 4, `(row, column)`, of `normals` `(3, row, column)`.
+    """Return the slope's class `(row, column)`, 0 (flattest) to 4, of `(3, row, column)` normals.
 
-    Class k is from the k-th of `SLOPES` to below the next.
+    Class k starts at the k-th value of `SLOPES` and ends below the next; class 0 starts at 0.
     """
     slope = np.degrees(np.arctan2(np.hypot(normals[0], normals[1]), normals[2]))
     return np.digitize(slope, SLOPES).astype(np.int64)
 
 
 SLOPES = (6.0, 10.5, 15.5, 20.5)
-"""Degrees between the classes of slope.
+"""The limits between the classes of slope, in degrees.
 
-The quintiles over the training regions, 5.8, 10.6, 15.5 and 20.4, to the next half degree: so every
-class has 19 to 21 percent of these cells, and 17 to 23 percent of validation's and the test's.
+They are the quintiles over the training regions (5.8, 10.6, 15.5, 20.4), rounded to half degrees.
+Every class has 19 to 21 percent of the training cells, and 17 to 23 percent of the cells of
+validation and of the test.
 """
 
-_REGION, _PITCH = 64, 67  # cells of a region, and from one to the next
+_REGION, _PITCH = 64, 67  # cells per region, and from one region's start to the next
 _ROWS, _COLUMNS = range(6, 6 + 5 * _PITCH, _PITCH), range(2, 2 + 6 * _PITCH, _PITCH)
 
 
 def _regions(split: Split) -> list[tuple[int, int, int]]:
-    """Number, first row and first column of a part's regions.
+    """Return number, first row and first column of each region of a part.
 
-    Every row of regions has one or two of validation and of the test, every column one of each.
+    Every row of regions has one or two regions of validation, and one or two of the test. Every
+    column has one region of each.
     """
     which: dict[int, Split] = {0: "val", 2: "test"}
     return [
@@ -226,7 +236,7 @@ def _regions(split: Split) -> list[tuple[int, int, int]]:
 
 
 def _load_map() -> tuple[Array, tuple[float, float]]:
-    """Elevation `(344, 403)` in metres, and the spacing of rows and columns in metres."""
+    """Return elevations `(344, 403)` and the spacing of rows and columns, all in metres."""
     from matplotlib.cbook import get_sample_data
 
     path = Path(get_sample_data("jacksboro_fault_dem.npz", asfileobj=False))
@@ -234,34 +244,36 @@ def _load_map() -> tuple[Array, tuple[float, float]]:
         elevation = file["elevation"].astype(np.float64)
         dx, dy, south, north = (float(file[name]) for name in ("dx", "dy", "ymax", "ymin"))
     if elevation.shape != (344, 403):
-        raise DataError(f"{path}: expected a map of 344 x 403 cells, got {elevation.shape}")
-    # The map's cells are in degrees; it names its northern edge ymin. 111,200 m to a degree of
-    # latitude, as in matplotlib's own example of this map.
+        raise data_error(
+            path, f"shape {elevation.shape}", "shape (344, 403)", "Install matplotlib again."
+        )
+    # The map gives cells in degrees and calls its northern edge ymin. A degree of latitude has
+    # 111,200 m, as in matplotlib's example of this map.
     shrink = math.cos(math.radians((south + north) / 2))
     return elevation, (111_200 * dy, 111_200 * dx * shrink)
 
 
 def _load_digits() -> tuple[Array, NDArray[np.int64]]:
-    """Images `(1797, 8, 8)` from 0 to 1, and their digits `(1797,)`."""
+    """Return images `(1797, 8, 8)` from 0 to 1, and their digits `(1797,)`."""
     digits = import_extra("sklearn.datasets", "scikit-learn", "vision").load_digits()
     return digits.images / 16, digits.target
 
 
 def _cut_by_class(classes: list[int]) -> dict[str, list[int]]:
-    """Indices of the parts in ascending order: 60, 20 and 20 percent of every class."""
+    """Return the indices of each part, ascending: 60, 20 and 20 percent of every class."""
     parts: dict[str, list[int]] = {split: [] for split in get_args(Split)}
-    draw = random.Random(0)  # of which Python promises the same numbers in every version
+    draw = random.Random(0)  # Python guarantees the same numbers in every version
     keys = [draw.random() for _ in classes]
     for number in sorted(set(classes)):
-        own = [index for index, of in enumerate(classes) if of == number]
-        own.sort(key=keys.__getitem__)
-        first, second = len(own) * 3 // 5, len(own) * 4 // 5
-        parts["train"] += own[:first]
-        parts["val"] += own[first:second]
-        parts["test"] += own[second:]
+        of_class = [index for index, of in enumerate(classes) if of == number]
+        of_class.sort(key=keys.__getitem__)
+        first, second = len(of_class) * 3 // 5, len(of_class) * 4 // 5
+        parts["train"] += of_class[:first]
+        parts["val"] += of_class[first:second]
+        parts["test"] += of_class[second:]
     return {split: sorted(indices) for split, indices in parts.items()}
 
 
 def _require_split(split: str) -> None:
     if split not in get_args(Split):
-        raise ConfigError(f"no split {split!r}: one of {', '.join(get_args(Split))}")
+        raise ConfigError(f"split: got {split!r}, expected one of {', '.join(get_args(Split))}")

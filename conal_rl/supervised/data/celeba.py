@@ -1,13 +1,16 @@
-"""CelebA: faces with 40 binary attributes, of which each is a task.
+"""CelebA: faces with 40 binary attributes, each of which is a task.
 
-Liu et al., "Deep Learning Face Attributes in the Wild" (ICCV 2015); the nine attributes are those
-of Fifty et al., "Efficiently Identifying Task Groupings" (TAG, NeurIPS 2021). Files:
-`Anno/list_attr_celeba.txt` (the count, the names, a row of 1 and -1 per image),
-`Eval/list_eval_partition.txt` (0, 1, 2 for training, validation, test), and the aligned images in
-`Img/img_align_celeba_png/*.png`, or as `.jpg`, there or in `Img/img_align_celeba`. The lists say
-`.jpg` either way.
+Liu et al., "Deep Learning Face Attributes in the Wild" (ICCV 2015). The nine default attributes are
+those of Fifty et al., "Efficiently Identifying Task Groupings" (TAG, NeurIPS 2021).
 
-Images are resized as a whole and normalised with ImageNet's mean and deviation.
+Files:
+    Anno/list_attr_celeba.txt       the count, the names, one row of 1 and -1 per image
+    Eval/list_eval_partition.txt    0, 1 or 2 per image: training, validation, test
+    Img/img_align_celeba_png        the aligned images, .png or .jpg
+    Img/img_align_celeba            read instead if the folder above does not exist
+
+The lists always name images `.jpg`. Images are resized as a whole and normalised with ImageNet's
+mean and deviation.
 """
 
 from __future__ import annotations
@@ -20,7 +23,14 @@ import torch
 
 from conal_rl.errors import ConfigError
 from conal_rl.supervised.data.common import Sample, TargetSpec
-from conal_rl.supervised.data.files import DataError, normalise, read_image, read_lines, resize
+from conal_rl.supervised.data.files import (
+    data_error,
+    missing_file,
+    normalise,
+    read_image,
+    read_lines,
+    resize,
+)
 
 Split = Literal["train", "val", "test"]
 PARTITIONS: dict[Split, str] = {"train": "0", "val": "1", "test": "2"}
@@ -43,17 +53,17 @@ _FOLDERS = (Path("Img", "img_align_celeba_png"), Path("Img", "img_align_celeba")
 class CelebA:
     """Faces: 162,770 for training, 19,867 for validation, 19,962 to test.
 
-    Items have an input `(3, size, size)` and, for each attribute, a target `()` of 0 or 1.
+    Items have an input `(3, size, size)`, and a target `()` of 0 or 1 for each attribute.
 
     Args:
         root: the folder with `Anno`, `Eval` and `Img`.
-        split: by the published partition.
-        attributes: their names, `NINE` by default; "all" for the file's 40.
-        size: of the square that images are resized to.
+        split: the part, by the published partition.
+        attributes: names of attributes, `NINE` by default; "all" takes the file's 40.
+        size: side of the square that images are resized to.
 
     Raises:
-        DataError: a folder or file is missing, or damaged, or not as it should be.
-        ConfigError: no such split or attribute.
+        DataError: a folder or file is missing, damaged, or has unexpected content.
+        ConfigError: a split or attribute is unknown.
         ExtraError: pillow is not installed (when an item is read).
     """
 
@@ -66,18 +76,22 @@ class CelebA:
         size: int = 64,
     ):
         if split not in PARTITIONS:
-            raise ConfigError(f"CelebA has {', '.join(PARTITIONS)}, not {split}")
+            raise ConfigError(f"split: got {split!r}, expected one of {', '.join(PARTITIONS)}")
         root, self.size = Path(root).expanduser(), size
         known, rows = _read_attributes(root / _ATTRIBUTES)
         chosen = known if attributes == "all" else attributes
         if unknown := [name for name in chosen if name not in known]:
-            raise ConfigError(f"CelebA has no attribute {unknown[0]}; it has {', '.join(known)}")
+            raise ConfigError(
+                f"attributes: got {unknown[0]!r}, expected some of {', '.join(known)}"
+            )
         names = _read_partition(root / _PARTITION, PARTITIONS[split])
         self.paths = _image_paths(root, names)
-        """Files of the images, in the order of the partition."""
+        """The images' files, in the order of the partition."""
         for name in names:
             if name not in rows:
-                raise DataError(f"{root / _ATTRIBUTES}: no row for {name}, which {_PARTITION} has")
+                raise data_error(
+                    root / _ATTRIBUTES, f"no row for {name}", f"each image of {_PARTITION}"
+                )
         columns = [known.index(name) for name in chosen]
         labels = np.frombuffer(b"".join(rows[name] for name in names), dtype=np.uint8)
         labels = labels.reshape(len(names), len(known))[:, columns]
@@ -94,51 +108,53 @@ class CelebA:
 
 
 def _read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, bytes]]:
-    """The attributes' names, and each image's row, of a byte 0 or 1 per attribute."""
-    lines = read_lines(path, "the number of images, the attributes' names, a row per image")
+    """Return the attributes' names, and each image's row: one byte 0 or 1 per attribute."""
+    layout = "the number of images, the attributes' names, a row per image"
+    lines = read_lines(path, layout)
     if len(lines) < 3 or not lines[0].isdecimal():
-        raise DataError(f"{path}: expected the number of images, the names, then rows")
+        raise data_error(path, f"{len(lines)} lines that start with {lines[:1]}", layout)
     names = tuple(lines[1].split())
     if int(lines[0]) != len(lines) - 2:
-        raise DataError(f"{path}: expected {lines[0]} rows, found {len(lines) - 2}")
+        raise data_error(path, f"{len(lines) - 2} rows", f"{lines[0]} rows, as line 1 says")
     rows = {}
     for number, line in enumerate(lines[2:], start=3):
         image, *values = line.split()
         if len(values) != len(names) or not set(values) <= {"1", "-1"}:
-            raise DataError(f"{path}, row {number}: expected {len(names)} values of 1 or -1")
+            expected = f"{len(names)} values of 1 or -1"
+            raise data_error(f"{path}, row {number}", f"{line!r:.80}", expected)
         if image in rows:
-            raise DataError(f"{path}, row {number}: {image} comes a second time")
+            raise data_error(f"{path}, row {number}", f"{image} a second time", "a new image")
         rows[image] = bytes(value == "1" for value in values)
     return names, rows
 
 
 def _read_partition(path: Path, wanted: str) -> list[str]:
-    """Names of the images of a split, in the order of the file."""
+    """Return the names of a split's images, in the order of the file."""
     names, known = [], set()
     for number, line in enumerate(read_lines(path, "a name and 0, 1 or 2 per image"), start=1):
         name, *part = line.split()
         if len(part) != 1 or part[0] not in PARTITIONS.values():
-            raise DataError(f"{path}, row {number}: expected a name and 0, 1 or 2, found {line!r}")
+            raise data_error(f"{path}, row {number}", repr(line), "a name and 0, 1 or 2")
         if name in known:  # it might be in two splits
-            raise DataError(f"{path}, row {number}: {name} comes a second time")
+            raise data_error(f"{path}, row {number}", f"{name} a second time", "a new image")
         known.add(name)
         if part[0] == wanted:
             names.append(name)
     if not names:
-        raise DataError(f"{path}: expected images with {wanted}, found none")
+        raise data_error(path, f"no image with {wanted}", "at least one")
     return names
 
 
 def _image_paths(root: Path, names: list[str]) -> list[Path]:
-    folder = next((root / own for own in _FOLDERS if (root / own).is_dir()), None)
+    folder = next((root / name for name in _FOLDERS if (root / name).is_dir()), None)
     if folder is None:
-        raise DataError(f"{root / _FOLDERS[0]} is missing; expected there: the images")
-    present = {path.name for path in folder.iterdir()}  # one look, not one per image
+        raise missing_file(root / _FOLDERS[0], "a folder of images")
+    present = {path.name for path in folder.iterdir()}  # the folder is listed only once
     paths = []
     for name in names:
         stem = Path(name).stem
-        found = [stem + suffix for suffix in (".png", ".jpg") if stem + suffix in present]
-        if not found:
-            raise DataError(f"{folder / stem}.png is missing, and so is .jpg; {_PARTITION} has it")
-        paths.append(folder / found[0])
+        files = [stem + suffix for suffix in (".png", ".jpg") if stem + suffix in present]
+        if not files:
+            raise missing_file(folder / f"{stem}.png", f"an image (.png or .jpg) of {_PARTITION}")
+        paths.append(folder / files[0])
     return paths

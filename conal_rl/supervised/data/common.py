@@ -1,6 +1,6 @@
-"""What the data sets share: samples and batches, loaders, a split.
+"""Samples, batches, loaders and a random split, for all data sets.
 
-Order and augmentation follow from (seed, epoch) alone: they are the same with any number of worker
+Order and augmentation depend only on seed and epoch. So they are the same with any number of worker
 processes, and a resumed run may start at any epoch.
 """
 
@@ -25,7 +25,7 @@ Array = NDArray[Any]
 
 
 class TargetSpec(NamedTuple):
-    """What one sample's target of a task is."""
+    """Shape and dtype of one sample's target of a task."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -35,25 +35,25 @@ class Sample(NamedTuple):
     """One item of a data set whose tasks share the input."""
 
     input: Tensor  # (channel, height, width) float32
-    targets: dict[str, Tensor]  # by task; a task without a label here is absent
+    targets: dict[str, Tensor]  # by task; only the tasks with a label
 
 
 class Batch(NamedTuple):
-    """Samples side by side, of all tasks."""
+    """Stacked samples of all tasks."""
 
-    inputs: Tensor  # (1, batch, ...) one input for all tasks, or (task, batch, ...)
-    targets: dict[str, Tensor]  # (batch, ...) per task; zeros where unlabelled
+    inputs: Tensor  # (1, batch, ...) shared by all tasks, or (task, batch, ...)
+    targets: dict[str, Tensor]  # (batch, ...) per task; zeros if unlabelled
     masks: dict[str, Tensor]  # (batch,) bool per task: which samples are labelled
 
 
 TaskItem = tuple[Tensor, Tensor]
-"""Input and target: one item of a data set of one task."""
+"""Input and target of one item, for a data set of one task."""
 TaskCollate = Callable[[Mapping[str, Sequence[TaskItem]]], Batch]
-"""Makes a batch of equally many items of each task, brought to one shape."""
+"""Makes a batch of the same number of items from each task, brought to one shape."""
 
 
 class Indexed(Protocol[T_co]):
-    """Anything with a length and items."""
+    """A sequence: it has a length and items."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> T_co: ...
@@ -64,7 +64,7 @@ class SharedDataset(Indexed[Sample], Protocol):
 
     @property
     def tasks(self) -> Mapping[str, TargetSpec]:
-        """The tasks in order, and what their targets are."""
+        """The tasks in order, with shape and dtype of their targets."""
         ...
 
 
@@ -73,12 +73,12 @@ class Augmented(Protocol):
     """A data set whose items differ between epochs."""
 
     def at_epoch(self, epoch: int) -> Any:
-        """The same data set as it is in that epoch; leaves this one alone."""
+        """Return the same data set in a different epoch; this one does not change."""
         ...
 
 
 def at_epoch(dataset: T, epoch: int) -> T:
-    """A data set as it is in an epoch: itself, unless it is `Augmented`."""
+    """Return the data set in an epoch: itself, unless it is `Augmented`."""
     return dataset.at_epoch(epoch) if isinstance(dataset, Augmented) else dataset
 
 
@@ -88,43 +88,55 @@ def collate(
     """Stack samples into a batch with inputs `(1, batch, channel, height, width)`.
 
     Args:
-        samples: with inputs of one shape, and targets of one shape and dtype per task.
-        tasks: whose targets and masks the batch has.
-        specs: what targets are, for tasks without a label in any of the samples.
+        samples: their inputs have one shape, and each task's targets have one shape and dtype.
+        tasks: the tasks in the batch.
+        specs: shapes and dtypes for tasks that no sample has a label for.
 
     Raises:
-        ValueError: shapes or dtypes differ, or a task is neither labelled nor in `specs`.
+        ValueError: shapes or dtypes differ, or an unlabelled task is not in `specs`.
     """
     inputs = _stack("inputs", [sample.input for sample in samples])[None]
     targets, masks = {}, {}
     for task in tasks:
-        found = [sample.targets.get(task) for sample in samples]
-        labels = [target for target in found if target is not None]
-        masks[task] = torch.tensor([target is not None for target in found])
+        all_targets = [sample.targets.get(task) for sample in samples]
+        labels = [target for target in all_targets if target is not None]
+        masks[task] = torch.tensor([target is not None for target in all_targets])
         if labels:
             blank = torch.zeros_like(labels[0])
         elif specs is not None and task in specs:
             blank = torch.zeros(specs[task].shape, dtype=specs[task].dtype)
         else:
-            raise ValueError(f"no sample has a target of {task}, and its shape is not given")
-        targets[task] = _stack(task, [blank if target is None else target for target in found])
+            raise ValueError(
+                f"{task}: got no target, expected one in `samples` or a shape in `specs`"
+            )
+        targets[task] = _stack(
+            task, [blank if target is None else target for target in all_targets]
+        )
     return Batch(inputs, targets, masks)
 
 
 def stack_tasks(items: Mapping[str, Sequence[TaskItem]]) -> Batch:
-    """Make a batch of each task's items, whose inputs have one shape: `(task, batch, ...)`.
+    """Make a batch with inputs `(task, batch, ...)` from each task's items.
 
     Raises:
-        ValueError: inputs, or targets of one task, differ in shape or dtype.
+        ValueError: the inputs, or the targets of one task, differ in shape or dtype.
     """
-    inputs = [_stack(f"inputs of {task}", [x for x, _ in own]) for task, own in items.items()]
-    targets = {task: _stack(task, [target for _, target in own]) for task, own in items.items()}
-    masks = {task: torch.ones(len(own), dtype=torch.bool) for task, own in items.items()}
+    inputs = [
+        _stack(f"inputs of {task}", [x for x, _ in task_items])
+        for task, task_items in items.items()
+    ]
+    targets = {
+        task: _stack(task, [target for _, target in task_items])
+        for task, task_items in items.items()
+    }
+    masks = {
+        task: torch.ones(len(task_items), dtype=torch.bool) for task, task_items in items.items()
+    }
     return Batch(_stack("inputs of the tasks", inputs), targets, masks)
 
 
 class _Loader:
-    """Batches, each a function of seed, epoch and its number, so that any process may make any."""
+    """Batches that depend only on seed, epoch and number, so any process can make any batch."""
 
     def __init__(
         self, items: int, batch_size: int, seed: int, shuffle: bool, drop_last: bool, workers: int
@@ -134,16 +146,19 @@ class _Loader:
         self.epoch = 0
         for name, least in (("batch_size", 1), ("seed", 0), ("workers", 0)):
             if getattr(self, name) < least:
-                raise ConfigError(f"{name} is at least {least}, not {getattr(self, name)}")
+                raise ConfigError(f"{name}: got {getattr(self, name)}, expected {least} or more")
         if not len(self):
-            raise ConfigError(f"{items} samples give no batch of {batch_size}")
+            raise ConfigError(
+                f"batch_size: got {batch_size}, expected a batch from {items} samples. "
+                "Use a smaller batch or more samples."
+            )
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch's order and augmentation iterating has; it stays until told otherwise."""
+        """Set the epoch whose order and augmentation all later iterations have."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """The number of batches in an epoch."""
         return self.items // self.batch_size + (
             self.items % self.batch_size > 0 and not self.drop_last
         )
@@ -152,7 +167,7 @@ class _Loader:
         return self._from(0)
 
     def endless(self, first: int = 0) -> Iterator[Batch]:
-        """Batches of epoch after epoch, beginning with the `first` of them all."""
+        """Yield the batches of all epochs in turn, from batch number `first` on."""
         while True:
             epoch, number = divmod(first, len(self))
             self.set_epoch(epoch)
@@ -161,14 +176,14 @@ class _Loader:
                 yield batch
 
     def _from(self, first: int) -> Iterator[Batch]:
-        """This epoch's batches from number `first` on."""
+        """Yield this epoch's batches from number `first` on."""
         batches = _Batches(self._maker(), len(self), self.batch_size)
         numbers = range(first, len(batches))
         if not self.workers:
             yield from map(batches.make, numbers)
             return
-        # With a generator of its own: the loader would draw from the global one.
-        own = torch.Generator()
+        # Without a generator, the DataLoader would draw from the global one.
+        generator = torch.Generator()
         for batch in DataLoader(
             batches,
             batch_size=None,
@@ -176,14 +191,14 @@ class _Loader:
             collate_fn=_same,
             num_workers=self.workers,
             worker_init_fn=_leave_signals,
-            generator=own,
+            generator=generator,
         ):
             if isinstance(batch, ConalError):
                 raise batch
             yield batch
 
     def _maker(self) -> Callable[[slice], Batch]:
-        """What makes a batch of a stretch of this epoch's order; it can be pickled."""
+        """Return a function that makes a batch from a slice of this epoch's order; it pickles."""
         raise NotImplementedError
 
     def _order(self, count: int, *key: int) -> Array:
@@ -192,18 +207,18 @@ class _Loader:
 
 
 class SharedLoader(_Loader):
-    """Batches of a data set whose tasks share the input; iterating gives one epoch's.
+    """Batches of a data set whose tasks share the input; an iteration is one epoch.
 
     Args:
-        dataset: what to load.
-        batch_size: samples of a batch; the last one has what is left, or is dropped.
-        seed: of the order.
-        shuffle: False keeps the data set's order.
+        dataset: the samples to load.
+        batch_size: samples in a batch. The last batch may have fewer.
+        seed: the seed of the order.
+        shuffle: if False, the data set's order is kept.
         drop_last: leave out a last batch that is not full.
-        workers: processes that read ahead; 0 reads in this one. No number changes a batch.
+        workers: processes that read ahead; 0 reads in this process. Batches do not depend on it.
 
     Raises:
-        ConfigError: there would be no batch, or an argument is below its least value.
+        ConfigError: there would be no batch, or an argument is below its minimum.
     """
 
     def __init__(
@@ -226,16 +241,18 @@ class SharedLoader(_Loader):
 
 
 class TaskLoaders(_Loader):
-    """Batches of one data set per task, each batch with equally many items of every task.
+    """Batches of one data set per task, with the same number of items from every task.
+
+    A data set that is shorter than the longest starts over, in a different order.
 
     Args:
-        datasets: by task, with items `(input, target)`.
+        datasets: the data set of each task, with items `(input, target)`.
         batch_size: items of each task in a batch.
-        collate: makes the batch; it pads where inputs differ in shape.
+        collate: makes the batch. It pads inputs of different shapes.
         seed, shuffle, drop_last, workers: see `SharedLoader`.
 
     Raises:
-        ConfigError: there would be no batch, or an argument is below its least value.
+        ConfigError: there would be no batch, or an argument is below its minimum.
     """
 
     def __init__(
@@ -250,7 +267,7 @@ class TaskLoaders(_Loader):
         workers: int = 0,
     ):
         lengths = [len(dataset) for dataset in datasets.values()]
-        # An empty one has nothing to start over.
+        # An empty data set cannot start over.
         items = max(lengths, default=0) if all(lengths) else 0
         super().__init__(items, batch_size, seed, shuffle, drop_last, workers)
         self.datasets, self.collate = dict(datasets), collate
@@ -267,19 +284,19 @@ class TaskLoaders(_Loader):
 
 
 class Part(Generic[T]):
-    """Some items of a data set, in a given order."""
+    """Selected items of a data set, in a given order."""
 
     def __init__(self, dataset: Indexed[T], indices: Sequence[int]):
         self.dataset, self.indices = dataset, tuple(indices)
 
     @property
     def tasks(self) -> Mapping[str, TargetSpec]:
-        """The data set's, if its tasks share the input."""
+        """The data set's tasks, if they share the input."""
         tasks: Mapping[str, TargetSpec] = self.dataset.tasks  # type: ignore[attr-defined]
         return tasks
 
     def at_epoch(self, epoch: int) -> Part[T]:
-        """The same part of the data set as it is in that epoch."""
+        """Return the same part of the data set in that epoch."""
         return Part(at_epoch(self.dataset, epoch), self.indices)
 
     def __len__(self) -> int:
@@ -290,19 +307,19 @@ class Part(Generic[T]):
 
 
 class Joined(Generic[T]):
-    """Data sets of one kind, one after the other."""
+    """Data sets of one kind, concatenated."""
 
     def __init__(self, datasets: Sequence[Indexed[T]]):
         self.datasets = tuple(datasets)
 
     @property
     def tasks(self) -> Mapping[str, TargetSpec]:
-        """The first data set's, if its tasks share the input."""
+        """The first data set's tasks, if they share the input."""
         tasks: Mapping[str, TargetSpec] = self.datasets[0].tasks  # type: ignore[attr-defined]
         return tasks
 
     def at_epoch(self, epoch: int) -> Joined[T]:
-        """The data sets as they are in that epoch."""
+        """Return the same data sets in that epoch."""
         return Joined([at_epoch(dataset, epoch) for dataset in self.datasets])
 
     def __len__(self) -> int:
@@ -317,14 +334,14 @@ class Joined(Generic[T]):
 
 
 class Only:
-    """A data set's samples with some of its tasks, in a given order."""
+    """A data set's samples with only some of its tasks, in a given order."""
 
     def __init__(self, dataset: SharedDataset, tasks: Sequence[str]):
         self.dataset = dataset
         self.tasks = {task: dataset.tasks[task] for task in tasks}
 
     def at_epoch(self, epoch: int) -> Only:
-        """The same tasks of the data set as it is in that epoch."""
+        """Return the same tasks of the data set in that epoch."""
         return Only(at_epoch(self.dataset, epoch), tuple(self.tasks))
 
     def __len__(self) -> int:
@@ -337,26 +354,31 @@ class Only:
 
 
 def split(dataset: Indexed[T], share: float, seed: int) -> tuple[Part[T], Part[T]]:
-    """Cut a data set in two at random, as the search does 80/20; no item is in both or neither.
+    """Split a data set in two at random; each item is in exactly one part.
+
+    The search splits its training data 80/20 this way.
 
     Args:
-        dataset: any; each part keeps its order.
-        share: of the items, to the first part.
-        seed: of the draw.
+        dataset: any data set; each part keeps its order.
+        share: the share of the items in the first part.
+        seed: the seed of the draw.
 
     Raises:
         ConfigError: a part would be empty.
     """
     first = round(share * len(dataset))
     if not 0 < first < len(dataset):
-        raise ConfigError(f"{len(dataset)} samples: a share of {share} leaves one part empty")
+        raise ConfigError(
+            f"share: got {share}, expected a share that gives both parts some of the "
+            f"{len(dataset)} samples. Use a share closer to 0.5."
+        )
     order = np.random.default_rng(seed).permutation(len(dataset))
     parts = np.sort(order[:first]), np.sort(order[first:])
     return Part(dataset, parts[0].tolist()), Part(dataset, parts[1].tolist())
 
 
 class _Batches(Dataset["Batch | ConalError"]):
-    """An epoch's batches by number; an error is returned, since torch adds a traceback to it."""
+    """An epoch's batches by number; errors are returned because torch adds a traceback to them."""
 
     def __init__(self, maker: Callable[[slice], Batch], count: int, batch_size: int):
         self.maker, self.count, self.batch_size = maker, count, batch_size
@@ -386,12 +408,15 @@ def _task_batch(
     stretch: slice,
 ) -> Batch:
     return make(
-        {task: [own[int(i)] for i in orders[task][stretch]] for task, own in datasets.items()}
+        {
+            task: [dataset[int(i)] for i in orders[task][stretch]]
+            for task, dataset in datasets.items()
+        }
     )
 
 
 def _leave_signals(worker: int) -> None:
-    """What stops a run reaches all of its processes; the main one decides when the others end."""
+    """Ignore the signals that stop a run: the main process ends its workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -402,5 +427,5 @@ def _same(batch: Any) -> Any:
 
 def _stack(what: str, tensors: Sequence[Tensor]) -> Tensor:
     if len(kinds := {(tuple(tensor.shape), tensor.dtype) for tensor in tensors}) != 1:
-        raise ValueError(f"{what} differ in shape or dtype: {sorted(kinds, key=str)}")
+        raise ValueError(f"{what}: got {sorted(kinds, key=str)}, expected one shape and dtype")
     return torch.stack(list(tensors))

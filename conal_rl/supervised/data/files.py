@@ -1,4 +1,4 @@
-"""Reading a data set's files, with errors in one line that name the file and what was expected."""
+"""Readers of a data set's files; each error names the file and what it should hold."""
 
 from __future__ import annotations
 
@@ -19,39 +19,51 @@ Array = NDArray[Any]
 
 
 class DataError(ConalError):
-    """A data set's file or folder is missing, damaged, or not as its format says."""
+    """A data set's file or folder is missing, damaged, or does not follow its format."""
+
+
+def data_error(
+    where: Path | str, got: str, expected: str, advice: str = "Download the data set again."
+) -> DataError:
+    """Return the error to raise if the file `where` holds `got` instead of `expected`."""
+    return DataError(f"{where}: got {got}, expected {expected}. {advice}")
+
+
+def missing_file(path: Path, what: str) -> DataError:
+    """Return the error to raise if the file `path`, described by `what`, does not exist."""
+    return data_error(path, "no file", what, "Check the data set's folder.")
 
 
 @contextmanager
 def reading(path: Path, what: str) -> Iterator[None]:
-    """Turn what goes wrong with a file into a DataError of one line that says what it should be."""
+    """Raise a DataError of one line if the block cannot read `path`, described by `what`."""
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(f"{path} is missing; expected there: {what}") from error
+        raise missing_file(path, what) from error
     except ConalError:
         raise
-    except Exception as error:  # the readers of damaged files raise nearly anything
+    except Exception as error:  # readers raise errors of many types for a damaged file
         reason = str(error).partition("\n")[0] or "no reason given"
-        raise DataError(f"{path} cannot be read as {what}: {reason}") from error
+        raise data_error(path, f"a file that cannot be read ({reason})", what) from error
 
 
 def require_files(paths: Iterable[Path], what: str) -> None:
-    """Raise a DataError that names the first of the files that is missing."""
+    """Raise a DataError that names the first missing file."""
     for path in paths:
         if not path.is_file():
-            raise DataError(f"{path} is missing; expected there: {what}")
+            raise missing_file(path, what)
 
 
 def read_lines(path: Path, what: str) -> list[str]:
-    """The lines of a text file that are not blank, without what surrounds them."""
+    """Return the lines of a text file, stripped and without blank lines."""
     with reading(path, what):
         lines = path.read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 
 def read_npy(path: Path, shape: tuple[int, ...], what: str) -> Array:
-    """An array of that shape, of numbers; no pickle is ever loaded."""
+    """Return an array of numbers of the given shape; pickles are never loaded."""
     with reading(path, what):
         array = np.load(path, allow_pickle=False)
     require_shape(path, array, shape)
@@ -60,7 +72,7 @@ def read_npy(path: Path, shape: tuple[int, ...], what: str) -> Array:
 
 
 def read_image(path: Path, what: str, mode: str | None = None) -> Array:
-    """An image `(height, width)` or `(height, width, channel)`, converted to `mode` if given.
+    """Return an image `(height, width)` or `(height, width, channel)`, in `mode` if given.
 
     Raises:
         ExtraError: pillow is not installed.
@@ -71,22 +83,22 @@ def read_image(path: Path, what: str, mode: str | None = None) -> Array:
 
 
 def require_shape(path: Path, array: Any, shape: tuple[int, ...]) -> None:
-    """Raise a DataError that names the file unless the array has that shape."""
-    found = getattr(array, "shape", type(array).__name__)
-    if found != shape:
-        raise DataError(f"{path}: expected shape {shape}, found {found}")
+    """Raise a DataError that names the file unless the array has the given shape."""
+    array_shape = getattr(array, "shape", type(array).__name__)
+    if array_shape != shape:
+        raise data_error(path, f"shape {array_shape}", f"shape {shape}")
 
 
 def require_numbers(path: Path, array: Array) -> None:
-    """Raise a DataError that names the file unless the array is of real numbers."""
+    """Raise a DataError that names the file unless the array holds real numbers."""
     if array.dtype.kind not in "biuf":
-        raise DataError(f"{path}: expected numbers, found {array.dtype}")
+        raise data_error(path, f"values of type {array.dtype}", "numbers")
 
 
 def require_values(path: Path, array: Array, low: float, high: float) -> None:
-    """Raise a DataError that names the file unless values are `low` to `high`; NaN never is.
+    """Raise a DataError that names the file unless all values are between `low` and `high`.
 
-    With integers for both bounds, the values must be integers too.
+    NaN is refused. If both bounds are integers, the values must be integers too.
     """
     require_numbers(path, array)
     whole = isinstance(low, int) and isinstance(high, int)
@@ -95,13 +107,13 @@ def require_values(path: Path, array: Array, low: float, high: float) -> None:
         bad |= array != np.round(array)
     if bad.any():
         kind = "integers" if whole else "values"
-        raise DataError(f"{path}: expected {kind} {low} to {high}, found {array[bad][0]}")
+        raise data_error(path, f"the value {array[bad][0]}", f"{kind} {low} to {high}")
 
 
 def normalise(image: Array) -> Tensor:
-    """Bytes `(height, width, 3)` to `(3, height, width)`, with ImageNet's mean 0 and deviation 1.
+    """Map bytes `(height, width, 3)` to `(3, height, width)`, by ImageNet's mean and deviation.
 
-    LibMTL does so wherever it reads image files (Office); torchvision's weights expect it.
+    LibMTL does the same for image files (Office). torchvision's weights expect it.
     """
     pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 255
     mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
@@ -111,7 +123,7 @@ def normalise(image: Array) -> Tensor:
 def resize(
     image: Tensor, size: tuple[int, int], mode: Literal["bilinear", "bicubic", "nearest-exact"]
 ) -> Tensor:
-    """An image `(channel, height, width)` of any dtype at `size`, smoothed where it shrinks."""
+    """Resize an image `(channel, height, width)` of any dtype, with smoothing if it shrinks."""
     if tuple(image.shape[1:]) == size:
         return image
     smooth = mode != "nearest-exact"

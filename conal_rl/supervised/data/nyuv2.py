@@ -1,11 +1,11 @@
 """NYUv2 and CityScapes, as MTAN prepared them: a tree of `.npy` files, one per image and task.
 
-Liu et al., "End-to-End Multi-Task Learning with Attention" (CVPR 2019); LibMTL reads the same
-files. `root/{train,val}/{image,label,depth,normal}/{i}.npy`: image `(height, width, 3)` from 0 to
-1, label `(height, width)`, depth `(height, width, 1)`, normal `(height, width, 3)`. `val` is what
-papers test on.
+Liu et al., "End-to-End Multi-Task Learning with Attention" (CVPR 2019). LibMTL reads the same
+files, `root/{train,val}/{image,label,depth,normal}/{i}.npy`. Shapes: image `(height, width, 3)`
+from 0 to 1, label `(height, width)`, depth `(height, width, 1)`, normal `(height, width, 3)`.
+Papers test on `val`.
 
-As in LibMTL, images are taken as they are: from 0 to 1, without subtracting a mean.
+As in LibMTL, images stay from 0 to 1. No mean is subtracted.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from torch.nn import functional as F
 
 from conal_rl.errors import ConfigError
 from conal_rl.supervised.data.common import Sample, TargetSpec
-from conal_rl.supervised.data.files import DataError, read_npy, require_values
+from conal_rl.supervised.data.files import data_error, missing_file, read_npy, require_values
 
 Split = Literal["train", "val"]
 SCALES = (1.0, 1.2, 1.5)
 VOID = -1
-"""The class of pixels without a label. Depth 0 and normal (0, 0, 0) are none either."""
+"""The class of unlabelled pixels. Depth 0 and normal (0, 0, 0) mean unlabelled too."""
 
 
 class NYUv2:
@@ -38,16 +38,16 @@ class NYUv2:
 
     Args:
         root: the folder with `train` and `val`.
-        split: which of them.
-        tasks: whose targets to read, in order; None: all.
-        augment: scale and flip at random, as a function of seed, epoch and index.
-        seed: of the augmentation.
-        size: height and width that every array must have; None for the published one.
+        split: the subfolder.
+        tasks: the tasks to read, in order; None reads all.
+        augment: scale and flip at random, depending on seed, epoch and index.
+        seed: the seed of the augmentation.
+        size: height and width of every array; None for the published size.
 
     Raises:
-        DataError: a folder or file is missing, or, when an item is read, damaged or not as it
-            should be.
-        ConfigError: no such split or task.
+        DataError: a folder or file is missing. When an item is read: a file is damaged or has
+            unexpected content.
+        ConfigError: a split or task is unknown.
     """
 
     size: tuple[int, int] = (288, 384)
@@ -57,7 +57,7 @@ class NYUv2:
         "depth": "depth",
         "normals": "normal",
     }
-    """Where the targets of each task are."""
+    """The folder of each task's targets."""
 
     def __init__(
         self,
@@ -70,15 +70,17 @@ class NYUv2:
         size: tuple[int, int] | None = None,
     ):
         if split not in ("train", "val"):
-            raise ConfigError(f"{type(self).__name__} has train and val, not {split}")
+            raise ConfigError(f"split: got {split!r}, expected train or val")
         self.folder = Path(root).expanduser() / split
         self.augment, self.seed, self.epoch = augment, seed, 0
         self.size = size or self.size
         tasks = tuple(self.folders) if tasks is None else tasks
         if unknown := set(tasks) - self.folders.keys():
-            raise ConfigError(f"{type(self).__name__} has no task {min(unknown)!r}")
+            raise ConfigError(
+                f"tasks: got {min(unknown)!r}, expected some of {', '.join(self.folders)}"
+            )
         self.names = _paired_names(self.folder, ["image", *(self.folders[t] for t in tasks)])
-        """Names of the files, in the order of their numbers."""
+        """The names of the files, in the order of their numbers."""
         kinds = {
             "segmentation": TargetSpec(self.size, torch.int64),
             "depth": TargetSpec((1, *self.size), torch.float32),
@@ -87,10 +89,10 @@ class NYUv2:
         self.tasks = {task: kinds[task] for task in tasks}
 
     def at_epoch(self, epoch: int) -> NYUv2:
-        """The same data set with that epoch's augmentation."""
-        other = copy.copy(self)
-        other.epoch = epoch
-        return other
+        """Return the same data set with the augmentation of a different epoch."""
+        changed = copy.copy(self)
+        changed.epoch = epoch
+        return changed
 
     def __len__(self) -> int:
         return len(self.names)
@@ -111,7 +113,7 @@ class NYUv2:
         if kind == "segmentation":
             require_values(path, array, VOID, self.classes - 1)
             return torch.from_numpy(array.astype(np.int64))
-        # Resizing may have left the range a little; bytes, or depths below 0, are another format.
+        # Resizing may exceed the range a little. Bytes or negative depths are a different format.
         low, high = {"image": (-0.1, 1.1), "depth": (0.0, 1e4), "normals": (-1.1, 1.1)}[kind]
         require_values(path, array, low, high)
         return torch.from_numpy(array.astype(np.float32)).movedim(-1, 0).contiguous()
@@ -120,7 +122,7 @@ class NYUv2:
 class CityScapes(NYUv2):
     """Street scenes: 2,975 for training, 500 to test; 7 classes and inverse depth, 0 to about 0.49.
 
-    Arguments, items and errors as `NYUv2`'s, without normals.
+    Arguments, items and errors are those of `NYUv2`, without normals.
     """
 
     size = (128, 256)
@@ -129,9 +131,9 @@ class CityScapes(NYUv2):
 
 
 def augmented(sample: Sample, rng: np.random.Generator) -> Sample:
-    """Scale by one of `SCALES` about a random place, then flip or not, as LibMTL does."""
+    """Scale by one of `SCALES` around a random place, then flip at random, as LibMTL does."""
     scale = SCALES[rng.integers(len(SCALES))]
-    top, left = (int(rng.integers(n - _shown(n, scale) + 1)) for n in sample.input.shape[-2:])
+    top, left = (int(rng.integers(n - _visible(n, scale) + 1)) for n in sample.input.shape[-2:])
     flip = rng.random() < 0.5
     sample = scaled(sample, scale, top, left)
     return flipped(sample) if flip else sample
@@ -140,14 +142,14 @@ def augmented(sample: Sample, rng: np.random.Generator) -> Sample:
 def scaled(sample: Sample, scale: float, top: int, left: int) -> Sample:
     """Enlarge the part of the scene that starts at `top`, `left` to the size of the whole.
 
-    What is `scale` times as large is that much nearer: depth is divided by it. So is CityScapes'
-    inverse depth, as the benchmark's users have it, of which what is nearer has more. Normals take
-    their nearest neighbour, where LibMTL interpolates: they stay of unit length, and unlabelled
-    ones (0, 0, 0) do not leak into others.
+    An object that looks `scale` times larger is nearer, so the depth is divided by `scale`. Users
+    of the benchmark divide CityScapes' inverse depth too, although it grows when objects come
+    nearer; so do we. Normals use the nearest neighbour instead of LibMTL's interpolation: they keep
+    unit length, and unlabelled normals (0, 0, 0) do not mix into their neighbours.
     """
     size = sample.input.shape[-2:]
-    rows = slice(top, top + _shown(size[0], scale))
-    columns = slice(left, left + _shown(size[1], scale))
+    rows = slice(top, top + _visible(size[0], scale))
+    columns = slice(left, left + _visible(size[1], scale))
 
     def nearest(target: Tensor) -> Tensor:
         part = target[..., rows, columns].double()  # exact for classes
@@ -163,12 +165,12 @@ def scaled(sample: Sample, scale: float, top: int, left: int) -> Sample:
     return Sample(image, targets)
 
 
-def _shown(length: int, scale: float) -> int:
+def _visible(length: int, scale: float) -> int:
     return max(1, int(length / scale))
 
 
 def flipped(sample: Sample) -> Sample:
-    """Mirror left and right; the normals' x changes its sign."""
+    """Mirror left and right; the x of normals changes its sign."""
     targets = {task: target.flip(-1) for task, target in sample.targets.items()}
     if "normals" in targets:
         targets["normals"] = targets["normals"] * torch.tensor([-1.0, 1.0, 1.0])[:, None, None]
@@ -176,22 +178,22 @@ def flipped(sample: Sample) -> Sample:
 
 
 def _paired_names(folder: Path, kinds: list[str]) -> list[str]:
-    """The files that each of a split's folders has, `{i}.npy`, in the order of their numbers."""
+    """Return the names `{i}.npy` that all folders of a split share, in the order of numbers."""
     names: dict[str, list[str]] = {}
     for kind in kinds:
-        own = folder / kind
-        if not own.is_dir():
-            raise DataError(f"{own} is missing; expected there: a folder of 0.npy, 1.npy, ...")
-        names[kind] = sorted((path.name for path in own.glob("*.npy")), key=_number(own))
+        subfolder = folder / kind
+        if not subfolder.is_dir():
+            raise missing_file(subfolder, "a folder of 0.npy, 1.npy, ...")
+        files = (path.name for path in subfolder.glob("*.npy"))
+        names[kind] = sorted(files, key=_number(subfolder))
     if not names["image"]:
-        raise DataError(f"{folder / 'image'} is empty; expected there: 0.npy, 1.npy, ...")
+        raise data_error(folder / "image", "an empty folder", "0.npy, 1.npy, ...")
     for kind in kinds:
         for one, other in ((kind, "image"), ("image", kind)):
             present = set(names[one])
             for name in names[other]:
                 if name not in present:
-                    there = folder / other / name
-                    raise DataError(f"{folder / one / name} is missing; {there} is there")
+                    raise missing_file(folder / one / name, f"a file to match {other}/{name}")
     return names["image"]
 
 
@@ -199,7 +201,8 @@ def _number(folder: Path) -> Callable[[str], int]:
     def number(name: str) -> int:
         stem = name.removesuffix(".npy")
         if not stem.isdecimal():
-            raise DataError(f"{folder / name}: expected a number as name, such as 0.npy")
+            advice = "Rename or remove the file."
+            raise data_error(folder / name, repr(name), "a number as name, such as 0.npy", advice)
         return int(stem)
 
     return number

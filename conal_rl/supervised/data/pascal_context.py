@@ -1,13 +1,17 @@
 """PASCAL-Context with the five tasks of Maninis et al. (ASTMT, CVPR 2019).
 
-Files, as in their `PASCAL_MT`: `JPEGImages/*.jpg`; `ImageSets/Context/{train,val}.txt`, a name per
-row; `ImageSets/Parts/{train,val}.txt`, JSON from name to the categories of the image's objects;
-`semseg/VOC12/*.png`, or else `semseg/pascal-context/*.png`; `human_parts/*.mat`, PASCAL-Part's
-annotations; `pascal-context/trainval/*.mat` with a `LabelMap` of 459 categories;
-`normals_distill/*.png` and `sal_distill/*.png`, what their authors' networks predicted.
+Files, as in their `PASCAL_MT`:
+    JPEGImages/*.jpg                      the photos
+    ImageSets/Context/{train,val}.txt     one name per row
+    ImageSets/Parts/{train,val}.txt       JSON from name to the categories of the image's objects
+    semseg/VOC12/*.png                    classes; if missing, semseg/pascal-context/*.png
+    human_parts/*.mat                     PASCAL-Part's annotations
+    pascal-context/trainval/*.mat         a `LabelMap` of 459 categories
+    normals_distill/*.png                 normals that the authors' network predicted
+    sal_distill/*.png                     saliency that the authors' network predicted
 
 Images are normalised with ImageNet's mean and deviation, as in Vandenhende et al. ("Multi-Task
-Learning for Dense Prediction Tasks", 2021). No augmentation.
+Learning for Dense Prediction Tasks", 2021). There is no augmentation.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from conal_rl.errors import ConfigError, import_extra
 from conal_rl.supervised.data.common import Sample, TargetSpec
 from conal_rl.supervised.data.files import (
     Array,
-    DataError,
+    data_error,
     normalise,
     read_image,
     read_lines,
@@ -40,9 +44,9 @@ from conal_rl.supervised.data.files import (
 Split = Literal["train", "val"]
 Task = Literal["semseg", "human_parts", "saliency", "normals", "edges"]
 VOID = 255
-"""Of `semseg`: not labelled. Normals are not where they are (0, 0, 0)."""
+"""The value of unlabelled pixels in `semseg`. Unlabelled normals are (0, 0, 0)."""
 PERSON = 15
-"""VOC's category of people."""
+"""The category of people in VOC."""
 PARTS = (
     ("head", "hair lear rear lebrow rebrow leye reye mouth nose"),
     ("torso", "neck"),
@@ -51,7 +55,7 @@ PARTS = (
     ("luleg", "ruleg"),
     ("llleg", "rlleg lfoot rfoot"),
 )
-"""PASCAL-Part's parts of people merged to classes 1 to 6, a row each; 0 is everything else."""
+"""PASCAL-Part's parts of people, merged to classes 1 to 6: one row per class, 0 for the rest."""
 PART_CLASSES = {
     name: number for number, row in enumerate(PARTS, 1) for name in " ".join(row).split()
 }
@@ -68,31 +72,33 @@ NORMALS_CATEGORIES = (
     440, 441, 442, 443, 444, 446, 454, 457,
 )
 # fmt: on
-"""Of the 459, those whose names NYUv2 has too, and tvmonitor: only there are normals believed."""
+"""The categories that also exist in NYUv2, and tvmonitor: only their normals are used."""
 
 
 class PascalContext:
     """Photos: 4,998 for training, 5,105 for validation.
 
-    Items have an input `(3, height, width)` and the targets, each at that size: `semseg` (21
-    classes) and `human_parts` (7) `(height, width)` int64, `saliency` and `edges`
-    `(1, height, width)` of 0 and 1, `normals` `(3, height, width)`. `human_parts` is absent where
-    no part of a person is annotated.
+    Items have an input `(3, height, width)` and targets of the same height and width:
+        semseg         `(height, width)` int64, 21 classes
+        human_parts    `(height, width)` int64, 7 classes; absent without annotated parts of people
+        saliency       `(1, height, width)` of 0 and 1
+        edges          `(1, height, width)` of 0 and 1
+        normals        `(3, height, width)`
 
-    Ours: edges are the pixels whose right or lower neighbour has another label, at the target's
-    size, which is one pixel wide without ASTMT's thinning; and normals are resized before the
-    categories are cut out of them, so that they do not mix with zeros.
+    Two details differ from ASTMT. Edges are the pixels of the resized labels whose right or lower
+    neighbour has a different label: they are one pixel wide without thinning. Normals are resized
+    before the unused categories are set to zero, so normals never mix with zeros.
 
     Args:
-        root: the folder with `JPEGImages` and the others.
-        split: by `ImageSets`.
-        tasks: which, in order; edges are the optional fifth.
-        size: height and width that everything is resized to.
+        root: the folder with `JPEGImages` and the other folders.
+        split: the part, by `ImageSets`.
+        tasks: the tasks, in order; `edges` is not among the default four.
+        size: height and width of inputs and targets.
 
     Raises:
-        DataError: a folder or file is missing, or, when an item is read, damaged or not as it
-            should be.
-        ConfigError: no such split or task.
+        DataError: a folder or file is missing. When an item is read: a file is damaged or has
+            unexpected content.
+        ConfigError: a split or task is unknown.
         ExtraError: pillow or scipy is not installed (when an item is read).
     """
 
@@ -105,16 +111,16 @@ class PascalContext:
         size: tuple[int, int] = (512, 512),
     ):
         if split not in ("train", "val"):
-            raise ConfigError(f"PASCAL-Context has train and val, not {split}")
+            raise ConfigError(f"split: got {split!r}, expected train or val")
         if unknown := [task for task in tasks if task not in get_args(Task)]:
             known = ", ".join(get_args(Task))
-            raise ConfigError(f"PASCAL-Context has no task {unknown[0]}; it has {known}")
+            raise ConfigError(f"tasks: got {unknown[0]!r}, expected some of {known}")
         self.root, self.size = Path(root).expanduser(), size
         listing = self.root / "ImageSets" / "Context" / f"{split}.txt"
         self.names = read_lines(listing, "a list of images, a name per row")
-        """Names of the images, in the order of the list."""
+        """The names of the images, in the order of the list."""
         if not self.names:
-            raise DataError(f"{listing} is empty; expected: a name per row")
+            raise data_error(listing, "an empty file", "a name per row")
         kinds = {
             "semseg": TargetSpec(size, torch.int64),
             "human_parts": TargetSpec(size, torch.int64),
@@ -165,7 +171,7 @@ class PascalContext:
         return vectors * torch.isin(categories, torch.tensor(NORMALS_CATEGORIES))
 
     def _parts(self, name: str, shape: tuple[int, ...]) -> Array | None:
-        """Classes 0 to 6 `(height, width)`, None where no part of a person is annotated."""
+        """Return classes 0 to 6 `(height, width)`; None if no part of a person is annotated."""
         path = self._path("human_parts", name)
         parts = np.zeros(shape, dtype=np.uint8)
         with reading(path, "PASCAL-Part's annotation, .mat"):
@@ -180,23 +186,23 @@ class PascalContext:
         with reading(path, "PASCAL-Context's LabelMap, .mat"):
             mat = _load_mat(path)
             if "LabelMap" not in mat:
-                raise DataError(f"{path}: expected a LabelMap, found {', '.join(mat) or 'nothing'}")
+                raise data_error(path, ", ".join(mat) or "no variable", "a LabelMap")
             labels = np.asarray(mat["LabelMap"])
         require_shape(path, labels, shape)
         require_values(path, labels, 0, 459)
         return labels.astype(np.int64)
 
     def _resized(self, labels: Array) -> Tensor:
-        """Labels `(height, width)` to `(1, *size)`, by the nearest one."""
+        """Resize labels `(height, width)` to `(1, *size)`, by the nearest neighbour."""
         return resize(torch.from_numpy(labels.astype(np.int64))[None], self.size, "nearest-exact")
 
     def _path(self, kind: str, name: str) -> Path:
-        own = self.root / "semseg" / "VOC12" / f"{name}.png"
-        if kind == "semseg" and not own.is_file():
-            own = self.root / "semseg" / "pascal-context" / f"{name}.png"
+        semseg = self.root / "semseg" / "VOC12" / f"{name}.png"
+        if kind == "semseg" and not semseg.is_file():
+            semseg = self.root / "semseg" / "pascal-context" / f"{name}.png"
         return {
             "image": self.root / "JPEGImages" / f"{name}.jpg",
-            "semseg": own,
+            "semseg": semseg,
             "human_parts": self.root / "human_parts" / f"{name}.mat",
             "saliency": self.root / "sal_distill" / f"{name}.png",
             "normals": self.root / "normals_distill" / f"{name}.png",
@@ -210,22 +216,22 @@ class PascalContext:
             require_files(paths, f"the {kind} of an image that ImageSets/Context lists")
 
     def _read_people(self, split: str) -> set[str]:
-        """Names of the images that have a person."""
+        """Return the names of the images with a person."""
         path = self.root / "ImageSets" / "Parts" / f"{split}.txt"
         with reading(path, "JSON from image to the categories of its objects"):
             objects = json.loads(path.read_text(encoding="utf-8"))
             people = {name for name, categories in objects.items() if PERSON in categories}
         if missing := [name for name in self.names if name not in objects]:
-            raise DataError(f"{path}: expected the categories of {missing[0]}, found none")
+            raise data_error(path, f"no categories of {missing[0]}", "those of each listed image")
         return people
 
 
 def edges(labels: Tensor) -> Tensor:
-    """Where the right or lower neighbour has another label: `(1, height, width)` to 0 and 1."""
-    found = torch.zeros_like(labels, dtype=torch.bool)
-    found[..., :-1] |= labels[..., :-1] != labels[..., 1:]
-    found[..., :-1, :] |= labels[..., :-1, :] != labels[..., 1:, :]
-    return found.float()
+    """Return 1 at pixels whose right or lower neighbour differs, else 0: `(1, height, width)`."""
+    is_edge = torch.zeros_like(labels, dtype=torch.bool)
+    is_edge[..., :-1] |= labels[..., :-1] != labels[..., 1:]
+    is_edge[..., :-1, :] |= labels[..., :-1, :] != labels[..., 1:, :]
+    return is_edge.float()
 
 
 def _load_mat(path: Path) -> dict[str, Any]:
@@ -234,7 +240,7 @@ def _load_mat(path: Path) -> dict[str, Any]:
 
 
 def _people_parts(annotation: Any) -> list[Any]:
-    """The parts, with `part_name` and `mask`, of all people in an annotation, in order."""
+    """Return the parts of all people in an annotation, each with `part_name` and `mask`."""
     objects = annotation["objects"].item().ravel()
     people = [one for one in objects if one["class_ind"].item() == PERSON]
     return [part for person in people for part in person["parts"].ravel()]
@@ -242,5 +248,5 @@ def _people_parts(annotation: Any) -> list[Any]:
 
 def _part_class(path: Path, name: str) -> int:
     if name not in PART_CLASSES:
-        raise DataError(f"{path}: expected parts {', '.join(PART_CLASSES)}, found {name}")
+        raise data_error(path, f"the part {name}", f"one of {', '.join(PART_CLASSES)}")
     return PART_CLASSES[name]

@@ -4,8 +4,8 @@ Zamir et al., "Taskonomy" (CVPR 2018); Sun et al., "AdaShare" (NeurIPS 2020). `t
 each mode to rows of six PNG files, relative to the root: image, segmentation, normal, depth,
 keypoint, edge. `semseg_prior_factor.npy` has the weight of each of the 17 classes.
 
-Images are normalised with ImageNet's mean and deviation, where AdaShare subtracts a mean from BGR
-bytes: torchvision's weights expect the former. AdaShare's random scaling is left out.
+Images are normalised with ImageNet's mean and deviation, which torchvision's weights expect.
+AdaShare instead subtracts a mean from BGR bytes. AdaShare's random scaling is left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from conal_rl.errors import ConfigError
 from conal_rl.supervised.data.common import Sample, TargetSpec
 from conal_rl.supervised.data.files import (
     Array,
-    DataError,
+    data_error,
     normalise,
     read_image,
     read_npy,
@@ -39,34 +39,37 @@ from conal_rl.supervised.data.nyuv2 import flipped
 TASKS = ("segmentation", "normals", "depth", "keypoints", "edges")
 CLASSES = 17
 SEGMENTATION_VOID = -1
-"""Of pixels that are 0, unlabelled, in the file; its 1 to 17 are classes 0 to 16."""
+"""The class of unlabelled pixels. They are 0 in the file, whose 1 to 17 are classes 0 to 16."""
 DEPTH_VOID = 255.0
-"""Of pixels without a depth. Their normals are (0, 0, 0)."""
+"""The depth of unlabelled pixels. Their normals are (0, 0, 0)."""
 FARTHEST = 64500
-"""Depths from here on are none."""
+"""A depth of this value or more in the file means unlabelled."""
 KEYPOINTS_HIGHEST, EDGES_HIGHEST = 0.005, 0.08
 
 
 class Taskonomy:
     """Indoor scenes with five tasks; items have an input `(3, side, side)`.
 
-    Targets at that size: `segmentation` `(side, side)` int64; `normals` `(3, side, side)`, of unit
-    length; `depth` `(1, side, side)`, log(1 + d) / log(2^16), so 0 to 1; `keypoints` and `edges`
-    `(1, side, side)`, whose values / 2^16, clipped to 0..0.005 and 0..0.08, are brought to -1..1.
+    Targets have the same side:
+        segmentation    `(side, side)` int64
+        normals         `(3, side, side)`, unit length
+        depth           `(1, side, side)`, 0 to 1: log(1 + d) / log(2^16) of the file's d
+        keypoints       `(1, side, side)`, -1 to 1: v / 2^16, clipped to 0..0.005, then rescaled
+        edges           `(1, side, side)`, -1 to 1: v / 2^16, clipped to 0..0.08, then rescaled
 
     Args:
         root: the folder with `taskonomy.json`.
         split: one of the modes of `taskonomy.json`, such as train or test.
-        augment: crop and flip at random, as a function of seed, epoch and index; otherwise the
-            crop is the middle.
-        seed: of the augmentation.
+        augment: crop and flip at random, depending on seed, epoch and index. Without it, the crop
+            is the centre.
+        seed: the seed of the augmentation.
         size: side of the square that files are resized to.
-        crop: side of what is cut out of it; None for all, as AdaShare tests.
+        crop: side of the square that is cut out; None keeps all, as AdaShare does in its test.
 
     Raises:
-        DataError: a file is missing or not as it should be; the PNG files are looked at when an
-            item is read.
-        ConfigError: no such split, or a crop larger than the size.
+        DataError: a file is missing or has unexpected content. PNG files are checked when an item
+            is read.
+        ConfigError: the split is unknown, or the crop is larger than the size.
         ExtraError: pillow is not installed (when an item is read).
     """
 
@@ -82,25 +85,25 @@ class Taskonomy:
     ):
         self.root, self.size, self.crop = Path(root).expanduser(), size, crop or size
         if self.crop > size:
-            raise ConfigError(f"a crop of {crop} does not fit in {size}")
+            raise ConfigError(f"crop: got {crop}, expected at most {size}, the size of images")
         self.augment, self.seed, self.epoch = augment, seed, 0
         self.rows = _read_rows(self.root / "taskonomy.json", split)
-        """Relative paths of each item's six files."""
+        """The relative paths of each item's six files."""
         prior = self.root / "semseg_prior_factor.npy"
         weights = read_npy(prior, (CLASSES,), "the weight of each class, an .npy array")
         require_values(prior, weights, 0.0, 1e9)
         self.class_weight = torch.from_numpy(weights.astype(np.float32))
-        """Of each class in the loss of segmentation, `(17,)`."""
+        """The weight of each class in the loss of segmentation, `(17,)`."""
         side = (self.crop, self.crop)
         channels = {"normals": 3, "depth": 1, "keypoints": 1, "edges": 1}
         dense = {name: TargetSpec((n, *side), torch.float32) for name, n in channels.items()}
         self.tasks = {"segmentation": TargetSpec(side, torch.int64), **dense}
 
     def at_epoch(self, epoch: int) -> Taskonomy:
-        """The same data set with that epoch's augmentation."""
-        other = copy.copy(self)
-        other.epoch = epoch
-        return other
+        """Return the same data set with the augmentation of a different epoch."""
+        changed = copy.copy(self)
+        changed.epoch = epoch
+        return changed
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -124,7 +127,7 @@ class Taskonomy:
             path, mode = paths[task], "RGB" if task == "normals" else None
             array = read_image(path, f"the {task} of {row[0]}, .png", mode)
             require_shape(path, array, (*shape, 3) if mode else shape)
-            # 16 bits in all but normals and segmentation, whose void is 0.
+            # Normals have 8 bits. Segmentation is 0 to 17. All other files have 16 bits.
             require_values(path, array, 0, CLASSES if task == "segmentation" else 2**16 - 1)
             maps[task] = self._nearest(array)
         pixels = resize(normalise(image), (self.size, self.size), "bilinear")
@@ -136,7 +139,7 @@ class Taskonomy:
 
 
 def scale_targets(maps: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The targets of the five tasks, from the files' integers `(channel, height, width)`."""
+    """Return the targets of the five tasks from the files' integers `(channel, height, width)`."""
     near = maps["depth"] < FARTHEST
     depth = torch.log1p(maps["depth"].float()) / math.log(2**16)
     return {
@@ -156,13 +159,13 @@ def _read_rows(path: Path, split: str) -> list[list[str]]:
     with reading(path, "JSON from mode to rows of six files"):
         modes: Any = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(modes, dict):
-        raise DataError(f"{path}: expected an object from mode to rows of six files")
+        raise data_error(path, type(modes).__name__, "an object from mode to rows of six files")
     if split not in modes:
-        raise ConfigError(f"{path} has {', '.join(modes) or 'no mode'}, not {split}")
+        raise ConfigError(f"split: got {split!r}, expected a mode of {path}: {', '.join(modes)}")
     rows = modes[split]
     if not isinstance(rows, list) or not rows:
-        raise DataError(f"{path}, {split}: expected rows of six files, found none")
+        raise data_error(f"{path}, {split}", "no rows", "rows of six files")
     for number, row in enumerate(rows):
         if not isinstance(row, list) or [type(name) for name in row] != [str] * 6:
-            raise DataError(f"{path}, {split}, row {number}: expected six files, found {row!r:.80}")
+            raise data_error(f"{path}, {split}, row {number}", f"{row!r:.80}", "six files")
     return rows

@@ -1,15 +1,15 @@
 """XTREME's sentence pairs (PAWS-X, XNLI) and tags (PANX, UD POS): a language is a task.
 
 Hu et al., "XTREME: A Massively Multilingual Multi-task Benchmark for Evaluating Cross-lingual
-Generalization" (ICML 2020), from the files that its scripts, or LibMTL's with labels in the test
-sets too, write below one folder:
+Generalization" (ICML 2020). The files are those that XTREME's scripts write. LibMTL's scripts write
+the same files and keep the labels of the test sets:
 
     {pawsx,xnli}/{train,dev,test}-{language}.tsv      text, text, label
     {panx,udpos}/{train,dev,test}-{language}.tsv      token, tag; blank lines between sentences
-    udpos/{train,dev,test}-{language}.conllu          Universal Dependencies, if there is no .tsv
+    udpos/{train,dev,test}-{language}.conllu          Universal Dependencies, read without a .tsv
 
-Columns are separated by tabs and never quoted, as transformers reads them: a quotation mark is a
-character like any other. Every line that is not so is a DataError that names it.
+Columns are separated by tabs. Quotation marks are ordinary characters, as in transformers. A line
+with a different format raises a DataError that names the line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from conal_rl.errors import ConfigError, import_extra
 from conal_rl.supervised.data.common import TargetSpec
-from conal_rl.supervised.data.files import DataError
+from conal_rl.supervised.data.files import DataError, data_error, missing_file
 
 Name = Literal["pawsx", "xnli", "panx", "udpos"]
 Split = Literal["train", "dev", "test"]
@@ -40,10 +40,11 @@ LABELS: dict[Name, tuple[str, ...]] = {
         *("PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM", "VERB", "X"),
     ),
 }
-"""The names of each benchmark's classes or tags, in XTREME's order: an index is a place in it."""
+"""Names of each benchmark's classes or tags, in XTREME's order; a label is an index into it."""
 
+_OTHER_BERT = "Use a different folder of a BERT."
 IGNORED = -100
-"""The tag of what is not a word's first piece."""
+"""The tag of every token except a word's first piece."""
 
 
 class Pair(NamedTuple):
@@ -63,36 +64,37 @@ class Sentence(NamedTuple):
 
 class _Encoded(NamedTuple):
     ids: array[int]  # (piece,), without padding
-    second: int  # where the second segment starts
-    target: int | array[int]  # a class, or a tag per piece
+    second: int  # the start of the second segment
+    target: int | array[int]  # a class, or one tag per piece
 
 
 class Texts:
     """One language's part of a benchmark: items `(input, target)`.
 
-    The input is `(2, token)`, token ids and segment ids, with the tokenizer's padding id and
-    segment 0 after a text's end: what `conal_rl.supervised.bert` takes. The target is a class `()`,
-    or tags `(token,)` on the first piece of every word and `IGNORED` elsewhere. All are int64.
+    The input `(2, token)` has token ids and segment ids, as `conal_rl.supervised.bert` expects.
+    After the text's end it has the tokenizer's padding id and segment 0. The target is a class
+    `()`, or tags `(token,)`: a word's first piece has the word's tag, all other tokens have
+    `IGNORED`. Inputs and targets are int64.
 
-    Of a pair that is too long the longer text is cut, piece by piece. A sentence that is too long
-    loses its last words (XTREME goes on with them in a further sentence); their tags are neither
-    trained nor counted.
+    If a pair is too long, pieces are cut from the longer text. If a sentence is too long, its last
+    words are cut. Their tags are neither trained nor counted. XTREME instead puts these words into
+    a new sentence.
 
     Args:
-        root: the folder of the module's table.
-        name: of the benchmark.
-        language: as in the file's name.
-        split: which part.
+        root: the folder that holds `pawsx`, `xnli`, `panx` and `udpos`.
+        name: the benchmark.
+        language: the language, as in the file's name.
+        split: the part.
         tokenizer: from `load_tokenizer`.
-        tokens: length of every input, [CLS] and [SEP] included.
+        tokens: length of every input, including [CLS] and [SEP].
 
     Raises:
-        DataError: no such file, or it is malformed.
-        ConfigError: no such benchmark or split, or `tokens` leaves no room for text.
+        DataError: the file is missing or malformed.
+        ConfigError: the benchmark or split is unknown, or `tokens` leaves no room for text.
     """
 
     truncated: int
-    """How many samples were cut to `tokens`."""
+    """The number of samples that were cut to `tokens`."""
 
     def __init__(
         self,
@@ -104,7 +106,9 @@ class Texts:
         tokens: int = 128,
     ):
         if tokens < 5:
-            raise ConfigError(f"a pair needs at least 5 tokens, not {tokens}")
+            raise ConfigError(
+                f"tokens: got {tokens}, expected 5 or more, the least for a pair of texts"
+            )
         path = _find(Path(root).expanduser(), name, language, split)
         self.labels = LABELS[name]
         """The names of the classes or tags."""
@@ -122,7 +126,7 @@ class Texts:
         return len(self._samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """A text `(2, token)` and its class `()` or tags `(token,)`."""
+        """Return a text `(2, token)` and its class `()` or tags `(token,)`."""
         sample = self._samples[index]
         length = len(sample.ids)
         x = torch.zeros(2, self.tokens, dtype=torch.int64)
@@ -144,15 +148,15 @@ def xtreme(
     tokenizer: Any,
     tokens: int = 128,
 ) -> dict[str, Texts]:
-    """The `Texts` of each language, which see."""
+    """Return the `Texts` of each language; see `Texts` for arguments and errors."""
     return {of: Texts(root, name, of, split, tokenizer, tokens) for of in languages}
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """BERT's tokenizer (a `BertTokenizerFast`) from a folder with `vocab.txt`, never the network.
+    """Return BERT's tokenizer (a `BertTokenizerFast`) from a local folder with `vocab.txt`.
 
-    Capitals are kept, as for multilingual BERT cased, unless the folder's `tokenizer_config.json`
-    says otherwise.
+    Nothing is downloaded. Capitals are kept, as in the cased multilingual BERT, unless the folder's
+    `tokenizer_config.json` sets `do_lower_case`.
 
     Raises:
         ExtraError: transformers is not installed.
@@ -160,10 +164,11 @@ def load_tokenizer(folder: str | Path) -> Any:
     """
     transformers = import_extra("transformers", "transformers", "nlp")
     vocabulary, settings = Path(folder) / "vocab.txt", Path(folder) / "tokenizer_config.json"
-    # Without the file, transformers would make up an empty vocabulary.
+    # Without the file, transformers would use an empty vocabulary.
     lacking = {"[PAD]", "[UNK]", "[CLS]", "[SEP]"} - set(_lines(vocabulary))
     if lacking:
-        raise DataError(f"{vocabulary}: expected a line {', '.join(sorted(lacking))}")
+        missing = ", ".join(sorted(lacking))
+        raise data_error(vocabulary, f"no line {missing}", "all special tokens", _OTHER_BERT)
     try:
         about = json.loads("\n".join(_lines(settings))) if settings.exists() else {}
         case = {} if "do_lower_case" in about else {"do_lower_case": False}
@@ -171,19 +176,19 @@ def load_tokenizer(folder: str | Path) -> Any:
         return kind.from_pretrained(str(folder), local_files_only=True, **case)
     except DataError:
         raise
-    except Exception as error:  # transformers and tokenizers raise all kinds
-        reason = " ".join(str(error).split())
-        raise DataError(f"{folder}: does not hold a BERT's tokenizer: {reason}") from error
+    except Exception as error:  # transformers and tokenizers raise errors of many types
+        reason = f"files that cannot be read ({' '.join(str(error).split())})"
+        raise data_error(str(folder), reason, "a BERT's tokenizer", _OTHER_BERT) from error
 
 
 def read_pairs(path: Path, name: Name) -> list[Pair]:
-    """The pairs of a `.tsv` file of PAWS-X or XNLI.
+    """Return the pairs of a `.tsv` file of PAWS-X or XNLI.
 
-    PAWS-X's files may have a header row, a first row whose label is a word: LibMTL skips the
-    first row unseen, though the files that its own and XTREME's scripts write have none.
+    A PAWS-X file may start with a header, recognised by a label that is a word. LibMTL always skips
+    the first row, but the files of XTREME's and LibMTL's scripts have no header.
 
     Raises:
-        DataError: the file cannot be read, or is malformed or empty.
+        DataError: the file cannot be read, is malformed, or is empty.
     """
     lines = _lines(path)
     while lines and not lines[-1]:
@@ -193,7 +198,7 @@ def read_pairs(path: Path, name: Name) -> list[Pair]:
         columns = line.split("\t")
         where = f"{path}, line {number}"
         if len(columns) != 3:
-            raise DataError(f"{where}: expected text, text and label, got {len(columns)} columns")
+            raise data_error(where, f"{len(columns)} columns", "text, text and label")
         first, second, label = (column.strip() for column in columns)
         if number == 1 and name == "pawsx" and label[:1].isalpha():
             continue
@@ -201,18 +206,18 @@ def read_pairs(path: Path, name: Name) -> list[Pair]:
             label = "contradiction"  # MultiNLI's word, in the translated training files
         pairs.append(Pair(first, second, _index(label, LABELS[name], where)))
     if not pairs:
-        raise DataError(f"{path}: expected pairs of texts, found none")
+        raise data_error(path, "no pair", "pairs of texts")
     return pairs
 
 
 def read_tagged(path: Path, labels: Sequence[str], language: str = "") -> list[Sentence]:
-    """The sentences of a `.tsv` file of tokens and tags.
+    """Return the sentences of a `.tsv` file of tokens and tags.
 
-    WikiANN's own files, from which PANX is made, write the token `word` as `en:word`: that prefix
-    of `language` is taken off.
+    WikiANN's files, the source of PANX, write the token `word` as `en:word`. The prefix of
+    `language` is removed.
 
     Raises:
-        DataError: the file cannot be read, or is malformed or empty.
+        DataError: the file cannot be read, is malformed, or is empty.
     """
     sentences = []
     for block in _blocks(path):
@@ -222,7 +227,7 @@ def read_tagged(path: Path, labels: Sequence[str], language: str = "") -> list[S
             where = f"{path}, line {number}"
             if len(columns) != 2 or not columns[0]:
                 got = f"{len(columns)} columns" if columns[0] else "an empty token"
-                raise DataError(f"{where}: expected token, tab and tag, got {got}")
+                raise data_error(where, got, "token, tab and tag")
             word = columns[0].removeprefix(f"{language}:") if language else columns[0]
             sentence.words.append(word or columns[0])
             sentence.tags.append(_index(columns[1].strip(), labels, where))
@@ -231,15 +236,16 @@ def read_tagged(path: Path, labels: Sequence[str], language: str = "") -> list[S
 
 
 def read_conllu(path: Path) -> list[Sentence]:
-    """The words (column 2) and universal tags (column 4) of a Universal Dependencies file.
+    """Return the words (column 2) and universal tags (column 4) of a Universal Dependencies file.
 
-    Comments, ranges of several words (3-4) and empty nodes (8.1) are left out. Spaces within words
-    (Vietnamese has them) and zero-width non-joiners go, as in XTREME's conversion; that, however,
-    puts fused forms in place of the words of a range. So do sentences all of whose words, or all
-    but one, are `_`: of some treebanks the text is not free.
+    Comments, ranges of several words (3-4) and empty nodes (8.1) are left out. As in XTREME's
+    conversion, spaces within words (as in Vietnamese) and zero-width non-joiners are removed. But
+    XTREME keeps the fused form of a range, and we keep its words. Some treebanks must not publish
+    their text and have `_` for words: a sentence is left out if all words, or all except one, are
+    `_`.
 
     Raises:
-        DataError: the file cannot be read, or is malformed or empty.
+        DataError: the file cannot be read, is malformed, or is empty.
     """
     sentences = []
     for block in _blocks(path):
@@ -250,12 +256,12 @@ def read_conllu(path: Path) -> list[Sentence]:
             if line.startswith("#"):
                 continue
             if len(columns) != 10:
-                raise DataError(f"{where}: expected the 10 columns of CoNLL-U, got {len(columns)}")
+                raise data_error(where, f"{len(columns)} columns", "the 10 columns of CoNLL-U")
             if _is_range_or_empty(columns[0]):
                 continue
             if columns[0] != str(len(sentence.words) + 1):
-                expected = f"expected word {len(sentence.words) + 1} of the sentence"
-                raise DataError(f"{where}: {expected}, got {columns[0]!r}")
+                expected = f"word {len(sentence.words) + 1} of the sentence"
+                raise data_error(where, repr(columns[0]), expected)
             word = columns[1].replace(" ", "").replace("\u200c", "")
             sentence.words.append(word)
             sentence.tags.append(_index(columns[3], LABELS["udpos"], where))
@@ -273,35 +279,36 @@ def _read_sentences(path: Path, name: Name, language: str) -> list[Sentence]:
 
 def _find(root: Path, name: str, language: str, split: str) -> Path:
     if name not in LABELS:
-        raise ConfigError(f"no benchmark {name!r}: one of {', '.join(LABELS)}")
+        raise ConfigError(f"name: got {name!r}, expected one of {', '.join(LABELS)}")
     if split not in get_args(Split):
-        raise ConfigError(f"no split {split!r}: one of {', '.join(get_args(Split))}")
+        raise ConfigError(f"split: got {split!r}, expected one of {', '.join(get_args(Split))}")
     endings = (".tsv", ".conllu") if name == "udpos" else (".tsv",)
     paths = [root / name / f"{split}-{language}{ending}" for ending in endings]
     for path in paths:
         if path.is_file():
             return path
-    also = f" (nor {paths[1].name})" if paths[1:] else ""
-    raise DataError(f"{paths[0]}: no such file{also}")
+    also = f" or {paths[1].name}" if paths[1:] else ""
+    raise missing_file(paths[0], f"{paths[0].name}{also}")
 
 
 def _lines(path: Path) -> list[str]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        got = f"{error.strerror or error}"
+        raise data_error(path, got, "a readable file", "Check the folder.") from error
     try:
         text = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
         byte = f"byte 0x{content[error.start]:02x}"
-        raise DataError(f"{path}, line {number}: expected UTF-8, got {byte}") from error
-    # Not splitlines, which also cuts at characters that texts contain, such as U+2028.
+        raise data_error(f"{path}, line {number}", byte, "UTF-8") from error
+    # splitlines would also split at characters inside texts, such as U+2028.
     return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def _blocks(path: Path) -> Iterator[list[tuple[int, str]]]:
-    """Numbered lines between blank ones: no block is empty, and the last needs no blank line."""
+    """Yield blocks of numbered lines; blank lines separate blocks, and no block is empty."""
     numbered = enumerate(_lines(path), start=1)
     for filled, block in groupby(numbered, key=lambda line: bool(line[1].strip())):
         if filled:
@@ -315,19 +322,19 @@ def _is_range_or_empty(number: str) -> bool:
 
 def _index(label: str, labels: Sequence[str], where: str) -> int:
     if label not in labels:
-        raise DataError(f"{where}: expected a label of {', '.join(labels)}, got {label!r}")
+        raise data_error(where, repr(label), f"a label of {', '.join(labels)}")
     return labels.index(label)
 
 
 def _require_some(sentences: list[Sentence], path: Path) -> list[Sentence]:
     if not sentences:
-        raise DataError(f"{path}: expected sentences, found none")
+        raise data_error(path, "no sentence", "sentences")
     return sentences
 
 
 def _encode_pairs(pairs: list[Pair], tokenizer: Any, tokens: int) -> tuple[list[_Encoded], int]:
     samples, truncated = [], 0
-    for start in range(0, len(pairs), 1000):  # the tokenizer's own objects are large
+    for start in range(0, len(pairs), 1000):  # the tokenizer's objects are large
         first, second, labels = zip(*pairs[start : start + 1000], strict=True)
         encoded = tokenizer(list(first), list(second), truncation=True, max_length=tokens)
         truncated += sum(bool(one.overflowing) for one in encoded.encodings)
@@ -344,7 +351,8 @@ def _encode_sentences(
         ids, targets = [tokenizer.cls_token_id], [IGNORED]
         pieces = tokenizer(words, add_special_tokens=False)["input_ids"]
         for word, tag in zip(pieces, tags, strict=True):
-            ids += word or [tokenizer.unk_token_id]  # XTREME's, for words of no known character
+            # XTREME also takes [UNK] for a word without a known character.
+            ids += word or [tokenizer.unk_token_id]
             targets += [tag] + [IGNORED] * (len(word) - 1)
         truncated += len(ids) > tokens - 1
         ids = [*ids[: tokens - 1], tokenizer.sep_token_id]
