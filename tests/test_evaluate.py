@@ -73,7 +73,7 @@ class Balance:
 
 
 @pytest.mark.parametrize("name", ["pretrained:chess", "pretrained:"])
-def test_weights_that_do_not_ship(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_shipped_weights_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main([name]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: pretrained: got ") and "\n" not in error
@@ -223,7 +223,7 @@ def test_cartpole_success_is_what_the_env_says() -> None:
     assert result.returns["reversed"] < 20
 
 
-def test_every_task_gets_as_many_episodes_from_a_fixed_number_of_each_env() -> None:
+def test_every_task_gets_as_many_episodes() -> None:
     first, again, other = (
         evaluate_policy(Still(1), "cartpole", episodes=11, seed=seed) for seed in (5, 5, 6)
     )
@@ -245,8 +245,8 @@ def test_tasks_without_success_are_left_out_of_the_mean() -> None:
     assert result.table().row_count == 3
 
 
-def test_an_episode_of_which_a_task_says_nothing_has_failed() -> None:
-    """Where the task says so of others: `info["success"]` may be there on success alone."""
+def test_an_episode_without_a_report_has_failed() -> None:
+    """If it reports others: `info["success"]` may be there only on success."""
 
     class Half(Target):
         episode = 0
@@ -267,22 +267,22 @@ def test_an_episode_of_which_a_task_says_nothing_has_failed() -> None:
         del gym.registry["Half-v0"]
     assert result.success == {suite[0]: 0.5, suite[1]: None}
     assert sum(result.episodes[suite[0]]) == 20
-    recent = RecentEpisodes(("told", "untold"))
+    recent = RecentEpisodes(("reports", "silent"))
     for success in (1.0, float("nan"), float("nan"), float("nan")):
-        recent.add("told", -1.0, success)
-        recent.add("untold", -1.0, float("nan"))
-    assert recent.scalars()["success/mean"] == recent.scalars()["success/told"] == 0.25
-    assert "success/untold" not in recent.scalars()
+        recent.add("reports", -1.0, success)
+        recent.add("silent", -1.0, float("nan"))
+    assert recent.scalars()["success/mean"] == recent.scalars()["success/reports"] == 0.25
+    assert "success/silent" not in recent.scalars()
 
 
-def test_the_table_says_of_how_many_tasks_success_is() -> None:
+def test_the_table_counts_tasks_with_success() -> None:
     some: dict[str, float | None] = {"a": 0.5, "b": None, "c": 1.0}
     every: dict[str, float | None] = {"a": 0.5}
-    for given, told in ((some, "mean (success: of 2 tasks)"), (every, "mean")):
+    for given, label in ((some, "mean (success: of 2 tasks)"), (every, "mean")):
         result = evaluation.Evaluation(
             "cartpole", "official", 0, 2, given, dict.fromkeys(given, 1.0), {}
         )
-        assert list(result.table().columns[0].cells)[-1] == told
+        assert list(result.table().columns[0].cells)[-1] == label
 
 
 # Bad input
@@ -356,7 +356,7 @@ def test_video_without_opengl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         record_videos(Still(), "cartpole", 0, tmp_path)
 
 
-def test_what_cannot_be_filmed_is_said_before_the_evaluation(
+def test_videos_are_refused_before_the_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(evaluation, "evaluate_policy", lambda *_: pytest.fail("evaluated"))
@@ -469,7 +469,7 @@ def test_a_run_and_its_checkpoint_hold_the_same_agent(tmp_path: Path) -> None:
         load_policy(tmp_path, "cpu")
 
 
-def test_what_is_no_run(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(CheckpointError, match=f"^{path}: "):
             load_policy(path)
@@ -484,9 +484,7 @@ def test_command_ends_quietly_on_ctrl_c(run_folder: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("command", ["evaluate", "train"])
-def test_command_without_the_opengl_that_was_asked_for(
-    command: str, run_folder: Path, tmp_path: Path
-) -> None:
+def test_command_without_the_named_opengl(command: str, run_folder: Path, tmp_path: Path) -> None:
     """MuJoCo fails on import then, so this takes a process of its own.
 
     Training on CartPole would find that only at its end.
@@ -521,27 +519,27 @@ def test_episodes_without_an_end_are_not_waited_for(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("engine", ["official", "native"])
 @pytest.mark.parametrize(
-    ("actions", "told"),
+    ("actions", "part"),
     [(np.full((1, 4), np.nan), "task 'reach-v3', .* NaN or inf"), (np.zeros((1, 3)), "of shape")],
 )
-def test_actions_that_no_env_can_take_are_told(
-    engine: Any, actions: NDArray[np.float64], told: str
+def test_actions_that_no_env_can_take_are_refused(
+    engine: Any, actions: NDArray[np.float64], part: str
 ) -> None:
     class Wrong:
         def predict(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
             return actions.astype(np.float32), None
 
-    with pytest.raises(ObservationError, match=told):
+    with pytest.raises(ObservationError, match=part):
         evaluation.evaluate_policy(Wrong(), "mt1:reach-v3", 1, engine=engine)
 
 
 @pytest.mark.parametrize("name", ["mt10", "mt10_paper"])
-def test_what_ships_does_what_its_evaluation_says(name: str) -> None:
+def test_shipped_weights_do_what_their_evaluation_says(name: str) -> None:
     folder = find_run(f"pretrained:{name}")
     claimed = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     agent = ConalSAC.load_weights(folder / "model", "cpu")
     actor, critic = load_trees(folder / "tree.json", agent.tasks, 3)
     assert agent.structures == (actor, critic)
-    found = evaluate_policy(agent, "mt10", episodes=2, seed=7, engine="native").mean_success
-    assert found is not None
-    assert abs(found - claimed["mean_success"]) < 0.16  # 20 other episodes
+    success = evaluate_policy(agent, "mt10", episodes=2, seed=7, engine="native").mean_success
+    assert success is not None
+    assert abs(success - claimed["mean_success"]) < 0.16  # 20 other episodes

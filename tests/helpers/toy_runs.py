@@ -67,10 +67,10 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 
 def steps(run: Path) -> list[int]:
-    """Of every row of progress.csv, which must rise from one to the next."""
-    found = [int(row["time/total_timesteps"]) for row in rows(run)]
-    assert found == sorted(set(found))
-    return found
+    """Return the step of every row of progress.csv; they must rise."""
+    logged = [int(row["time/total_timesteps"]) for row in rows(run)]
+    assert logged == sorted(set(logged))
+    return logged
 
 
 def state(run: Path) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def test_an_evaluation_that_was_due_at_the_stop_comes_after_it(toy: str, tmp_pat
 
 
 def test_curves_of_a_resumed_run_are_one_branch(tmp_path: Path) -> None:
-    """What was logged after the checkpoint that a crashed run resumes from comes again, once."""
+    """Lines logged after the checkpoint that a run resumes from come again, once."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for resumed_at, logged in ((0, (10, 20, 30, 40)), (20, (30, 35)), (35, ()), (30, (40,))):
@@ -86,8 +86,8 @@ def test_curves_of_a_resumed_run_are_one_branch(tmp_path: Path) -> None:
         logger.close()
         time.sleep(1.1)  # a file's name has the second in which it was begun
     events = EventAccumulator(str(tmp_path)).Reload()
-    found = [(event.step, event.value) for event in events.Scalars("loss")]
-    assert found == [(10, 0), (20, 0), (30, 20), (40, 30)]
+    points = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert points == [(10, 0), (20, 0), (30, 20), (40, 30)]
 
 
 def test_no_episode_comes_twice(finished: Path, stopped: dict[str, Path], tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_no_episode_comes_twice(finished: Path, stopped: dict[str, Path], tmp_pa
 
 @pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
-    """With the native engine, which goes on within the episodes; in search and in training."""
+    """With the native engine, which resumes its episodes; in search and in training."""
     config = CONFIG | {"total_steps": 1_600, "env": {"suite": ["reach-v3", "push-v3"]}}
     config["search"] = {"steps": 1_200, "validation_share": 0.3}
     config["evaluation"] = {"episodes": 1}
@@ -190,7 +190,7 @@ def test_resume_of_a_finished_run_evaluates_again(
 
 
 def test_resume_with_more_steps(finished: Path, tmp_path: Path) -> None:
-    """Also of a finished run; and what was asked for holds for later resumes as well."""
+    """Also of a finished run. Later resumes keep the new total_steps."""
     run = copied(finished, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         stop_at(352, patch)

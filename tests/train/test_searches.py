@@ -61,7 +61,7 @@ def test_other_searches(method: str, toy: str, tmp_path: Path) -> None:
 def test_the_searchs_weights_are_kept(
     method: str, toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The derived agent begins with what the search has learnt, where it is asked to."""
+    """The derived agent begins with the search's weights if keep_weights is set."""
     same: list[bool] = []
     train_trees = experiment.SACExperiment.train_trees
 
@@ -84,10 +84,10 @@ def test_the_searchs_weights_are_kept(
         assert same == [keeps] * 3
 
 
-def test_conal_pro_goes_on_from_stage_to_stage(
+def test_conal_pro_moves_from_stage_to_stage(
     toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The actor's tasks join at once, the critics' never: a tree beside a second stage."""
+    """The actor's tasks join at once, the critics' never: a tree next to a second stage."""
     agents: list[ConalSAC] = []
     next_stage, replaced = ConalSAC.next_stage, experiment.SACExperiment.next_stage
 
@@ -143,7 +143,7 @@ def test_a_fixed_tree_counts_conflicts(toy: str, tmp_path: Path) -> None:
 # What goes wrong at the end of a search
 
 
-def test_a_search_is_not_lost_where_its_end_fails(
+def test_a_search_is_kept_if_its_end_fails(
     toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def full(path: Path, content: object, indent: int | None = 2) -> None:
@@ -159,7 +159,7 @@ def test_a_search_is_not_lost_where_its_end_fails(
 
 
 def test_a_stage_leaves_its_conflicts_and_gates(toy: str, tmp_path: Path) -> None:
-    """Of every task that was not settled before; `report conflicts` draws all stages."""
+    """Of every task that was not settled before. `report conflicts` draws all stages."""
     run = tmp_path / "run"
     assert train.main([toy, *DEEPER, "--search.method", "conal_pro", "--out", str(run)]) == 0
     stages = [json.loads(path.read_text()) for path in sorted(run.glob("search-stage-*.json"))]
@@ -170,7 +170,7 @@ def test_a_stage_leaves_its_conflicts_and_gates(toy: str, tmp_path: Path) -> Non
     assert drawn == [f"search-stage-{number}" for number in range(1, len(stages) + 1)]
 
 
-def test_what_is_settled_first_goes_on_as_the_search_does(toy: str) -> None:
+def test_a_settled_network_is_treated_as_the_search_is(toy: str) -> None:
     """No aggregation before the search is over."""
     config = load_config(toy, ["--agent.weighting", "pcgrad", "--search.method", "conal_pro"])
     assert isinstance(config, Config)

@@ -1,4 +1,4 @@
-"""What the train command refuses, in one line each."""
+"""The train command refuses wrong input, in one line each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.helpers.toy_runs import CONFIG, TASKS, copied, state
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, part",
     [
         (["--env.suite", "cartpol"], "suite: got 'cartpol'"),
         (["--env.suite", "Pendulum-v1", "Pendulun-v1"], "'Pendulun-v1', expected"),
@@ -61,7 +61,7 @@ from tests.helpers.toy_runs import CONFIG, TASKS, copied, state
 )
 def test_wrong_commands_start_nothing(
     options: list[str],
-    told: str,
+    part: str,
     toy: str,
     one_line: Any,
     tmp_path: Path,
@@ -77,8 +77,8 @@ def test_wrong_commands_start_nothing(
     )
     Path(".json").mkdir()
     files = set(tmp_path.iterdir())
-    assert told in one_line(toy, *options, "--out", "run")
-    assert told in one_line(toy, *options)
+    assert part in one_line(toy, *options, "--out", "run")
+    assert part in one_line(toy, *options)
     assert set(tmp_path.iterdir()) == files
 
 
@@ -88,12 +88,12 @@ def test_a_missing_extra_starts_nothing(
 ) -> None:
     monkeypatch.setattr(weighting, "find_spec", lambda name: None)
     options = ["--agent.weighting", "upgrad", "--out", str(tmp_path / "r")]
-    told = one_line(toy, "--agent.tree", tree, *options)
-    assert told.startswith("upgrad needs qpsolvers and quadprog: pip install '.[aggregation]")
+    error = one_line(toy, "--agent.tree", tree, *options)
+    assert error.startswith("upgrad needs qpsolvers and quadprog: pip install '.[aggregation]")
     assert not (tmp_path / "r").exists()
 
 
-def test_a_config_that_is_none(one_line: Any, tmp_path: Path) -> None:
+def test_a_missing_config_is_named(one_line: Any, tmp_path: Path) -> None:
     assert "did you mean cartpole?" in one_line("cartpol")
     assert "No such file" in one_line(str(tmp_path / "none.yaml"))
     assert "name one" in one_line()
@@ -104,7 +104,9 @@ def test_a_config_that_is_none(one_line: Any, tmp_path: Path) -> None:
     assert "not valid YAML" in one_line(str(path))
 
 
-def test_a_folder_in_use(toy: str, finished: Path, one_line: Any, tmp_path: Path) -> None:
+def test_a_folder_with_files_is_not_overwritten(
+    toy: str, finished: Path, one_line: Any, tmp_path: Path
+) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert f"--out: got {finished}, " in one_line(toy, "--out", str(finished))
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
@@ -149,7 +151,7 @@ def test_resume_from_a_truncated_checkpoint(
 
 @pytest.mark.parametrize("phase", ["search", "train"])
 @pytest.mark.parametrize(
-    "options, told",
+    "options, part",
     [
         (["--env.suite", "cartpole"], "env.suite: got the tasks standard, "),
         # The same spaces: only the names tell.
@@ -172,16 +174,16 @@ def test_resume_from_a_truncated_checkpoint(
         (["--evaluation.seed", "0"], "seed: got 0, "),
     ],
 )
-def test_resume_as_another_run(
+def test_a_resume_cannot_change_the_run(
     phase: str,
     options: list[str],
-    told: str,
+    part: str,
     stopped: dict[str, Path],
     one_line: Any,
 ) -> None:
     run = stopped[phase]
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    assert told in one_line("--resume", str(run), *options)
+    assert part in one_line("--resume", str(run), *options)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
@@ -211,8 +213,10 @@ def test_a_finished_runs_config_says_what_it_was(
     assert (run / "config.yaml").read_bytes() == before
 
 
-def test_a_strangers_state(stopped: dict[str, Path], one_line: Any, tmp_path: Path) -> None:
-    """JSON that is whole and of this format, but lacks what a run needs."""
+def test_a_state_without_its_entries_is_refused(
+    stopped: dict[str, Path], one_line: Any, tmp_path: Path
+) -> None:
+    """The JSON is not damaged, but an entry is missing."""
     run = copied(stopped["search"], tmp_path)
     (checkpoint,) = (run / "checkpoints").iterdir()
     content = json.loads((checkpoint / "state.json").read_text())
@@ -238,30 +242,30 @@ def test_an_env_that_breaks(one_line: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("env", "told"),
+    ("env", "part"),
     [("BrokenAtOnce", "NaN or inf at step 0"), ("FailsAtOnce", "step 1 of the episode fails: Key")],
 )
 def test_an_env_that_is_broken_from_the_start(
-    env: str, told: str, one_line: Any, tmp_path: Path
+    env: str, part: str, one_line: Any, tmp_path: Path
 ) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(yaml.safe_dump(CONFIG | {"env": {"suite": [f"tests.helpers.toy:{env}-v0"]}}))
     line = one_line(str(path), "--out", str(tmp_path / "run"))
-    assert told in line
+    assert part in line
     assert not (tmp_path / "run").exists()
 
 
 def test_the_time_left_is_what_ends_first(capfd: pytest.CaptureFixture[str]) -> None:
-    for left, told in ((120.0, "2 min left"), (-5.0, "0 min left"), (math.inf, " min left")):
+    for left, part in ((120.0, "2 min left"), (-5.0, "0 min left"), (math.inf, " min left")):
         display = PhaseDisplay("train", 0, 10**12, lambda left=left: left)  # type: ignore[misc]
         display.line(10, "")
         display.close()
         line = capfd.readouterr().err
-        assert told in line
+        assert part in line
     assert int(line.split(", ")[-2].split()[0]) > 2  # by steps
 
 
-def test_an_evaluation_that_fails_on_the_way_is_said_and_training_goes_on(
+def test_a_failed_evaluation_does_not_stop_training(
     toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def endless(*_: Any, **__: Any) -> Any:
@@ -274,6 +278,6 @@ def test_an_evaluation_that_fails_on_the_way_is_said_and_training_goes_on(
         assert train.main([toy, "--out", str(run), *options]) == 2  # the last one fails, too
     error = capsys.readouterr().err
     for step in (64, 120):
-        assert f"not evaluated at {step} steps: an episode has not ended" in error
+        assert f"{step} steps: an episode has not ended" in error
     assert state(run)["phase"] == "done"
     assert train.main(["--resume", str(run)]) == 0
