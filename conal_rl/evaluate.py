@@ -27,14 +27,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN_OR_CHECKPOINT",
         help="Folder of a run, one of the folders under its checkpoints/, or pretrained:NAME.",
     )
-    parser.add_argument(
-        "--episodes", type=int, help="Episodes per task. Default: the run's evaluation.episodes."
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        help="Seed of the goals and of the envs. Default: the run's evaluation.seed.",
-    )
+    episodes = "Episodes per task. Default: the run's evaluation.episodes."
+    seed = "Seed of the goals and of the envs. Default: the run's evaluation.seed."
+    parser.add_argument("--episodes", type=int, help=episodes)
+    parser.add_argument("--seed", type=int, help=seed)
     parser.add_argument(
         "--engine",
         choices=("official", "native"),
@@ -45,18 +41,9 @@ def _parser() -> argparse.ArgumentParser:
         "--device", default="auto", help="Where the network runs. Default: %(default)s."
     )
     add_data_root(parser)
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="File for the result. Default: it is only printed.",
-    )
-    parser.add_argument(
-        "--video",
-        type=Path,
-        metavar="DIR",
-        help="Folder for a video of each Meta-World task. Default: no videos.",
-    )
+    folder = "Folder for a video of each Meta-World task. Default: no videos."
+    parser.add_argument("--json", type=Path, metavar="FILE", help="File for the result.")
+    parser.add_argument("--video", type=Path, metavar="DIR", help=folder)
     return parser
 
 
@@ -120,17 +107,13 @@ def _play(options: argparse.Namespace) -> None:
     Console().print(result.table())
     _write(result.to_json(), options.json)
     if options.video is not None:
-        for video in evaluation.record_videos(policy, suite, seed, options.video):
-            print(video)
+        for path in evaluation.record_videos(policy, suite, seed, options.video):
+            print(path)
 
 
 def _write(report: dict[str, Any], file: Path | None) -> None:
-    if file is None:
-        return
-    try:
+    if file is not None:
         write_json(file, report)
-    except OSError as error:
-        raise ConfigError(f"--json: {file} cannot be written: {error.strerror}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

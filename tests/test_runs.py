@@ -99,6 +99,13 @@ def test_atomic_write_replaces_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_error_names_the_file_and_not_its_draft(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "file"
+    with pytest.raises(FileNotFoundError) as caught:
+        atomic_write(path, "new")
+    assert caught.value.filename == str(path)
+
+
 def test_a_draft_replaces_nothing_if_its_block_fails(tmp_path: Path) -> None:
     file, folder = tmp_path / "video.mp4", tmp_path / "model"
     write_json(file, {"old": 1})

@@ -18,13 +18,17 @@ def draft_file(path: Path) -> Iterator[Path]:
     """Yield a path to write to; after the block, the file there replaces `path` in one step.
 
     If the block fails or the process dies, `path` is as it was. The draft lies next to `path` and
-    has its suffix, from which some writers choose a format.
+    has its suffix, from which some writers choose a format. An OSError names `path`.
     """
     draft = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield draft
         sync(draft)
         os.replace(draft, path)
+    except OSError as error:
+        if error.filename == str(draft):
+            error.filename = str(path)
+        raise
     finally:
         draft.unlink(missing_ok=True)
 
