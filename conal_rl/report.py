@@ -14,13 +14,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from conal_rl.cli import Parser, exit_status, wide_console
+from conal_rl.cli import Parser, add_data_root, exit_status, wide_console
 from conal_rl.config import SupervisedConfig
 from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError
-from conal_rl.evaluate import add_root, at_root, config_of
 from conal_rl.reports.run_data import NETWORKS, ConflictRecord, mean_over_pairs, read_record
 from conal_rl.runs.files import atomic_write
+from conal_rl.runs.folder import config_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         default=4,
         help="The number of test images, one per row. The default is %(default)s.",
     )
-    add_root(predictions)
+    add_data_root(predictions)
     predictions.add_argument(
         "--device",
         default="cpu",
@@ -196,7 +196,7 @@ def _predictions(options: argparse.Namespace) -> None:
     if options.images < 1:
         raise ConfigError(f"--images: got {options.images}, expected 1 or more")
     resolve_device("--device", options.device)
-    config = at_root(config, options.root)
+    config = config.with_root(options.root)
     figure = draw_predictions(options.run, config, options.images, options.device)
     name = f"predictions-{options.run.resolve().name}.png"
     for path in write({name: _png(figure)}, options.out):

@@ -228,7 +228,7 @@ def test_a_run_of_a_different_process_is_not_changed(
     config = load_config("mt10", ["--total-steps", "10", *mt10.HPS])
     run = Run.create(config, tmp_path / "hps-0")
     command = ["mt10", "methods", "--out", str(tmp_path), "--rows", "HPS", "--seeds", "1"]
-    with run.alone():
+    with run.locked():
         assert benchmark.main([*command, "--steps", "10"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {run.folder}: ") and "process" in error

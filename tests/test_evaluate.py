@@ -17,9 +17,9 @@ from metaworld.evaluation import evaluation as official_evaluation
 from numpy.typing import NDArray
 
 from conal_rl import envs, evaluate, evaluation
-from conal_rl.agents import ConalSAC
+from conal_rl.agents import ConalSAC, experiment
 from conal_rl.agents.episode_stats import RecentEpisodes
-from conal_rl.agents.experiment import make_agent
+from conal_rl.agents.experiment import load_policy, make_agent
 from conal_rl.agents.storage import load_trees, training_state
 from conal_rl.config import Config, load_config
 from conal_rl.core import Tree
@@ -35,7 +35,9 @@ from conal_rl.evaluation import (
     Evaluation,
     evaluate_policy,
     mean_interval,
+    protocol,
     record_videos,
+    video,
     wilson,
 )
 from conal_rl.runs.checkpoints import save_checkpoint
@@ -71,10 +73,10 @@ class Balance:
 
 
 @pytest.mark.parametrize("name", ["pretrained:chess", "pretrained:"])
-def test_weights_that_do_not_ship(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_shipped_weights_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main([name]) == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith(f"error: {name}: no such weights") and "\n" not in error
+    assert error.startswith("error: pretrained: got ") and "\n" not in error
 
 
 # Intervals
@@ -182,7 +184,7 @@ def with_short_episodes(
 @pytest.mark.slow
 def test_visits_each_of_the_50_goals_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[tuple[float, ...]]] = {}
-    monkeypatch.setattr(evaluation, "official_vector_env", with_short_episodes(seen))
+    monkeypatch.setattr(protocol, "official_vector_env", with_short_episodes(seen))
     counts: list[tuple[int, int]] = []
     evaluate_policy(Still(), PAIR, 50, 0, progress=lambda *count: counts.append(count))
     assert len(seen) == 2
@@ -195,7 +197,7 @@ def test_visits_each_of_the_50_goals_once(monkeypatch: pytest.MonkeyPatch) -> No
 def test_refuses_a_policy_made_for_other_observations() -> None:
     policy: Any = Still()
     policy.observation_space = gym.spaces.Box(-1, 1, (49,))
-    with pytest.raises(ObservationError, match=r"\(49,\).*\(40,\)"):
+    with pytest.raises(ObservationError, match=r"\(40,\).*\(49,\)"):
         evaluate_policy(policy, PAIR[:1], 1, 0)
 
 
@@ -203,11 +205,10 @@ def test_refuses_a_policy_of_other_tasks() -> None:
     """Their heads would be exchanged, in observations of the same shape."""
     policy: Any = Still()
     policy.tasks = ("push-v3", "reach-v3")
-    message = "the suite: got .* reach-v3, push-v3, expected push-v3, reach-v3"
-    with pytest.raises(ObservationError, match=message):
+    with pytest.raises(ObservationError, match=r"reach-v3, push-v3.*push-v3, reach-v3"):
         evaluate_policy(policy, ("reach-v3", "push-v3"), 1, 0)
     policy.tasks = ("push",)
-    with pytest.raises(ObservationError, match="the suite: got the tasks standard"):
+    with pytest.raises(ObservationError, match=r"standard, .* push"):
         evaluate_policy(policy, "cartpole", 1, 0)
 
 
@@ -222,7 +223,7 @@ def test_cartpole_success_is_what_the_env_says() -> None:
     assert result.returns["reversed"] < 20
 
 
-def test_every_task_gets_as_many_episodes_from_a_fixed_number_of_each_env() -> None:
+def test_every_task_gets_as_many_episodes() -> None:
     first, again, other = (
         evaluate_policy(Still(1), "cartpole", episodes=11, seed=seed) for seed in (5, 5, 6)
     )
@@ -244,8 +245,8 @@ def test_tasks_without_success_are_left_out_of_the_mean() -> None:
     assert result.table().row_count == 3
 
 
-def test_an_episode_of_which_a_task_says_nothing_has_failed() -> None:
-    """Where the task says so of others: `info["success"]` may be there on success alone."""
+def test_an_episode_without_a_report_has_failed() -> None:
+    """If it reports others: `info["success"]` may be there only on success."""
 
     class Half(Target):
         episode = 0
@@ -266,22 +267,22 @@ def test_an_episode_of_which_a_task_says_nothing_has_failed() -> None:
         del gym.registry["Half-v0"]
     assert result.success == {suite[0]: 0.5, suite[1]: None}
     assert sum(result.episodes[suite[0]]) == 20
-    recent = RecentEpisodes(("told", "untold"))
+    recent = RecentEpisodes(("reports", "silent"))
     for success in (1.0, float("nan"), float("nan"), float("nan")):
-        recent.add("told", -1.0, success)
-        recent.add("untold", -1.0, float("nan"))
-    assert recent.scalars()["success/mean"] == recent.scalars()["success/told"] == 0.25
-    assert "success/untold" not in recent.scalars()
+        recent.add("reports", -1.0, success)
+        recent.add("silent", -1.0, float("nan"))
+    assert recent.scalars()["success/mean"] == recent.scalars()["success/reports"] == 0.25
+    assert "success/silent" not in recent.scalars()
 
 
-def test_the_table_says_of_how_many_tasks_success_is() -> None:
+def test_the_table_counts_tasks_with_success() -> None:
     some: dict[str, float | None] = {"a": 0.5, "b": None, "c": 1.0}
     every: dict[str, float | None] = {"a": 0.5}
-    for given, told in ((some, "mean (success: of 2 tasks)"), (every, "mean")):
+    for given, label in ((some, "mean (success: of 2 tasks)"), (every, "mean")):
         result = evaluation.Evaluation(
             "cartpole", "official", 0, 2, given, dict.fromkeys(given, 1.0), {}
         )
-        assert list(result.table().columns[0].cells)[-1] == told
+        assert list(result.table().columns[0].cells)[-1] == label
 
 
 # Bad input
@@ -339,8 +340,8 @@ def test_the_first_solved_episode_of_ten_is_filmed(
         episodes += 1
         return [np.full((8, 8, 3), episodes, dtype=np.uint8)], episodes == solved_at
 
-    monkeypatch.setattr(evaluation, "_film", film)
-    monkeypatch.setattr(evaluation, "require_display", lambda: None)
+    monkeypatch.setattr(video, "_film", film)
+    monkeypatch.setattr(video, "require_display", lambda: None)
     (path,) = record_videos(Still(), "mt1:reach-v3", 0, tmp_path)
     assert path.is_file() and episodes == (solved_at or 10)
 
@@ -351,11 +352,11 @@ def test_video_without_opengl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(ConalError, match="MUJOCO_GL=egl"):
         record_videos(Still(), "mt1:reach-v3", 0, tmp_path)
-    with pytest.raises(SuiteError, match="Meta-World"):
+    with pytest.raises(SuiteError, match=r"^suite: got 'cartpole'"):
         record_videos(Still(), "cartpole", 0, tmp_path)
 
 
-def test_what_cannot_be_filmed_is_said_before_the_evaluation(
+def test_videos_are_refused_before_the_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(evaluation, "evaluate_policy", lambda *_: pytest.fail("evaluated"))
@@ -363,12 +364,12 @@ def test_what_cannot_be_filmed_is_said_before_the_evaluation(
     there = tmp_path / "there"
     there.touch()
     assert evaluate.main(["pretrained:mt10", "--video", str(there)]) == 2
-    assert capsys.readouterr().err == f"error: cannot make {there}: File exists\n"
+    assert capsys.readouterr().err.startswith(f"error: {there}: ")
     monkeypatch.delenv("DISPLAY")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     assert evaluate.main(["pretrained:mt10", "--video", str(tmp_path / "films")]) == 2
-    assert "no display to render on" in capsys.readouterr().err
+    assert "MUJOCO_GL" in capsys.readouterr().err
     assert not (tmp_path / "films").exists()
 
 
@@ -386,7 +387,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (run / "checkpoints" / "10").mkdir(parents=True)
     (run / "config.yaml").write_text(CONFIG + "evaluation: {episodes: 3, seed: 7}\n")
     config = load_config(run / "config.yaml")
-    monkeypatch.setattr(evaluate, "load_policy", lambda path, device: (Balance(), config))
+    monkeypatch.setattr(experiment, "load_policy", lambda path, device: (Balance(), config))
     return run
 
 
@@ -412,7 +413,7 @@ def test_command_writes_json(
     assert data["mean_success"] == pytest.approx(np.mean(list(data["success"].values())))
     assert data["ci95"][0] <= data["mean_success"] <= data["ci95"][1]
     assert "standard" in capsys.readouterr().out
-    assert not list(tmp_path.glob(f".{file.name}*"))
+    assert set(tmp_path.iterdir()) == {run_folder, file}
     assert evaluate.main([str(run_folder), "--json", str(file), "--episodes", "2"]) == 0
     assert json.loads(file.read_text())["episodes_per_task"] == 2
 
@@ -451,28 +452,27 @@ def test_a_run_and_its_checkpoint_hold_the_same_agent(tmp_path: Path) -> None:
     observations = np.asarray(env.reset())
     expected, _ = agent.predict(observations, deterministic=True)
     for path in (tmp_path, checkpoint):
-        policy, found = evaluate.load_policy(path, "cpu")
-        assert found == config
+        policy, policy_config = load_policy(path, "cpu")
+        assert policy_config == config
         np.testing.assert_array_equal(policy.predict(observations, deterministic=True)[0], expected)
 
     (tmp_path / "model").rename(tmp_path / "elsewhere")
-    newest, _ = evaluate.load_policy(tmp_path, "cpu")  # killed before it could write model/
+    newest, _ = load_policy(tmp_path, "cpu")  # killed before it could write model/
     np.testing.assert_array_equal(newest.predict(observations, deterministic=True)[0], expected)
     (tmp_path / "elsewhere").rename(tmp_path / "model")
 
     (checkpoint / "policy.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"policy\.safetensors"):
-        evaluate.load_policy(checkpoint, "cpu")
+        load_policy(checkpoint, "cpu")
     (tmp_path / "model" / "model.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"model\.json"):
-        evaluate.load_policy(tmp_path, "cpu")
+        load_policy(tmp_path, "cpu")
 
 
-def test_what_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such folder"):
-        evaluate.load_policy(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match="neither a run, with model/ or checkpoints/, nor a"):
-        evaluate.load_policy(tmp_path)
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(CheckpointError, match=f"^{path}: "):
+            load_policy(path)
 
 
 def test_command_ends_quietly_on_ctrl_c(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -484,12 +484,10 @@ def test_command_ends_quietly_on_ctrl_c(run_folder: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("command", ["evaluate", "train"])
-def test_command_without_the_opengl_that_was_asked_for(
-    command: str, run_folder: Path, tmp_path: Path
-) -> None:
+def test_command_without_the_named_opengl(command: str, run_folder: Path, tmp_path: Path) -> None:
     """MuJoCo fails on import then, so this takes a process of its own.
 
-    Training on CartPole would find that at its end alone.
+    Training on CartPole would find that only at its end.
     """
     here = tmp_path / "here"
     here.mkdir()
@@ -502,8 +500,7 @@ def test_command_without_the_opengl_that_was_asked_for(
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert "MUJOCO_GL=none-such" in done.stderr
+    assert done.stderr.startswith("error: MUJOCO_GL: got none-such")
     assert done.stderr.count("\n") == 1
     assert not list(here.iterdir())
 
@@ -513,36 +510,36 @@ def test_episodes_without_an_end_are_not_waited_for(monkeypatch: pytest.MonkeyPa
         def predict(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
             return np.zeros((len(observation), 1), dtype=np.float32), None
 
-    monkeypatch.setattr(evaluation, "ENDLESS", 50)
+    monkeypatch.setattr(protocol, "ENDLESS", 50)
     endless = "tests.helpers.toy:Endless-v0"
     for suite in ((endless,), ("tests.helpers.toy:Left-v0", endless)):
-        with pytest.raises(SuiteError, match=f"{endless}: an episode has not ended in 50 steps"):
+        with pytest.raises(SuiteError, match=f"^{endless}: .* 50 steps"):
             evaluation.evaluate_policy(Still(), suite, 1)
 
 
 @pytest.mark.parametrize("engine", ["official", "native"])
 @pytest.mark.parametrize(
-    ("actions", "told"),
+    ("actions", "part"),
     [(np.full((1, 4), np.nan), "task 'reach-v3', .* NaN or inf"), (np.zeros((1, 3)), "of shape")],
 )
-def test_actions_that_no_env_can_take_are_told(
-    engine: Any, actions: NDArray[np.float64], told: str
+def test_actions_that_no_env_can_take_are_refused(
+    engine: Any, actions: NDArray[np.float64], part: str
 ) -> None:
     class Wrong:
         def predict(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, Any]:
             return actions.astype(np.float32), None
 
-    with pytest.raises(ObservationError, match=told):
+    with pytest.raises(ObservationError, match=part):
         evaluation.evaluate_policy(Wrong(), "mt1:reach-v3", 1, engine=engine)
 
 
 @pytest.mark.parametrize("name", ["mt10", "mt10_paper"])
-def test_what_ships_does_what_its_evaluation_says(name: str) -> None:
+def test_shipped_weights_do_what_their_evaluation_says(name: str) -> None:
     folder = find_run(f"pretrained:{name}")
     claimed = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     agent = ConalSAC.load_weights(folder / "model", "cpu")
     actor, critic = load_trees(folder / "tree.json", agent.tasks, 3)
     assert agent.structures == (actor, critic)
-    found = evaluate_policy(agent, "mt10", episodes=2, seed=7, engine="native").mean_success
-    assert found is not None
-    assert abs(found - claimed["mean_success"]) < 0.16  # 20 other episodes
+    success = evaluate_policy(agent, "mt10", episodes=2, seed=7, engine="native").mean_success
+    assert success is not None
+    assert abs(success - claimed["mean_success"]) < 0.16  # 20 other episodes

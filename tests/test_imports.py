@@ -1,4 +1,4 @@
-"""Imports go one way and in no circle: commands -> agents, supervised -> envs, core."""
+"""Imports go one way, and no file imports in a circle."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import pytest
 import conal_rl
 
 PACKAGE = Path(conal_rl.__file__).parent
-COMMANDS = ("train", "evaluate", "report", "benchmark")
+COMMANDS = ("train", "evaluate", "report", "benchmark", "cli", "benchmarks", "reports")
 
 
 def imports_of(path: Path) -> set[str]:
     """Return the dotted names that a file imports, anywhere in it."""
     package = ("conal_rl", *path.relative_to(PACKAGE).parent.parts)
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join((*base, *([node.module] if node.module else [])))
-            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
-    return found
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return names
 
 
 def within(name: str, parent: str) -> bool:
@@ -55,8 +55,14 @@ def test_core_knows_no_rl() -> None:
     assert offences("core", forbidden, allowed) == []
 
 
-def test_envs_never_import_agents() -> None:
-    assert offences("envs", own("agents", "supervised", *COMMANDS)) == []
+def test_envs_import_nothing_above_them() -> None:
+    assert offences("envs", own("agents", "supervised", "runs", "evaluation", *COMMANDS)) == []
+
+
+def test_runs_and_evaluation_know_no_kind_of_learning() -> None:
+    above = own("agents", "supervised", *COMMANDS)
+    assert offences("runs", above + own("evaluation", "envs")) == []
+    assert offences("evaluation", above + own("runs"), allowed=own("runs.files")) == []
 
 
 def test_agents_and_supervised_import_no_command() -> None:
@@ -64,15 +70,29 @@ def test_agents_and_supervised_import_no_command() -> None:
     assert offences("supervised", own("agents", *COMMANDS)) == []
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate", "report"])
+def test_commands_are_light(command: str) -> None:
+    """What answers --help does not wait for figures and physics."""
+    assert imported(f"conal_rl.{command}", "matplotlib", "mujoco", "metaworld") == []
+
+
+def test_runs_leave_figures_and_physics_out() -> None:
+    assert imported("conal_rl.runs.trainer", "matplotlib", "mujoco", "metaworld") == []
+
+
 def test_config_is_light() -> None:
     heavy = ["torch", "gymnasium", "stable_baselines3", "metaworld", "matplotlib", "tyro"]
-    code = f"import sys, conal_rl.config; print(*[m for m in {heavy} if m in sys.modules])"
+    assert imported("conal_rl.config", *heavy) == []
+    assert offences("config", ("torch", "gymnasium")) == []
+
+
+def imported(module: str, *heavy: str) -> list[str]:
+    """Return which of the heavy packages come with a module."""
+    code = f"import sys, {module}; print(*[m for m in {heavy} if m in sys.modules])"
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )
-    assert ran.stdout.split() == []
-    imported = {n for path in (PACKAGE / "config").glob("*.py") for n in imports_of(path)}
-    assert not [n for n in imported if within(n, "torch") or within(n, "gymnasium")]
+    return ran.stdout.split()
 
 
 def parts() -> list[str]:

@@ -14,8 +14,8 @@ import torch
 from conal_rl.config import load_config
 from conal_rl.errors import CheckpointError, ConfigError
 from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
-from conal_rl.runs.files import atomic_write
-from conal_rl.runs.folder import Run
+from conal_rl.runs.files import atomic_write, draft_file, draft_folder, read_json, write_json
+from conal_rl.runs.folder import Run, config_of
 
 FILES = ["agent.safetensors", "replay.safetensors", "state.json", "manifest.json"]
 STATE: dict[str, Any] = {"step": 7, "rng": [2**63, 0.1], "phase": "search"}
@@ -29,12 +29,12 @@ def tensors(value: float = 1.0) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def assert_same(
-    found: dict[str, dict[str, torch.Tensor]], expected: dict[str, dict[str, torch.Tensor]]
+    loaded: dict[str, dict[str, torch.Tensor]], expected: dict[str, dict[str, torch.Tensor]]
 ) -> None:
-    assert found.keys() == expected.keys()
+    assert loaded.keys() == expected.keys()
     for group, named in expected.items():
-        assert found[group].keys() == named.keys()
-        assert all(torch.equal(found[group][name], named[name]) for name in named)
+        assert loaded[group].keys() == named.keys()
+        assert all(torch.equal(loaded[group][name], named[name]) for name in named)
 
 
 def test_create_and_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_create_and_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert first.folder.name.startswith("mt10-0-")
     assert first.config() == config
     versions = json.loads((first.folder / "versions.json").read_text())
-    # A build of the same version may be marked, as 2.13.0+cu130, in one of the two alone.
+    # A build of the same version may be marked, as 2.13.0+cu130, in only one of the two.
     assert versions["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert {"conal_rl", "commit", "python", "platform", "cpus", "numpy", "mujoco"} <= set(versions)
     save_checkpoint(first.folder, 7, tensors(), STATE)
@@ -57,28 +57,29 @@ def test_create_refuses_a_folder_in_use(tmp_path: Path) -> None:
     config = load_config("mt10")
     (tmp_path / "new").mkdir()
     Run.create(config, tmp_path / "new")
-    with pytest.raises(ConfigError, match=r"holds files already; choose another --out$"):
+    with pytest.raises(ConfigError, match=r"^--out: got .*new") as caught:
         Run.create(config, tmp_path / "new")
+    assert "--resume" not in str(caught.value)
     save_checkpoint(tmp_path / "new", 7, tensors(), STATE)
-    with pytest.raises(ConfigError, match=r"or go on with --resume .*new$"):
+    with pytest.raises(ConfigError, match=r"--resume .*new"):
         Run.create(config, tmp_path / "new")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot make the run"):
+    with pytest.raises(ConfigError, match="file"):
         Run.create(config, tmp_path / "file")
 
 
 def test_open_says_what_is_missing(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with pytest.raises(CheckpointError, match="no such run folder"):
+    with pytest.raises(CheckpointError, match="run: "):
         Run.open(folder)
     folder.mkdir()
-    with pytest.raises(CheckpointError, match="empty"):
+    with pytest.raises(CheckpointError, match=r"run: .* empty"):
         Run.open(folder)
     (folder / "notes.txt").touch()
     with pytest.raises(ConfigError, match=r"config\.yaml: missing"):
         Run.open(folder)
     (folder / "config.yaml").write_text(load_config("mt10").to_yaml())
-    with pytest.raises(CheckpointError, match=r"no complete checkpoint.* start .* anew"):
+    with pytest.raises(CheckpointError, match="checkpoints: "):
         Run.open(folder)
 
 
@@ -98,13 +99,55 @@ def test_atomic_write_replaces_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_error_names_the_file_and_not_its_draft(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "file"
+    with pytest.raises(FileNotFoundError) as caught:
+        atomic_write(path, "new")
+    assert caught.value.filename == str(path)
+
+
+def test_a_draft_replaces_nothing_if_its_block_fails(tmp_path: Path) -> None:
+    file, folder = tmp_path / "video.mp4", tmp_path / "model"
+    write_json(file, {"old": 1})
+    (folder / "inner").mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt), draft_file(file) as draft:
+        assert (draft.parent, draft.suffix) == (tmp_path, ".mp4")
+        draft.write_text("half")
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), draft_folder(folder) as draft:
+        (draft / "file").touch()
+        raise KeyboardInterrupt
+    assert read_json(file) == {"old": 1}
+    assert set(tmp_path.rglob("*")) == {file, folder, folder / "inner"}
+
+
+def test_a_draft_folder_replaces_all_that_was_there(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "model"
+    for name in ("first", "second"):
+        for left in (".model.draft", ".model.old"):  # by a process that died
+            (folder.parent / left / "part").mkdir(parents=True)
+        with draft_folder(folder) as draft:
+            (draft / name).write_text(name)
+        assert [path.name for path in folder.iterdir()] == [name]
+        assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_config_of_a_run_and_of_its_checkpoint(tmp_path: Path) -> None:
+    run = Run.create(load_config("mt10"), tmp_path / "run")
+    checkpoint = save_checkpoint(run.folder, 7, tensors(), STATE)
+    assert config_of(run.folder) == config_of(checkpoint) == load_config("mt10")
+    for wrong in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(CheckpointError, match=f"^{wrong}: "):
+            config_of(wrong)
+
+
 def test_checkpoint_round_trip(tmp_path: Path) -> None:
     expected = tensors()
     path = save_checkpoint(tmp_path, 123, expected, STATE)
     assert path == tmp_path / "checkpoints" / "step-000000123"
     for place in (tmp_path, path):  # the run, or the checkpoint itself
-        found, state = load_checkpoint(place)
-        assert_same(found, expected)
+        loaded, state = load_checkpoint(place)
+        assert_same(loaded, expected)
         assert state == STATE
     only, _ = load_checkpoint(tmp_path, groups=["agent"])
     assert only.keys() == {"agent"}
@@ -113,7 +156,7 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
 
 
 def test_others_may_read_what_they_may_read_elsewhere(tmp_path: Path) -> None:
-    """safetensors makes files that are their owner's alone, whatever the umask."""
+    """safetensors makes files that only their owner may read, whatever the umask."""
     folder = save_checkpoint(tmp_path, 7, tensors(), STATE)
     (tmp_path / "plain").touch()
     modes = {path.stat().st_mode for path in (*folder.iterdir(), tmp_path / "plain")}
@@ -173,8 +216,8 @@ def test_a_crash_during_save_leaves_the_old_one(
         patched.setattr(moment, die)
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(tmp_path, 2, tensors(2.0), {"step": 2})
-    found, state = load_checkpoint(tmp_path)
-    assert_same(found, expected)
+    loaded, state = load_checkpoint(tmp_path)
+    assert_same(loaded, expected)
     assert state == {"step": 1}
     save_checkpoint(tmp_path, 3, tensors(3.0), {"step": 3})
     left = [path.name for path in (tmp_path / "checkpoints").iterdir()]
@@ -195,7 +238,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_loaded_tensors_outlive_their_file(tmp_path: Path) -> None:
     expected = tensors()
     save_checkpoint(tmp_path, 1, expected, STATE)
-    found, _ = load_checkpoint(tmp_path)
+    loaded, _ = load_checkpoint(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
-    assert_same(found, expected)
-    found["agent"]["weight"].zero_()  # and may be written to
+    assert_same(loaded, expected)
+    loaded["agent"]["weight"].zero_()  # and may be written to

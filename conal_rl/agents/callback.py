@@ -1,99 +1,80 @@
-"""What a run of the agent does between its updates: progress, log lines, checkpoints, stopping."""
+"""What happens between two rounds of an agent's training: log lines, checkpoints, stopping."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from conal_rl.agents.sac import ConalSAC
-from conal_rl.config import Config
-from conal_rl.runs.progress import PhaseDisplay, Stopped, StopRequest
+from conal_rl.runs.progress import Session
+
+
+class Stopped(Exception):
+    """Ends `learn` between two rounds of training, where nothing is half done."""
 
 
 class RunCallback(BaseCallback):
-    """Shows progress, logs, writes checkpoints, and ends `learn` when asked to stop.
+    """Shows progress, logs, saves, and ends `learn` when the user stops it or its time is over.
 
     Args:
-        phase: name of the phase.
-        until: env steps at which the phase ends.
-        elapsed: seconds of the whole run.
-        seconds_left: after which `learn` is to end before its last step.
-        checkpoint: writes a checkpoint; called when nothing is half done. Updates that are put off
-            stay so.
-        evaluate: returns mean success where an evaluation is due, otherwise None.
+        session: the stretch of training that `learn` covers. It saves when nothing is half done;
+            updates that wait stay so.
+        log_interval: env steps between lines of the log.
+        evaluate: returns the mean success if an evaluation is due, otherwise None.
     """
 
     def __init__(
-        self,
-        config: Config,
-        phase: str,
-        until: int,
-        stop: StopRequest,
-        elapsed: Callable[[], float],
-        seconds_left: Callable[[], float],
-        checkpoint: Callable[[], None],
-        evaluate: Callable[[], float | None],
-    ):
+        self, session: Session, log_interval: int, evaluate: Callable[[], float | None]
+    ) -> None:
         super().__init__()
-        self.config, self.phase, self.until, self.stop = config, phase, until, stop
-        self.elapsed, self.seconds_left = elapsed, seconds_left
-        self.checkpoint, self.evaluate = checkpoint, evaluate
+        self.session, self.display = session, session.display
+        self.log_interval, self.evaluate = log_interval, evaluate
         self.evaluated: float | None = None
-        self.display: PhaseDisplay | None = None
 
     def _on_training_start(self) -> None:
-        self.saved = time.monotonic()
         self.began = self.num_timesteps
-        # A multiple, so that a resumed run logs where it would have without a stop.
-        self.next_log = next_multiple(self.config.log_interval, self.num_timesteps)
-        self.display = PhaseDisplay(self.phase, self.num_timesteps, self.until, self.seconds_left)
+        # A multiple, so that a resumed run logs at the same steps as one without a stop.
+        self.next_log = next_multiple(self.log_interval, self.num_timesteps)
 
     def _on_rollout_start(self) -> None:
         # Between two rounds of training: envs, replay, networks and counters agree here.
-        if self.stop.signal is not None or self.seconds_left() <= 0:
+        if self.session.stopped or self.session.out_of_time:
             self._on_training_end()
             raise Stopped
-        assert self.display is not None
         evaluated = self.evaluate()
-        if evaluated is not None:  # it is in the next line of the log
+        if evaluated is not None:  # the next line of the log has it
             self.evaluated = evaluated
             self.logger.record("evaluation/mean_success", evaluated)
         if self.num_timesteps >= self.next_log:
-            self.next_log += self.config.log_interval
+            self.next_log += self.log_interval
             self._log()
             self.display.line(self.num_timesteps, self._outcome())
-        if time.monotonic() - self.saved > 60 * self.config.checkpoint_minutes:
-            self.checkpoint()
-            self.saved = time.monotonic()
+        self.session.save_if_due()
         if self.display.due():
             self.display.show(self.num_timesteps, self._outcome())
 
     def _on_step(self) -> bool:
         return True
 
-    def close(self) -> None:
-        """Take the progress bar down, also after an error, and let go of the agent's replay."""
-        self.locals, self.globals = {}, {}  # SB3's, whose cycle the collector would find late
-        if self.display is not None:
-            self.display.close()
+    def release(self) -> None:
+        """Let go of the agent's replay, which SB3 keeps in a cycle of references."""
+        self.locals, self.globals = {}, {}
 
     def _on_training_end(self) -> None:
-        assert self.display is not None
         if self.num_timesteps > self.began:
             self._log()
         self.display.show(self.num_timesteps, self._outcome())
 
     def _log(self) -> None:
-        assert isinstance(self.model, ConalSAC) and self.display is not None
-        self.logger.record("time/minutes", self.elapsed() / 60)
+        assert isinstance(self.model, ConalSAC)
+        self.logger.record("time/minutes", self.session.elapsed() / 60)
         self.logger.record("time/phase_steps_per_s", self.display.rate(self.num_timesteps))
         self.model.dump_logs()
 
     def _outcome(self) -> str:
-        """Success while training (stochastic actions) where tasks define it, otherwise return."""
+        """Success during training (stochastic actions) if tasks define it, otherwise return."""
         assert isinstance(self.model, ConalSAC)
         success = np.array(list(self.model.recent.success().values()))
         parts = []
@@ -108,5 +89,5 @@ class RunCallback(BaseCallback):
 
 
 def next_multiple(every: int, steps: int) -> int:
-    """The first multiple of `every` beyond `steps`."""
+    """Return the first multiple of `every` above `steps`."""
     return (steps // every + 1) * every

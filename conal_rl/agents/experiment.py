@@ -1,29 +1,28 @@
-"""A run of multi-task SAC: its envs, its agent, what it saves and how it is judged."""
+"""A run of multi-task SAC: its envs, its agent, what it saves and how it is evaluated."""
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from rich.console import Console
+from rich.table import Table
 from stable_baselines3.common.utils import LinearSchedule, get_device
-from torch import Tensor
 
 from conal_rl.agents import ConalSAC
-from conal_rl.agents.callback import RunCallback, next_multiple
+from conal_rl.agents.callback import RunCallback, Stopped, next_multiple
 from conal_rl.agents.storage import (
+    build,
     load_trees,
     restore,
     structures_from_json,
     training_state,
     trees_to_json,
 )
-from conal_rl.cli import loading_mujoco
 from conal_rl.config import Config
 from conal_rl.core import Structure, Tree
 from conal_rl.core.learner import Learner
@@ -38,39 +37,46 @@ from conal_rl.errors import (
     SuiteError,
     TreeError,
 )
-from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
-from conal_rl.runs.files import atomic_write
-from conal_rl.runs.folder import Run
-from conal_rl.runs.progress import Stopped, make_logger
-from conal_rl.runs.trainer import (
-    Phase,
-    Trainer,
+from conal_rl.runs.checkpoints import load_checkpoint
+from conal_rl.runs.experiment import (
+    Tensors,
     conflict_rule,
     gumbel_temperature,
     require_compiler,
     search_space,
 )
+from conal_rl.runs.folder import config_of
+from conal_rl.runs.progress import Session
 from conal_rl.runs.weights import require_finite
 
 
-class SACExperiment(Trainer[Config]):
-    """A run of multi-task SAC."""
+class SACExperiment:
+    """Envs, and an agent that learns from them.
 
-    def __init__(self, config: Config, run: Run, env: SuiteVecEnv, phase: Phase):
-        super().__init__(config, run, phase)
-        self.env = env
-        self.agent: ConalSAC
-        self._next_evaluation = config.evaluation.every  # the step from which on it is due
-        if config.agent.mixed_precision and not has_bfloat16(get_device(config.device)):
-            print("bfloat16 would be slower here: all is in single precision", file=sys.stderr)
+    Args:
+        config: of the run.
 
-    @classmethod
-    def start(cls, config: Config, out: Path | None) -> SACExperiment:
-        """Begin a run in a new folder. Everything that can be refused is, before it exists."""
+    Raises:
+        ConalError: the envs cannot be made, or the evaluation at the end could not be.
+    """
+
+    def __init__(self, config: Config):
         _require_other_goals(config)
-        _require_evaluation()
-        env = _make_env(config)
-        env.reset()  # envs that are broken from the start are refused too
+        import conal_rl.evaluation  # noqa: F401 - it comes last, and must load
+
+        self.config = config
+        self.env = make(config.env.suite, config.env.envs_per_task, config.seed, config.env.engine)
+        self.agent: ConalSAC
+        self._next_evaluation = config.evaluation.every  # it is due from this step on
+
+    def start(self) -> None:
+        """Make the first agent, and refuse whatever would fail later.
+
+        Raises:
+            ConalError: an env is broken, a tree does not fit, or a search would be too short.
+        """
+        config, env = self.config, self.env
+        env.reset()
         assert isinstance(env.action_space, Box)
         middle = (env.action_space.low + env.action_space.high) / 2
         env.step(np.tile(middle, (env.num_envs, 1)))
@@ -78,54 +84,40 @@ class SACExperiment(Trainer[Config]):
         trees = _fixed_trees(config, env.tasks)
         if trees is None:
             _require_updates(config, env.num_tasks)
-        agent = make_agent(config, env, trees or (search_space(config, env.tasks),) * 2)
-        run = Run.create(config, out)
-        training = cls(config, run, env, "search" if trees is None else "train")
-        training.agent = agent
-        return training
+        self._make_agent(trees or (search_space(config, env.tasks),) * 2)
+        self._say_precision()
 
-    @classmethod
-    def resume(cls, run: Run, config: Config) -> SACExperiment:
-        """Go on from the newest checkpoint of `run`; official environments begin new episodes.
+    def restore(self, tensors: Tensors, state: Mapping[str, Any]) -> None:
+        """Make the agent of a checkpoint and fill it.
 
-        What `config` changes is kept in the run's config.yaml, for later resumes, where there is
-        something left to train.
+        The native engine resumes its episodes; official envs begin new ones.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged or does not fit the config.
+            SuiteError: it belongs to different tasks.
         """
-        _require_other_goals(config)
-        _require_evaluation()
-        tensors, state = load_checkpoint(run.folder)
-        began = run.config()
-        env = _make_env(config)
         try:
-            training = cls(config, run, env, state["phase"])
-            training._restore_progress(state)
-            training._plan_evaluation(state["agent"]["steps"])
-            planned, every = state.get("next_evaluation", 0), config.evaluation.every
+            saved = state["agent"]
+            tasks = tuple(saved["model"]["tasks"])
+            structures = structures_from_json(saved["model"]["trees"])
+            searched = 0 if state["phase"] == "search" else int(state["search_steps"])
+            self._plan_evaluation(saved["steps"])
+            planned, every = state.get("next_evaluation", 0), self.config.evaluation.every
             if planned and every and planned % every == 0:  # it may have been due at the stop
-                training._next_evaluation = min(training._next_evaluation, planned)
-            agent_state = state["agent"]
-            tasks = agent_state["model"]["tasks"]
-            structures = structures_from_json(agent_state["model"]["trees"])
+                self._next_evaluation = min(self._next_evaluation, planned)
         except (AttributeError, LookupError, TypeError, ValueError, TreeError) as error:
-            raise CheckpointError(
-                f"{run.folder}: state.json does not describe a run: {error}"
-            ) from error
-        if tuple(tasks) != env.tasks:
+            raise CheckpointError(f"state.json does not describe a run: {error}") from error
+        if tasks != self.env.tasks:
             raise SuiteError(
-                f"{run.folder}: the checkpoint is of tasks {', '.join(tasks)}, "
-                f"but env.suite has {', '.join(env.tasks)}; resume with the run's own suite"
+                f"env.suite: got the tasks {', '.join(self.env.tasks)}, expected "
+                f"{', '.join(tasks)}, which the run began with. Start a new run."
             )
-        training._require_same_run(began)
-        training.agent = make_agent(config, env, structures)
-        if training.phase != "search" and not config.search.keep_replay:
-            training.agent.learning_starts += int(training.search_steps)
-        try:
-            restore(training.agent, tensors, agent_state)
-        except CheckpointError as error:
-            raise CheckpointError(f"{run.folder}: {error}") from error
-        training._resume_episodes(tensors, state)
-        training._go_on(began)
-        return training
+        self._say_precision()
+        self._make_agent(structures)
+        if not self.config.search.keep_replay:
+            self.agent.learning_starts += searched
+        restore(self.agent, tensors, saved)
+        self._resume_episodes(tensors, state)
 
     @property
     def steps(self) -> int:
@@ -137,106 +129,68 @@ class SACExperiment(Trainer[Config]):
         """The actor's and the critics'."""
         return self.agent.learners
 
-    def _begin(self) -> None:
-        self.agent.set_logger(make_logger(self.run.folder, self.steps))
-
-    def _next_stage(self) -> bool:
-        following = self.agent.next_stage()
-        if following is not None:
-            searched = self._next_agent(following)
-            self.agent.inherit_from(searched)
-        return following is not None
-
-    def _learn(self, until: int) -> bool:
-        """Train until `until` env steps of the whole run; False if stopped before."""
-        callback = RunCallback(
-            self.config,
-            self.phase,
-            until,
-            self.stop,
-            self._elapsed,
-            self._seconds_left,
-            self._checkpoint,
-            self._evaluate_briefly,
-        )
-        left = until - self.agent.num_timesteps
+    def learn(self, session: Session) -> None:
+        """Train up to `session.until` env steps, or until it is stopped or out of time."""
+        self.agent.set_logger(session.logger)
+        callback = RunCallback(session, self.config.log_interval, self._evaluate_if_due)
+        left = session.until - self.steps
         try:
             if left > 0:
                 self.agent.learn(left, callback, log_interval=None, reset_num_timesteps=False)
         except Stopped:
-            pass  # on a signal, or as the time is up
-        except (ValueError, ObservationError):  # what torch, or an env, says of NaN
+            pass
+        except (ValueError, ObservationError):  # torch, or an env, may be the first to meet a NaN
             require_finite(self.agent.policy, self.agent._n_updates)
             raise
         finally:
-            callback.close()
-        if self.stop.signal is None:
+            callback.release()
+        if not session.stopped:
             self.agent.finish_updates()
-        return self.stop.signal is None
 
-    def _derive_trees(self) -> tuple[Tree, ...]:
+    def next_stage(self) -> bool:
+        """Move to CoNAL-Pro's next stage, with what was learnt; False if no stage is left."""
+        structures = self.agent.next_stage()
+        if structures is None:
+            return False
+        searched = self._replace_agent(structures)
+        self.agent.inherit_from(searched)
+        return True
+
+    def derive(self) -> tuple[Tree, Tree]:
+        """Return the trees of actor and critics.
+
+        Raises:
+            ConalError: the search had no update.
+        """
         if self.agent._n_updates == 0:
             raise ConalError(
-                f"no tree can be derived: the {self.steps:,} steps of the search were without an "
-                f"update; they must go beyond the {self.agent.learning_starts:,} random ones of "
-                "all tasks, and every task must have ended two episodes: give more search.steps, "
-                "or envs a time limit (max_episode_steps)"
+                f"search.steps: got {self.steps:,}, expected enough for an update. It takes more "
+                f"than the {self.agent.learning_starts:,} random steps of all tasks, and two ended "
+                "episodes per task. Give more steps, or give the envs a time limit "
+                "(max_episode_steps)."
             )
         return self.agent.derive()
 
-    def _train_trees(self, trees: tuple[Tree, ...]) -> None:
-        """The search's data may be kept, and what it has learnt."""
+    def train_trees(self, trees: tuple[Tree, ...]) -> None:
+        """Continue with an agent of these trees, which may keep the search's data and weights."""
         actor, critic = trees
-        searched = self._next_agent((actor, critic), self.config.search.keep_replay)
+        searched = self._replace_agent((actor, critic), self.config.search.keep_replay)
         if self.config.search.keep_weights:
             self.agent.inherit_from(searched)
 
-    def _trees_json(self, trees: tuple[Tree, ...]) -> str:
+    def trees_json(self, trees: tuple[Tree, ...]) -> str:
+        """Return the content of tree.json."""
         return trees_to_json(*trees)
 
-    def _next_agent(
-        self, structures: tuple[Structure, Structure], keep_replay: bool = True
-    ) -> ConalSAC:
-        """Go on with an agent of other structures; returns the agent before it."""
-        before = self.agent
-        self.agent = make_agent(self.config, self.env, structures)
-        self.agent.set_logger(before.logger)
-        self.agent.num_timesteps = before.num_timesteps
-        if keep_replay:
-            self.agent.replay_buffer.inherit_from(before.replay_buffer)
-        else:
-            self.agent.learning_starts += before.num_timesteps
-        self._seed_envs()
-        self._plan_evaluation(self.steps)
-        return before
+    def state(self) -> tuple[Tensors, dict[str, Any]]:
+        """Return all that `restore` needs: tensors, and JSON types.
 
-    def _seed_envs(self) -> None:
-        """A stream of its own for this agent, or the envs would begin the same episodes again."""
-        stream = np.random.SeedSequence([self.config.seed, self.agent.num_timesteps])
-        self.env.seed(int(stream.generate_state(1)[0]))
-
-    def _resume_episodes(self, tensors: dict[str, dict[str, Tensor]], state: Any) -> None:
-        """Go on within the episodes that the checkpoint was written in, where that can be."""
-        saved = state.get("episodes")
-        if saved is None:
-            self._seed_envs()
-            return
-        try:
-            arrays = {name: tensor.numpy() for name, tensor in tensors["episodes"].items()}
-            self.agent._last_obs = self.env.restore(EnvState(arrays, saved["streams"]))
-            self.agent.replay_buffer.continue_episodes(saved["validating"])
-        except ValueError:  # the config now asks for another engine or other envs
-            self._seed_envs()
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{self.run.folder}: the checkpoint does not say where its episodes stand: {error}"
-            ) from error
-
-    def _checkpoint(self) -> None:
+        Raises:
+            ConalError: a weight is not finite.
+        """
         require_finite(self.agent.policy, self.agent._n_updates)
         groups, agent_state = training_state(self.agent)
         state: dict[str, Any] = {
-            **self._progress(),
             "agent": agent_state,
             "episodes": None,
             "next_evaluation": self._next_evaluation,
@@ -247,20 +201,79 @@ class SACExperiment(Trainer[Config]):
             groups["episodes"] = {n: torch.from_numpy(a) for n, a in episodes.arrays.items()}
             validating = self.agent.replay_buffer.begun_episodes()
             state["episodes"] = {"streams": episodes.streams, "validating": validating}
-        save_checkpoint(self.run.folder, self.agent.num_timesteps, groups, state)
-        self.agent.save_weights(self.run.folder / "model")
+        return groups, state
+
+    def save_weights(self, folder: Path, finished: bool) -> None:
+        """Write the agent's weights, which are the last ones even if it has finished."""
+        self.agent.save_weights(folder)
+
+    def evaluate(self) -> tuple[dict[str, Any], Table]:
+        """Return success per task by the final protocol, as JSON types and as a table."""
+        from conal_rl.evaluation import evaluate_policy
+
+        settings, search = self.config.evaluation, self.config.search
+        if self.agent._n_updates == 0:
+            print("there was no update: the agent has learnt nothing", file=sys.stderr)
+        evaluation = evaluate_policy(
+            self.agent, self.config.env.suite, settings.episodes, settings.seed
+        )
+        searched = self.config.agent.tree == "search"
+        reused = {"replay_of_search_reused": searched and search.keep_replay}
+        return evaluation.to_json() | reused, evaluation.table()
+
+    def _say_precision(self) -> None:
+        if self.config.agent.mixed_precision and not has_bfloat16(get_device(self.config.device)):
+            print("bfloat16 would be slower here: all is in single precision", file=sys.stderr)
+
+    def _make_agent(self, structures: tuple[Structure, Structure]) -> None:
+        self.agent = make_agent(self.config, self.env, structures)
+
+    def _replace_agent(
+        self, structures: tuple[Structure, Structure], keep_replay: bool = True
+    ) -> ConalSAC:
+        """Continue with an agent of different structures; return the agent before it."""
+        before = self.agent
+        self._make_agent(structures)
+        self.agent.num_timesteps = before.num_timesteps
+        if keep_replay:
+            self.agent.replay_buffer.inherit_from(before.replay_buffer)
+        else:
+            self.agent.learning_starts += before.num_timesteps
+        self._seed_envs()
+        self._plan_evaluation(self.steps)
+        return before
+
+    def _seed_envs(self) -> None:
+        """Give this agent's envs a new stream, or they would begin the same episodes again."""
+        stream = np.random.SeedSequence([self.config.seed, self.agent.num_timesteps])
+        self.env.seed(int(stream.generate_state(1)[0]))
+
+    def _resume_episodes(self, tensors: Tensors, state: Mapping[str, Any]) -> None:
+        """Continue the episodes of the checkpoint if the envs can, otherwise begin new ones."""
+        saved = state.get("episodes")
+        if saved is None:
+            self._seed_envs()
+            return
+        try:
+            arrays = {name: tensor.numpy() for name, tensor in tensors["episodes"].items()}
+            self.agent._last_obs = self.env.restore(EnvState(arrays, saved["streams"]))
+            self.agent.replay_buffer.continue_episodes(saved["validating"])
+        except ValueError:  # the config now asks for a different engine or number of envs
+            self._seed_envs()
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"state.json does not describe its episodes: {error}") from error
 
     def _plan_evaluation(self, steps: int) -> None:
         if self.config.evaluation.every:
             self._next_evaluation = next_multiple(self.config.evaluation.every, steps)
 
-    def _evaluate_briefly(self) -> float | None:
-        """Mean success where an evaluation is due and can be made; training goes on if not."""
+    def _evaluate_if_due(self) -> float | None:
+        """Return the mean success, or None if no evaluation is due or it fails."""
         settings, env = self.config.evaluation, self.config.env
         if not settings.every or self.steps < self._next_evaluation:
             return None
         from conal_rl.envs.metaworld import is_published
-        from conal_rl.evaluation import evaluate_policy  # not above: this is asked every round
+        from conal_rl.evaluation import evaluate_policy
 
         self._plan_evaluation(self.steps)
         try:
@@ -272,61 +285,50 @@ class SACExperiment(Trainer[Config]):
             print(f"not evaluated at {self.steps:,} steps: {error}", file=sys.stderr)
             return None
 
-    def _evaluate_finally(self) -> None:
-        from conal_rl.evaluation import evaluate_policy
 
-        settings, seconds = self.config.evaluation, self._elapsed()
-        if self.agent._n_updates == 0:
-            print("there was no update: what is evaluated has learnt nothing", file=sys.stderr)
-        evaluation = evaluate_policy(
-            self.agent, self.config.env.suite, settings.episodes, settings.seed
-        )
-        report = evaluation.to_json() | {
-            "steps": self.agent.num_timesteps,
-            "search_steps": self.search_steps,
-            "seconds": round(seconds),
-            "search_seconds": round(self.search_seconds),
-            "replay_of_search_reused": bool(self.search_steps) and self.config.search.keep_replay,
-        }
-        atomic_write(self.run.evaluation_path, json.dumps(report, indent=2) + "\n")
-        Console().print(evaluation.table())
+def load_policy(path: Path, device: str = "auto") -> tuple[ConalSAC, Config]:
+    """Return the agent of a run or of one of its checkpoints, and the config of its training.
 
-
-def _make_env(config: Config) -> SuiteVecEnv:
-    env = config.env
-    return make(env.suite, env.envs_per_task, config.seed, env.engine)
+    Raises:
+        CheckpointError: `path` is neither, or its files are damaged.
+        ConfigError: the run's config.yaml is damaged, or the run is a supervised one.
+    """
+    path = path.resolve()
+    config = config_of(path)
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path}: expected a run of an agent, got a supervised run")
+    if (path / "model").is_dir():
+        return ConalSAC.load_weights(path / "model", device), config
+    tensors, state = load_checkpoint(path, groups=["policy"])
+    return build(state.get("agent", {}).get("model"), tensors["policy"], device, path), config
 
 
 def _require_other_goals(config: Config) -> None:
-    """Raise ConfigError where evaluation would be on the goals of training."""
+    """Raise ConfigError if evaluation would use the goals of training."""
     settings = config.evaluation
-    if config.seed in [settings.seed] + [settings.brief_seed] * bool(settings.every):
+    seeds = {settings.seed, settings.brief_seed} if settings.every else {settings.seed}
+    if config.seed in seeds:
         raise ConfigError(
-            f"seed: got {config.seed}, from which evaluation draws its goals (evaluation.seed is "
-            f"{settings.seed}): it would be on those of training"
+            f"seed: got {config.seed}, expected a number other than {sorted(seeds)}, which "
+            "evaluation draws its goals from. Give a different seed."
         )
 
 
-def _require_evaluation() -> None:
-    """Raise ConalError where what comes last cannot be loaded."""
-    with loading_mujoco():
-        import conal_rl.evaluation  # noqa: F401
-
-
 def _require_updates(config: Config, tasks: int) -> None:
-    """Raise ConfigError where a search, or the first stage of one, would be without an update."""
+    """Raise ConfigError if a search, or the first stage of one, would end before an update."""
     search, random = config.search, config.agent.learning_starts * tasks
     stages = config.agent.depth if search.method == "conal_pro" else 1
     if search.steps // stages <= random:
         raise ConfigError(
-            f"search.steps: got {search.steps}, expected more than {stages * random}: every one of "
-            f"{tasks} tasks begins with agent.learning_starts = {config.agent.learning_starts} "
-            f"random steps{', and every stage takes its share' * (stages > 1)}"
+            f"search.steps: got {search.steps}, expected more than {stages * random}, because each "
+            f"of {tasks} tasks begins with agent.learning_starts = {config.agent.learning_starts} "
+            f"random steps{f' and each of {stages} stages takes its share' * (stages > 1)}. Give "
+            "more steps."
         )
 
 
 def _fixed_trees(config: Config, tasks: tuple[str, ...]) -> tuple[Tree, Tree] | None:
-    """The trees that `agent.tree` names, or None where they are to be searched."""
+    """Return the trees that `agent.tree` names, or None for a search."""
     depth = len(config.agent.widths)
     if config.agent.tree == "search":
         return None

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from conal_rl.envs import make
 from conal_rl.envs.metaworld import suite_tasks
 from conal_rl.errors import ConfigError
 from conal_rl.evaluation import evaluate_policy
-from conal_rl.runs.files import atomic_write
+from conal_rl.runs.files import atomic_write, draft_file
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,9 +97,8 @@ def _train_and_evaluate(config: Config, task: str, done: Path) -> None:
     agent.learn(steps, log_interval=None)  # type: ignore[arg-type]
     seconds = time.monotonic() - began
     env.close()
-    draft = done.with_name(f".{task}.zip")
-    agent.save(draft)
-    os.replace(draft, done.with_suffix(".zip"))
+    with draft_file(done.with_suffix(".zip")) as draft:
+        agent.save(draft)
     settings = config.evaluation
     result = evaluate_policy(agent, suite, settings.episodes, settings.seed)
     report = result.to_json() | {"steps": agent.num_timesteps, "seconds": round(seconds, 1)}

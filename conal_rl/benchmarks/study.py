@@ -41,7 +41,7 @@ def finish(run: Path, arguments: Sequence[str], what: str) -> None:
     if any(run.glob("checkpoints/step-*")):
         command = ["--resume", str(run)]
     elif (run / "config.yaml").is_file():  # it stopped before its first checkpoint
-        with Run(run).alone():
+        with Run(run).locked():
             shutil.rmtree(run)
     start("conal_rl.train", command, what)
 

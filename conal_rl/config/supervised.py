@@ -162,6 +162,12 @@ class SupervisedConfig(RunConfig):
         default_factory=SupervisedEvaluationConfig
     )
 
+    def with_root(self, root: str | None) -> SupervisedConfig:
+        """Return the same config with its data in `root`, or this one if that is None."""
+        if root is None:
+            return self
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, root=root))
+
     def with_whole_paths(self) -> SupervisedConfig:
         """The same, with paths that hold in any folder: a run is gone on with from anywhere."""
 

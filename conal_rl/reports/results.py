@@ -9,14 +9,15 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from conal_rl.errors import ConfigError
+from conal_rl.runs.files import draft_file
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Of a run and of a study; a run's files are named after it."""
@@ -338,15 +339,11 @@ def write_files(files: Mapping[Path, str]) -> None:
     Raises:
         ConfigError: the disk refuses.
     """
-    drafts = {path.with_name(f".{path.name}.{os.getpid()}"): path for path in files}
     try:
-        for draft, path in drafts.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(files[path], encoding="utf-8", newline="")
-        for draft, path in drafts.items():
-            os.replace(draft, path)
+        with ExitStack() as drafts:
+            for path, text in files.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                draft = drafts.enter_context(draft_file(path))
+                draft.write_text(text, encoding="utf-8", newline="")
     except OSError as error:
         raise ConfigError(f"{error.filename}: cannot be written: {error.strerror}") from error
-    finally:
-        for draft in drafts:
-            draft.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON, so that loading one runs no code.
 
-Each appears under its name only when it is complete. Its manifest holds the length and the SHA-256
-of every file.
+A checkpoint appears under its name only when it is complete. Its manifest holds the length and the
+SHA-256 of every file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conal_rl.errors import CheckpointError
-from conal_rl.runs.files import read_json, sync
+from conal_rl.runs.files import draft_folder, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,46 +32,47 @@ def save_checkpoint(
     state: Mapping[str, Any],
     keep: int = 1,
 ) -> Path:
-    """Write `checkpoints/step-NNNNNNNNN` in a run's folder; return its path.
+    """Write `checkpoints/step-NNNNNNNNN` in a run's folder and return its path.
 
-    Each group in `tensors` becomes one safetensors file, so its name is letters, digits, `_`, `-`;
-    `state` (JSON types, text keys) becomes state.json. All but the newest `keep` checkpoints are
-    removed once the new one is complete. A step saved twice gets `.1` behind its name, since a
-    complete checkpoint is never replaced. Raises CheckpointError where the disk refuses.
+    A complete checkpoint is never replaced: if a step is saved twice, the second name ends in `.1`.
+
+    Args:
+        folder: of the run.
+        step: of the whole run.
+        tensors: each group becomes one safetensors file; its name is letters, digits, `_`, `-`.
+        state: JSON types with text keys; becomes state.json.
+        keep: how many of the newest checkpoints stay, this one included.
+
+    Raises:
+        CheckpointError: the disk refuses; the older checkpoints are as they were.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     parent = folder / "checkpoints"
-    draft = parent / f".saving-step-{step:09d}"
-    try:
-        parent.mkdir(exist_ok=True)
-        for abandoned in parent.glob(".*ing-*"):  # by a process that died in here
-            shutil.rmtree(abandoned)
-        draft.mkdir()
-        for group, named in tensors.items():
-            # A tensor that is contiguous, as replay data is, goes to the file without a copy.
-            save_file({name: t.contiguous() for name, t in named.items()}, draft / _file_of(group))
-        (draft / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-        for path in draft.glob("*.safetensors"):  # whose own mode is the owner's alone
-            shutil.copymode(draft / _STATE, path)
-        files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-            for path in sorted(draft.iterdir())
-        }
-        # No newline at the end: a manifest that lost its last byte must not parse.
-        (draft / _MANIFEST).write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
-        for path in draft.iterdir():
-            sync(path)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise CheckpointError(f"{draft}: cannot be written: {error}") from error
-
     older = checkpoints_of(folder)
     again = [_order(path)[1] + 1 for path in older if _order(path)[0] == step]
     final = parent / (f"step-{step:09d}" + (f".{max(again)}" if again else ""))
-    os.rename(draft, final)
-    sync(parent)
+    try:
+        parent.mkdir(exist_ok=True)
+        for abandoned in parent.glob(".*"):  # a process died while it wrote or removed this one
+            shutil.rmtree(abandoned, ignore_errors=True)
+        with draft_folder(final) as draft:
+            for group, named in tensors.items():
+                # A contiguous tensor, as replay data is, goes to the file without a copy.
+                contiguous = {name: tensor.contiguous() for name, tensor in named.items()}
+                save_file(contiguous, draft / _file_of(group))
+            (draft / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+            for path in draft.glob("*.safetensors"):  # safetensors lets only the owner read
+                shutil.copymode(draft / _STATE, path)
+            files = {
+                path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+                for path in sorted(draft.iterdir())
+            }
+            # No newline at the end: a manifest that lost its last byte must not parse.
+            (draft / _MANIFEST).write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{final}: cannot be written: {error}") from error
     for path in older[: max(0, len(older) + 1 - keep)]:
         doomed = path.with_name(f".removing-{path.name}")
         os.rename(path, doomed)
@@ -82,10 +83,14 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, groups: Collection[str] | None = None
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Return tensors, on the CPU, and state of a run's newest checkpoint, or of that in `folder`.
+    """Return a checkpoint's tensors by group, on the CPU, and its state.
 
-    `groups` names the tensor groups wanted; None: all. Others are neither read nor checked.
-    Raises CheckpointError, naming the file, where one is missing or not as it was written.
+    Args:
+        folder: a run's folder, whose newest checkpoint is meant, or a checkpoint's own.
+        groups: the tensor groups to read; the others are not checked either. None reads all.
+
+    Raises:
+        CheckpointError: a file is missing or is not as it was written; the message names it.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -95,13 +100,13 @@ def load_checkpoint(
     else:
         complete = checkpoints_of(folder)
         if not complete:
-            raise CheckpointError(f"{folder / 'checkpoints'}: no complete checkpoint")
+            raise CheckpointError(f"{folder / 'checkpoints'}: there is no complete checkpoint")
         checkpoint = complete[-1]
     files = _read_manifest(checkpoint)
     wanted = sorted(set(files) - {_STATE} if groups is None else map(_file_of, groups))
     for name in (_STATE, *wanted):
         if name not in files:
-            raise CheckpointError(f"{checkpoint / name}: not part of this checkpoint")
+            raise CheckpointError(f"{checkpoint / name}: is not part of this checkpoint")
         _check(checkpoint / name, files[name])
     try:
         tensors = {Path(name).stem: load_file(checkpoint / name) for name in wanted}
@@ -121,8 +126,8 @@ def _order(checkpoint: Path) -> tuple[int, int]:
 
 def checkpoints_of(folder: Path) -> list[Path]:
     """Return a run's checkpoints, oldest first."""
-    found = (folder / "checkpoints").glob("step-*")
-    return sorted((p for p in found if re.fullmatch(r"step-\d+(\.\d+)?", p.name)), key=_order)
+    paths = (folder / "checkpoints").glob("step-*")
+    return sorted((p for p in paths if re.fullmatch(r"step-\d+(\.\d+)?", p.name)), key=_order)
 
 
 def _sha256(path: Path) -> str:
@@ -138,26 +143,26 @@ def _read_manifest(checkpoint: Path) -> dict[str, tuple[int, str]]:
     """Return length and SHA-256 of each of the checkpoint's files."""
     path = checkpoint / _MANIFEST
     if not path.is_file():
-        raise CheckpointError(f"{path}: missing, the checkpoint is not complete")
+        raise CheckpointError(f"{path}: missing, so the checkpoint is not complete")
     manifest = read_json(path)
     try:
         files = manifest["files"]
         plain = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
     except (LookupError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged, not a checkpoint's manifest") from error
+        raise CheckpointError(f"{path}: damaged, this is not a checkpoint's manifest") from error
     for name in plain:
         # A name from a stranger's manifest must not lead out of the checkpoint.
         if name != _STATE and not re.fullmatch(r"[\w-]+\.safetensors", name):
-            raise CheckpointError(f"{path}: damaged, {name!r} is no checkpoint file")
+            raise CheckpointError(f"{path}: damaged, {name!r} is not a checkpoint's file")
     return plain
 
 
 def _check(path: Path, written: tuple[int, str]) -> None:
-    """Raise CheckpointError where a file is not as the manifest says it was written."""
+    """Raise CheckpointError if a file differs from what the manifest says."""
     if not path.is_file():
         raise CheckpointError(f"{path}: missing")
     size = path.stat().st_size
     if size != written[0]:
-        raise CheckpointError(f"{path}: has {size} bytes, not the {written[0]} written")
+        raise CheckpointError(f"{path}: got {size} bytes, expected {written[0]}")
     if _sha256(path) != written[1]:
-        raise CheckpointError(f"{path}: altered since it was written")
+        raise CheckpointError(f"{path}: changed since it was written (SHA-256)")

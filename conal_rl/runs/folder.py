@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -17,7 +16,7 @@ from conal_rl import __version__
 from conal_rl.config import AnyConfig, RunConfig, load_config
 from conal_rl.errors import CheckpointError, ConfigError
 from conal_rl.runs.checkpoints import checkpoints_of
-from conal_rl.runs.files import atomic_write
+from conal_rl.runs.files import atomic_write, write_json
 
 _PACKAGES = ("gymnasium", "metaworld", "mujoco", "numpy", "stable-baselines3", "torch")
 
@@ -30,53 +29,57 @@ class Run:
 
     @classmethod
     def create(cls, config: RunConfig, out: Path | None = None) -> Run:
-        """Make the folder, by default `runs/NAME-SEED-TIME`, and write config.yaml, versions.json.
+        """Make the folder, by default `runs/NAME-SEED-TIME`, with config.yaml and versions.json.
 
-        Raises ConfigError where `out` holds files already or cannot be made.
+        Raises:
+            ConfigError: `out` holds files already or cannot be made.
         """
         try:
             folder = out or _new_folder(Path("runs"), config)
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
+                resume = f", or resume the run there with --resume {folder}"
                 raise ConfigError(
-                    f"{folder}: holds files already; choose another --out"
-                    + f", or go on with --resume {folder}" * bool(checkpoints_of(folder))
+                    f"--out: got {folder}, expected a new or empty folder. Give a different one"
+                    f"{resume if checkpoints_of(folder) else ''}."
                 )
             run = cls(folder)
             atomic_write(run.config_path, config.to_yaml())
-            atomic_write(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
+            write_json(folder / "versions.json", versions())
         except OSError as error:
             raise ConfigError(f"{error.filename}: cannot make the run: {error.strerror}") from error
         return run
 
     @classmethod
     def open(cls, folder: Path) -> Run:
-        """Return the run in `folder`, to go on with it or to evaluate it.
+        """Return the run in `folder`, to resume it.
 
-        Raises ConfigError or CheckpointError where the folder, its config or any checkpoint is
-        missing.
+        Raises:
+            CheckpointError: the folder is missing or empty, or it has no complete checkpoint.
+            ConfigError: it has no config.yaml.
         """
         if not folder.is_dir():
-            raise CheckpointError(f"{folder}: no such run folder")
+            raise CheckpointError(f"{folder}: there is no such folder")
         if not any(folder.iterdir()):
-            raise CheckpointError(f"{folder}: empty, there is no run in it")
+            raise CheckpointError(f"{folder}: the folder is empty")
         run = cls(folder)
         if not run.config_path.is_file():
-            raise ConfigError(f"{run.config_path}: missing; is {folder} a run's folder?")
+            raise ConfigError(f"{run.config_path}: missing. Give the folder of a run.")
         if not checkpoints_of(folder):
             raise CheckpointError(
-                f"{run.checkpoints_path}: no complete checkpoint to go on from; where no process "
-                "is training in it, start the run anew with another --out"
+                f"{run.checkpoints_path}: there is no complete checkpoint to resume from. Wait for "
+                "the process that trains here, or start the run again with a different --out."
             )
         return run
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep other processes from writing here meanwhile; this one's end gives it free as well.
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training here during the block, or until this one ends.
 
-        Raises CheckpointError where another process is at it.
+        Raises:
+            CheckpointError: a different process holds the lock.
         """
-        import fcntl  # not above: evaluation needs no lock, and Windows has none of these
+        import fcntl  # not above: Windows lacks it, and evaluation needs no lock
 
         descriptor = os.open(self.folder, os.O_RDONLY)
         try:
@@ -84,10 +87,10 @@ class Run:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise CheckpointError(
-                    f"{self.folder}: another process is training in it; wait for it, or stop it"
+                    f"{self.folder}: a different process trains here. Wait for it, or stop it."
                 ) from error
             except OSError:
-                pass  # some network file systems lock no folders
+                pass  # some network file systems cannot lock a folder
             yield
         finally:
             os.close(descriptor)
@@ -108,7 +111,7 @@ class Run:
 
     @property
     def progress_path(self) -> Path:
-        """One row of metrics per log line."""
+        """The log: a row of metrics per line."""
         return self.folder / "progress.csv"
 
     @property
@@ -118,15 +121,18 @@ class Run:
 
     @property
     def evaluation_path(self) -> Path:
-        """Success per task after training."""
+        """What the evaluation after training says."""
         return self.folder / "evaluation.json"
 
 
 def find_run(text: str) -> Path:
-    """The folder that a command line means: a path, or `pretrained:NAME`, what ships with us.
+    """Return the folder that a command line names.
+
+    Args:
+        text: a path, or `pretrained:NAME` for weights that come with the package.
 
     Raises:
-        CheckpointError: nothing of that name ships.
+        CheckpointError: no weights of that name come with the package.
     """
     kind, _, name = text.partition(":")
     if kind != "pretrained":
@@ -135,13 +141,32 @@ def find_run(text: str) -> Path:
     names = sorted(path.name for path in shipped.glob("*") if (path / "model").is_dir())
     if name not in names:
         known = ", ".join(names) or "none"
-        raise CheckpointError(f"{text}: no such weights ship with conal_rl; there are {known}")
+        raise CheckpointError(f"pretrained: got {name!r}, expected one of {known}")
     return shipped / name
 
 
+def config_of(path: Path) -> AnyConfig:
+    """Return the config of a run's folder, or of the run that a checkpoint belongs to.
+
+    Raises:
+        CheckpointError: `path` is neither.
+        ConfigError: the run's config.yaml is missing or damaged.
+    """
+    path = path.resolve()
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: there is no such folder")
+    if (path / "state.json").is_file():
+        return load_config(path.parents[1] / "config.yaml")
+    if not any((path / part).is_dir() for part in ("model", "checkpoints")):
+        raise CheckpointError(
+            f"{path}: expected a run, which has model/ or checkpoints/, or one of its checkpoints"
+        )
+    return load_config(path / "config.yaml")
+
+
 def versions() -> dict[str, str | int | None]:
-    """Return what ran: Python, the packages that matter, the machine, the git commit if any."""
-    found: dict[str, str | int | None] = {
+    """Return the versions of Python and of important packages, the machine, and the git commit."""
+    record: dict[str, str | int | None] = {
         "conal_rl": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
@@ -150,14 +175,14 @@ def versions() -> dict[str, str | int | None]:
     }
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            record[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            record[package] = None
+    return record
 
 
 def _new_folder(parent: Path, config: RunConfig) -> Path:
-    """Make and return a folder that no other run, started in the same second, has."""
+    """Make and return a folder that is new even if runs start within one second."""
     stem = f"{config.name}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     for attempt in range(1000):
         folder = parent / (f"{stem}-{attempt}" if attempt else stem)
@@ -166,17 +191,17 @@ def _new_folder(parent: Path, config: RunConfig) -> Path:
         except FileExistsError:
             continue
         return folder
-    raise ConfigError(f"{parent / stem}: exists a thousand times; give --out")
+    raise ConfigError(f"{parent / stem}: exists a thousand times. Give --out.")
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout that this package lies in, `-dirty` if edited since."""
+    """Return the commit of this package's checkout, with `-dirty` if files have changed since."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # installed: a repository further up is not ours
         return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        told = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=20)
+        answer = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return told.stdout.strip() or None
+    return answer.stdout.strip() or None

@@ -1,14 +1,14 @@
-"""What a run shows and writes while it trains: progress bar, log files, checkpoints, stopping."""
+"""What happens around the steps of a training: log files, progress bar, checkpoints, stopping."""
 
 from __future__ import annotations
 
 import csv
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -27,17 +27,22 @@ from stable_baselines3.common.logger import (
 )
 
 from conal_rl.errors import CheckpointError
+from conal_rl.runs.files import draft_file
 
 
 class StopRequest:
-    """Ctrl-C (or SIGTERM) noted, so that training can stop between two updates."""
+    """Notes Ctrl-C (or SIGTERM), so that training can stop between two updates.
+
+    Attributes:
+        signal: the number of the first signal that came; None before it.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """The first signal asks training to stop; a second one interrupts at once."""
+        """Note signals in this block: the first asks training to stop, a second interrupts it."""
         signals = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self._note) for number in signals}
         try:
@@ -53,18 +58,18 @@ class StopRequest:
         print("stopping after this step; writing a checkpoint", file=sys.stderr)
 
 
-class Stopped(Exception):
-    """Ends `learn` between two rounds of training, where nothing is half done."""
-
-
 class ContinuedCSV(CSVOutputFormat):
-    """SB3's CSV log, which goes on behind the lines of an earlier process.
+    """SB3's CSV log, which continues the lines of an earlier process.
 
     Lines logged after the checkpoint that the run resumes from are dropped: they will come again.
-    So is a last line that was cut short.
+    A last line that was cut short is dropped too.
+
+    Args:
+        path: of the log.
+        steps: of the checkpoint.
 
     Raises:
-        CheckpointError: what is there is no such log.
+        CheckpointError: the file is not such a log.
     """
 
     def __init__(self, path: Path, steps: int):
@@ -79,24 +84,23 @@ class ContinuedCSV(CSVOutputFormat):
                         kept.append(line)
             except (csv.Error, KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(
-                    f"{path}: damaged, no log of a run; move it away to go on with a new one"
+                    f"{path}: damaged, this is not the log of a run. Move it away; the resumed run "
+                    "then begins a new one."
                 ) from error
-        # Under another name until it holds what is kept; SB3 goes on writing to the same file.
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        super().__init__(str(draft))
-        self.keys = next(csv.reader([header]), [])
-        self.file.writelines([header, *kept])
-        self.file.flush()
-        os.replace(draft, path)
+        with draft_file(path) as draft:  # SB3 keeps writing to this file under its new name
+            super().__init__(str(draft))
+            self.keys = next(csv.reader([header]), [])
+            self.file.writelines([header, *kept])
+            self.file.flush()
 
 
 def make_logger(folder: Path, steps: int) -> Logger:
-    """Log to progress.csv and TensorBoard files in `folder`, going on at `steps`."""
+    """Return a log to progress.csv and TensorBoard files in `folder`; it continues at `steps`."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # not above: it is slow
 
     table = ContinuedCSV(folder / "progress.csv", steps)
     curves = TensorBoardOutputFormat(str(folder))
-    # TensorBoard then leaves out what an earlier process has logged beyond.
+    # TensorBoard then leaves out what an earlier process has logged beyond these steps.
     start = SessionLog(status=SessionLog.START)
     curves.writer._get_file_writer().add_event(Event(step=steps + 1, session_log=start))
     return Logger(folder=str(folder), output_formats=[table, curves])
@@ -107,9 +111,9 @@ class PhaseDisplay:
 
     Args:
         phase: name of the phase.
-        step: where it goes on.
-        until: where it ends.
-        seconds_left: after which it ends in any case.
+        step: the step that it continues at.
+        until: the step that it ends at.
+        seconds_left: returns the seconds after which it ends in any case.
     """
 
     def __init__(self, phase: str, step: int, until: int, seconds_left: Callable[[], float]):
@@ -134,11 +138,11 @@ class PhaseDisplay:
         )
 
     def rate(self, step: int) -> float:
-        """Steps per second of this phase in this process."""
+        """Return the steps per second of this phase in this process."""
         return (step - self._first) / max(time.monotonic() - self._began, 1e-9)
 
     def due(self) -> bool:
-        """Whether the bar has not moved for half a second; says so once."""
+        """Return whether the bar has not moved for half a second; the next answer is then no."""
         now = time.monotonic()
         due = now - self._shown > 0.5
         if due:
@@ -156,7 +160,7 @@ class PhaseDisplay:
         )
 
     def line(self, step: int, outcome: str) -> None:
-        """Print a line where there is no bar."""
+        """Print a line, unless there is a bar."""
         if self._progress.disable:
             self.console.print(
                 f"{self.phase}: {step:,} of {self.until:,} steps, "
@@ -172,3 +176,51 @@ class PhaseDisplay:
     def close(self) -> None:
         """Take the bar down."""
         self._progress.stop()
+
+
+@dataclass
+class Session:
+    """A stretch of training in one phase, as the experiment that trains sees it.
+
+    Attributes:
+        phase: name of the phase.
+        step: the step of the whole run that it continues at.
+        until: the step of the whole run that it ends at.
+        logger: where metrics go.
+        stop: says whether the user has asked to stop.
+        elapsed: returns the seconds of the whole run so far.
+        seconds_left: returns the seconds after which it ends in any case.
+        save: writes a checkpoint.
+        save_seconds: seconds between two checkpoints.
+        display: the phase's progress.
+    """
+
+    phase: str
+    step: int
+    until: int
+    logger: Logger
+    stop: StopRequest
+    elapsed: Callable[[], float]
+    seconds_left: Callable[[], float]
+    save: Callable[[], None]
+    save_seconds: float
+
+    def __post_init__(self) -> None:
+        self.display = PhaseDisplay(self.phase, self.step, self.until, self.seconds_left)
+        self._saved = time.monotonic()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the user has asked to stop."""
+        return self.stop.signal is not None
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the run's minutes are over."""
+        return self.seconds_left() <= 0
+
+    def save_if_due(self) -> None:
+        """Write a checkpoint if the last one is old enough; call it when nothing is half done."""
+        if time.monotonic() - self._saved > self.save_seconds:
+            self.save()
+            self._saved = time.monotonic()

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
@@ -185,11 +184,11 @@ def test(
     }
 
 
-def print_report(report: dict[str, Any]) -> None:
-    """Print the scores in a report of `test`."""
+def report_table(report: dict[str, Any]) -> Table:
+    """Return the scores in a report of `test` as a table to print."""
     test_scores = {task: from_json(metrics) for task, metrics in report["scores"].items()}
     figures = {str(name): report[name] for name in ("total_error", "delta_p") if name in report}
-    Console().print(table(test_scores, from_json(figures)))
+    return table(test_scores, from_json(figures))
 
 
 def load_network(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.table import Table
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import get_device
 from torch import Tensor
@@ -20,19 +19,15 @@ from conal_rl.config import SupervisedConfig
 from conal_rl.core import ConalProStage, SearchNetwork, Structure, Tree
 from conal_rl.core.bilevel import decay_specific, gate_step
 from conal_rl.core.learner import ConflictSettings, Learner
-from conal_rl.errors import CheckpointError, TreeError, diverged
-from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
-from conal_rl.runs.files import atomic_write
-from conal_rl.runs.folder import Run
-from conal_rl.runs.progress import PhaseDisplay, make_logger
-from conal_rl.runs.trainer import (
-    Phase,
-    Trainer,
+from conal_rl.errors import CheckpointError, ConfigError, TreeError, diverged
+from conal_rl.runs.experiment import (
+    Tensors,
     conflict_rule,
     gumbel_temperature,
     require_compiler,
     search_space,
 )
+from conal_rl.runs.progress import Session
 from conal_rl.runs.weights import (
     UNFIT,
     is_finite,
@@ -45,7 +40,7 @@ from conal_rl.runs.weights import (
     write_model,
 )
 from conal_rl.supervised.data.common import Batch
-from conal_rl.supervised.evaluation import Loader, mean_loss, print_report, read_reference, test
+from conal_rl.supervised.evaluation import Loader, mean_loss, read_reference, report_table, test
 from conal_rl.supervised.network import (
     MultiTaskNetwork,
     autocast,
@@ -53,77 +48,67 @@ from conal_rl.supervised.network import (
     task_losses,
     to_device,
 )
-from conal_rl.supervised.problem import Part, Problem, make_problem
-from conal_rl.supervised.selection import Selection
+from conal_rl.supervised.problem import Part, make_problem
+from conal_rl.supervised.selection import BestWeights
 
 FORMAT, VERSION = "conal_rl.network", 1
 
 
-class SupervisedExperiment(Trainer[SupervisedConfig]):
-    """A run on a data set whose tasks are learnt together."""
+class SupervisedExperiment:
+    """A data set, and a network that learns its tasks together.
 
-    def __init__(
-        self,
-        config: SupervisedConfig,
-        run: Run,
-        phase: Phase,
-        problem: Problem,
-        structure: Structure,
-    ):
-        super().__init__(config, run, phase)
-        self.problem = problem
-        self.tasks = tuple(problem.tasks)
+    Args:
+        config: of the run.
+
+    Raises:
+        ConalError: the data set or the reference cannot be read.
+    """
+
+    def __init__(self, config: SupervisedConfig):
+        self.problem = make_problem(config)
+        self.tasks = tuple(self.problem.tasks)
+        read_reference(config, self.problem.tasks)
+        self.config = config
         self.device = get_device(config.device)
         self._autocast = autocast(self.device, config.agent.mixed_precision)
         self._step = 0
         self._first_step = 0  # of the phase
-        self._selection = Selection()
+        self._best = BestWeights()
         self._forget_losses()
-        self._logger: Logger
-        self._build(structure)
 
-    @classmethod
-    def start(cls, config: SupervisedConfig, out: Path | None) -> SupervisedExperiment:
-        """Begin a run in a new folder. Everything that can be refused is, before it exists."""
-        problem = make_problem(config)
-        read_reference(config, problem.tasks)
-        tree = _fixed_tree(config, tuple(problem.tasks))
-        structure = tree or search_space(config, tuple(problem.tasks))
-        draft = cls(config, Run(Path()), "train" if tree else "search", problem, structure)
-        draft._try_out()
-        draft._build(structure)
-        draft.config = config.with_whole_paths()
-        draft.run = Run.create(draft.config, out)
-        return draft
+    def start(self) -> None:
+        """Make the first network, and refuse whatever would fail later.
 
-    @classmethod
-    def resume(cls, run: Run, config: SupervisedConfig) -> SupervisedExperiment:
-        """Go on from the newest checkpoint of `run`.
-
-        What `config` changes is kept in the run's config.yaml, for later resumes, where there is
-        something left to train.
+        Raises:
+            ConalError: data cannot be read, or a tree does not fit.
         """
-        config = config.with_whole_paths()
-        tensors, state = load_checkpoint(run.folder)
-        began = run.config()
-        problem = make_problem(config)
-        read_reference(config, problem.tasks)
+        structure = _fixed_tree(self.config, self.tasks) or search_space(self.config, self.tasks)
+        self._build(structure)
+        self._try_out()
+        self._build(structure)
+        self.config = self.config.with_whole_paths()
+
+    def restore(self, tensors: Tensors, state: Mapping[str, Any]) -> None:
+        """Make the network of a checkpoint and fill it.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged or does not fit the config.
+            ConfigError: it belongs to different tasks.
+        """
+        self.config = self.config.with_whole_paths()
         try:
-            if state["tasks"] != list(problem.tasks):
-                names = ", ".join(state["tasks"])
-                raise CheckpointError(f"{run.folder}: the checkpoint is of tasks {names}")
-            structure = structure_from_json(state["structure"])
-            training = cls(config, run, state["phase"], problem, structure)
-            training._require_same_run(began)
-            training._restore(tensors, state)
+            tasks = ", ".join(state["tasks"])
+            if state["tasks"] != list(self.tasks):
+                raise ConfigError(
+                    f"data.tasks: got {', '.join(self.tasks)}, expected {tasks}, which the run "
+                    "began with. Start a new run."
+                )
+            self._build(structure_from_json(state["structure"]))
+            self._fill(tensors, state)
         except UNFIT as error:
             raise CheckpointError(
-                f"{run.folder}: the checkpoint does not fit this config: {reason(error)}"
+                f"the checkpoint does not fit this config: {reason(error)}"
             ) from error
-        training._go_on(began)
-        return training
-
-    # What Trainer asks for.
 
     @property
     def steps(self) -> int:
@@ -135,69 +120,71 @@ class SupervisedExperiment(Trainer[SupervisedConfig]):
         """The encoder's."""
         return {"encoder": self.learner}
 
-    def _begin(self) -> None:
-        self._logger = make_logger(self.run.folder, self._step)
+    def learn(self, session: Session) -> None:
+        """Train up to `session.until` updates, or until it is stopped or out of time or patience.
 
-    def _learn(self, until: int) -> bool:
-        settings = self.config
-        display = PhaseDisplay(self.phase, self._step, until, self._seconds_left)
+        Raises:
+            ConalError: training diverged.
+        """
+        config = self.config
         batches = self._batches(self._step - self._first_step)
         validation = self._validation_batches(self._step - self._first_step)
-        saved = time.monotonic()
-        try:
-            while self._step < until and not self._out_of_patience() and self._seconds_left() > 0:
-                if self.stop.signal is not None:
-                    return False
-                self._update(batches, validation)
-                self._step += 1
-                last = self._step == until
-                looks = self._selects and (last or self._step % settings.evaluation.every == 0)
-                if looks:
-                    self._look_at_validation()
-                if last or looks or self._step % settings.log_interval == 0:
-                    self._log(display)
-                if time.monotonic() - saved > 60 * settings.checkpoint_minutes:
-                    self._checkpoint()
-                    saved = time.monotonic()
-                if display.due():
-                    display.show(self._step, self._outcome())
-            if self._selects and not self._selection.weights:  # its minutes ended before a look
-                self._look_at_validation()
-            if self._summed:
-                self._log(display)
-        finally:
-            display.close()
-        if self.stop.signal is not None:
-            return False
-        if self._selects:
-            if not self._selection.weights:
+        while self._step < session.until and not (self._out_of_patience() or session.out_of_time):
+            if session.stopped:
+                return
+            self._update(batches, validation)
+            self._step += 1
+            last = self._step == session.until
+            looks = self._selects and (last or self._step % config.evaluation.every == 0)
+            if looks:
+                self._look_at_validation(session.logger)
+            if last or looks or self._step % config.log_interval == 0:
+                self._log(session)
+            session.save_if_due()
+            if session.display.due():
+                session.display.show(self._step, self._outcome())
+        if self._selects and not self._best.weights:  # the minutes ended before the first look
+            self._look_at_validation(session.logger)
+        if self._summed:
+            self._log(session)
+        if self._selects and not session.stopped:
+            if not self._best.weights:
                 raise diverged("no validation loss has been finite", self._step)
-            if not is_finite(self.network):  # the last step's; nothing can go on from them
-                self.network.load_state_dict(self._selection.weights)
+            if not is_finite(self.network):  # the last step spoilt them
+                self.network.load_state_dict(self._best.weights)
+
+    def next_stage(self) -> bool:
+        """Move to CoNAL-Pro's next stage, with what was learnt; False if no stage is left."""
+        stage = self.learner.next_stage()
+        if stage is None:
+            return False
+        before = self.network
+        self._build(stage)
+        self.network.inherit_from(before)
         return True
 
-    def _next_stage(self) -> bool:
-        following = self.learner.next_stage()
-        if following is not None:
-            before = self.network
-            self._build(following)
-            self.network.inherit_from(before)
-        return following is not None
-
-    def _derive_trees(self) -> tuple[Tree, ...]:
+    def derive(self) -> tuple[Tree]:
+        """Return the encoder's tree."""
         return (self.learner.tree(),)
 
-    def _train_trees(self, trees: tuple[Tree, ...]) -> None:
+    def train_trees(self, trees: tuple[Tree, ...]) -> None:
+        """Continue with a network of this tree, from scratch unless the weights are kept."""
         self._first_step = self._step
         before = self.network
         self._build(trees[0])
         if self.config.search.keep_weights:
             self.network.inherit_from(before)
 
-    def _trees_json(self, trees: tuple[Tree, ...]) -> str:
+    def trees_json(self, trees: tuple[Tree, ...]) -> str:
+        """Return the content of tree.json."""
         return trees[0].to_json()
 
-    def _checkpoint(self) -> None:
+    def state(self) -> tuple[Tensors, dict[str, Any]]:
+        """Return all that `restore` needs: tensors, and JSON types.
+
+        Raises:
+            ConalError: a loss or a weight is not finite.
+        """
         self._mean_losses()
         require_finite(self.network, self._step)
         optimizers = self._optimizers()
@@ -209,21 +196,23 @@ class SupervisedExperiment(Trainer[SupervisedConfig]):
         }
         if self.device.type == "cuda":
             groups["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
-        if self._selection.weights:
-            groups["best"] = self._selection.weights
+        if self._best.weights:
+            groups["best"] = self._best.weights
         state: dict[str, Any] = {
-            **self._progress(),
             "tasks": list(self.tasks),
             "structure": structure_to_json(self.structure),
             "step": self._step,
             "first_step": self._first_step,
             "losses": {"sums": self._sums.tolist(), "summed": self._summed},
-            "best": self._selection.state(),
+            "best": self._best.state(),
             "scalers": {name: scaler.state_dict() for name, scaler in self._scalers().items()},
         }
         if self.learner.noticing is not None:
             groups["conflict"], state["noticing"] = self.learner.noticing.state()
-        save_checkpoint(self.run.folder, self._step, groups, state)
+        return groups, state
+
+    def save_weights(self, folder: Path, finished: bool) -> None:
+        """Write the network's weights; those that selection prefers, if training has finished."""
         about = {
             "format": FORMAT,
             "version": VERSION,
@@ -231,30 +220,46 @@ class SupervisedExperiment(Trainer[SupervisedConfig]):
             "structure": structure_to_json(self.structure),
             "steps": self._step,
         }
-        selected = self._selection.weights if self.phase == "done" else {}
-        write_model(self.run.folder / "model", about, selected or self.network.state_dict())
+        selected = self._best.weights if finished else {}
+        write_model(folder, about, selected or self.network.state_dict())
 
-    def _evaluate_finally(self) -> None:
-        seconds = self._elapsed()
+    def evaluate(self) -> tuple[dict[str, Any], Table]:
+        """Return the scores on the test part, as JSON types and as a table."""
         if self._step == self._first_step:
-            print("there was no update: what is tested has learnt nothing", file=sys.stderr)
-        if self._selection.weights:  # not before: from the last ones training can go on
-            self.network.load_state_dict(self._selection.weights)
+            print("there was no update: the network has learnt nothing", file=sys.stderr)
+        if self._best.weights:  # not before, because training continues from the last weights
+            self.network.load_state_dict(self._best.weights)
         report = test(self.network, self.problem, self.config, self.device)
-        report |= {
-            "steps": self._step,
-            "search_steps": self.search_steps,
-            "seconds": round(seconds, 1),
-            "search_seconds": round(self.search_seconds, 1),
-            "selected_step": self._selection.step if self._selection.weights else None,
-        }
-        atomic_write(self.run.evaluation_path, json.dumps(report, indent=2) + "\n")
-        print_report(report)
+        selected = {"selected_step": self._best.step if self._best.weights else None}
+        return report | selected, report_table(report)
+
+    def _fill(self, tensors: Tensors, state: Mapping[str, Any]) -> None:
+        self._step, self._first_step = state["step"], state["first_step"]
+        self._sums += torch.tensor(state["losses"]["sums"], device=self.device)
+        self._summed = state["losses"]["summed"]
+        self.network.load_state_dict(tensors["network"])
+        self.learner.loss_weights.load_state_dict(tensors["loss_weights"])
+        for name, optimizer in self._optimizers().items():
+            restore_optimizer(optimizer, tensors[f"optimizer_{name}"])
+        for name, scaler in self._scalers().items():
+            if name in state["scalers"]:
+                scaler.load_state_dict(state["scalers"][name])
+        if self.learner.noticing is not None:
+            self.learner.noticing.restore(tensors["conflict"], state["noticing"])
+        if state["best"] is not None:
+            self._best.restore(state["best"], tensors["best"])
+        torch.set_rng_state(tensors["random"]["torch"])
+        if self.device.type == "cuda" and "cuda" in tensors["random"]:
+            torch.cuda.set_rng_state(tensors["random"]["cuda"], self.device)
+
+    @property
+    def _searching(self) -> bool:
+        return not isinstance(self.structure, Tree)
 
     # The network and its steps.
 
     def _build(self, structure: Structure) -> None:
-        """A new network, with optimisers that remember nothing."""
+        """Make a new network and new optimisers, from the seed and the step."""
         agent, search = self.config.agent, self.config.search
         stream = np.random.SeedSequence([self.config.seed, self._step])
         torch.manual_seed(int(stream.generate_state(1)[0]))
@@ -277,8 +282,7 @@ class SupervisedExperiment(Trainer[SupervisedConfig]):
         )
         scales = agent.mixed_precision and self.device.type == "cuda"
         self._gate_scaler = torch.amp.GradScaler("cuda") if scales else None
-        searching = not isinstance(structure, Tree)
-        rule = conflict_rule(self.config, searching)
+        rule = conflict_rule(self.config, self._searching)
         self.learner = Learner(
             self.network.encoder,
             self.optimizer,
@@ -289,12 +293,12 @@ class SupervisedExperiment(Trainer[SupervisedConfig]):
             weighting=agent.weighting,
             scaler=torch.amp.GradScaler("cuda") if scales else None,
         )
-        # Dynamo breaks the graph at every module whose tasks' gradients are captured.
+        # Dynamo breaks the graph at every module that captures its tasks' gradients.
         compiles = agent.compile and self.learner.rule is None
         self._forward = torch.compile(self.network) if compiles else self.network
 
     def _try_out(self) -> None:
-        """Read first batches and open what is needed later: what fails, fails before the run."""
+        """Read first batches and open what is needed later, so that it fails before the run."""
         for task in self.problem.tasks.values():
             task.metric()  # may lack a package
         if self.config.agent.compile:
@@ -304,11 +308,11 @@ class SupervisedExperiment(Trainer[SupervisedConfig]):
             next(self._validation_batches())
         if self.config.agent.select:
             next(iter(self._looks()))
-        elif self.phase == "search":
+        elif self._searching:
             self.problem.loader("both", self.config.agent.batch_size, True)
 
     def _update(self, batches: Iterator[Batch], validation: Iterator[Batch]) -> None:
-        """One step of the weights, then, in a search, one of the gates."""
+        """Step the weights, and in a search then the gates."""
         self.network.train()
         self._set_rates()
         with self.learner.capture():
@@ -324,16 +328,16 @@ class SupervisedExperiment(Trainer[SupervisedConfig]):
             gate_step(loss, [gates], self.gate_optimizer, self._gate_scaler)
 
     def _losses(self, cpu_batch: Batch) -> Tensor:
-        """Of each task, `(task,)`."""
+        """Return each task's loss, `(task,)`."""
         batch = to_device(cpu_batch, self.device)
         with self._autocast:
             predictions = self._forward(batch.inputs)
         return task_losses(self.problem, predictions, batch)
 
     def _set_rates(self) -> None:
-        """The weights' step size, and the temperature of sampled gates."""
+        """Set the weights' learning rate and the temperature of sampled gates."""
         config, done = self.config, float(self._step - self._first_step)
-        last = config.search.steps if self.phase == "search" else config.total_steps
+        last = config.search.steps if self._searching else config.total_steps
         length = float(max(last - self._first_step, 1))
         if isinstance(self.structure, ConalProStage):  # stages are equally long
             length /= config.agent.depth
@@ -354,37 +358,37 @@ class SupervisedExperiment(Trainer[SupervisedConfig]):
 
     def _batches(self, first: int = 0) -> Iterator[Batch]:
         part: Part = "both"
-        if self.phase == "search" or self.config.agent.select:
+        if self._searching or self.config.agent.select:
             part = "train"
         return self.problem.loader(part, self.config.agent.batch_size, True).endless(first)
 
     def _validation_batches(self, first: int = 0) -> Iterator[Batch]:
-        """Those that the gates learn from, after `first` steps of the search."""
+        """Return the batches that the gates learn from, after `first` steps of the search."""
         if self.network.gates is None:
             return iter(())
         taken = -(-first // self.config.search.gate_every)
         return self.problem.loader("validation", self.config.agent.batch_size, True).endless(taken)
 
-    # Selection, logging, state.
+    # Selection and logging.
 
     @property
     def _selects(self) -> bool:
-        return self.phase == "train" and self.config.agent.select
+        return not self._searching and self.config.agent.select
 
     def _looks(self) -> Loader:
         return self.problem.loader("validation", self.config.evaluation.batch_size, False)
 
-    def _look_at_validation(self) -> None:
+    def _look_at_validation(self, logger: Logger) -> None:
         loss = mean_loss(self.network, self.problem, self._looks(), self.device, self._autocast)
-        self._selection.look(loss, self._step, self.network)
-        self._logger.record("validation/loss", loss)
+        self._best.update(loss, self._step, self.network)
+        logger.record("validation/loss", loss)
 
     def _out_of_patience(self) -> bool:
         patience = self.config.agent.patience
-        return self._selects and patience is not None and self._selection.looks_since >= patience
+        return self._selects and patience is not None and self._best.looks_since >= patience
 
     def _mean_losses(self) -> dict[str, float]:
-        """Since the last line of the log. Raises ConalError if one is not finite."""
+        """Return mean losses since the last log line. Raises ConalError if one is not finite."""
         means = dict(zip(self.tasks, (self._sums / max(self._summed, 1)).tolist(), strict=True))
         for task, mean in means.items():
             if not math.isfinite(mean):
@@ -394,23 +398,22 @@ class SupervisedExperiment(Trainer[SupervisedConfig]):
     def _forget_losses(self) -> None:
         self._sums, self._summed = torch.zeros(len(self.tasks), device=self.device), 0
 
-    def _log(self, display: PhaseDisplay) -> None:
+    def _log(self, session: Session) -> None:
+        logger, display = session.logger, session.display
         for task, mean in self._mean_losses().items():
-            self._logger.record(f"loss/{task}", mean)
+            logger.record(f"loss/{task}", mean)
         display.line(self._step, self._outcome())
         self._forget_losses()
-        self._logger.record("train/learning_rate", self.optimizer.param_groups[0]["lr"])
-        self._logger.record("time/total_timesteps", self._step)
-        self._logger.record("time/phase_steps_per_s", display.rate(self._step))
+        logger.record("train/learning_rate", self.optimizer.param_groups[0]["lr"])
+        logger.record("time/total_timesteps", self._step)
+        logger.record("time/phase_steps_per_s", display.rate(self._step))
         for tag, value in self.learner.scalars("encoder").items():
-            self._logger.record(tag, value, exclude="csv")
-        self._logger.dump(self._step)
+            logger.record(tag, value, exclude="csv")
+        logger.dump(self._step)
 
     def _outcome(self) -> str:
         loss = float(self._sums.sum()) / max(self._summed, 1)
-        best = (
-            f", best validation loss {self._selection.loss:.4f}" if self._selection.weights else ""
-        )
+        best = f", best validation loss {self._best.loss:.4f}" if self._best.weights else ""
         return f"loss {loss:.4f}{best}"
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -421,29 +424,9 @@ class SupervisedExperiment(Trainer[SupervisedConfig]):
         named = {"weights": self.learner.scaler, "gates": self._gate_scaler}
         return {name: scaler for name, scaler in named.items() if scaler is not None}
 
-    def _restore(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-        self._restore_progress(state)
-        self._step, self._first_step = state["step"], state["first_step"]
-        self._sums += torch.tensor(state["losses"]["sums"], device=self.device)
-        self._summed = state["losses"]["summed"]
-        self.network.load_state_dict(tensors["network"])
-        self.learner.loss_weights.load_state_dict(tensors["loss_weights"])
-        for name, optimizer in self._optimizers().items():
-            restore_optimizer(optimizer, tensors[f"optimizer_{name}"])
-        for name, scaler in self._scalers().items():
-            if name in state["scalers"]:
-                scaler.load_state_dict(state["scalers"][name])
-        if self.learner.noticing is not None:
-            self.learner.noticing.restore(tensors["conflict"], state["noticing"])
-        if state["best"] is not None:
-            self._selection.restore(state["best"], tensors["best"])
-        torch.set_rng_state(tensors["random"]["torch"])
-        if self.device.type == "cuda" and "cuda" in tensors["random"]:
-            torch.cuda.set_rng_state(tensors["random"]["cuda"], self.device)
-
 
 def _fixed_tree(config: SupervisedConfig, tasks: tuple[str, ...]) -> Tree | None:
-    """The tree that `agent.tree` names, or None where it is to be searched."""
+    """Return the tree that `agent.tree` names, or None for a search."""
     depth = config.agent.depth
     if config.agent.tree == "search":
         return None

@@ -8,22 +8,22 @@ from typing import Any
 from torch import Tensor, nn
 
 
-class Selection:
-    """Remembers the best weights, on the CPU.
+class BestWeights:
+    """The weights of the lowest validation loss, on the CPU.
 
     Attributes:
         loss: the lowest validation loss so far.
-        step: the update after which it was seen.
-        looks_since: looks at validation since then.
-        weights: the network's then; empty before the first finite loss.
+        step: the update after which it was measured.
+        looks_since: validation losses since then.
+        weights: the network's weights at that step; empty before the first finite loss.
     """
 
     def __init__(self) -> None:
         self.loss, self.step, self.looks_since = math.inf, 0, 0
         self.weights: dict[str, Tensor] = {}
 
-    def look(self, loss: float, step: int, network: nn.Module) -> None:
-        """Take note of a validation loss."""
+    def update(self, loss: float, step: int, network: nn.Module) -> None:
+        """Copy the network's weights if `loss` is the lowest so far."""
         if loss < self.loss:
             self.loss, self.step, self.looks_since = loss, step, 0
             named = network.state_dict().items()
@@ -32,11 +32,11 @@ class Selection:
             self.looks_since += 1
 
     def state(self) -> dict[str, Any] | None:
-        """For a checkpoint, beside `weights`; None if there are none."""
+        """Return everything except `weights`, for a checkpoint; None before the first weights."""
         fields = {"loss": self.loss, "step": self.step, "looks_since": self.looks_since}
         return fields if self.weights else None
 
     def restore(self, state: dict[str, Any], weights: dict[str, Tensor]) -> None:
-        """Inverse of `state`."""
+        """Take over what `state` returned, and the weights."""
         self.loss, self.step = float(state["loss"]), int(state["step"])
         self.looks_since, self.weights = int(state["looks_since"]), weights

@@ -27,7 +27,7 @@ from conal_rl.core import learner as learner_module
 from conal_rl.core.bilevel import gate_step
 from conal_rl.core.linear_stack import LinearStack
 from conal_rl.errors import ConalError, ConfigError
-from conal_rl.runs.trainer import require_compiler
+from conal_rl.runs.experiment import require_compiler
 from tests.helpers.sb3 import differences, twin
 from tests.helpers.toy import (
     FEATURES,

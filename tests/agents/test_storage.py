@@ -113,7 +113,7 @@ def test_weights_never_replace_anything_else(other: str, tmp_path: Path) -> None
     there = tmp_path / "results" if other == "file" else tmp_path / "results" / "thesis.txt"
     there.parent.mkdir(exist_ok=True)
     there.write_text("long work")
-    with pytest.raises(CheckpointError, match="results: there is something else than a model"):
+    with pytest.raises(CheckpointError, match="results: "):
         make_agent(TREES["pair"]).save_weights(tmp_path / "results")
     assert there.read_text() == "long work"
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
@@ -127,7 +127,7 @@ def test_weights_replace_what_a_desktop_or_a_network_drive_leaves(
     agent.save_weights(tmp_path / "model")
     (tmp_path / "model" / name).write_text("")
     ours = name != ".git"
-    with nullcontext() if ours else pytest.raises(CheckpointError, match="something else"):
+    with nullcontext() if ours else pytest.raises(CheckpointError, match="model: "):
         agent.save_weights(tmp_path / "model")
     assert (tmp_path / "model" / name).exists() is not ours
     ConalSAC.load_weights(tmp_path / "model")
@@ -228,7 +228,7 @@ def test_missing_files(shared_model: Path, name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):
         ConalSAC.load_weights(tmp_path / "nowhere")
     copy_of(shared_model, tmp_path)
-    with pytest.raises(CheckpointError, match=r"a run's folder; its weights are in .*model$"):
+    with pytest.raises(CheckpointError, match=f"Give {folder}"):
         ConalSAC.load_weights(tmp_path)
 
 

@@ -6,7 +6,6 @@ import csv
 import json
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 
 from conal_rl.agents.callback import RunCallback
 from conal_rl.runs.checkpoints import load_checkpoint
-from conal_rl.runs.progress import PhaseDisplay
 
 TASKS = ("tests.helpers.toy:Left-v0", "tests.helpers.toy:Right-v0")
 ROOT = Path(__file__).parents[2]
@@ -49,12 +47,14 @@ def stop_at(step: int, patch: pytest.MonkeyPatch, number: int = signal.SIGINT) -
     patch.setattr(RunCallback, "_on_step", spied)
 
 
+_on_training_start = RunCallback._on_training_start
+
+
 def killed_in_training(self: RunCallback) -> None:
-    """As the process were, after the checkpoint of the derivation and before any other."""
-    if self.phase == "train":
+    """Fail after the checkpoint of the derivation and before the next one."""
+    if self.session.phase == "train":
         raise RuntimeError("killed")
-    self.saved, self.next_log, self.began = time.monotonic(), 10**9, self.num_timesteps
-    self.display = PhaseDisplay(self.phase, self.num_timesteps, self.until, self.seconds_left)
+    _on_training_start(self)
 
 
 def copied(run: Path, tmp_path: Path) -> Path:
@@ -67,10 +67,10 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 
 def steps(run: Path) -> list[int]:
-    """Of every row of progress.csv, which must rise from one to the next."""
-    found = [int(row["time/total_timesteps"]) for row in rows(run)]
-    assert found == sorted(set(found))
-    return found
+    """Return the step of every row of progress.csv; they must rise."""
+    logged = [int(row["time/total_timesteps"]) for row in rows(run)]
+    assert logged == sorted(set(logged))
+    return logged
 
 
 def state(run: Path) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from torch.testing import assert_close
 from conal_rl import train
 from conal_rl.config import SupervisedConfig, load_config
 from conal_rl.core import ConalProStage, Tree
-from conal_rl.runs.folder import Run
-from conal_rl.runs.trainer import search_space
+from conal_rl.runs.progress import Session
+from conal_rl.runs.trainer import Trainer
 from conal_rl.supervised import experiment, network
 from conal_rl.supervised.data.common import Batch, SharedLoader, TaskLoaders
 from conal_rl.supervised.evaluation import load_network
@@ -39,12 +39,9 @@ def started(*words: str) -> SupervisedExperiment:
     """A training that has made no step; it has no folder."""
     config = load_config(DIGITS[0], [*DIGITS[1:], *words])
     assert isinstance(config, SupervisedConfig)
-    problem = make_problem(config)
-    tasks = tuple(problem.tasks)
-    tree = experiment._fixed_tree(config, tasks)
-    phase: Any = "train" if tree else "search"
-    structure = tree or search_space(config, tasks)
-    return SupervisedExperiment(config, Run(Path()), phase, problem, structure)
+    training = SupervisedExperiment(config)
+    training.start()
+    return training
 
 
 def update(training: SupervisedExperiment, count: int = 1) -> None:
@@ -190,14 +187,14 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, Part, bool], set[by
     def entering(name: str, method: str) -> None:
         original = getattr(SupervisedExperiment, method)
 
-        def entered(self: SupervisedExperiment, *arguments: Any) -> None:
+        def entered(self: SupervisedExperiment, *arguments: Any) -> Any:
             phase[0] = name
-            original(self, *arguments)
+            return original(self, *arguments)
 
         monkeypatch.setattr(SupervisedExperiment, method, entered)
 
-    entering("train", "_train_trees")
-    entering("test", "_evaluate_finally")
+    entering("train", "train_trees")
+    entering("test", "evaluate")
     monkeypatch.setattr(experiment, "make_problem", watched)
     return found
 
@@ -231,9 +228,9 @@ def test_parts_are_for_what_they_are_for(
 
 
 def test_retraining_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights and optimiser of the search are not gone on with."""
+    """Weights and optimiser of the search are left behind."""
     states: list[Any] = []
-    train_trees = SupervisedExperiment._train_trees
+    train_trees = SupervisedExperiment.train_trees
 
     def spied(self: SupervisedExperiment, trees: tuple[Tree, ...]) -> None:
         searched = {p.data_ptr() for p in self.network.parameters()}
@@ -242,7 +239,7 @@ def test_retraining_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         states.extend([heads, deepcopy(self.network.heads.state_dict()), self.optimizer.state])
         assert not searched & {p.data_ptr() for p in self.network.parameters()}
 
-    monkeypatch.setattr(SupervisedExperiment, "_train_trees", spied)
+    monkeypatch.setattr(SupervisedExperiment, "train_trees", spied)
     run(tmp_path / "run", *DIGITS)
     searched, anew, optimizer = states
     assert changed(searched, anew) and isinstance(optimizer, dict)
@@ -273,18 +270,18 @@ def test_selection(
     looks: dict[int, State] = {}
     left = iter(losses)
     training: list[SupervisedExperiment] = []
-    learn = SupervisedExperiment._learn
+    learn = SupervisedExperiment.learn
 
     def scripted(network: torch.nn.Module, *_: Any) -> float:
         looks[training[0].steps] = {n: t.clone() for n, t in network.state_dict().items()}
         return next(left)
 
-    def watched(self: SupervisedExperiment, until: int) -> bool:
+    def watched(self: SupervisedExperiment, session: Session) -> None:
         training[:] = [self]
-        return learn(self, until)
+        learn(self, session)
 
     monkeypatch.setattr(experiment, "mean_loss", scripted)
-    monkeypatch.setattr(SupervisedExperiment, "_learn", watched)
+    monkeypatch.setattr(SupervisedExperiment, "learn", watched)
     words = [*DIGITS, "--agent.tree", "shared", "--agent.select", "--evaluation.every", "3"]
     words += ["--agent.patience", "2", "--total-steps", "14", "--log-interval", "4"]
     folder = run(tmp_path / "run", *words)
@@ -337,10 +334,10 @@ def test_what_its_minutes_end_is_in_the_log(
 ) -> None:
     """The steps since the last line, and a look at validation that no step was left for."""
 
-    def elapsed(self: SupervisedExperiment) -> float:
-        return 60.0 * (self.steps >= 5)
+    def elapsed(self: Trainer) -> float:
+        return 60.0 * (self.experiment.steps >= 5)
 
-    monkeypatch.setattr(SupervisedExperiment, "_elapsed", elapsed)
+    monkeypatch.setattr(Trainer, "_elapsed", elapsed)
     words = [*DIGITS, "--agent.tree", "shared", "--agent.select", "--evaluation.every", "9"]
     folder = run(tmp_path / "run", *words, "--log-interval", "4", "--minutes", "1")
     steps = [row["time/total_timesteps"] for row in rows(folder)]

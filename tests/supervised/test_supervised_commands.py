@@ -335,7 +335,7 @@ def test_runs_stopped_between_stages_resume(
     """The next stage has begun, but nothing is trained in it."""
     words = [*DIGITS, *METHODS["conal_pro"]]
     whole, parts = run(tmp_path / "whole", *words), tmp_path / "parts"
-    next_stage = SupervisedExperiment._next_stage
+    next_stage = SupervisedExperiment.next_stage
 
     def signalled(self: SupervisedExperiment) -> bool:
         follows = next_stage(self)
@@ -343,7 +343,7 @@ def test_runs_stopped_between_stages_resume(
         return follows
 
     with monkeypatch.context() as patch:
-        patch.setattr(SupervisedExperiment, "_next_stage", signalled)
+        patch.setattr(SupervisedExperiment, "next_stage", signalled)
         assert train.main([*words, "--out", str(parts)]) == 128 + signal.SIGTERM
     state = load_checkpoint(parts, groups=[])[1]
     assert (state["step"], state["structure"]["number"]) == (3, 2)
@@ -353,7 +353,7 @@ def test_runs_stopped_between_stages_resume(
 
 def test_stages_inherit_trained_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learnt: list[dict[str, torch.Tensor]] = []
-    next_stage = SupervisedExperiment._next_stage
+    next_stage = SupervisedExperiment.next_stage
 
     def spied(self: SupervisedExperiment) -> bool:
         before = {name: t.clone() for name, t in self.network.state_dict().items()}
@@ -361,7 +361,7 @@ def test_stages_inherit_trained_weights(tmp_path: Path, monkeypatch: pytest.Monk
         learnt.extend([before, {n: t.clone() for n, t in self.network.state_dict().items()}])
         return follows
 
-    monkeypatch.setattr(SupervisedExperiment, "_next_stage", spied)
+    monkeypatch.setattr(SupervisedExperiment, "next_stage", spied)
     run(tmp_path / "run", *DIGITS, *METHODS["conal_pro"])
     before, after = learnt[:2]
     kept = [name for name in after if name.startswith(("heads.", "encoder.joint.layers.0."))]

@@ -232,7 +232,7 @@ def test_a_checkpoint_without_its_entries_is_refused(
         (["--search.method", "ltb"], "search.method: got 'ltb'"),
         (["--data.tasks", *TASKS[:3]], "digit, parity"),
         (["--data.tasks", *TASKS[::-1]], "digit, parity"),
-        (["--data.set", "terrain"], "digit, parity"),
+        (["--data.set", "terrain"], "data.set: got 'terrain'"),
         (["--agent.channels", "4", "5"], "size mismatch"),
         # A different network with the same weights would load them without an error.
         (["--agent.strides", "1", "1"], "agent.strides: got (1, 1)"),

@@ -18,6 +18,7 @@ from conal_rl.core import Tree
 from conal_rl.errors import CheckpointError
 from conal_rl.runs.checkpoints import load_checkpoint
 from conal_rl.runs.progress import ContinuedCSV
+from conal_rl.runs.trainer import Trainer
 from tests.helpers.toy_runs import TASKS, evaluation, rows, state, steps, stop_at
 
 # What a run leaves behind
@@ -93,7 +94,7 @@ def test_same_seed_same_result(toy: str, finished: Path, tmp_path: Path) -> None
         assert again[name] == before[name]
 
 
-def test_evaluating_on_the_way_changes_nothing_else(
+def test_evaluations_during_training_change_nothing_else(
     toy: str, finished: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -111,7 +112,7 @@ def test_default_folder(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert run.name.startswith("toy-5-")
 
 
-def test_envs_get_actions_within_their_bounds_alone(toy: str, tmp_path: Path) -> None:
+def test_envs_get_only_actions_within_their_bounds(toy: str, tmp_path: Path) -> None:
     suite = ["--env.suite", *["tests.helpers.toy:Strict-v0"] * 2]
     assert train.main([toy, "--out", str(tmp_path / "run"), *suite, "--total-steps", "240"]) == 0
 
@@ -138,7 +139,7 @@ def test_a_tree_from_a_file(pair: bool, toy: str, finished: Path, tmp_path: Path
     expected = load_trees(path, TASKS, 1)
     if not pair:
         path = tmp_path / "mine.json"
-        # Its tasks in another order: the suite's order counts.
+        # Its tasks are in a different order: the suite's order counts.
         Tree.independent(TASKS[::-1], 1).save(path)
         expected = (Tree.independent(TASKS, 1),) * 2
     run = tmp_path / "run"
@@ -182,17 +183,17 @@ def test_without_the_searchs_replay(toy: str, tmp_path: Path) -> None:
     assert evaluation(run)["replay_of_search_reused"] is False
 
 
-def test_training_ends_when_its_minutes_are_over(
+def test_training_ends_with_its_minutes(
     toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two steps of the training, and never in the search; more minutes go on."""
+    """Between two steps of the training, and never in the search; more minutes continue it."""
     run = tmp_path / "run"
-    elapsed = experiment.SACExperiment._elapsed
+    elapsed = Trainer._elapsed
 
-    def clock(self: experiment.SACExperiment) -> float:
-        return 60.0 if self.steps >= 200 else min(elapsed(self), 59)
+    def clock(self: Trainer) -> float:
+        return 60.0 if self.experiment.steps >= 200 else min(elapsed(self), 59)
 
-    monkeypatch.setattr(experiment.SACExperiment, "_elapsed", clock)
+    monkeypatch.setattr(Trainer, "_elapsed", clock)
     assert train.main([toy, "--out", str(run), "--minutes", "1"]) == 0
     report = evaluation(run)
     assert (report["steps"], report["search_steps"]) == (200, 160)
@@ -201,7 +202,7 @@ def test_training_ends_when_its_minutes_are_over(
     assert train.main(["--resume", str(run), "--minutes", "2"]) == 0
     assert evaluation(run)["steps"] == 320
     late = tmp_path / "late"
-    monkeypatch.setattr(experiment.SACExperiment, "_elapsed", lambda _: 120.0)
+    monkeypatch.setattr(Trainer, "_elapsed", lambda _: 120.0)
     assert train.main([toy, "--out", str(late), "--minutes", "1"]) == 0
     assert evaluation(late)["steps"] in range(160, 170)
 
@@ -214,8 +215,7 @@ def test_divergence_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """However soon: whether the next actions cannot be drawn, or an env refuses them. The folder
-    keeps what is sound."""
+    """Either the next actions cannot be drawn, or an env refuses them. The checkpoint stays."""
     monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", validated)
     update = ConalSAC._run_update
 
@@ -228,8 +228,8 @@ def test_divergence_is_one_line(
     monkeypatch.setattr(ConalSAC, "_run_update", broken)
     run = tmp_path / "run"
     assert train.main([toy, "--out", str(run)]) == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("error: a weight is not finite after ") and "training diverged" in told
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "a weight is not finite after " in error and "diverged" in error
     tensors, about = load_checkpoint(run)
     assert about["agent"]["steps"] == 160
     assert all(bool(weight.isfinite().all()) for weight in tensors["policy"].values())
@@ -254,7 +254,7 @@ def test_a_log_without_rows(content: str, log: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["x\n1\n", "time/total_timesteps\nmany\n", b"\xff\n", "a,b\n"])
-def test_a_log_that_is_none(content: str | bytes, log: Path) -> None:
+def test_a_file_that_is_not_a_log_is_refused(content: str | bytes, log: Path) -> None:
     damaged = content if isinstance(content, bytes) else content.encode()
     log.write_bytes(damaged + b"1,2\n")
     with pytest.raises(CheckpointError, match=r"progress\.csv: damaged"):
@@ -262,7 +262,7 @@ def test_a_log_that_is_none(content: str | bytes, log: Path) -> None:
     assert log.read_bytes() == damaged + b"1,2\n"
 
 
-def test_a_log_goes_on(log: Path) -> None:
+def test_a_log_continues_at_the_checkpoint(log: Path) -> None:
     log.write_text('time/total_timesteps,x,y\n40,1,\n80,nan,"2"\n120,3,4\n160,5')
     output = ContinuedCSV(log, 80)
     assert log.read_text() == 'time/total_timesteps,x,y\n40,1,\n80,nan,"2"\n'
@@ -276,17 +276,18 @@ def test_a_log_goes_on(log: Path) -> None:
         ]
 
 
-def test_a_log_is_whole_while_it_is_taken_over(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_is_whole_when_the_process_dies(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log.write_text("time/total_timesteps,x\n40,1\n80,2\n")
     before = log.read_bytes()
 
     def killed(*_: object) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr("conal_rl.runs.progress.os.replace", killed)
+    monkeypatch.setattr("os.replace", killed)
     with pytest.raises(RuntimeError, match="killed"):
         ContinuedCSV(log, 80)
     assert log.read_bytes() == before
+    assert list(log.parent.iterdir()) == [log]
 
 
 # Machines without fast products in bfloat16
@@ -303,8 +304,7 @@ def test_single_precision_where_bfloat16_is_slower(
         ("not", "--agent.no-mixed-precision"),
     ):
         assert train.main([toy, "--out", str(tmp_path / name), option]) == 0
-        told = "bfloat16 would be slower here" in capfd.readouterr().err
-        assert told == (name == "asked")
+        assert ("bfloat16" in capfd.readouterr().err) == (name == "asked")
         weights.append((tmp_path / name / "model" / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
 

@@ -1,4 +1,4 @@
-"""Runs of the train command that are stopped, killed, and gone on with."""
+"""Runs of the train command that are stopped, killed, and resumed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import torch
 import yaml
 
 from conal_rl import train
-from conal_rl.agents import experiment
 from conal_rl.agents.callback import RunCallback
+from conal_rl.runs import trainer
 from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
 from conal_rl.runs.progress import make_logger
 from tests.helpers.toy_runs import (
@@ -74,7 +74,7 @@ def test_an_evaluation_that_was_due_at_the_stop_comes_after_it(toy: str, tmp_pat
 
 
 def test_curves_of_a_resumed_run_are_one_branch(tmp_path: Path) -> None:
-    """What was logged after the checkpoint that a crashed run resumes from comes again, once."""
+    """Lines logged after the checkpoint that a run resumes from come again, once."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for resumed_at, logged in ((0, (10, 20, 30, 40)), (20, (30, 35)), (35, ()), (30, (40,))):
@@ -86,8 +86,8 @@ def test_curves_of_a_resumed_run_are_one_branch(tmp_path: Path) -> None:
         logger.close()
         time.sleep(1.1)  # a file's name has the second in which it was begun
     events = EventAccumulator(str(tmp_path)).Reload()
-    found = [(event.step, event.value) for event in events.Scalars("loss")]
-    assert found == [(10, 0), (20, 0), (30, 20), (40, 30)]
+    points = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert points == [(10, 0), (20, 0), (30, 20), (40, 30)]
 
 
 def test_no_episode_comes_twice(finished: Path, stopped: dict[str, Path], tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_no_episode_comes_twice(finished: Path, stopped: dict[str, Path], tmp_pa
 
 @pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
-    """With the native engine, which goes on within the episodes; in search and in training."""
+    """With the native engine, which resumes its episodes; in search and in training."""
     config = CONFIG | {"total_steps": 1_600, "env": {"suite": ["reach-v3", "push-v3"]}}
     config["search"] = {"steps": 1_200, "validation_share": 0.3}
     config["evaluation"] = {"episodes": 1}
@@ -148,17 +148,16 @@ def test_stopped_twice_in_every_phase(toy: str, tmp_path: Path) -> None:
     assert {48, 120, 168, 240, 320} <= set(steps(run))
 
 
-def test_the_message_is_a_command_that_goes_on(
+def test_the_message_is_a_command_that_resumes(
     toy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "my run"
     with pytest.MonkeyPatch.context() as patch:
         stop_at(60, patch)
         assert train.main([toy, "--out", str(run)]) == 130
-    *_, noted, told = capsys.readouterr().err.splitlines()
-    assert noted == "stopping after this step; writing a checkpoint"
-    assert told.startswith("stopped at 64 steps; go on with: python -m conal_rl.train --resume ")
-    words = shlex.split(told.partition("go on with: ")[2])
+    *_, last = capsys.readouterr().err.splitlines()
+    assert "64 steps" in last
+    words = shlex.split(last.partition(": ")[2])
     assert words == ["python", "-m", "conal_rl.train", "--resume", str(run)]
 
 
@@ -184,14 +183,14 @@ def test_resume_of_a_finished_run_evaluates_again(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("conal_rl.evaluation.evaluate_policy", interrupt)
         assert train.main(["--resume", str(run)]) == 130
-    assert f"go on with: python -m conal_rl.train --resume {run}" in capsys.readouterr().err
+    assert f"python -m conal_rl.train --resume {run}" in capsys.readouterr().err
     assert train.main(["--resume", str(run)]) == 0
     assert evaluation(run)["returns"] == before["returns"]
     assert steps(run) == steps(finished)
 
 
 def test_resume_with_more_steps(finished: Path, tmp_path: Path) -> None:
-    """Also of a finished run; and what was asked for holds for later resumes as well."""
+    """Also of a finished run. Later resumes keep the new total_steps."""
     run = copied(finished, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         stop_at(352, patch)
@@ -212,7 +211,7 @@ def test_ctrl_c_while_the_last_checkpoint_is_written(toy: str, tmp_path: Path) -
         return save_checkpoint(folder, step, tensors, about)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "save_checkpoint", interrupted)
+        patch.setattr(trainer, "save_checkpoint", interrupted)
         assert train.main([toy, "--out", str(run)]) == 130
     assert state(run)["phase"] == "done" and not (run / "evaluation.json").exists()
     assert train.main(["--resume", str(run)]) == 0
@@ -229,7 +228,7 @@ def test_resume_after_a_power_cut(toy: str, tmp_path: Path) -> None:
         return save_checkpoint(folder, step, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "save_checkpoint", cut_off)
+        patch.setattr(trainer, "save_checkpoint", cut_off)
         with pytest.raises(RuntimeError, match="power cut"):
             train.main([toy, "--out", str(run), "--checkpoint-minutes", "1e-9"])
     at = state(run)["agent"]["steps"]
@@ -262,9 +261,9 @@ def test_ctrl_c_in_a_terminal(toy: str, tmp_path: Path) -> None:
         _, errors = process.communicate(timeout=100)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    told = errors.splitlines()[-1].partition("go on with: ")[2]
+    command_to_resume = errors.splitlines()[-1].partition(": ")[2]
     at = state(run)["agent"]["steps"]
-    words = [sys.executable, *shlex.split(told)[1:], "--search.steps", str(at + 80)]
+    words = [sys.executable, *shlex.split(command_to_resume)[1:], "--search.steps", str(at + 80)]
     words += ["--total-steps", str(at + 160)]
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,25 +1,19 @@
-"""Success per task of a policy, by Meta-World's official protocol where the suite is Meta-World's.
+"""Success per task of a policy; on Meta-World's suites, by its official protocol.
 
-The official protocol is `metaworld.evaluation.evaluation` on the official vector env: deterministic
-actions, 50 episodes per task, each of a task's 50 goals once, an episode ends (and counts) at its
-first success. That function is called, not restated; see `_EpisodeRecorder` for the one shortcut.
+The protocol is `metaworld.evaluation.evaluation` on the official vector env. Actions are
+deterministic. Each task has 50 episodes, one for each of its 50 goals. An episode ends, and counts,
+at its first success. That function is called, not written again; `_EpisodeRecorder` has the one
+shortcut.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from math import sqrt
-from pathlib import Path
-from statistics import NormalDist
 from typing import Any, Literal, Protocol, cast
 
 import gymnasium as gym
-import imageio.v2 as imageio
 import numpy as np
-from gymnasium.envs.mujoco import MujocoEnv
 from metaworld.evaluation import evaluation as official_evaluation
 from numpy.typing import NDArray
 from rich.table import Table
@@ -27,24 +21,21 @@ from rich.table import Table
 from conal_rl import envs as conal_envs
 from conal_rl.config.checks import require_seed
 from conal_rl.envs.metaworld import (
-    Camera,
     is_metaworld,
     is_published,
     official_vector_env,
-    require_display,
     suite_tasks,
 )
 from conal_rl.envs.vec_env import require_actions
 from conal_rl.errors import ConfigError, ObservationError, SuiteError, other_tasks
+from conal_rl.evaluation.intervals import Interval, mean_interval, wilson
 
 Engine = Literal["official", "native"]
-Interval = tuple[float, float]
 Progress = Callable[[int, int], None]
-"""Called with (episodes done, episodes wanted) over all tasks, after every episode that counts."""
+"""Takes (episodes done, episodes wanted) over all tasks, after every episode that counts."""
 
 ENDLESS = 100_000
 """Steps of an env after which evaluation no longer waits for its episode to end."""
-_Z95 = NormalDist().inv_cdf(0.975)
 
 
 class Policy(Protocol):
@@ -53,43 +44,16 @@ class Policy(Protocol):
     def predict(
         self, observation: NDArray[np.float32], *, deterministic: bool = False
     ) -> tuple[NDArray[Any], Any]:
-        """Actions (rows, action dim) for float32 observations (rows, features + one-hot)."""
+        """Return actions (rows, action dim) for float32 observations (rows, features + one-hot)."""
         ...
-
-
-def wilson(rate: float, episodes: float) -> Interval:
-    """95% Wilson score interval of a success rate over `episodes` (Wilson 1927).
-
-    It stays inside [0, 1] and has a width at rates of 0 and 1. `episodes` need not be whole.
-    """
-    shrink = 1 + _Z95**2 / episodes
-    centre = (rate + _Z95**2 / (2 * episodes)) / shrink
-    half = _Z95 * sqrt(rate * (1 - rate) / episodes + _Z95**2 / (4 * episodes**2)) / shrink
-    # At rates 0 and 1 one end is the rate itself; rounding must not move it past it.
-    return min(max(0.0, centre - half), rate), max(min(1.0, centre + half), rate)
-
-
-def mean_interval(rates: Sequence[float], episodes: int) -> Interval:
-    """95% interval of the mean of several tasks' success rates, each over as many `episodes`.
-
-    A Wilson interval at the effective sample size of a stratified sample (Korn & Graubard 1998;
-    Franco et al. 2019): T tasks x n episodes, divided by the share of the variance that is left
-    when the split into tasks is fixed. For one task it is `wilson`. A bootstrap over episodes was
-    tried and rejected: it has width 0 when every task is at 0 or 1, and with true rates of 0.99 and
-    n = 10 it covered the true mean in 64% of the cases; this one covers 91 to 100%.
-    """
-    # Counts shrunk by half an episode (Jeffreys), so that tasks at 0 or 1 keep some variance.
-    shrunk = (np.asarray(rates) * episodes + 0.5) / (episodes + 1)
-    within, total = np.mean(shrunk * (1 - shrunk)), shrunk.mean() * (1 - shrunk.mean())
-    return wilson(float(np.mean(rates)), len(rates) * episodes * float(total / within))
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Outcome of evaluating one policy on every task of a suite.
 
-    The intervals say how far the rates would carry to other goals and initial states; they do not
-    cover training seeds. A task that defines no success has the rate None and no episodes list.
+    The intervals cover other goals and initial states, but not other training seeds. A task that
+    does not define success has the rate None and no episodes list.
     """
 
     suite: str
@@ -105,7 +69,7 @@ class Evaluation:
 
     @property
     def mean_success(self) -> float | None:
-        """Mean rate over the tasks that define success; None if none does."""
+        """Mean rate over the tasks that define success; None without such a task."""
         rates = [rate for rate in self.success.values() if rate is not None]
         return float(np.mean(rates)) if rates else None
 
@@ -116,7 +80,7 @@ class Evaluation:
         return mean_interval(rates, self.episodes_per_task) if rates else None
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as types that `json.dump` takes."""
+        """Return everything, as types that `json.dump` takes."""
         return {
             "suite": self.suite,
             "engine": self.engine,
@@ -130,7 +94,7 @@ class Evaluation:
         }
 
     def table(self) -> Table:
-        """A row per task with rate, Wilson interval and return, and one for their means."""
+        """Return a row per task with rate, Wilson interval and return, and a row of means."""
         title = f"{self.suite}: {self.episodes_per_task} episodes per task, seed {self.seed}"
         table = Table(title=title)
         for column in ("task", "success", "95% interval", "mean return"):
@@ -160,28 +124,37 @@ def evaluate_policy(
     engine: Engine = "official",
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Evaluate `policy` with deterministic actions over `episodes` episodes of every task.
+    """Return the success of `policy` with deterministic actions on every task of `suite`.
 
-    Meta-World's tasks follow the official protocol (module docstring), for which `episodes` is 50;
-    both engines play the same episodes. Everything else runs on `conal_rl.envs.make`: full
-    episodes, success as `info["is_success"]` at their end says, a fixed number of episodes from
-    each env, so that short episodes are not favoured (as in SB3's `evaluate_policy`). So do
-    subclasses of Meta-World's envs, which its protocol does not know; their goals are drawn with
-    replacement.
+    Meta-World's own tasks follow the official protocol (see the module), whose `episodes` is 50.
+    Both engines then play the same episodes. All other tasks run on `conal_rl.envs.make`, with
+    whole episodes and the success that `info["is_success"]` says at their end. Each env gives a
+    fixed number of episodes, so that short ones are not favoured (as in SB3's `evaluate_policy`).
+    Subclasses of Meta-World's envs belong to these; their goals are drawn with replacement.
+
+    Args:
+        policy: acts as an SB3 algorithm does.
+        suite: what `conal_rl.envs.make` takes.
+        episodes: episodes per task.
+        seed: seed of the goals and of the envs.
+        engine: what steps Meta-World's own tasks.
+        progress: takes how many episodes are done.
 
     Raises:
-        ConfigError: `episodes` below 1, `seed` below 0, or an unknown engine.
-        SuiteError: unknown suite, or one that the engine does not have.
-        ObservationError: the policy has `tasks` that are not the suite's, or takes other
-            observations, or its actions are NaN or of another shape.
+        ConfigError: `episodes` is below 1, `seed` is below 0, or the engine is unknown.
+        SuiteError: the suite is unknown, or the engine lacks it.
+        ObservationError: the policy has `tasks` that differ from the suite's, or takes different
+            observations, or its actions are NaN or of a different shape.
     """
     if episodes < 1:
-        raise ConfigError(f"episodes must be at least 1, not {episodes}")
+        raise ConfigError(f"episodes: got {episodes}, expected 1 or more")
     require_seed("seed", seed)
     if engine not in ("official", "native"):
-        raise ConfigError(f"unknown engine {engine!r}: choose official or native")
+        raise ConfigError(f"engine: got {engine!r}, expected official or native")
     if engine == "native" and not is_published(suite):
-        raise SuiteError("the native engine has Meta-World's own tasks alone; evaluate without it")
+        raise SuiteError(
+            "engine: got 'native', which has only Meta-World's own tasks. Give official."
+        )
     if is_published(suite):
         outcomes, returns = _evaluate_officially(policy, suite, episodes, seed, engine, progress)
     else:
@@ -202,10 +175,10 @@ Outcomes = tuple[dict[str, list[bool] | None], dict[str, float]]
 
 
 class _EpisodeRecorder(gym.Wrapper[Any, Any, Any, Any]):
-    """Notes each episode's success; once it has enough of them, stands still.
+    """Notes each episode's success, and stops stepping its env once it has enough of them.
 
-    The official loop steps all tasks until the slowest has its episodes and ignores what the others
-    do meanwhile. Not simulating those leaves its result as it is and spares up to 90% of the steps.
+    The official loop steps all tasks until the slowest has its episodes, and ignores the further
+    episodes of the others. Leaving those out spares up to 90% of the steps and changes no result.
     """
 
     def __init__(self, env: gym.Env[Any, Any], episodes: int, on_episode: Callable[[], None]):
@@ -234,11 +207,11 @@ class _EpisodeRecorder(gym.Wrapper[Any, Any, Any, Any]):
 def _native_vector_env(
     suite: str | Sequence[str], seed: int, episodes: int, on_episode: Callable[[], None]
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
-    """The native counterpart of `official_vector_env`, noting each episode's success."""
+    """Return what `official_vector_env` does, on the native engine; it notes each success."""
     from conal_rl.envs.native.gymnasium_env import MetaWorldVectorEnv
 
     class Recorder(MetaWorldVectorEnv):
-        successes: Sequence[list[bool]]  # of each task, those that count
+        successes: Sequence[list[bool]]  # of each task's episodes that count
 
         def step(self, actions: NDArray[Any]) -> Any:
             result = super().step(actions)
@@ -258,7 +231,7 @@ def _native_vector_env(
 
 
 class _OfficialAgent:
-    """A `Policy` as `metaworld.evaluation.Agent`."""
+    """Gives a `Policy` the interface of `metaworld.evaluation.Agent`."""
 
     def __init__(self, policy: Policy, tasks: Sequence[str]):
         self.policy, self.tasks = policy, tasks
@@ -291,7 +264,7 @@ def _evaluate_officially(
         envs.envs = [_EpisodeRecorder(env, episodes, count) for env in envs.envs]
         successes = [env.successes for env in envs.envs]
     try:
-        _check_fits(policy, tasks, envs.single_observation_space)
+        require_fit(policy, tasks, envs.single_observation_space)
         _, _, success, returns = official_evaluation(_OfficialAgent(policy, tasks), envs, episodes)
     finally:
         envs.close()
@@ -307,7 +280,7 @@ def _evaluate_vec_env(
     seed: int,
     progress: Progress | None,
 ) -> Outcomes:
-    # Several envs share a policy's batch; official Meta-World envs are too large, 36 MB each.
+    # Several envs share a policy's batch. Official Meta-World envs are too large: 36 MB each.
     per_task = 1 if is_metaworld(suite) else min(episodes, 10)
     envs = conal_envs.make(suite, envs_per_task=per_task, seed=seed, engine="official")
     targets = np.tile([(episodes + k) // per_task for k in range(per_task)], len(envs.tasks))
@@ -317,7 +290,7 @@ def _evaluate_vec_env(
     count = _counter(progress, int(targets.sum()))
     steps = np.zeros_like(targets)  # of the episodes under way
     try:
-        _check_fits(policy, envs.tasks, envs.observation_space)
+        require_fit(policy, envs.tasks, envs.observation_space)
         observations = cast(NDArray[np.float32], envs.reset())
         while (done_counts < targets).any():
             actions, _ = policy.predict(observations, deterministic=True)
@@ -327,8 +300,8 @@ def _evaluate_vec_env(
             if endless.any():
                 task = envs.tasks[int(endless.argmax()) // per_task]
                 raise SuiteError(
-                    f"{task}: an episode has not ended in {ENDLESS:,} steps; give the env a time "
-                    "limit (max_episode_steps)"
+                    f"{task}: an episode has not ended in {ENDLESS:,} steps. Give the env a time "
+                    "limit (max_episode_steps)."
                 )
             for i in np.flatnonzero(dones & (done_counts < targets)):
                 done_counts[i] += 1
@@ -339,9 +312,9 @@ def _evaluate_vec_env(
     finally:
         envs.close()
     outcomes = {
-        # Where a task speaks of success at all, an episode of which it says nothing has failed.
-        task: None if all(said is None for said in own) else list(map(bool, own))
-        for task, own in successes.items()
+        # If a task ever reports success, an episode without a report has failed.
+        task: None if all(success is None for success in reported) else list(map(bool, reported))
+        for task, reported in successes.items()
     }
     return outcomes, {task: float(np.mean(r)) for task, r in returns.items()}
 
@@ -358,88 +331,20 @@ def _counter(progress: Progress | None, wanted: int) -> Callable[[], None]:
     return count
 
 
-def _check_fits(policy: Policy, tasks: Sequence[str], space: gym.Space[Any]) -> None:
-    own: Sequence[str] | None = getattr(policy, "tasks", None)
-    if own is not None and tuple(own) != tuple(tasks):
-        raise ObservationError(other_tasks("the suite", tasks, own))
+def require_fit(policy: Policy, tasks: Sequence[str], space: gym.Space[Any]) -> None:
+    """Raise ObservationError if a policy says that it has different tasks or observations.
+
+    Args:
+        policy: may say so by `tasks` and `observation_space`.
+        tasks: of the suite, in order.
+        space: of the suite's observations.
+    """
+    policy_tasks: Sequence[str] | None = getattr(policy, "tasks", None)
+    if policy_tasks is not None and tuple(policy_tasks) != tuple(tasks):
+        raise ObservationError(other_tasks("the suite", tasks, policy_tasks))
     expected: gym.Space[Any] | None = getattr(policy, "observation_space", None)
     if expected is not None and expected.shape != space.shape:
         raise ObservationError(
-            f"the policy takes observations of shape {expected.shape}, the suite has {space.shape}"
+            f"observations: got the shape {space.shape} from the suite, expected {expected.shape}, "
+            "which the policy takes"
         )
-
-
-VIDEO_STRIDE = 4
-"""Meta-World steps per frame: 4 x 12.5 ms makes 20 frames per second of real time."""
-VIDEO_TRIES = 10
-"""Episodes of which the first that is solved is filmed."""
-
-
-def prepare_videos(suite: str | Sequence[str], directory: Path) -> None:
-    """Refuse what `record_videos` would, and make its folder.
-
-    Raises:
-        SuiteError: not a Meta-World suite.
-        ConalError: no display has been named to render with.
-        ConfigError: the folder cannot be made.
-    """
-    if not is_metaworld(suite):
-        raise SuiteError(f"videos are made of Meta-World suites only, not of {suite!r}")
-    require_display()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make {directory}: {error.strerror}") from error
-
-
-def record_videos(
-    policy: Policy, suite: str | Sequence[str], seed: int, directory: Path
-) -> list[Path]:
-    """Film an evaluation episode of every task of a Meta-World suite, up to its success.
-
-    It is the first of ten that succeeds, or the tenth where none does. Writes `TASK.mp4` where
-    imageio-ffmpeg is installed and `TASK.gif` elsewhere, and returns the paths in suite order.
-
-    Raises:
-        ConalError: as `prepare_videos`, or MuJoCo finds no OpenGL to render with.
-    """
-    prepare_videos(suite, directory)
-    suffix = ".mp4" if find_spec("imageio_ffmpeg") else ".gif"
-    timing = {"fps": 20} if suffix == ".mp4" else {"duration": 50, "loop": 0}  # 50 ms, for ever
-    paths = []
-    envs = cast(gym.vector.SyncVectorEnv, official_vector_env(suite, seed))
-    try:
-        _check_fits(policy, suite_tasks(suite), envs.single_observation_space)
-        envs.call("toggle_terminate_on_success", True)
-        for task, env in zip(suite_tasks(suite), envs.envs, strict=True):
-            paths.append(directory / f"{task}{suffix}")
-            for _ in range(VIDEO_TRIES):
-                frames, solved = _film(policy, env)
-                if solved:
-                    break
-            draft = paths[-1].with_name(f".draft-{paths[-1].name}")  # of a process that may die
-            imageio.mimsave(draft, cast(Any, frames), **cast(Any, timing))
-            os.replace(draft, paths[-1])
-    finally:
-        envs.close()
-    return paths
-
-
-def _film(policy: Policy, env: gym.Env[Any, Any]) -> tuple[list[NDArray[np.uint8]], bool]:
-    """The images of an episode, and whether it succeeded, with which it ends."""
-    mujoco_env = cast(MujocoEnv, env.unwrapped)
-    camera = Camera(mujoco_env.model, mujoco_env.data)
-    try:
-        observation, _ = env.reset()
-        frames = [camera.image()]
-        step, ended = 0, False
-        while not ended:
-            row = observation[None].astype(np.float32)
-            action, _ = policy.predict(row, deterministic=True)
-            observation, _, terminated, truncated, _ = env.step(action[0])
-            step, ended = step + 1, bool(terminated or truncated)
-            if ended or step % VIDEO_STRIDE == 0:
-                frames.append(camera.image())
-    finally:
-        camera.close()
-    return frames, bool(terminated)
