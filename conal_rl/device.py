@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from conal_rl.config.checks import require_device
 from conal_rl.errors import ConfigError
+from conal_rl.literals import Precision
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +64,19 @@ def has_bfloat16(device: torch.device) -> bool:
         return False
     capabilities = _capabilities()
     return any(capabilities.get(instructions) is True for instructions in _BFLOAT16_INSTRUCTIONS)
+
+
+def choose_precision(mixed: bool, device: torch.device, on_cuda: Precision) -> Precision:
+    """Return the precision of matrix multiplications: half precision if asked for and fast here.
+
+    Args:
+        mixed: whether half precision is asked for.
+        device: where the networks run.
+        on_cuda: the half precision of CUDA devices. All other devices use bfloat16.
+    """
+    if mixed and device.type == "cuda" and on_cuda == "float16":
+        return "float16"
+    return "bfloat16" if mixed and has_bfloat16(device) else "single"
 
 
 def _capabilities() -> Mapping[str, object]:

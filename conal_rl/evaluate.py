@@ -16,7 +16,7 @@ from conal_rl.config import SupervisedConfig
 from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError
 from conal_rl.runs.files import write_json
-from conal_rl.runs.folder import config_of, find_run
+from conal_rl.runs.folder import find_run, run_of
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,7 +56,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
         raise ConfigError(f"--json: got {options.json}, expected a file in a folder that exists")
-    config = config_of(options.path)
+    config = run_of(options.path).config()
     resolve_device("--device", options.device)
     if isinstance(config, SupervisedConfig):
         _test(config, options)
@@ -68,11 +68,14 @@ def _test(config: SupervisedConfig, options: argparse.Namespace) -> None:
     for name in ("episodes", "seed", "engine", "video"):
         if getattr(options, name) is not None:
             raise ConfigError(f"--{name}: {options.path} is a supervised run. Leave it out.")
+    from conal_rl.runs.experiment import decide_precision
     from conal_rl.supervised.evaluation import load_network, report_table, test
 
     config = config.with_root(options.root)
     network, problem = load_network(options.path, config, options.device)
-    report = test(network, problem, config, next(network.parameters()).device)
+    device, recorded = next(network.parameters()).device, run_of(options.path).precision()
+    precision = decide_precision(device, config.agent.mixed_precision, recorded, "float16")
+    report = test(network, problem, config, device, precision)
     Console().print(report_table(report))
     _write(report, options.json)
 

@@ -8,6 +8,9 @@ Rule = Literal["any_pair", "conflicting_tasks", "and_deeper", "consensus", "none
 LossWeights = Literal["equal", "random", "uncertainty"]
 """How the tasks' losses are weighted: `conal_rl.core.weighting.loss_weights`."""
 
+Precision = Literal["single", "bfloat16", "float16"]
+"""What a run computes matrix multiplications in: `conal_rl.device.choose_precision`."""
+
 AggregationName = Literal[
     "pcgrad",
     "cagrad",

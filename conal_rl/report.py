@@ -20,7 +20,7 @@ from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError
 from conal_rl.reports.run_data import NETWORKS, ConflictRecord, mean_over_pairs, read_record
 from conal_rl.runs.files import atomic_write
-from conal_rl.runs.folder import config_of
+from conal_rl.runs.folder import run_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -188,7 +188,7 @@ def _add_run(options: argparse.Namespace) -> None:
 def _predictions(options: argparse.Namespace) -> None:
     from conal_rl.reports.predictions import draw_predictions
 
-    config = config_of(options.run)
+    config = run_of(options.run).config()
     if not isinstance(config, SupervisedConfig):
         raise ConfigError(
             f"{options.run}: got an RL run, expected a supervised run. Give a different folder."

@@ -15,7 +15,7 @@ from conal_rl.config import load_config
 from conal_rl.errors import CheckpointError, ConfigError
 from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
 from conal_rl.runs.files import atomic_write, draft_file, draft_folder, read_json, write_json
-from conal_rl.runs.folder import Run, config_of
+from conal_rl.runs.folder import Run, run_of
 
 FILES = ["agent.safetensors", "replay.safetensors", "state.json", "manifest.json"]
 STATE: dict[str, Any] = {"step": 7, "rng": [2**63, 0.1], "phase": "search"}
@@ -132,13 +132,13 @@ def test_a_draft_folder_replaces_all_that_was_there(tmp_path: Path) -> None:
         assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_config_of_a_run_and_of_its_checkpoint(tmp_path: Path) -> None:
+def test_run_of_a_run_and_of_its_checkpoint(tmp_path: Path) -> None:
     run = Run.create(load_config("mt10"), tmp_path / "run")
     checkpoint = save_checkpoint(run.folder, 7, tensors(), STATE)
-    assert config_of(run.folder) == config_of(checkpoint) == load_config("mt10")
+    assert run_of(run.folder).config() == run_of(checkpoint).config() == load_config("mt10")
     for wrong in (tmp_path / "nothing", tmp_path):
         with pytest.raises(CheckpointError, match=f"^{wrong}: "):
-            config_of(wrong)
+            run_of(wrong).config()
 
 
 def test_checkpoint_round_trip(tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ from conal_rl.agents.storage import (
 from conal_rl.config import Config
 from conal_rl.core import Structure, Tree
 from conal_rl.core.learner import Learner
-from conal_rl.device import has_bfloat16
 from conal_rl.envs import SuiteVecEnv, make
 from conal_rl.envs.vec_env import EnvState
 from conal_rl.errors import (
@@ -37,15 +36,17 @@ from conal_rl.errors import (
     SuiteError,
     TreeError,
 )
+from conal_rl.literals import Precision
 from conal_rl.runs.checkpoints import load_checkpoint
 from conal_rl.runs.experiment import (
     Tensors,
     conflict_rule,
+    decide_precision,
     gumbel_temperature,
     require_compiler,
     search_space,
 )
-from conal_rl.runs.folder import config_of
+from conal_rl.runs.folder import run_of
 from conal_rl.runs.progress import Session
 from conal_rl.runs.weights import require_finite
 
@@ -67,6 +68,7 @@ class SACExperiment:
         self.config = config
         self.env = make(config.env.suite, config.env.envs_per_task, config.seed, config.env.engine)
         self.agent: ConalSAC
+        self.precision: Precision
         self._next_evaluation = config.evaluation.every  # it is due from this step on
 
     def start(self) -> None:
@@ -84,10 +86,12 @@ class SACExperiment:
         trees = _fixed_trees(config, env.tasks)
         if trees is None:
             _require_updates(config, env.num_tasks)
+        self._decide_precision(None)
         self._make_agent(trees or (search_space(config, env.tasks),) * 2)
-        self._say_precision()
 
-    def restore(self, tensors: Tensors, state: Mapping[str, Any]) -> None:
+    def restore(
+        self, tensors: Tensors, state: Mapping[str, Any], precision: Precision | None
+    ) -> None:
         """Make the agent of a checkpoint and fill it.
 
         The native engine resumes its episodes; official envs begin new ones.
@@ -112,7 +116,7 @@ class SACExperiment:
                 f"env.suite: got the tasks {', '.join(self.env.tasks)}, expected "
                 f"{', '.join(tasks)}, which the run began with. Start a new run."
             )
-        self._say_precision()
+        self._decide_precision(precision)
         self._make_agent(structures)
         if not self.config.search.keep_replay:
             self.agent.learning_starts += searched
@@ -221,12 +225,13 @@ class SACExperiment:
         reused = {"replay_of_search_reused": searched and search.keep_replay}
         return evaluation.to_json() | reused, evaluation.table()
 
-    def _say_precision(self) -> None:
-        if self.config.agent.mixed_precision and not has_bfloat16(get_device(self.config.device)):
-            print("bfloat16 would be slower here: all is in single precision", file=sys.stderr)
+    def _decide_precision(self, recorded: Precision | None) -> None:
+        device, mixed = get_device(self.config.device), self.config.agent.mixed_precision
+        self.precision = decide_precision(device, mixed, recorded)
 
     def _make_agent(self, structures: tuple[Structure, Structure]) -> None:
-        self.agent = make_agent(self.config, self.env, structures)
+        half = self.precision == "bfloat16"
+        self.agent = make_agent(self.config, self.env, structures, half)
 
     def _replace_agent(
         self, structures: tuple[Structure, Structure], keep_replay: bool = True
@@ -294,7 +299,7 @@ def load_policy(path: Path, device: str = "auto") -> tuple[ConalSAC, Config]:
         ConfigError: the run's config.yaml is damaged, or the run is a supervised one.
     """
     path = path.resolve()
-    config = config_of(path)
+    config = run_of(path).config()
     if not isinstance(config, Config):
         raise ConfigError(f"{path}: expected a run of an agent, got a supervised run")
     if (path / "model").is_dir():
@@ -340,7 +345,7 @@ def _fixed_trees(config: Config, tasks: tuple[str, ...]) -> tuple[Tree, Tree] | 
 
 
 def make_agent(
-    config: Config, env: SuiteVecEnv, structures: tuple[Structure, Structure]
+    config: Config, env: SuiteVecEnv, structures: tuple[Structure, Structure], half: bool = False
 ) -> ConalSAC:
     """The agent that `config` describes, of fixed trees or searching.
 
@@ -397,7 +402,7 @@ def make_agent(
             "critic_range": agent.critic_range,
             "critic_linear_to": agent.critic_linear_to,
             "critics": agent.critics,
-            "mixed_precision": agent.mixed_precision and has_bfloat16(device),
+            "mixed_precision": half,
             "actor_averaging": agent.actor_averaging,
         },
         seed=config.seed,

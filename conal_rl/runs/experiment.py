@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,9 @@ from torch import Tensor
 from conal_rl.config import RunConfig
 from conal_rl.core import ConalProStage, ConalSearch, LTBSearch, ReconSearch, Rule, Search, Tree
 from conal_rl.core.learner import Learner
+from conal_rl.device import choose_precision, has_bfloat16
 from conal_rl.errors import ConfigError
+from conal_rl.literals import Precision
 from conal_rl.runs.progress import Session
 
 Tensors = dict[str, dict[str, Tensor]]
@@ -40,6 +43,11 @@ class Experiment(Protocol):
         ...
 
     @property
+    def precision(self) -> Precision:
+        """What the networks compute in; it is decided once per run."""
+        ...
+
+    @property
     def learners(self) -> Mapping[str, Learner]:
         """What learns a tree now, by the network's name."""
         ...
@@ -52,8 +60,15 @@ class Experiment(Protocol):
         """
         ...
 
-    def restore(self, tensors: Tensors, state: Mapping[str, Any]) -> None:
+    def restore(
+        self, tensors: Tensors, state: Mapping[str, Any], precision: Precision | None
+    ) -> None:
         """Make the networks of a checkpoint and fill them.
+
+        Args:
+            tensors: by group and name, as `state` returned them.
+            state: what `state` returned.
+            precision: that of the run; None if it is to be decided again.
 
         Raises:
             ConalError: the checkpoint is damaged, or belongs to a different config.
@@ -95,6 +110,38 @@ class Experiment(Protocol):
     def evaluate(self) -> tuple[dict[str, Any], RenderableType]:
         """Return what evaluation.json says of the network, and a table to print."""
         ...
+
+
+def decide_precision(
+    device: torch.device,
+    mixed: bool,
+    recorded: Precision | None = None,
+    on_cuda: Precision = "bfloat16",
+) -> Precision:
+    """Return the precision of a run, and say in one line if it is not what a user may expect.
+
+    Args:
+        device: where the run computes.
+        mixed: its `agent.mixed_precision`.
+        recorded: what the run computed in so far, which it keeps.
+        on_cuda: the half precision of CUDA devices.
+    """
+    precision = recorded or choose_precision(mixed, device, on_cuda)
+    if precision == "float16" and device.type != "cuda":
+        precision = choose_precision(mixed, device, on_cuda)
+    if precision == "bfloat16" and not has_bfloat16(device):
+        print(
+            "This run computes in bfloat16, which is slow here: the machine lacks the "
+            "instructions. --agent.no-mixed-precision computes in single precision.",
+            file=sys.stderr,
+        )
+    elif mixed and precision == "single":
+        print(
+            "This run computes in single precision: it began on a machine without bfloat16 "
+            "instructions.",
+            file=sys.stderr,
+        )
+    return precision
 
 
 def search_space(config: RunConfig, tasks: tuple[str, ...]) -> Search:

@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, get_args
 
 from conal_rl import __version__
 from conal_rl.config import AnyConfig, RunConfig, load_config
 from conal_rl.errors import CheckpointError, ConfigError
+from conal_rl.literals import Precision
 from conal_rl.runs.checkpoints import checkpoints_of
-from conal_rl.runs.files import atomic_write, write_json
+from conal_rl.runs.files import atomic_write, read_json, write_json
 
 _PACKAGES = ("gymnasium", "metaworld", "mujoco", "numpy", "stable-baselines3", "torch")
 
@@ -28,7 +30,9 @@ class Run:
     folder: Path
 
     @classmethod
-    def create(cls, config: RunConfig, out: Path | None = None) -> Run:
+    def create(
+        cls, config: RunConfig, out: Path | None = None, precision: Precision = "single"
+    ) -> Run:
         """Make the folder, by default `runs/NAME-SEED-TIME`, with config.yaml and versions.json.
 
         Raises:
@@ -45,7 +49,7 @@ class Run:
                 )
             run = cls(folder)
             atomic_write(run.config_path, config.to_yaml())
-            write_json(folder / "versions.json", versions())
+            write_json(run.versions_path, versions() | {"precision": precision})
         except OSError as error:
             raise ConfigError(f"{error.filename}: cannot make the run: {error.strerror}") from error
         return run
@@ -99,6 +103,30 @@ class Run:
         """Read the run's config.yaml."""
         return load_config(self.config_path)
 
+    def precision(self) -> Precision | None:
+        """Read the precision that the run computes in; None if its files do not tell.
+
+        Raises:
+            CheckpointError: versions.json or model.json is damaged.
+        """
+        described = _read_object(self.versions_path)
+        if "precision" in described:
+            return _precision(self.versions_path, described["precision"])
+        # Version 0.1.0 recorded an agent's precision only with its weights.
+        architecture = _read_object(self.folder / "model" / "model.json").get("architecture")
+        if not isinstance(architecture, dict) or "mixed_precision" not in architecture:
+            return None
+        return "bfloat16" if architecture["mixed_precision"] else "single"
+
+    def record_precision(self, precision: Precision) -> None:
+        """Write to versions.json that the run computes in this precision from now on."""
+        write_json(self.versions_path, _read_object(self.versions_path) | {"precision": precision})
+
+    @property
+    def versions_path(self) -> Path:
+        """The versions of the packages, the machine, and the precision."""
+        return self.folder / "versions.json"
+
     @property
     def config_path(self) -> Path:
         """The config, complete with defaults and overrides."""
@@ -125,6 +153,24 @@ class Run:
         return self.folder / "evaluation.json"
 
 
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, which is empty if the file is missing."""
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: got {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def _precision(path: Path, name: Any) -> Precision:
+    for known in get_args(Precision):
+        if name == known:
+            return known
+    names = ", ".join(get_args(Precision))
+    raise CheckpointError(f"{path}: precision: got {name!r}, expected one of {names}")
+
+
 def find_run(text: str) -> Path:
     """Return the folder that a command line names.
 
@@ -145,23 +191,22 @@ def find_run(text: str) -> Path:
     return shipped / name
 
 
-def config_of(path: Path) -> AnyConfig:
-    """Return the config of a run's folder, or of the run that a checkpoint belongs to.
+def run_of(path: Path) -> Run:
+    """Return the run in a folder, or the run that a checkpoint belongs to.
 
     Raises:
         CheckpointError: `path` is neither.
-        ConfigError: the run's config.yaml is missing or damaged.
     """
     path = path.resolve()
     if not path.is_dir():
         raise CheckpointError(f"{path}: there is no such folder")
     if (path / "state.json").is_file():
-        return load_config(path.parents[1] / "config.yaml")
+        return Run(path.parents[1])
     if not any((path / part).is_dir() for part in ("model", "checkpoints")):
         raise CheckpointError(
             f"{path}: expected a run, which has model/ or checkpoints/, or one of its checkpoints"
         )
-    return load_config(path / "config.yaml")
+    return Run(path)
 
 
 def versions() -> dict[str, str | int | None]:

@@ -63,7 +63,7 @@ class Trainer:
         """
         experiment.start()
         phase: Phase = "search" if experiment.config.agent.tree == "search" else "train"
-        return cls(Run.create(experiment.config, out), experiment, phase)
+        return cls(Run.create(experiment.config, out, experiment.precision), experiment, phase)
 
     @classmethod
     def resume(cls, run: Run, experiment: Experiment) -> Trainer:
@@ -85,8 +85,9 @@ class Trainer:
                 f"{run.folder}: state.json does not describe a run: {error}"
             ) from error
         trainer._require_same_run(began)
+        changed = "agent.mixed_precision" in experiment.config.differences(began)
         try:
-            experiment.restore(tensors, state)
+            experiment.restore(tensors, state, None if changed else run.precision())
         except CheckpointError as error:
             raise CheckpointError(f"{run.folder}: {error}") from error
         trainer._continue(began)
@@ -237,6 +238,7 @@ class Trainer:
             self.phase = "train"
         if self.phase != "done":
             atomic_write(self.run.config_path, self.config.to_yaml())
+            self.run.record_precision(self.experiment.precision)
             return
         changed = self.config.differences(began)
         idle = [p for p in changed if p.startswith(("total_steps", "agent.", "search.", "env."))]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from conal_rl.config import SupervisedConfig
 from conal_rl.errors import CheckpointError, ConalError, ConfigError
+from conal_rl.literals import Precision
 from conal_rl.runs.checkpoints import load_checkpoint
 from conal_rl.runs.files import read_json
 from conal_rl.runs.weights import UNFIT, read_model, reason, structure_from_json
@@ -158,7 +159,11 @@ def table(values: Scores, figures: Mapping[str, float]) -> Table:
 
 
 def test(
-    network: MultiTaskNetwork, problem: Problem, config: SupervisedConfig, device: torch.device
+    network: MultiTaskNetwork,
+    problem: Problem,
+    config: SupervisedConfig,
+    device: torch.device,
+    precision: Precision,
 ) -> dict[str, Any]:
     """Return the scores on the test part and the network's size, as JSON types.
 
@@ -170,8 +175,7 @@ def test(
         print(f"The report has no delta_p: {error}", file=sys.stderr)
         reference = None
     loader = problem.loader("test", config.evaluation.batch_size, False)
-    precision = autocast(device, config.agent.mixed_precision)
-    test_scores = scores(network, problem, loader, device, precision)
+    test_scores = scores(network, problem, loader, device, autocast(device, precision))
     return {
         "set": config.data.set,
         "scores": {task: to_json(metrics) for task, metrics in test_scores.items()},

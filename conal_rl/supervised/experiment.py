@@ -20,9 +20,11 @@ from conal_rl.core import ConalProStage, SearchNetwork, Structure, Tree
 from conal_rl.core.bilevel import decay_specific, gate_step
 from conal_rl.core.learner import ConflictSettings, Learner
 from conal_rl.errors import CheckpointError, ConfigError, TreeError, diverged
+from conal_rl.literals import Precision
 from conal_rl.runs.experiment import (
     Tensors,
     conflict_rule,
+    decide_precision,
     gumbel_temperature,
     require_compiler,
     search_space,
@@ -70,7 +72,7 @@ class SupervisedExperiment:
         read_reference(config, self.problem.tasks)
         self.config = config
         self.device = get_device(config.device)
-        self._autocast = autocast(self.device, config.agent.mixed_precision)
+        self.precision: Precision
         self._step = 0
         self._first_step = 0  # of the phase
         self._best = BestWeights()
@@ -82,13 +84,16 @@ class SupervisedExperiment:
         Raises:
             ConalError: data cannot be read, or a tree does not fit.
         """
+        self._set_precision(None)
         structure = _fixed_tree(self.config, self.tasks) or search_space(self.config, self.tasks)
         self._build(structure)
         self._try_out()
         self._build(structure)
         self.config = self.config.with_whole_paths()
 
-    def restore(self, tensors: Tensors, state: Mapping[str, Any]) -> None:
+    def restore(
+        self, tensors: Tensors, state: Mapping[str, Any], precision: Precision | None
+    ) -> None:
         """Make the network of a checkpoint and fill it.
 
         Raises:
@@ -103,6 +108,7 @@ class SupervisedExperiment:
                     f"data.tasks: got {', '.join(self.tasks)}, expected {tasks}, which the run "
                     "began with. Start a new run."
                 )
+            self._set_precision(precision)
             self._build(structure_from_json(state["structure"]))
             self._fill(tensors, state)
         except UNFIT as error:
@@ -229,7 +235,7 @@ class SupervisedExperiment:
             print("there was no update: the network has learnt nothing", file=sys.stderr)
         if self._best.weights:  # not before, because training continues from the last weights
             self.network.load_state_dict(self._best.weights)
-        report = test(self.network, self.problem, self.config, self.device)
+        report = test(self.network, self.problem, self.config, self.device, self.precision)
         selected = {"selected_step": self._best.step if self._best.weights else None}
         return report | selected, report_table(report)
 
@@ -280,7 +286,7 @@ class SupervisedExperiment:
         self.gate_optimizer = (
             None if gates is None else torch.optim.Adam([gates], lr=search.gate_learning_rate)
         )
-        scales = agent.mixed_precision and self.device.type == "cuda"
+        scales = self.precision == "float16"
         self._gate_scaler = torch.amp.GradScaler("cuda") if scales else None
         rule = conflict_rule(self.config, self._searching)
         self.learner = Learner(
@@ -296,6 +302,11 @@ class SupervisedExperiment:
         # Dynamo breaks the graph at every module that captures its tasks' gradients.
         compiles = agent.compile and self.learner.rule is None
         self._forward = torch.compile(self.network) if compiles else self.network
+
+    def _set_precision(self, recorded: Precision | None) -> None:
+        mixed = self.config.agent.mixed_precision
+        self.precision = decide_precision(self.device, mixed, recorded, on_cuda="float16")
+        self._autocast = autocast(self.device, self.precision)
 
     def _try_out(self) -> None:
         """Read first batches and open what is needed later, so that it fails before the run."""

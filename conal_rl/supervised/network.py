@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from conal_rl.core import SearchNetwork, Structure, Tree, TreeNetwork
 from conal_rl.core.conal_pro import inherit_weights
-from conal_rl.device import has_bfloat16
+from conal_rl.literals import Precision
 from conal_rl.supervised.data.common import Batch
 from conal_rl.supervised.decoders import Heads
 from conal_rl.supervised.problem import Problem
@@ -66,15 +66,13 @@ def task_losses(problem: Problem, predictions: dict[str, Tensor], batch: Batch) 
     return torch.stack(losses)
 
 
-def autocast(device: torch.device, enabled: bool) -> torch.autocast:
-    """Return a context of half precision: float16 on CUDA, bfloat16 on other devices.
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Return a context that computes matrix multiplications in this precision.
 
-    Gradients of float16 need scaling. If the processor has no instructions for bfloat16, the
-    context changes nothing. It can be entered repeatedly.
+    Gradients of float16 need scaling. The context can be entered repeatedly.
     """
-    if device.type == "cuda":
-        return torch.autocast(device.type, torch.float16, enabled=enabled)
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and has_bfloat16(device))
+    half = torch.float16 if precision == "float16" else torch.bfloat16
+    return torch.autocast(device.type, half, enabled=precision != "single")
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

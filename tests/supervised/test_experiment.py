@@ -21,7 +21,7 @@ from conal_rl.config import SupervisedConfig, load_config
 from conal_rl.core import ConalProStage, Tree
 from conal_rl.runs.progress import Session
 from conal_rl.runs.trainer import Trainer
-from conal_rl.supervised import experiment, network
+from conal_rl.supervised import experiment
 from conal_rl.supervised.data.common import Batch, SharedLoader, TaskLoaders
 from conal_rl.supervised.evaluation import load_network
 from conal_rl.supervised.evaluation import test as score
@@ -373,7 +373,7 @@ WAYS = {
 @pytest.fixture
 def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """On CPUs that only emulate it, too."""
-    monkeypatch.setattr(network, "has_bfloat16", lambda _: True)
+    monkeypatch.setattr("conal_rl.device._capabilities", lambda: {"amx_bf16": True})
 
 
 @pytest.mark.usefixtures("bfloat16")
@@ -391,7 +391,7 @@ def test_bfloat16_on_a_cpu_learns_alike(way: str, tmp_path: Path) -> None:
     assert totals[0] == pytest.approx(totals[1], rel=0.05) and totals[0] != totals[1]
     config = load_config(folder / "config.yaml")
     assert isinstance(config, SupervisedConfig)
-    again = score(*load_network(folder, config, "cpu"), config, torch.device("cpu"))
+    again = score(*load_network(folder, config, "cpu"), config, torch.device("cpu"), "bfloat16")
     assert again["scores"] == read(folder)["scores"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,14 +12,15 @@ import torch
 import yaml
 
 from conal_rl import train
-from conal_rl.agents import ConalSAC, experiment
+from conal_rl.agents import ConalSAC
 from conal_rl.agents.storage import load_trees
 from conal_rl.core import Tree
 from conal_rl.errors import CheckpointError
 from conal_rl.runs.checkpoints import load_checkpoint
+from conal_rl.runs.folder import Run
 from conal_rl.runs.progress import ContinuedCSV
 from conal_rl.runs.trainer import Trainer
-from tests.helpers.toy_runs import TASKS, evaluation, rows, state, steps, stop_at
+from tests.helpers.toy_runs import TASKS, copied, evaluation, rows, state, steps, stop_at
 
 # What a run leaves behind
 
@@ -290,23 +291,95 @@ def test_a_log_is_whole_when_the_process_dies(log: Path, monkeypatch: pytest.Mon
     assert list(log.parent.iterdir()) == [log]
 
 
-# Machines without fast products in bfloat16
+# Precision
 
 
-def test_single_precision_where_bfloat16_is_slower(
-    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Changes this machine into one with, or without, bfloat16 instructions."""
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+
+    def change(bfloat16: bool) -> None:
+        monkeypatch.setattr("conal_rl.device._capabilities", lambda: {"amx_bf16": bfloat16})
+
+    return change
+
+
+def precision(run: Path) -> str:
+    return str(json.loads((run / "versions.json").read_text())["precision"])
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def test_single_precision_without_bfloat16_instructions(
+    toy: str,
+    tmp_path: Path,
+    machine: Callable[[bool], None],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The run is that of `--agent.no-mixed-precision`, to the last bit."""
-    monkeypatch.setattr(experiment, "has_bfloat16", lambda device: False)
-    weights = []
-    for name, option in (
-        ("asked", "--agent.mixed-precision"),
-        ("not", "--agent.no-mixed-precision"),
-    ):
-        assert train.main([toy, "--out", str(tmp_path / name), option]) == 0
-        assert ("bfloat16" in capfd.readouterr().err) == (name == "asked")
-        weights.append((tmp_path / name / "model" / "model.safetensors").read_bytes())
-    assert weights[0] == weights[1]
+    machine(False)
+    for option in ("mixed-precision", "no-mixed-precision"):
+        run = tmp_path / option
+        assert train.main([toy, "--out", str(run), f"--agent.{option}"]) == 0
+        assert ("single precision" in capfd.readouterr().err) == (option == "mixed-precision")
+        assert precision(run) == "single"
+    assert weights(tmp_path / "mixed-precision") == weights(tmp_path / "no-mixed-precision")
+
+
+def test_a_resume_keeps_the_precision_of_the_run(
+    toy: str,
+    tmp_path: Path,
+    machine: Callable[[bool], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A machine without the instructions is slow, and computes the same."""
+    for name, stays in (("here", True), ("moved", False)):
+        run = tmp_path / name
+        machine(True)
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at(248, patch)
+            assert train.main([toy, "--out", str(run), "--agent.mixed-precision"]) == 130
+        assert precision(run) == "bfloat16"
+        machine(stays)
+        capfd.readouterr()
+        assert train.main(["--resume", str(run)]) == 0
+        lines = [line for line in capfd.readouterr().err.splitlines() if "bfloat16" in line]
+        assert len(lines) == (not stays)
+        assert all("--agent.no-mixed-precision" in line for line in lines)
+        assert precision(run) == "bfloat16"
+    assert weights(tmp_path / "here") == weights(tmp_path / "moved")
+
+
+def test_a_resume_can_change_the_precision(
+    toy: str, tmp_path: Path, machine: Callable[[bool], None]
+) -> None:
+    run = tmp_path / "run"
+    machine(True)
+    for option, expected in (("mixed", "bfloat16"), ("no-mixed", "single"), ("mixed", "bfloat16")):
+        start = ["--resume", str(run)] if run.exists() else [toy, "--out", str(run)]
+        steps = 320 if not run.exists() else state(run)["agent"]["steps"] + 40
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at(steps - 40, patch)
+            words = ["--total-steps", str(steps), f"--agent.{option}-precision"]
+            assert train.main([*start, *words]) == 130
+        assert precision(run) == expected
+
+
+def test_precision_of_a_run_before_it_was_recorded(finished: Path, tmp_path: Path) -> None:
+    """Version 0.1.0 kept an agent's precision only with its weights."""
+    run = copied(finished, tmp_path / "run")
+    about = json.loads((run / "model" / "model.json").read_text())
+    for half, expected in ((True, "bfloat16"), (False, "single")):
+        (run / "versions.json").write_text("{}")
+        about["architecture"]["mixed_precision"] = half
+        (run / "model" / "model.json").write_text(json.dumps(about))
+        assert Run(run).precision() == expected
+    (run / "versions.json").write_text('{"precision": "half"}')
+    with pytest.raises(CheckpointError, match=r"versions.json: precision: .*'half'"):
+        Run(run).precision()
 
 
 # Suites that come with others
