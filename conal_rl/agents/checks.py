@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from conal_rl.core import ReconSearch, Space, Tree
+from conal_rl.core import ReconSearch, Search, Tree
 from conal_rl.errors import ObservationError, other_tasks
 
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
@@ -41,7 +41,7 @@ def require_ranges(agent: Any) -> None:
 
 def require_tree(tree: Any, tasks: tuple[str, ...]) -> None:
     """Raise TypeError where it is none, ValueError where it is not one for the tasks."""
-    if not isinstance(tree, Tree | Space):
+    if not isinstance(tree, Tree | Search):
         raise TypeError(
             f"a tree is a Tree, such as Tree.shared(tasks, depth), or a search space, "
             f"not {tree!r}; a pair of them is a tuple"

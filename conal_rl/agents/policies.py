@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from conal_rl.agents.critic_losses import HLGauss, SquaredError
 from conal_rl.core import ConalSearch, SearchNetwork, Structure, Tree, TreeNetwork, linear_chain
 from conal_rl.core.conal_pro import inherit_weights
-from conal_rl.core.layers import LinearStack
+from conal_rl.core.linear_stack import LinearStack
 
 CRITICS = 2
 CONAL = ConalSearch()

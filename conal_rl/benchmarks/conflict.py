@@ -32,7 +32,7 @@ from conal_rl.core import (
 )
 from conal_rl.core.bilevel import apply_gradients, weight_step
 from conal_rl.core.conflict import held_rows
-from conal_rl.core.gradients import TaskGradients, gram, same_module, set_gradients
+from conal_rl.core.gradients import TaskGradients
 from conal_rl.core.layers import Layer
 
 FEATURES = 43  # Meta-World's observation and action
@@ -124,7 +124,7 @@ def _losses_one_by_one(network: TaskNetwork, x: Tensor, target: Tensor) -> Itera
         task_id = network.task_id[task].expand(len(batch), -1)
         h = torch.cat([batch, task_id], dim=-1).expand(CRITICS, -1, -1)
         for layer in network.encoder.shared_layers():
-            h = layer(h, by_module=True)
+            h = layer.run_modules(h)
         rows = slice(task, None, len(x))
         outputs = torch.baddbmm(head.bias[rows], h, head.weight[rows])
         yield (outputs - target[rows]).square().mean(dim=(1, 2)).sum()
@@ -137,9 +137,9 @@ def _notice(layer: Layer, gradients: Sequence[Sequence[Tensor]]) -> None:
         torch.stack([gradients[row % tasks][n][module] for row, module in enumerate(layer.index)])
         for n in range(len(gradients[0]))
     ]
-    same = same_module(layer).to(rows[0].device)
-    held = held_rows(gram(layer, rows)[None], same[None], "any_pair")
-    set_gradients(layer, rows, (~held[0]).to(rows[0].dtype))
+    same = layer.same_module().to(rows[0].device)
+    held = held_rows(layer.gram(rows)[None], same[None], "any_pair")
+    layer.assign_gradients(rows, (~held[0]).to(rows[0].dtype))
 
 
 # A shared input
@@ -239,7 +239,7 @@ def _ways(ours: Encoder, of_modules: Encoder, x: Tensor) -> dict[str, Step]:
     def cut(vjps: VJPs) -> None:
         z = x
         for layer in trunk:
-            z = layer(z, by_module=True)
+            z = layer.run_modules(z)
         boundary = z.detach().repeat(tasks, *[1] * (z.ndim - 1)).requires_grad_()
         losses(boundary).sum().backward(inputs=[boundary, *others])
         assert boundary.grad is not None

@@ -22,8 +22,8 @@ from conal_rl.core import (
     ConflictNoticing,
     LTBSearch,
     Rule,
+    Search,
     SearchNetwork,
-    Space,
     Tree,
     linear_chain,
 )
@@ -44,7 +44,7 @@ Batch = tuple[Tensor, Tensor]
 class Method(NamedTuple):
     """A search, which is a row of the table."""
 
-    space: Callable[[int], Space]
+    space: Callable[[int], Search]
     rule: Rule
 
 

@@ -1,24 +1,25 @@
-"""The method: trees, the networks they shape, search spaces, conflict noticing, the search.
+"""The method: trees, the networks they shape, searches for them, and conflict noticing.
 
-Imports torch (and, in `weighting`, torchjd) alone; knows neither reinforcement learning nor any
-data set.
+It imports only torch (and torchjd in `weighting`), and knows no reinforcement learning and no data
+set.
 """
 
 from conal_rl.core.conal import ConalSearch, Supernet, derive
 from conal_rl.core.conal_pro import ConalProStage
 from conal_rl.core.conflict import ConflictNoticing
-from conal_rl.core.layers import linear_chain, module_chain
+from conal_rl.core.linear_stack import linear_chain
 from conal_rl.core.ltb import LTBSearch
-from conal_rl.core.recon import ReconSearch, recon
+from conal_rl.core.module_stack import module_chain
+from conal_rl.core.recon import ReconSearch, recon_tree
 from conal_rl.core.search_network import SearchNetwork
 from conal_rl.core.tree import Tree
 from conal_rl.core.tree_network import TreeNetwork
 from conal_rl.literals import Rule
 
-Space = ConalSearch | ConalProStage | LTBSearch | ReconSearch
-"""What a search looks for a tree in."""
-Structure = Tree | Space
-"""What a network is shaped by, decided or not."""
+Search = ConalSearch | ConalProStage | LTBSearch | ReconSearch
+"""What makes the network of a search, in which a tree is looked for."""
+Structure = Tree | Search
+"""What shapes a network: a tree, or the search for one."""
 
 __all__ = [
     "ConalProStage",
@@ -27,8 +28,8 @@ __all__ = [
     "LTBSearch",
     "ReconSearch",
     "Rule",
+    "Search",
     "SearchNetwork",
-    "Space",
     "Structure",
     "Supernet",
     "Tree",
@@ -36,5 +37,5 @@ __all__ = [
     "derive",
     "linear_chain",
     "module_chain",
-    "recon",
+    "recon_tree",
 ]

@@ -1,8 +1,13 @@
 """The two steps of the bi-level search, `min_alpha L_val(w*(alpha), alpha)`, solved first-order.
 
-One gate step on a validation batch and one weight step on a training batch alternate; neither
-touches the other's parameters or leaves gradients behind (algorithm 1).
+One gate step on a validation batch and one weight step on a training batch alternate. Neither
+touches the other's parameters or leaves gradients behind.
+
+Source: Yue, Zhang, Liang, "Learning Conflict-Noticed Architecture for Multi-Task Learning", AAAI
+2023, algorithm 1.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
@@ -18,10 +23,13 @@ def gate_step(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """One step on the gates alone, down the gradient of a validation loss (a scalar).
+    """Take one step with only the gates, down the gradient of a validation loss.
 
     Args:
-        scaler: of mixed precision; not that of the weights, as each counts its own overflows.
+        loss: a scalar.
+        gates: the optimiser's parameters.
+        optimizer: of the gates.
+        scaler: of mixed precision. The weights have a different one: each counts its own overflows.
     """
     if scaler is not None:
         loss = scaler.scale(loss)
@@ -39,11 +47,13 @@ def weight_step(
     combine: Callable[[Tensor], Tensor] = torch.sum,
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """One step on the optimiser's weights alone, down the training losses `(task,)`.
+    """Take one step with only the optimiser's weights, down the training losses.
 
     Args:
-        rule: conflict noticing or a gradient aggregation, in whose `capture()` the losses must
-            have been computed.
+        losses: one per task, `(task,)`.
+        optimizer: of the weights.
+        rule: conflict noticing or a gradient aggregation. The losses must have been computed in its
+            `capture()`.
         max_norm: see `apply_gradients`.
         combine: what is minimised: the sum of the losses, or a weighted one.
         scaler: of mixed precision.
@@ -62,19 +72,21 @@ def weight_step(
 def decay_specific(
     optimizer: torch.optim.Optimizer, specific: Sequence[nn.Parameter], decay: float
 ) -> None:
-    """Let an optimiser that has all weights pull those of purely-specific modules towards zero.
+    """Make an optimiser of all weights pull those of purely-specific modules towards zero.
 
-    A preference for sharing (ours): a task's own modules must be worth more than what this costs.
-    It found known groups of tasks more often, where the same decay of all weights did not: see
+    A preference for sharing (ours): a task's own modules must be worth more than this decay costs.
+    It finds known groups of tasks more often. The same decay of all weights does not: see
     `python -m conal_rl.benchmark groups`.
 
     Args:
-        decay: share of a weight that a step of size 1 takes away, decoupled from the gradient
-            (AdamW's; Loshchilov and Hutter, ICLR 2019) where the optimiser can.
+        optimizer: of all weights; the specific ones move into a group of their own, the last.
+        specific: the parameters of purely-specific modules.
+        decay: the share of a weight that a step of size 1 takes away. It is decoupled from the
+            gradient if the optimiser can do that (AdamW; Loshchilov and Hutter, ICLR 2019).
     """
-    own = {id(p) for p in specific}
+    moved = {id(p) for p in specific}
     for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if id(p) not in own]
+        group["params"] = [p for p in group["params"] if id(p) not in moved]
     group = {"params": list(specific), "weight_decay": decay}
     if "decoupled_weight_decay" in optimizer.defaults:
         group["decoupled_weight_decay"] = True
@@ -86,11 +98,12 @@ def apply_gradients(
     max_norm: float | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """The one place where parameters change: unscale, clip, step, clear.
+    """Unscale, clip, step and clear: parameters change only here.
 
     Args:
+        optimizer: of the parameters whose gradients are there.
         max_norm: clip the gradient's global norm to this.
-        scaler: what the loss was scaled by; where gradients overflow it leaves out the step.
+        scaler: what the loss was scaled by. If gradients overflow it leaves out the step.
     """
     if scaler is not None:
         scaler.unscale_(optimizer)

@@ -1,4 +1,10 @@
-"""The search space of CoNAL: a trunk, purely-specific modules per task, and gates (figure 1a)."""
+"""The search of CoNAL: a trunk, purely-specific modules per task, and gates (figure 1a).
+
+Source: Yue, Zhang, Liang, "Learning Conflict-Noticed Architecture for Multi-Task Learning", AAAI
+2023. Conflict noticing, its other half, is in `conflict.py`.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,10 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from conal_rl.core.layers import Layer, LayerFactory, LinearStack
+from conal_rl.core.layers import Layer, LayerFactory, LayerList
 from conal_rl.core.search_network import SearchNetwork, strongest
 from conal_rl.core.tree import Tree
-from conal_rl.core.tree_network import typed
 
 
 class Supernet(SearchNetwork):
@@ -29,37 +34,39 @@ class Supernet(SearchNetwork):
         super().__init__(tasks, chain, tasks, len(chain) + 1, replicas)
         rows = range(replicas * len(self.tasks))
         trunk_of = tuple(row // len(self.tasks) for row in rows)
-        self.trunk = nn.ModuleList(make(trunk_of) for make in chain)
-        self.specific = nn.ModuleList(make(tuple(rows)) for make in chain)
+        self.trunk = LayerList(make(trunk_of) for make in chain)
+        self.specific = LayerList(make(tuple(rows)) for make in chain)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode `(row, batch, ...)` (or `(1, batch, ...)`, one input for all) to the same rows."""
         paths = self.paths(x)
         gates = self.gate_weights().repeat(self.replicas, 1)
-        return torch.einsum("rp,rp...->r...", gates, paths)
+        return torch.einsum("rp,rp...->r...", gates, paths)  # each row: sum_p alpha_p z^(p)
 
     def paths(self, x: Tensor) -> Tensor:
         """The outputs of all branch points, `(row, P, batch, ...)`.
 
-        In layer `p` a task's own module takes the `p` paths that are on it, the one just leaving
-        the trunk included: `P (P - 1) / 2` module runs per task in all. Linear layers take them in
-        one product, other modules one after another, as batch norm must not mix them.
+        Layer `p` of a task's own modules takes the `p` paths that are on it: those from points
+        1..p, of which the last is just leaving the trunk. In all these are `P (P - 1) / 2` module
+        runs per task:
+
+            layer          1    2    3
+            own modules    1    1    1      the numbers are branch points;
+                                2    2      path 4 = P stays on the trunk
+                                     3
         """
         rows = self._rows(x)
         if self.replicas > 1:
             x = x.expand(rows, *x.shape[1:])
-        batch = x.shape[1]
-        trunk, own = x, None
+        trunk = x
+        paths: Tensor | None = None  # that have left the trunk, `(row, path, batch, ...)`
         for shared, specific in zip(self.trunk, self.specific, strict=True):
             leaving = trunk.expand(rows, *trunk.shape[1:]).unsqueeze(1)
-            own = leaving if own is None else torch.cat([own, leaving], dim=1)
-            if isinstance(specific, LinearStack):
-                own = specific(own.flatten(1, 2)).unflatten(1, (-1, batch))
-            else:
-                own = torch.stack([specific(path) for path in own.unbind(1)], dim=1)
+            paths = leaving if paths is None else torch.cat([paths, leaving], dim=1)
+            paths = specific.run_paths(paths)
             trunk = shared(trunk)
-        assert own is not None
-        return torch.cat([own, trunk.expand(rows, *trunk.shape[1:]).unsqueeze(1)], dim=1)
+        assert paths is not None
+        return torch.cat([paths, trunk.expand(rows, *trunk.shape[1:]).unsqueeze(1)], dim=1)
 
     def specific_weights(self) -> list[nn.Parameter]:
         """The parameters of the tasks' own modules."""
@@ -67,7 +74,7 @@ class Supernet(SearchNetwork):
 
     def shared_layers(self) -> list[Layer]:
         """The trunk, from input to output; its modules are the ones tasks can conflict on."""
-        return typed(self.trunk) if len(self.tasks) > 1 else []
+        return list(self.trunk) if len(self.tasks) > 1 else []
 
     def tree(self) -> Tree:
         """See `derive`."""
@@ -76,7 +83,7 @@ class Supernet(SearchNetwork):
     def modules_of(self, layer: int) -> list[tuple[Layer, int]]:
         """See `SearchNetwork`."""
         tasks, points = len(self.tasks), self.strongest()
-        trunk, specific = typed(self.trunk)[layer], typed(self.specific)[layer]
+        trunk, specific = self.trunk[layer], self.specific[layer]
         return [
             (trunk, row // tasks) if points[row % tasks] > layer else (specific, row)
             for row in range(self.replicas * tasks)
@@ -85,14 +92,14 @@ class Supernet(SearchNetwork):
 
 @dataclass(frozen=True)
 class ConalSearch:
-    """What makes a `Supernet`."""
+    """Makes a `Supernet`."""
 
     method: ClassVar[str] = "conal"
 
     def network(
         self, tasks: Sequence[str], chain: Sequence[LayerFactory], replicas: int = 1
     ) -> Supernet:
-        """The search space over a chain of modules."""
+        """The network of the search, over a chain of modules."""
         return Supernet(tasks, chain, replicas)
 
 
@@ -101,11 +108,12 @@ def derive(gates: Tensor, tasks: Sequence[str]) -> Tree:
 
     Args:
         gates: alpha, `(task, P)`.
+        tasks: their names.
 
     Raises:
         ValueError: a gate is NaN or infinite, or the rows are not the tasks.
     """
     if gates.ndim != 2 or len(gates) != len(tasks):
-        raise ValueError(f"expected gates of {len(tasks)} tasks, got {tuple(gates.shape)}")
+        raise ValueError(f"gates: got {tuple(gates.shape)}, expected a row for {len(tasks)} tasks")
     points = [point + 1 for point in strongest(gates)]
     return Tree.from_branch_points(points, depth=gates.shape[1] - 1, tasks=tuple(tasks))

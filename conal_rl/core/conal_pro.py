@@ -1,16 +1,27 @@
 """CoNAL-Pro (figure 1c): for many tasks, the search goes in stages from the last branch point up.
 
-In stage `s` every task not settled yet has two gates: join the others on modules from point
-`p = P - s + 1` on, or leave one module earlier into purely-specific modules `p-1..P-1`. In stage 1
-what is joined is the trunk itself, later a new joint branch. Tasks that join are settled: they are
-the group of point `p`. After the stage of point 2 those still unsettled have whole encoders of
-their own.
+In stage `s` every task that is not settled yet has two gates. It joins the others on modules from
+point `p = P - s + 1` on, or it leaves one module earlier into purely-specific modules `p-1..P-1`.
+In stage 1 tasks join the trunk itself, later a new joint branch. Tasks that join are settled: they
+are the group of point `p`. The stage of point 2 is the last: tasks that leave in it have encoders
+of their own. With P = 4 and three modules:
 
-A stage holds the trunk, the branches of settled groups, one joint branch and specific ones that
-grow by a module from stage to stage: whole encoders only in the last one, for the tasks that no
-earlier stage has settled. What the paper leaves open (ours): joint and specific modules of a stage
-start afresh, so that neither side has a lead; the trunk, settled branches and heads keep what they
-have learnt.
+    module                   1         2         3
+    stage 1, p = 4   join    trunk     trunk     trunk
+                     leave   trunk     trunk     specific
+    stage 2, p = 3   join    trunk     trunk     joint
+                     leave   trunk     specific  specific
+    stage 3, p = 2   join    trunk     joint     joint
+                     leave   specific  specific  specific
+
+A stage holds the trunk, the branches of settled groups, one joint branch, and specific branches
+that grow by a module from stage to stage. Only the last stage holds whole encoders, for the tasks
+that no earlier stage has settled. What the paper leaves open (ours): joint and specific modules of
+a stage are new, so that neither side has a lead. The trunk, settled branches and heads keep what
+they have learnt.
+
+Source: Yue, Zhang, Liang, "Learning Conflict-Noticed Architecture for Multi-Task Learning", AAAI
+2023.
 """
 
 from __future__ import annotations
@@ -22,10 +33,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from conal_rl.core.layers import Layer, LayerFactory
+from conal_rl.core.layers import Layer, LayerFactory, LayerList
 from conal_rl.core.search_network import SearchNetwork
 from conal_rl.core.tree import Tree
-from conal_rl.core.tree_network import TreeNetwork, copy_layers, typed
+from conal_rl.core.tree_network import TreeNetwork, copy_layers
 
 JOIN, LEAVE = 0, 1  # the two gates
 
@@ -36,10 +47,10 @@ class ConalProStage:
 
     Attributes:
         number: from 1.
-        settled: the branch point of each task's group, None where it is not settled yet.
+        settled: the branch point of each task's group; None if the task is not settled yet.
 
     Raises:
-        ValueError: a stage before the first, or nothing to settle.
+        ValueError: the number is below 1, or all tasks are settled.
     """
 
     number: int
@@ -47,8 +58,10 @@ class ConalProStage:
     method: ClassVar[str] = "conal_pro"
 
     def __post_init__(self) -> None:
-        if self.number < 1 or None not in self.settled:
-            raise ValueError("a stage has a number from 1 and at least one task to settle")
+        if self.number < 1:
+            raise ValueError(f"number: got {self.number}, expected 1 or more")
+        if None not in self.settled:
+            raise ValueError(f"settled: got {self.settled}, expected None for at least one task")
 
     @classmethod
     def first(cls, tasks: int) -> ConalProStage:
@@ -58,7 +71,7 @@ class ConalProStage:
     def network(
         self, tasks: Sequence[str], chain: Sequence[LayerFactory], replicas: int = 1
     ) -> StageNetwork:
-        """The stage's search space over a chain of modules."""
+        """The network of the stage, over a chain of modules."""
         return StageNetwork(tasks, chain, self, replicas)
 
 
@@ -83,17 +96,25 @@ class StageNetwork(SearchNetwork):
     ):
         last = len(chain) + 1
         point = last + 1 - stage.number
-        if len(stage.settled) != len(tasks) or point < 2:
-            raise ValueError(f"{stage} does not fit {len(tasks)} tasks and {len(chain)} modules")
+        if point < 2:
+            raise ValueError(
+                f"number: got stage {stage.number}, expected at most {len(chain)}, one per module"
+            )
+        if len(stage.settled) != len(tasks):
+            raise ValueError(
+                f"settled: got {len(stage.settled)} points, expected {len(tasks)}, one per task"
+            )
         if not all(p is None or point < p <= last for p in stage.settled):
-            raise ValueError(f"{stage}: tasks were settled at points {point + 1} to {last}")
+            raise ValueError(
+                f"settled: got {stage.settled}, expected None or points {point + 1} to {last}"
+            )
         unsettled = [i for i, p in enumerate(stage.settled) if p is None]
         super().__init__(tasks, chain, [tasks[i] for i in unsettled], 2, replicas)
         self.stage, self.point, self._open = stage, point, unsettled
         joined = self._tree(dict.fromkeys(self._open, self.point))
         self.joint = TreeNetwork(joined.replicate(replicas), chain)
-        own_rows = range(replicas * len(self._open))
-        self.specific = nn.ModuleList(make(tuple(own_rows)) for make in chain[self.point - 2 :])
+        specific_rows = tuple(range(replicas * len(self._open)))
+        self.specific = LayerList(make(specific_rows) for make in chain[self.point - 2 :])
         rows = [r * len(tasks) + i for r in range(replicas) for i in self._open]
         self.register_buffer("open_rows", torch.tensor(rows), persistent=False)
 
@@ -102,19 +123,20 @@ class StageNetwork(SearchNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """Encode `(row, batch, ...)` (or `(1, batch, ...)`, one input for all) to the same rows."""
         rows = self._rows(x)
-        own = x
-        for depth, layer in enumerate(typed(self.joint.layers)):
+        joined, leaving = x, x  # of all rows, of the unsettled ones
+        for depth, layer in enumerate(self.joint.layers):
             if layer.count > 1:  # before that, one input for all goes through the trunk once
-                x = x.expand(rows, *x.shape[1:])
+                joined = joined.expand(rows, *joined.shape[1:])
             if depth == self.point - 2:
-                own = x.expand(rows, *x.shape[1:])[self.open_rows]
+                leaving = joined.expand(rows, *joined.shape[1:])[self.open_rows]
             if depth >= self.point - 2:
-                own = self.specific[depth - self.point + 2](own)
-            x = layer(x)
-        x = x.expand(rows, *x.shape[1:])
-        gates = self.gate_weights().repeat(self.replicas, 1).view(-1, 2, *[1] * (x.ndim - 1))
-        mixed = gates[:, JOIN] * x[self.open_rows] + gates[:, LEAVE] * own
-        return x.index_copy(0, self.open_rows, mixed.to(x.dtype))
+                leaving = self.specific[depth - self.point + 2](leaving)
+            joined = layer(joined)
+        joined = joined.expand(rows, *joined.shape[1:])
+        # (unsettled row, 2, 1, ...): one gate weight for all numbers of a row.
+        gates = self.gate_weights().repeat(self.replicas, 1).view(-1, 2, *[1] * (joined.ndim - 1))
+        mixed = gates[:, JOIN] * joined[self.open_rows] + gates[:, LEAVE] * leaving
+        return joined.index_copy(0, self.open_rows, mixed.to(joined.dtype))
 
     def specific_weights(self) -> list[nn.Parameter]:
         """The parameters of the tasks' own modules."""
@@ -129,7 +151,7 @@ class StageNetwork(SearchNetwork):
         return self._tree(self._decided())
 
     def next_stage(self) -> ConalProStage | None:
-        """The stage after this one; None where the strongest gates settle all, or at point 2.
+        """The stage after this one; None if the strongest gates settle all, or at point 2.
 
         Raises:
             ValueError: a gate is NaN or infinite.
@@ -144,26 +166,26 @@ class StageNetwork(SearchNetwork):
 
     def modules_of(self, layer: int) -> list[tuple[Layer, int]]:
         """See `SearchNetwork`."""
-        joint = typed(self.joint.layers)[layer]
-        found = [(joint, module) for module in joint.index]
+        joint = self.joint.layers[layer]
+        modules = [(joint, module) for module in joint.index]
         if layer >= self.point - 2:
-            specific = typed(self.specific)[layer - self.point + 2]
+            specific = self.specific[layer - self.point + 2]
             leaving = [gate == LEAVE for gate in self.strongest()] * self.replicas
             for module, row in enumerate(self.open_rows.tolist()):
                 if leaving[module]:
-                    found[row] = (specific, module)
-        return found
+                    modules[row] = (specific, module)
+        return modules
 
     @torch.no_grad()
     def inherit_from(self, before: StageNetwork) -> None:
-        """Take over the trunk and the settled groups' branches from the stage before."""
+        """Copy the trunk and the settled groups' branches from the stage before."""
         for depth, (mine, theirs) in enumerate(
-            zip(typed(self.joint.layers), typed(before.joint.layers), strict=True)
+            zip(self.joint.layers, before.joint.layers, strict=True)
         ):
             for row, module in enumerate(mine.index):
                 settled = self.stage.settled[row % len(self.tasks)] is not None
                 if settled or depth + 1 < self.point:
-                    mine.copy_module(module, theirs, theirs.index[row])  # type: ignore[arg-type]
+                    mine.copy_module(module, theirs, theirs.index[row])
 
     def _decided(self) -> dict[int, int]:
         """The branch point of each unsettled task by its strongest gate."""
@@ -173,7 +195,10 @@ class StageNetwork(SearchNetwork):
         }
 
     def _tree(self, points: dict[int, int]) -> Tree:
-        """Settled groups at their points, the others at theirs: together here, alone before."""
+        """The tree of settled groups at their points and the other tasks at `points`.
+
+        Tasks at this stage's point are together, tasks at an earlier one have modules of their own.
+        """
 
         def label(task: int, settled: int | None, layer: int) -> tuple[str, int]:
             point = points[task] if settled is None else settled
@@ -193,15 +218,19 @@ class StageNetwork(SearchNetwork):
 def inherit_weights(
     after: TreeNetwork | SearchNetwork, before: TreeNetwork | SearchNetwork
 ) -> None:
-    """Give an encoder what the one before it in a run has learnt and it still needs.
+    """Copy into an encoder what it still needs of the encoder before it in a run.
 
-    From stage to stage of CoNAL-Pro; or from a search, or from a tree that an earlier stage has
-    settled, to a tree in which the rows of a module ran one module before.
+    Two cases: from stage to stage of CoNAL-Pro; and to a tree, from a search or from the tree that
+    an earlier stage has settled. In the second case the rows that share a module in the new tree
+    must have shared one before.
+
+    Args:
+        after: gets the weights.
+        before: keeps its own.
     """
     if isinstance(before, StageNetwork) and isinstance(after, StageNetwork):
         after.inherit_from(before)
         return
     assert isinstance(after, TreeNetwork)
     learnt = before.derive() if isinstance(before, SearchNetwork) else before
-    layers = typed(learnt.layers)
-    copy_layers(after, [[(layer, module) for module in layer.index] for layer in layers])
+    copy_layers(after, [[(layer, module) for module in layer.index] for layer in learnt.layers])

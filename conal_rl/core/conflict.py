@@ -1,9 +1,14 @@
 """Conflict noticing: a shared module is held still while its tasks disagree on it.
 
-Tasks `i`, `j` conflict on a module when `<grad_i, grad_j> < 0` for the gradients of their own
-training losses (Yue, Zhang, Liang, AAAI 2023, algorithm 1). Everything a rule needs is in the
-Gram matrix of the tasks' gradients, so the rules here take Gram matrices.
+Tasks `i`, `j` conflict on a module if `<grad_i, grad_j> < 0` for the gradients of their own
+training losses. Everything a rule needs is in the Gram matrix of the tasks' gradients, so the rules
+here take Gram matrices.
+
+Source: Yue, Zhang, Liang, "Learning Conflict-Noticed Architecture for Multi-Task Learning", AAAI
+2023, algorithm 1.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -13,7 +18,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from conal_rl.core.gradients import TaskGradients, gram, same_module, set_gradients
+from conal_rl.core.gradients import TaskGradients
 from conal_rl.core.layers import Layer
 from conal_rl.literals import Rule
 
@@ -22,7 +27,7 @@ _PAIRS = ("counted", "cosine", "negative", "conflicting")  # summed over the stu
 
 
 def cosines(gram: Tensor) -> Tensor:
-    """Pairwise cosines `(..., row, row)` of a Gram matrix; 0 where a gradient vanishes."""
+    """Pairwise cosines `(..., row, row)` of a Gram matrix; 0 if a gradient vanishes."""
     norm = gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
     scale = norm.unsqueeze(-1) * norm.unsqueeze(-2)
     return torch.where(scale > 0, gram / scale, 0.0)
@@ -34,22 +39,27 @@ def held_rows(gram: Tensor, same: Tensor, rule: Rule, margin: float = 0.0) -> Te
     Args:
         gram: inner products of the tasks' gradients, `(layer, row, row)`, layers in order from
             the input.
-        same: `(layer, row, row)`, true where two different rows run the same module.
+        same: `(layer, row, row)`, true if two different rows run the same module.
         rule: `any_pair` (the authors' final code): one conflicting pair holds the module for all.
             `conflicting_tasks` (their first code): only tasks in a conflicting pair are dropped.
             `and_deeper` (their variant): as `any_pair`, and a conflict also holds every shared
-            module behind. `consensus` (ours): a task is dropped where it opposes the mean of the
+            module behind. `consensus` (ours): a task is dropped if it opposes the mean of the
             others on the module. `none`: nothing is dropped.
         margin: a conflict is a cosine below `-margin`.
 
     Returns:
-        `(layer, row)`, true where the row's gradient is dropped.
+        `(layer, row)`, true if the row's gradient is dropped.
+
+    Raises:
+        ValueError: the rule is unknown.
     """
     if rule == "none":
         return torch.zeros_like(same[..., 0])
     if rule == "consensus":
         weight = same.to(gram.dtype)
         against = (gram * weight).sum(-1)  # <g_i, sum of the others>
+        # Row i of `weight` picks the others on its module, so that w_i G w_i is the squared norm
+        # of their gradients' sum.
         others = torch.einsum("lij,ljk,lik->li", weight, gram, weight).clamp(min=0)
         scale = gram.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt() * others.sqrt()
         return torch.where(scale > 0, against / scale, 0.0) < -margin
@@ -61,24 +71,28 @@ def held_rows(gram: Tensor, same: Tensor, rule: Rule, margin: float = 0.0) -> Te
         return (held.cumsum(0) > 0) & same.any(-1)
     if rule == "any_pair":
         return held
-    raise ValueError(f"unknown conflict rule {rule!r}; there are {', '.join(RULES)}")
+    raise _unknown(rule)
+
+
+def _unknown(rule: str) -> ValueError:
+    return ValueError(f"rule: got {rule!r}, expected one of {', '.join(RULES)}")
 
 
 @dataclass(frozen=True)
 class ConflictStatistics:
-    """What was noticed in the steps studied since the start.
+    """What was noticed since the start, in the steps that were studied.
 
     Attributes:
-        steps: weight steps in all, since the start.
-        held: per rule the share of steps in which each module was held, `(layer, row)`, indexed
-            by the row (task) whose gradient was dropped.
+        steps: all weight steps since the start.
+        held: per rule the share of steps in which the row's (task's) gradient was dropped,
+            `(layer, row)`.
         module_held: per rule the share of steps in which at least one gradient was dropped from
             the module that a row runs, `(layer, row)`.
-        shared: whether another row runs that module, `(layer, row)`.
+        shared: whether other rows run that module, `(layer, row)`.
         counted: steps in which two rows had gradients of the module that they share,
             `(layer, row, row)`; the means and shares below are over these.
-        cosine: mean pairwise cosine, `(layer, row, row)`; of the running mean of inner products
-            where that is smoothed.
+        cosine: mean pairwise cosine, `(layer, row, row)`; with smoothing, of the running mean of
+            inner products.
         negative: share of steps in which the pair's cosine was negative, `(layer, row, row)`.
         conflicting: the same for a cosine below `-margin`.
     """
@@ -107,7 +121,7 @@ class ConflictStatistics:
 
 
 class ConflictNoticing:
-    """Takes the place of `losses.sum().backward()` and drops conflicting gradients.
+    """Replaces `losses.sum().backward()` and drops conflicting gradients.
 
     Usage::
 
@@ -117,18 +131,21 @@ class ConflictNoticing:
         noticing.backward(losses)
         optimizer.step()
 
-    A module that is held whole gets a gradient of zero, as in the authors' code. What an optimiser
-    does beside the gradient goes on: momentum moves the module by what was gathered before, and
-    weight decay shrinks what is held for long (with Adam's L2 by whole steps, as nothing else is in
-    its moments).
+    A module that is held for all its tasks gets a gradient of zero, as in the authors' code. The
+    optimiser still does the rest: momentum moves the module by earlier gradients, and weight decay
+    shrinks a module that is held for long. With Adam's L2 it shrinks by whole steps, because the
+    moments then hold nothing else.
 
     Args:
         layers: the shared layers of a `Supernet` or `TreeNetwork`, from input to output.
         rule, margin: see `held_rows`.
         smoothing: decay in [0, 1) of a running mean of the inner products, on which the rule then
-            decides; 0 decides on this step alone.
-        study_every: every so many steps the other rules are evaluated as well (and only counted),
-            so that one run says how often each would have held each module.
+            decides. With 0 it decides on this step only.
+        study_every: in every so many steps all rules are evaluated and counted. So one run says how
+            often each rule would have held each module.
+
+    Raises:
+        ValueError: a value out of range, or an unknown rule.
     """
 
     def __init__(
@@ -140,11 +157,12 @@ class ConflictNoticing:
         study_every: int = 10,
     ):
         if rule not in RULES:
-            raise ValueError(f"unknown conflict rule {rule!r}; there are {', '.join(RULES)}")
-        if not 0 <= smoothing < 1 or not 0 <= margin < 1:
-            raise ValueError("smoothing and margin lie in [0, 1)")
+            raise _unknown(rule)
+        for name, value in (("smoothing", smoothing), ("margin", margin)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}: got {value}, expected at least 0 and below 1")
         if study_every < 1:
-            raise ValueError(f"study_every counts steps, from 1, not {study_every}")
+            raise ValueError(f"study_every: got {study_every}, expected 1 or more steps")
         self.layers = list(layers)
         self._gradients = TaskGradients(layers)
         self.rule: Rule = rule
@@ -154,7 +172,7 @@ class ConflictNoticing:
         self.steps = 0
         self._gram: Tensor | None = None
         self._same: Tensor | None = None
-        # Sums over the studied steps, which grow in place: a CUDA graph finds them where they were.
+        # Sums over the studied steps. They grow in place, because a CUDA graph keeps addresses.
         self._pairs: dict[str, Tensor | int] = dict.fromkeys(_PAIRS, 0)
         self._held: dict[Rule, Tensor | int] = dict.fromkeys(RULES, 0)
         self._module_held: dict[Rule, Tensor | int] = dict.fromkeys(RULES, 0)
@@ -162,67 +180,85 @@ class ConflictNoticing:
         self._before = _copied(self._pairs)
 
     def capture(self) -> AbstractContextManager[None]:
-        """Forward passes in this context leave per-task gradients at the next `backward`."""
+        """The context in which the losses are to be computed."""
         return self._gradients.capture()
 
     def backward(
         self, losses: Tensor, inputs: Sequence[Tensor] | None = None, total: Tensor | None = None
     ) -> Tensor:
-        """Backpropagate, then take back what the rule drops; arguments as `TaskGradients`'.
+        """Backpropagate, and leave out the gradients that the rule drops.
+
+        Args:
+            losses, inputs, total: as in `TaskGradients.backward`.
 
         Returns:
-            `(layer, row)`, true where a row's gradient was dropped.
+            `(layer, row)`, true if a row's gradient was dropped.
+
+        Raises:
+            RuntimeError: the losses were computed outside of `capture()`.
         """
         gradients = self._gradients.backward(losses, inputs, total)
         if not self.layers:
             return torch.zeros(0, 0, dtype=torch.bool)
         with torch.no_grad():
-            grams = [gram(layer, own) for layer, own in zip(self.layers, gradients, strict=True)]
-            held = self._notice(_pad(grams))
-            for layer, own, dropped in zip(self.layers, gradients, held, strict=True):
-                set_gradients(layer, own, (~dropped[: len(layer.index)]).to(own[0].dtype))
+            by_layer = list(zip(self.layers, gradients, strict=True))
+            held = self._notice(_pad([layer.gram(rows) for layer, rows in by_layer]))
+            for (layer, rows), dropped in zip(by_layer, held, strict=True):
+                kept = ~dropped[: len(layer.index)]
+                layer.assign_gradients(rows, kept.to(rows[0].dtype))
         return held
 
     @property
     def studying(self) -> bool:
-        """Whether the next step is one of those that the statistics are of."""
+        """Whether the statistics will count the next step."""
         return self.steps % self.study_every == 0
 
     def count_step(self) -> None:
-        """Count a step; `backward` does, where it is not a CUDA graph that does its work."""
+        """Count a step. `backward` does so itself, but a CUDA graph that replays it does not."""
         self._studied += self.studying
         self.steps += 1
 
     def _notice(self, gram: Tensor) -> Tensor:
-        """Update running means and statistics with this step's Gram matrices; decide."""
+        """Update running means and statistics with this step's Gram matrices, and decide.
+
+        Args:
+            gram: `(layer, row, row)`.
+
+        Returns:
+            `(layer, row)`, true if a row's gradient is to be dropped.
+        """
         if self._same is None:
-            self._same = _pad([same_module(layer) for layer in self.layers]).to(gram.device)
+            self._same = _pad([layer.same_module() for layer in self.layers]).to(gram.device)
         if self.smoothing and self._gram is not None:
             gram = torch.lerp(gram, self._gram, self.smoothing)
-        # Where half precision overflows, what was known before stays.
+        # If half precision overflows, the earlier value stays.
         known = 0.0 if self._gram is None else self._gram
         finite = torch.where(gram.isfinite(), gram, known)
         self._gram = finite if self._gram is None else self._gram.copy_(finite)
         held = held_rows(gram, self._same, self.rule, self.margin)
         if self.studying:
-            cosine = cosines(gram)
-            norms = gram.diagonal(dim1=-2, dim2=-1)
-            there = (norms > 0) & norms.isfinite()  # they overflow where half precision does
-            seen = {
-                "counted": self._same & there.unsqueeze(-1) & there.unsqueeze(-2),
-                "cosine": cosine.nan_to_num(),
-                "negative": cosine < 0,
-                "conflicting": cosine < -self.margin,
-            }
-            for name, value in seen.items():
-                _add(self._pairs, name, value)
-            for rule in RULES:
-                dropped = held_rows(gram, self._same, rule, self.margin)
-                _add(self._held, rule, dropped)
-                module = dropped | (self._same & dropped.unsqueeze(-2)).any(-1)
-                _add(self._module_held, rule, module)
+            self._study(gram, self._same)
         self.count_step()
         return held
+
+    def _study(self, gram: Tensor, same: Tensor) -> None:
+        """Add this step to the sums that the statistics are made of."""
+        cosine = cosines(gram)
+        norms = gram.diagonal(dim1=-2, dim2=-1)
+        usable = (norms > 0) & norms.isfinite()  # in half precision they may overflow
+        pairs = {
+            "counted": same & usable.unsqueeze(-1) & usable.unsqueeze(-2),
+            "cosine": cosine.nan_to_num(),
+            "negative": cosine < 0,
+            "conflicting": cosine < -self.margin,
+        }
+        for name, value in pairs.items():
+            _add(self._pairs, name, value)
+        for rule in RULES:
+            dropped = held_rows(gram, same, rule, self.margin)
+            _add(self._held, rule, dropped)
+            module = dropped | (same & dropped.unsqueeze(-2)).any(-1)
+            _add(self._module_held, rule, module)
 
     def statistics(self) -> ConflictStatistics | None:
         """Shares and means over the studied steps; None before the first one."""
@@ -241,7 +277,7 @@ class ConflictNoticing:
             steps=self.steps,
             held={rule: mean(total) for rule, total in self._held.items()},
             module_held={rule: mean(total) for rule, total in self._module_held.items()},
-            shared=_pad([same_module(layer) for layer in self.layers]).any(-1),
+            shared=_pad([layer.same_module() for layer in self.layers]).any(-1),
             counted=counted,
             cosine=over_pairs("cosine"),
             negative=over_pairs("negative"),
@@ -249,7 +285,7 @@ class ConflictNoticing:
         )
 
     def recently_negative(self) -> list[float]:
-        """Share of negative cosines since this was last called, `(layer,)`; NaN: no pair seen."""
+        """Share of negative cosines since the last call, `(layer,)`; NaN if no pair was counted."""
         negative, counted = (
             torch.as_tensor(self._pairs[name] - self._before[name])
             for name in ("negative", "counted")
@@ -261,7 +297,7 @@ class ConflictNoticing:
         return share.tolist()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """Tensors and counters for a checkpoint; `restore` takes them back."""
+        """Tensors and counters for a checkpoint, as `restore` takes them."""
         sums: dict[str, Tensor | int | None] = {**self._pairs, "gram": self._gram}
         for rule in RULES:
             sums[f"held.{rule}"] = self._held[rule]
@@ -270,7 +306,7 @@ class ConflictNoticing:
         return tensors, {"steps": self.steps, "studied": self._studied}
 
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, int]) -> None:
-        """Go on from what `state` returned."""
+        """Resume from what `state` returned."""
         device = next(self.layers[0].parameters()).device if self.layers else "cpu"
         moved = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
         self._gram = moved.get("gram")
@@ -292,7 +328,7 @@ def _copied(sums: dict[str, Tensor | int]) -> dict[str, Tensor | int]:
 
 
 def _pad(matrices: Sequence[Tensor]) -> Tensor:
-    """Stack square matrices of unequal size into one tensor, filled up with zeros."""
+    """Stack square matrices of unequal size into one tensor, padded with zeros."""
     size = max(len(matrix) for matrix in matrices)
     padded = matrices[0].new_zeros(len(matrices), size, size)
     for target, matrix in zip(padded, matrices, strict=True):

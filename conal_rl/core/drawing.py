@@ -1,20 +1,14 @@
-"""Pictures of a `Tree`: in text for logs and terminals, with matplotlib for papers."""
+"""Pictures of trees, with matplotlib, for papers and reports."""
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from matplotlib.axes import Axes
-
-    from conal_rl.core.tree import Tree
-
-COLUMNS = 100  # width of the text drawing
 
 # Okabe and Ito's colours, distinct under every common colour blindness.
 SHARED_BY_ALL, SHARED_BY_SOME, OWN = "#0072B2", "#009E73", "#E69F00"
@@ -22,152 +16,108 @@ LEGEND = {SHARED_BY_ALL: "shared by all", SHARED_BY_SOME: "shared by some", OWN:
 INK, HEAD = "#333333", "#999999"
 
 
-def text(tree: Tree) -> str:
-    """The tree as lines: a run of layers with the same tasks is one line, names are at the leaves.
+def draw(
+    tasks: Sequence[str],
+    layers: Sequence[Sequence[int]],
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Axes:
+    """Draw a tree, with layers from left to right and task names at the leaves.
 
-    Tasks that leave the same module to be alone are listed together.
-    """
-    tasks, layers = _count(tree.num_tasks, "task"), _count(tree.depth, "layer")
-    header = f"{tasks}, {layers}, {_count(sum(tree.modules), 'module')}"
-    if tree.rejoining:  # no branches to follow: a line for every layer
-        lines = [header]
-        for p in range(tree.depth):
-            lines += _wrap(f"layer {p + 1}: {_shares(tree, p)}", "", "      ")
-        return "\n".join(lines)
-    return "\n".join([header, *_branches(tree, tuple(range(tree.num_tasks)), 0, "")])
-
-
-def _branches(tree: Tree, tasks: tuple[int, ...], start: int, indent: str) -> Iterator[str]:
-    members: dict[int, list[int]] = {}
-    for task in tasks:
-        members.setdefault(tree.layers[start][task], []).append(task)
-    shared = [tuple(group) for group in members.values() if len(group) > 1]
-    alone = tuple(group[0] for group in members.values() if len(group) == 1)
-
-    for group in [*shared, *([alone] if alone else [])]:
-        end = tree.depth
-        if group is not alone:
-            while len({tree.layers[end - 1][task] for task in group}) > 1:
-                end -= 1
-        layers = f"layer {end}" if end == start + 1 else f"layers {start + 1}-{end}"
-        if group is alone:
-            what = f"{layers} {'each ' if len(alone) > 1 else ''}alone: "
-        else:
-            what = f"{layers} shared by "
-        last = group is alone or (group is shared[-1] and not alone)
-        below = indent + ("   " if last else "│  ")
-        if end < tree.depth:
-            names = _count(len(group), "task")
-        else:
-            names = ", ".join(tree.tasks[task] for task in group)
-        yield from _wrap(what + names, indent + ("└─ " if last else "├─ "), below + "   ")
-        if end < tree.depth:
-            yield from _branches(tree, group, end, below)
-
-
-def _shares(tree: Tree, layer: int) -> str:
-    groups = tree.groups(layer)
-    alone = [group[0] for group in groups if len(group) == 1]
-    shared = [f"shared by {', '.join(group)}" for group in groups if len(group) > 1]
-    own = [f"{'each ' if len(alone) > 1 else ''}alone: {', '.join(alone)}"] if alone else []
-    return "; ".join([*shared, *own])
-
-
-def _wrap(line: str, first: str, rest: str) -> list[str]:
-    return textwrap.wrap(
-        line,
-        COLUMNS,
-        initial_indent=first,
-        subsequent_indent=rest,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def draw(tree: Tree, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """Draws the tree, layers from left to right, task names at the leaves.
-
-    A node is a module: its size and number, like the width of the edge into it, tell how many
-    tasks run it. The thin grey edges at the end are the heads. Everything is scaled to the size
-    that `ax` has when this is called.
+    A node is a module. Its size and number and the width of the edge into it show how many tasks
+    run it. The thin grey edges at the end are the heads. Everything is scaled to the size that
+    `ax` has during the call.
 
     Args:
-        tree: what to draw.
-        ax: where to draw; None makes a figure of a fitting size, kept out of pyplot's list of
+        tasks, layers: as in `Tree`: the names, and the module that each task runs in each layer.
+        ax: where to draw. None makes a figure of a fitting size, which is not in pyplot's list of
             open figures (`tree.draw().figure.savefig("tree.pdf")`).
         title: a line above the tree.
     """
-    from matplotlib.patches import PathPatch
-    from matplotlib.path import Path
-
     if ax is None:
-        ax = _fitting_axes(tree)
+        ax = _fitting_axes(tasks, len(layers))
     # Tasks that share more modules stand closer together, so that no edges cross.
-    order = sorted(range(tree.num_tasks), key=lambda task: [layer[task] for layer in tree.layers])
+    order = sorted(range(len(tasks)), key=lambda task: [layer[task] for layer in layers])
     row = {task: y for y, task in enumerate(order)}
-    members = [
-        [[i for i, used in enumerate(layer) if used == module] for module in range(size)]
-        for layer, size in zip(tree.layers, tree.modules)
-    ]
-    centre = [[sum(row[i] for i in group) / len(group) for group in layer] for layer in members]
-
-    ax.set_ylim(tree.num_tasks - 0.4, -0.6)
-    row_height, column_width = _label_tasks(ax, tree, row)
-
-    def edge(x: float, y: float, to_x: float, to_y: float, colour: str, width: float) -> None:
-        bend = (x + to_x) / 2
-        path = Path(
-            [(x, y), (bend, y), (bend, to_y), (to_x, to_y)],
-            [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4],
+    ax.set_ylim(len(tasks) - 0.4, -0.6)
+    row_height, column_width = _label_tasks(ax, tasks, len(layers), row)
+    for node in _nodes(layers, row):
+        size = len(node.tasks)
+        colour = _colour(size, len(tasks))
+        diameter = min(
+            7 + 13 * sqrt((size - 1) / len(tasks)), 0.7 * row_height * size, 0.6 * column_width
         )
-        ax.add_patch(
-            PathPatch(
-                path,
-                facecolor="none",
-                edgecolor=colour,
-                alpha=0.5,
-                linewidth=width,
-                capstyle="butt",
-                zorder=1,
+        for parent_y, shared in node.parents:
+            width = min(1 + 7 * shared / len(tasks), 0.5 * diameter)
+            _edge(ax, (node.x - 1, parent_y), (node.x, node.y), colour, width)
+        if node.x == len(layers) - 1:
+            for task in node.tasks:
+                _edge(ax, (node.x, node.y), (node.x + 0.5, row[task]), HEAD, 1)
+        ax.scatter(node.x, node.y, s=diameter**2, color=colour, linewidths=0, zorder=2)
+        if size > 1:
+            ax.text(
+                node.x,
+                node.y,
+                str(size),
+                size=min(8.0, 0.6 * diameter),
+                color="white",
+                ha="center",
+                va="center_baseline",
             )
-        )
-
-    for p, layer in enumerate(members):
-        for module, group in enumerate(layer):
-            y, tasks = centre[p][module], len(group)
-            colour = _colour(tree, tasks)
-            diameter = min(
-                7 + 13 * sqrt((tasks - 1) / tree.num_tasks),
-                0.7 * row_height * tasks,
-                0.6 * column_width,
-            )
-            above = Counter(tree.layers[p - 1][task] for task in group) if p > 0 else {}
-            for parent, count in above.items():  # more than one only where tasks rejoin
-                width = min(1 + 7 * count / tree.num_tasks, 0.5 * diameter)
-                edge(p - 1, centre[p - 1][parent], p, y, colour, width)
-            if p == tree.depth - 1:
-                for task in group:
-                    edge(p, y, p + 0.5, row[task], HEAD, 1)
-            ax.scatter(p, y, s=diameter**2, color=colour, linewidths=0, zorder=2)
-            if tasks > 1:
-                size = min(8.0, 0.6 * diameter)
-                ax.text(
-                    p, y, str(tasks), size=size, color="white", ha="center", va="center_baseline"
-                )
-
-    _dress(ax, tree, title)
+    _dress(ax, layers, title)
     return ax
 
 
-def _fitting_axes(tree: Tree) -> Axes:
+class _Node(NamedTuple):
+    x: int  # its layer, from 0
+    y: float  # the mean of its tasks' rows
+    tasks: list[int]
+    parents: list[tuple[float, int]]  # y, and how many tasks come from there
+
+
+def _nodes(layers: Sequence[Sequence[int]], row: dict[int, int]) -> Iterator[_Node]:
+    """Every module, layer by layer; it has several parents only if tasks share again."""
+    above: list[float] = []  # the y of each module in the layer before
+    for x, layer in enumerate(layers):
+        centres = []
+        for module in range(max(layer) + 1):
+            tasks = [task for task, used in enumerate(layer) if used == module]
+            y = sum(row[task] for task in tasks) / len(tasks)
+            counts = Counter(layers[x - 1][task] for task in tasks) if x > 0 else {}
+            yield _Node(x, y, tasks, [(above[parent], n) for parent, n in counts.items()])
+            centres.append(y)
+        above = centres
+
+
+def _edge(
+    ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, width: float
+) -> None:
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    bend = (start[0] + end[0]) / 2
+    path = Path(
+        [start, (bend, start[1]), (bend, end[1]), end],
+        [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4],
+    )
+    ax.add_patch(
+        PathPatch(
+            path,
+            facecolor="none",
+            edgecolor=colour,
+            alpha=0.5,
+            linewidth=width,
+            capstyle="butt",
+            zorder=1,
+        )
+    )
+
+
+def _fitting_axes(tasks: Sequence[str], depth: int) -> Axes:
     from matplotlib.figure import Figure
 
-    height = max(0.19 * tree.num_tasks, 0.6)  # inches, of the rows alone
-    width = 0.9 * tree.depth + 0.5 + 0.075 * max(len(name) for name in tree.tasks)
+    height = max(0.19 * len(tasks), 0.6)  # inches, of the rows only
+    width = 0.9 * depth + 0.5 + 0.075 * max(len(name) for name in tasks)
     width = max(width, 3.6)
     above, below = 0.6, 0.35
     figure = Figure(figsize=(width + 0.2, above + height + below))
@@ -177,17 +127,20 @@ def _fitting_axes(tree: Tree) -> Axes:
     )
 
 
-def _label_tasks(ax: Axes, tree: Tree, row: dict[int, int]) -> tuple[float, float]:
-    """Writes the names and leaves room for them beside the layers' columns.
+def _label_tasks(
+    ax: Axes, tasks: Sequence[str], depth: int, row: dict[int, int]
+) -> tuple[float, float]:
+    """Write the names, leave room for them next to the layers' columns, and set the x limits.
 
-    Returns the height of a row and the width of a column in points.
+    Returns:
+        The height of a row and the width of a column, in points.
     """
-    left, start = -0.4, tree.depth - 0.45  # of the columns, of the names, in layers
+    left, start = -0.4, depth - 0.45  # of the columns, of the names, in layers
     box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
-    width, row_height = 72 * box.width, 72 * box.height / tree.num_tasks
+    width, row_height = 72 * box.width, 72 * box.height / len(tasks)
     size = min(9.0, 0.75 * row_height)
     names = [
-        ax.text(start, y, tree.tasks[i], size=size, color=INK, va="center", parse_math=False)
+        ax.text(start, y, tasks[i], size=size, color=INK, va="center", parse_math=False)
         for i, y in row.items()
     ]
     ax_pixels = ax.get_window_extent().width
@@ -201,17 +154,17 @@ def _label_tasks(ax: Axes, tree: Tree, row: dict[int, int]) -> tuple[float, floa
     return row_height, column_width
 
 
-def _dress(ax: Axes, tree: Tree, title: str | None) -> None:
+def _dress(ax: Axes, layers: Sequence[Sequence[int]], title: str | None) -> None:
     ax.xaxis.tick_top()
     ax.set_xticks(
-        range(tree.depth), ["layer 1", *map(str, range(2, tree.depth + 1))], color=INK, size=9
+        range(len(layers)), ["layer 1", *map(str, range(2, len(layers) + 1))], color=INK, size=9
     )
     ax.set_yticks([])
     ax.tick_params(length=0)
     ax.set_frame_on(False)
     if title:
         ax.set_title(title, size=10, color=INK, loc="left", pad=10, parse_math=False)
-    used = {_colour(tree, layer.count(module)) for layer in tree.layers for module in layer}
+    used = {_colour(count, len(layer)) for layer in layers for count in Counter(layer).values()}
     handles = [
         ax.plot([], [], "o", color=colour, markersize=6, label=label)[0]
         for colour, label in LEGEND.items()
@@ -231,7 +184,7 @@ def _dress(ax: Axes, tree: Tree, title: str | None) -> None:
     )
 
 
-def _colour(tree: Tree, tasks: int) -> str:
-    if tasks == 1:
+def _colour(size: int, num_tasks: int) -> str:
+    if size == 1:
         return OWN
-    return SHARED_BY_ALL if tasks == tree.num_tasks else SHARED_BY_SOME
+    return SHARED_BY_ALL if size == num_tasks else SHARED_BY_SOME

@@ -6,21 +6,20 @@ A row is a task (or one ensemble member's copy of a task), and row `r` is task `
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from conal_rl.core.layers import Layer, LinearStack, ModuleStack, row_blocks
-from conal_rl.core.one_input import gradients_of
+from conal_rl.core.layers import Layer, gradients_of
 
 
 class GradientRule(Protocol):
     """What a weight step does with the tasks' gradients of shared modules."""
 
     def capture(self) -> AbstractContextManager[None]:
-        """The forward pass of the losses belongs into this context."""
+        """The context in which the losses are to be computed."""
         ...
 
     def backward(
@@ -31,13 +30,11 @@ class GradientRule(Protocol):
 
 
 class TaskGradients:
-    """Per-row gradients of `layers`, out of one backward pass where the layers can give them.
+    """Every row's own gradients of `layers`, from as few backward passes as the layers allow.
 
-    They come out of the backward pass that training needs anyway for stacked linear layers
-    (`LinearStack`). Modules of any kind run once where all tasks share an input; the pass is cut
-    behind them, and from there they go backwards once per row, alone (`capture_one_input`). On a
-    CPU both are cheaper than vmap: see `python -m conal_rl.benchmark conflict`. What is left are
-    modules whose rows have inputs of their own: these take a pass per task.
+    Linear layers (`LinearStack`) capture them in the backward pass that training needs anyway.
+    Other modules (`ModuleStack`) do if all tasks share an input. What is left are modules whose
+    rows have inputs of their own: these take a backward pass per task.
     """
 
     def __init__(self, layers: Sequence[Layer]):
@@ -46,14 +43,10 @@ class TaskGradients:
     @contextmanager
     def capture(self) -> Iterator[None]:
         """Forward passes in this context leave per-task gradients at the next `backward`."""
-        for layer in self.layers:
-            layer.capturing = True
-            layer.captured = None
-        try:
-            yield
-        finally:
+        with ExitStack() as stack:
             for layer in self.layers:
-                layer.capturing = False
+                stack.enter_context(layer.capture())
+            yield
 
     def backward(
         self, losses: Tensor, inputs: Sequence[Tensor] | None = None, total: Tensor | None = None
@@ -72,10 +65,8 @@ class TaskGradients:
         Raises:
             RuntimeError: the losses were computed outside of `capture()`.
         """
-        if any(isinstance(layer, LinearStack) and layer.captured is None for layer in self.layers):
-            raise RuntimeError("the losses were computed outside of capture()")
         by_pass = self._by_pass(losses, total)
-        if by_pass and inputs is not None:  # whose gradients are known: no pass for them again
+        if by_pass and inputs is not None:  # their gradients are known: leave them out
             known = {id(p) for number in by_pass for p in self.layers[number].parameters()}
             inputs = [p for p in inputs if id(p) not in known]
         if inputs is None or inputs:
@@ -85,17 +76,21 @@ class TaskGradients:
             for number, layer in enumerate(self.layers)
         ]
         for layer in self.layers:
-            layer.captured = None
+            layer.release()
         return gradients
 
     def _by_pass(self, losses: Tensor, total: Tensor | None) -> dict[int, list[Tensor]]:
-        """Gradients of layers that cannot capture, with a backward pass for each task."""
-        found: dict[int, list[list[Tensor]]] = {
+        """Gradients of the layers that captured nothing, with a backward pass for each task.
+
+        Returns:
+            By the layer's number, for each parameter `(row, ...)`.
+        """
+        by_row: dict[int, list[list[Tensor]]] = {
             number: [[] for _ in layer.index]
             for number, layer in enumerate(self.layers)
-            if isinstance(layer, ModuleStack) and layer.captured is None
+            if layer.needs_pass_per_task()
         }
-        if not found:
+        if not by_row:
             return {}
         if total is not None:
             (share,) = torch.autograd.grad(total, losses, retain_graph=True)
@@ -103,95 +98,13 @@ class TaskGradients:
         for task, loss in enumerate(losses):
             # An ensemble's members each run their own module for this task.
             wanted = [
-                (n, r) for n, rows in found.items() for r in range(task, len(rows), len(losses))
+                (n, r) for n, rows in by_row.items() for r in range(task, len(rows), len(losses))
             ]
-            parameters = [module_parameters(self.layers[n], row) for n, row in wanted]
-            flat = [p for module in parameters for p in module]
-            gradients = iter(gradients_of(loss, flat))
+            parameters = [
+                self.layers[number].module_parameters(self.layers[number].index[row])
+                for number, row in wanted
+            ]
+            gradients = iter(gradients_of(loss, [p for module in parameters for p in module]))
             for (number, row), module in zip(wanted, parameters, strict=True):
-                found[number][row] = [next(gradients) for _ in module]
-        return {n: [torch.stack(g) for g in zip(*rows, strict=True)] for n, rows in found.items()}
-
-
-def module_parameters(layer: Layer, row: int) -> list[nn.Parameter]:
-    """The parameters of the module that a row of a `ModuleStack` runs."""
-    assert isinstance(layer, ModuleStack)
-    return list(layer.modules_[layer.index[row]].parameters())
-
-
-def rows_of_modules(layer: Layer) -> list[list[int]]:
-    """The rows that run each module of the layer, in order."""
-    rows: list[list[int]] = [[] for _ in range(layer.count)]
-    for row, module in enumerate(layer.index):
-        rows[module].append(row)
-    return rows
-
-
-def same_module(layer: Layer) -> Tensor:
-    """`(row, row)`, true where two different rows run the same module."""
-    index = torch.tensor(layer.index)
-    return (index.unsqueeze(1) == index) & ~torch.eye(len(index), dtype=torch.bool)
-
-
-def gram(layer: Layer, gradients: Sequence[Tensor]) -> Tensor:
-    """Inner products `(row, row)` of the rows' gradients, each `(row, ...)`, of one layer.
-
-    Those of rows that run different modules are 0: their gradients are of different weights.
-    """
-    if isinstance(layer, LinearStack) and gradients[0].is_cuda:
-        return _gram_at_once(layer.rows, gradients)
-    products = gradients[0].new_zeros(len(layer.index), len(layer.index))
-    for rows in rows_of_modules(layer):
-        first, last = rows[0], rows[-1]
-        own = slice(first, last + 1) if last - first + 1 == len(rows) else rows
-        vectors = [gradient[own].flatten(1) for gradient in gradients]
-        inner = torch.stack([v @ v.T for v in vectors]).sum(dim=0)
-        products[torch.tensor(rows).unsqueeze(1), torch.tensor(rows)] = inner
-    return products
-
-
-def _gram_at_once(modules: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-    """The same with more products but fewer kernels, and without waiting for the device.
-
-    Args:
-        modules: that each row runs, `(row,)`.
-    """
-    vectors = [gradient.flatten(1) for gradient in gradients]
-    products = torch.stack([v @ v.T for v in vectors]).sum(dim=0)
-    return torch.where(modules.unsqueeze(1) == modules, products, 0.0)
-
-
-def set_gradients(layer: Layer, gradients: Sequence[Tensor], weights: Tensor) -> None:
-    """Give the layer's parameters the sum over rows of `weights` `(row,)` times the gradients.
-
-    Frozen ones get none, or weight decay would move them.
-    """
-    blocks = row_blocks(layer.index)
-    for number, gradient in enumerate(gradients):
-        flat = gradient.flatten(1)
-        total = flat.new_zeros(layer.count, 1, flat.shape[1])
-        for block in blocks:
-            own = slice(block.start, block.start + block.size * block.run)
-            block.modules(total).baddbmm_(
-                weights[own].view(block.size, 1, block.run),
-                flat[own].unflatten(0, (block.size, block.run)),
-            )
-        total = total.view(layer.count, *gradient.shape[1:])
-        holders = [layer] if isinstance(layer, LinearStack) else layer.modules_
-        parts = [total] if isinstance(layer, LinearStack) else total
-        for holder, part in zip(holders, parts, strict=True):
-            parameter = list(holder.parameters())[number]
-            if parameter.requires_grad:
-                parameter.grad = part
-
-
-def set_module_gradients(layer: Layer, module: int, gradients: Sequence[Tensor]) -> None:
-    """Replace the gradients of one module's parameters, in their order."""
-    if isinstance(layer, LinearStack):
-        for parameter, gradient in zip(layer.parameters(), gradients, strict=True):
-            if parameter.grad is not None:
-                parameter.grad[module] = gradient
-        return
-    for parameter, gradient in zip(layer.modules_[module].parameters(), gradients, strict=True):
-        if parameter.grad is not None:
-            parameter.grad = gradient
+                by_row[number][row] = [next(gradients) for _ in module]
+        return {n: [torch.stack(g) for g in zip(*rows, strict=True)] for n, rows in by_row.items()}

@@ -19,7 +19,7 @@ from conal_rl.core import (
     Structure,
     Tree,
     TreeNetwork,
-    recon,
+    recon_tree,
 )
 from conal_rl.core.bilevel import weight_step
 from conal_rl.core.conal_pro import StageNetwork
@@ -144,7 +144,7 @@ class Learner:
         if statistics is None:
             raise ConalError("no tree can be derived: no conflicts have been counted")
         counts = (statistics.conflicting * statistics.counted).sum(dim=(1, 2))
-        return recon(self.tasks, counts.tolist(), self.structure.specific)
+        return recon_tree(self.tasks, counts.tolist(), self.structure.specific)
 
     def next_stage(self) -> ConalProStage | None:
         """CoNAL-Pro's next stage by the strongest gates, if there is one to come.

@@ -1,33 +1,39 @@
 """Learning to Branch: partially-specific modules, each of which chooses its parent.
 
-Guo, Lee, Ulbricht, "Learning to Branch for Multi-Task Learning", ICML 2020: every layer has
-several copies of its module; a copy chooses its parent among the copies one layer up, and a task
-its copy of the last layer, by Gumbel-softmax. Copies of the first layer read the input. With
-conflict noticing it is CoNAL's ablation without purely-specific modules.
+Every layer has several copies of its module. A copy chooses its parent among the copies of the
+layer before, and a task chooses its copy of the last layer, by Gumbel-softmax. Copies of the first
+layer read the input. With conflict noticing it is CoNAL's ablation without purely-specific modules.
 
-Where we deviate: the choices step on validation data, as CoNAL's gates do, so that the methods
-differ in their search spaces alone.
+Where we deviate: the choices step on validation data, as CoNAL's gates do. So the methods differ
+only in their search spaces.
+
+Source: Guo, Lee, Ulbricht, "Learning to Branch for Multi-Task Learning", ICML 2020.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from conal_rl.core.layers import Layer, LayerFactory, captures, is_one_input
+from conal_rl.core.layers import Layer, LayerFactory, LayerList
+from conal_rl.core.rows import is_one_input
 from conal_rl.core.search_network import SearchNetwork
 from conal_rl.core.tree import Tree
-from conal_rl.core.tree_network import typed
 
 
 @dataclass(frozen=True)
 class LTBSearch:
-    """What makes a `LTBNetwork`: so many copies of each layer's module.
+    """Makes an `LTBNetwork`.
+
+    Attributes:
+        copies: of each layer's module.
 
     Raises:
-        ValueError: fewer than two copies leave nothing to choose.
+        ValueError: fewer than two copies, which leave nothing to choose.
     """
 
     copies: int
@@ -35,12 +41,12 @@ class LTBSearch:
 
     def __post_init__(self) -> None:
         if self.copies < 2:
-            raise ValueError(f"a choice needs two copies or more, not {self.copies}")
+            raise ValueError(f"copies: got {self.copies}, expected 2 or more")
 
     def network(
         self, tasks: Sequence[str], chain: Sequence[LayerFactory], replicas: int = 1
-    ) -> "LTBNetwork":
-        """The search space over a chain of modules."""
+    ) -> LTBNetwork:
+        """The network of the search, over a chain of modules."""
         return LTBNetwork(tasks, chain, self.copies, replicas)
 
 
@@ -65,30 +71,33 @@ class LTBNetwork(SearchNetwork):
         ]
         super().__init__(tasks, chain, [*parents, *tasks], copies, replicas)
         self.copies = copies
-        # (replica, copy, task): every row is one task on one copy.
+        # A layer's rows are (replica, copy, task): every row is one task on one copy.
         index = tuple(c for c in range(replicas * copies) for _ in tasks)
-        self.layers = nn.ModuleList(make(index) for make in chain)
+        self.layers = LayerList(make(index) for make in chain)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode `(row, batch, ...)` (or `(1, batch, ...)`, one input for all) to the same rows."""
         rows = self._rows(x)
-        # What is one input for all tasks goes through every copy once, where nothing captures.
-        once = is_one_input(x, rows) and not any(captures(layer) for layer in self.shared_layers())
+        # One input for all tasks goes through every copy once, unless a layer captures.
+        once = is_one_input(x, rows) and not any(layer.captures for layer in self.shared_layers())
         x = x[:1].expand(self.replicas, *x.shape[1:]) if once else x.expand(rows, *x.shape[1:])
         x = x.unflatten(0, (self.replicas, -1))
         gates, first = self.gate_weights(), self.copies * (len(self.layers) - 1)
         parents = gates[:first].view(-1, self.copies, self.copies)  # of copies in layers 2..P-1
-        ways = torch.stack([x] * self.copies, dim=1)  # (replica, copy, task, batch, ...)
+        # (replica, copy, task, batch, ...); with one input for all there is one "task".
+        outputs = torch.stack([x] * self.copies, dim=1)
         for depth, layer in enumerate(self.layers):
-            if depth > 0:
-                ways = torch.einsum("cp,rpt...->rct...", parents[depth - 1], ways)
-            ways = layer(ways.flatten(0, 2), by_module=once).unflatten(0, ways.shape[:3])
-        ways = ways.expand(-1, -1, len(self.tasks), *ways.shape[3:])
-        return torch.einsum("tp,rpt...->rt...", gates[first:], ways).flatten(0, 1)
+            if depth > 0:  # each copy c: the sum over its parents p, weighted by its gates
+                outputs = torch.einsum("cp,rpt...->rct...", parents[depth - 1], outputs)
+            run = layer.run_modules if once else layer
+            outputs = run(outputs.flatten(0, 2)).unflatten(0, outputs.shape[:3])
+        outputs = outputs.expand(-1, -1, len(self.tasks), *outputs.shape[3:])
+        # Each task t: the sum over copies p of the last layer, weighted by the task's gates.
+        return torch.einsum("tp,rpt...->rt...", gates[first:], outputs).flatten(0, 1)
 
     def shared_layers(self) -> list[Layer]:
         """All layers: any copy may be run by several tasks."""
-        return typed(self.layers) if len(self.tasks) > 1 else []
+        return list(self.layers) if len(self.tasks) > 1 else []
 
     def tree(self) -> Tree:
         """The tree of the strongest gates."""
@@ -97,8 +106,11 @@ class LTBNetwork(SearchNetwork):
     def modules_of(self, layer: int) -> list[tuple[Layer, int]]:
         """See `SearchNetwork`."""
         copies = self._copies_of_tasks()[layer]
-        stack = typed(self.layers)[layer]
-        return [(stack, r * self.copies + copy) for r in range(self.replicas) for copy in copies]
+        return [
+            (self.layers[layer], replica * self.copies + copy)
+            for replica in range(self.replicas)
+            for copy in copies
+        ]
 
     def _copies_of_tasks(self) -> list[list[int]]:
         """The copy that each task runs by the strongest gates, `(layer, task)`."""

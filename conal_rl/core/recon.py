@@ -1,9 +1,13 @@
 """Recon: layers on which tasks conflict often become task-specific.
 
-Shi et al., "Recon: Reducing Conflicting Gradients from the Root for Multi-Task Learning", ICLR
-2023, algorithm 1: train with everything shared, count for each layer the pairs of tasks and steps
-with a cosine below S, make the K layers of the highest counts task-specific, train again.
+Train with everything shared. Count for each layer the pairs of tasks and steps with a cosine below
+S. Make the K layers of the highest counts task-specific, and train again.
+
+Source: Shi et al., "Recon: Reducing Conflicting Gradients from the Root for Multi-Task Learning",
+ICLR 2023, algorithm 1.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +20,13 @@ from conal_rl.core.tree_network import TreeNetwork
 
 @dataclass(frozen=True)
 class ReconSearch:
-    """Everything shared, while conflicts are counted: `specific` layers (K) will be task-specific.
+    """Makes a network with everything shared, to count conflicts in.
+
+    Attributes:
+        specific: how many layers become task-specific (K).
 
     Raises:
-        ValueError: no layer.
+        ValueError: fewer than one layer.
     """
 
     specific: int
@@ -27,29 +34,34 @@ class ReconSearch:
 
     def __post_init__(self) -> None:
         if self.specific < 1:
-            raise ValueError(f"K counts the layers to make task-specific, from 1: {self.specific}")
+            raise ValueError(f"specific: got {self.specific}, expected 1 or more layers")
 
     def network(
         self, tasks: Sequence[str], chain: Sequence[LayerFactory], replicas: int = 1
     ) -> TreeNetwork:
-        """The network to count in, which has no gates: hard parameter sharing.
+        """The network to count in: hard parameter sharing, without gates.
 
         Raises:
             ValueError: the chain has fewer than K modules.
         """
         if self.specific > len(chain):
-            raise ValueError(f"K is {self.specific}, but there are {len(chain)} layers")
+            raise ValueError(
+                f"specific: got {self.specific}, expected at most {len(chain)}, the chain's length"
+            )
         return TreeNetwork(Tree.shared(tasks, len(chain)).replicate(replicas), chain)
 
 
-def recon(tasks: Sequence[str], conflicts: Sequence[float], specific: int) -> Tree:
-    """The tree in which the `specific` layers with most conflicts are each task's own.
+def recon_tree(tasks: Sequence[str], conflicts: Sequence[float], specific: int) -> Tree:
+    """The tree in which the layers with most conflicts are each task's own.
 
-    The others stay shared by all, also behind task-specific ones, so that tasks may meet again.
+    The other layers stay shared by all, also those behind a task-specific layer. So tasks may meet
+    again.
 
     Args:
-        conflicts: how often tasks conflicted on each layer, `(layer,)`; of equal ones the earlier
-            layer is made task-specific.
+        tasks: their names.
+        conflicts: how often tasks conflicted on each layer, `(layer,)`. Of equal counts the earlier
+            layer becomes task-specific.
+        specific: how many layers become task-specific (K).
     """
     most = sorted(range(len(conflicts)), key=lambda layer: -conflicts[layer])[:specific]
     layers = [

@@ -1,5 +1,8 @@
-"""What all search spaces have: gates over options, and the tree of the strongest gates."""
+"""What the networks of all searches have: gates over options, and the tree of the strongest."""
 
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -11,10 +14,10 @@ from conal_rl.core.tree import Tree
 from conal_rl.core.tree_network import TreeNetwork, copy_layers
 
 
-class SearchNetwork(nn.Module):
+class SearchNetwork(nn.Module, ABC):
     """Encoders of all tasks that differ in what they share, and gates that mix them.
 
-    Rows are member-major: row `r` is task `r % tasks` of member `r // tasks`, as `replicas`
+    Rows are member-major: row `r` is task `r % tasks` of member `r // tasks`. The `replicas`
     members of an ensemble (twin critics) have weights of their own and share the gates.
 
     Args:
@@ -53,16 +56,16 @@ class SearchNetwork(nn.Module):
         return self.gates.softmax(dim=1)
 
     def weights(self) -> list[nn.Parameter]:
-        """Every parameter but the gates."""
+        """Every parameter except the gates."""
         return [p for p in self.parameters() if p is not self.gates]
 
     def specific_weights(self) -> list[nn.Parameter]:
-        """The parameters of purely-specific modules; empty where there are none."""
+        """The parameters of purely-specific modules; empty if the search has no such modules."""
         return []
 
+    @abstractmethod
     def shared_layers(self) -> list[Layer]:
         """The layers with modules that several tasks run, from input to output."""
-        raise NotImplementedError
 
     def strongest(self) -> list[int]:
         """The option of each choice that its gates prefer; the first one wins a tie.
@@ -72,17 +75,24 @@ class SearchNetwork(nn.Module):
         """
         return strongest(self.gates)
 
+    @abstractmethod
     def tree(self) -> Tree:
         """The tree of the strongest gates.
 
         Raises:
             ValueError: a gate is NaN or infinite.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def modules_of(self, layer: int) -> list[tuple[Layer, int]]:
-        """The layer and module here that each row runs in `layer` of `tree()`, `(row,)`."""
-        raise NotImplementedError
+        """The layer and module of this network that each row runs in `layer` of `tree()`.
+
+        Args:
+            layer: from 0.
+
+        Returns:
+            `(row,)`.
+        """
 
     def derive(self) -> TreeNetwork:
         """The network of the strongest gates with the weights learnt so far.
@@ -99,7 +109,7 @@ class SearchNetwork(nn.Module):
     def _rows(self, x: Tensor) -> int:
         rows = self.replicas * len(self.tasks)
         if len(x) not in (1, rows):
-            raise ValueError(f"expected {rows} rows, got input {tuple(x.shape)}")
+            raise ValueError(f"x: got {tuple(x.shape)}, expected {rows} rows first")
         return rows
 
 
@@ -110,5 +120,5 @@ def strongest(gates: Tensor) -> list[int]:
         ValueError: a gate is NaN or infinite.
     """
     if not torch.isfinite(gates).all():
-        raise ValueError("the gates hold NaN or infinity: the search diverged")
+        raise ValueError("gates: got NaN or infinity, expected finite numbers: the search diverged")
     return gates.argmax(dim=1).tolist()

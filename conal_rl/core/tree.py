@@ -2,7 +2,7 @@
 
 Notation of Yue et al., "Learning Conflict-Noticed Architecture for Multi-Task Learning"
 (AAAI 2023): an encoder is a chain of P - 1 modules and has the branch points 1..P. Layer indices
-in Python are 0-based; branch points, messages and drawings count from 1, as the paper does.
+in Python count from 0. Branch points, messages and drawings count from 1, as in the paper.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import operator
 import os
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 FORMAT = "conal_rl.tree"
 VERSION = 1
+TEXT_WIDTH = 100  # columns of a tree as text
 
 
 @dataclass(frozen=True)
@@ -33,36 +35,44 @@ class Tree:
     Equal sharing means equal trees: the modules of each layer are numbered 0, 1, ... in the order
     in which the tasks first use them. `from_groups` and `from_labels` number them so.
 
+    Attributes:
+        tasks: unique, printable names, `(task,)`.
+        layers: the module that each task runs, `(P - 1, task)`.
+        rejoining: whether two tasks part and share a module again in a deeper layer. Recon makes
+            such structures, which are no trees in the strict sense.
+
     Raises:
         TreeError: no tasks or no layers, names that repeat, layers of unequal length, modules
-            numbered otherwise, or two tasks that part and meet again in a deeper layer, which
-            only a structure that is said to be `rejoining` may (Recon's, which is no tree).
+            numbered otherwise, or a wrong value of `rejoining`.
     """
 
-    tasks: tuple[str, ...]  # (task,) unique, printable names
-    layers: tuple[tuple[int, ...], ...]  # (P - 1, task) the module that each task runs
+    tasks: tuple[str, ...]
+    layers: tuple[tuple[int, ...], ...]
     rejoining: bool = False
 
     def __post_init__(self) -> None:
         _check_names(self.tasks)
         if not self.layers:
-            raise TreeError("a tree needs at least one layer")
+            raise TreeError("layers: got none, expected at least one")
         for number, layer in enumerate(self.layers, start=1):
             if len(layer) != len(self.tasks):
                 raise TreeError(
-                    f"layer {number} names a module for {len(layer)} tasks, not {len(self.tasks)}"
+                    f"layer {number}: got modules for {len(layer)} tasks, expected "
+                    f"{len(self.tasks)}"
                 )
             if layer != _canonical(layer):
-                raise TreeError(f"layer {number}: modules are not numbered in order of first use")
-        parted = _rejoined(self.layers)
-        if parted and not self.rejoining:
-            number, task, other = parted
+                raise TreeError(
+                    f"layer {number}: got modules {layer}, expected numbers in order of first use"
+                )
+        meeting = _first_meeting(self.layers)
+        if meeting and not self.rejoining:
+            number, task, other = meeting
             raise TreeError(
-                f"{self.tasks[other]!r} and {self.tasks[task]!r} part in layer {number} "
-                f"but share a module in layer {number + 1}"
+                f"layer {number}: got a module for {self.tasks[other]!r} and {self.tasks[task]!r}, "
+                f"which part in layer {number - 1}, expected tasks that part never to share again"
             )
-        if self.rejoining and not parted:
-            raise TreeError("no tasks rejoin in this tree")
+        if self.rejoining and not meeting:
+            raise TreeError("rejoining: got true, expected false, because no tasks share again")
 
     @classmethod
     def from_labels(
@@ -71,9 +81,13 @@ class Tree:
         layers: Iterable[Iterable[Hashable]],
         may_rejoin: bool = False,
     ) -> Tree:
-        """A tree from any labels, (P - 1, task): tasks of equal label in a layer share it."""
+        """A tree from any labels, `(P - 1, task)`: tasks of equal label share a layer's module.
+
+        Raises:
+            TreeError: tasks part and share again, and `may_rejoin` is false.
+        """
         numbered = tuple(_canonical(layer) for layer in layers)
-        return cls(tuple(tasks), numbered, may_rejoin and _rejoined(numbered) is not None)
+        return cls(tuple(tasks), numbered, may_rejoin and _first_meeting(numbered) is not None)
 
     @classmethod
     def from_groups(
@@ -95,13 +109,13 @@ class Tree:
             for index, group in enumerate(layer):
                 for name in group:
                     if name not in tasks:
-                        raise TreeError(f"layer {number}: unknown task {name!r}")
+                        raise TreeError(f"layer {number}: got {name!r}, expected only known tasks")
                     if name in module:
-                        raise TreeError(f"layer {number}: task {name!r} is there twice")
+                        raise TreeError(f"layer {number}: got {name!r} twice, expected it once")
                     module[name] = index
             missing = [name for name in tasks if name not in module]
             if missing:
-                raise TreeError(f"layer {number}: task {missing[0]!r} is missing")
+                raise TreeError(f"layer {number}: got no {missing[0]!r}, expected every task")
             layers.append([module[name] for name in tasks])
         return cls.from_labels(tasks, layers, may_rejoin)
 
@@ -117,29 +131,32 @@ class Tree:
         Args:
             points: the branch point of each task, 1 (nothing shared) to P = depth + 1 (all).
             depth: P - 1, the number of modules in the chain.
-            tasks: names in order; default the mapping's keys, or "task-0", "task-1", ...
+            tasks: names in order. The default is the mapping's keys, or "task-0", "task-1", ...
 
         Raises:
-            TreeError: a point that is no integer in 1..P, or points and tasks that do not match.
+            TreeError: a point is not an integer in 1..P, or points and tasks do not match.
         """
         if isinstance(points, Mapping):
             tasks = tuple(points if tasks is None else tasks)
-            if set(tasks) != set(points):
-                raise TreeError("branch points and tasks name different tasks")
+            if different := sorted({*tasks} ^ {*points}):
+                raise TreeError(
+                    f"points: got {different[0]!r} only in points or only in tasks, "
+                    "expected the same names in both"
+                )
             points = [points[name] for name in tasks]
         elif tasks is None:
             tasks = tuple(f"task-{i}" for i in range(len(points)))
         else:
             tasks = tuple(tasks)
         if len(points) != len(tasks):
-            raise TreeError(f"{len(points)} branch points for {len(tasks)} tasks")
+            raise TreeError(f"points: got {len(points)}, expected {len(tasks)}, one per task")
         try:
             points = [operator.index(point) for point in points]
         except TypeError as error:
-            raise TreeError(f"branch points are integers: {error}") from error
+            raise TreeError(f"points: got no integer ({error}), expected integers") from error
         for name, point in zip(tasks, points):
             if not 1 <= point <= depth + 1:
-                raise TreeError(f"task {name!r}: branch point {point} is not in 1..{depth + 1}")
+                raise TreeError(f"points: got {point} for {name!r}, expected 1 to {depth + 1}")
         trunk = -1
         return cls.from_labels(
             tasks,
@@ -189,10 +206,10 @@ class Tree:
         In layer 0 every parent is 0, the input.
 
         Raises:
-            TreeError: tasks rejoin, so that a module may have several parents.
+            TreeError: the tree is `rejoining`, so that a module may have several parents.
         """
         if self.rejoining:
-            raise TreeError("where tasks rejoin, a module has more parents than one")
+            raise TreeError("rejoining: got true, expected false, or modules have several parents")
         layer = range(self.depth)[layer]
         if layer == 0:
             return (0,) * self.modules[0]
@@ -200,11 +217,11 @@ class Tree:
         return tuple(parent[module] for module in range(len(parent)))
 
     def branch_points(self) -> tuple[int, ...]:
-        """(task,) the first layer, counted from 1, in which the task is alone; P if it never is.
+        """(task,) the first layer, from 1, whose module only the task runs; P if there is none.
 
-        These are the points given to `from_branch_points`, except where one task has the largest
-        point to itself: it is alone on the trunk once the last other task has left, so its point
-        becomes the second largest. A single task is alone from the start: point 1.
+        These are the points given to `from_branch_points`, with one exception. If only one task has
+        the largest point, it has the trunk for itself once the last other task has left. Its point
+        then becomes the second largest. A single task has point 1.
         """
         return tuple(
             next(
@@ -225,7 +242,7 @@ class Tree:
         modules is module c * n + j. One copy is the tree itself.
         """
         if copies < 1:
-            raise TreeError(f"cannot make {copies} copies of a tree")
+            raise TreeError(f"copies: got {copies}, expected 1 or more")
         if copies == 1:
             return self
         return Tree(
@@ -240,17 +257,23 @@ class Tree:
     def check(self, tasks: Iterable[str], depth: int) -> Tree:
         """This tree with its tasks in the order of `tasks`.
 
+        Args:
+            tasks: those of a network.
+            depth: the number of its layers.
+
         Raises:
-            TreeError: it is a tree of other tasks or of another depth.
+            TreeError: the tree has different tasks or a different depth.
         """
         tasks = tuple(tasks)
         _check_names(tasks)
         if unknown := [name for name in self.tasks if name not in tasks]:
-            raise TreeError(f"the tree has a task {unknown[0]!r} that is not among the tasks here")
+            raise TreeError(f"tasks: got {unknown[0]!r} in the tree, expected only known tasks")
         if missing := [name for name in tasks if name not in self.tasks]:
-            raise TreeError(f"the tree lacks the task {missing[0]!r}")
+            raise TreeError(f"tasks: got no {missing[0]!r} in the tree, expected every task")
         if self.depth != depth:
-            raise TreeError(f"the tree has {self.depth} layers, the network {depth}")
+            raise TreeError(
+                f"layers: got {self.depth} in the tree, expected {depth} as in the network"
+            )
         rows = [self.tasks.index(name) for name in tasks]
         layers = ([layer[row] for row in rows] for layer in self.layers)
         return Tree.from_labels(tasks, layers, self.rejoining)
@@ -269,26 +292,29 @@ class Tree:
         """The tree that `to_json` wrote.
 
         Raises:
-            TreeError: not JSON, another format or version, or not a valid tree.
+            TreeError: the text is not JSON, has a different format or version, or is not a tree.
         """
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise TreeError(f"not JSON: {error}") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise TreeError(f'not a tree: "format" is not "{FORMAT}"')
-        if data.get("version") != VERSION:
-            raise TreeError(f"version {data.get('version')!r} of the format, not {VERSION}")
+            raise TreeError(f"text: got no JSON ({error}), expected a tree") from None
+        if not isinstance(data, dict):
+            raise TreeError(f"text: got a JSON {type(data).__name__}, expected an object")
+        for field, expected in (("format", FORMAT), ("version", VERSION)):
+            if data.get(field) != expected:
+                raise TreeError(f"{field}: got {data.get(field)!r}, expected {expected!r}")
         tasks: Any = data.get("tasks")
         layers: Any = data.get("layers")
         if not _is_nested_list(tasks, 1):
-            raise TreeError('"tasks" is not a list of names')
+            raise TreeError(f"tasks: got {tasks!r:.40}, expected a list of names")
         if not _is_nested_list(layers, 3):
-            raise TreeError('"layers" is not a list of layers, each a list of groups of names')
+            raise TreeError(
+                f"layers: got {layers!r:.40}, expected lists of groups, each a list of names"
+            )
         return cls.from_groups(tasks, layers, data.get("rejoining") is True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes `to_json` to `path`, whole or not at all. Raises OSError if it cannot."""
+        """Write `to_json` to `path`, all or nothing. Raises OSError if that fails."""
         path = Path(path)
         part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -302,23 +328,34 @@ class Tree:
         """The tree in the file `path`.
 
         Raises:
-            TreeError: the file cannot be read or holds no valid tree; the message names it.
+            TreeError: the file cannot be read or holds no valid tree. The message names the file.
         """
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise TreeError(f"{path}: {error.strerror or error}") from None
         except UnicodeDecodeError:
-            raise TreeError(f"{path}: not a text file") from None
+            raise TreeError(f"{path}: got no text file, expected JSON") from None
         except TreeError as error:
             raise TreeError(f"{path}: {error}") from None
 
     def __str__(self) -> str:
-        return drawing.text(self)
+        """The tree as lines: layers with the same tasks are one line, names are at the leaves.
+
+        Tasks that leave the same module to run their own are listed together.
+        """
+        tasks, layers = _count(self.num_tasks, "task"), _count(self.depth, "layer")
+        header = f"{tasks}, {layers}, {_count(sum(self.modules), 'module')}"
+        if self.rejoining:  # no branches to follow: a line for every layer
+            lines = [header]
+            for p in range(self.depth):
+                lines += _wrap(f"layer {p + 1}: {_sharing(self, p)}", "", "      ")
+            return "\n".join(lines)
+        return "\n".join([header, *_branches(self, tuple(range(self.num_tasks)), 0, "")])
 
     def draw(self, ax: Axes | None = None, title: str | None = None) -> Axes:
-        """Draws the tree with matplotlib; see `conal_rl.core.drawing.draw`."""
-        return drawing.draw(self, ax, title)
+        """Draw the tree with matplotlib; see `conal_rl.core.drawing.draw`."""
+        return drawing.draw(self.tasks, self.layers, ax, title)
 
 
 def _canonical(labels: Iterable[Hashable]) -> tuple[int, ...]:
@@ -326,9 +363,9 @@ def _canonical(labels: Iterable[Hashable]) -> tuple[int, ...]:
     return tuple(number.setdefault(label, len(number)) for label in labels)
 
 
-def _rejoined(layers: Sequence[Sequence[int]]) -> tuple[int, int, int] | None:
-    """A layer, from 1, in which two tasks part that share a module in the next one, and they."""
-    for number, (above, layer) in enumerate(pairwise(layers), start=1):
+def _first_meeting(layers: Sequence[Sequence[int]]) -> tuple[int, int, int] | None:
+    """The first layer (from 1) with a module of two tasks that part before it, and the tasks."""
+    for number, (above, layer) in enumerate(pairwise(layers), start=2):
         first_user: dict[int, int] = {}
         for task, module in enumerate(layer):
             other = first_user.setdefault(module, task)
@@ -339,13 +376,13 @@ def _rejoined(layers: Sequence[Sequence[int]]) -> tuple[int, int, int] | None:
 
 def _check_names(tasks: Sequence[str]) -> None:
     if not tasks:
-        raise TreeError("a tree needs at least one task")
+        raise TreeError("tasks: got none, expected at least one")
     seen: set[str] = set()
     for name in tasks:
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
-            raise TreeError(f"{name!r} is not a task name")
+            raise TreeError(f"tasks: got {name!r}, expected a printable name")
         if name in seen:
-            raise TreeError(f"two tasks are named {name!r}")
+            raise TreeError(f"tasks: got {name!r} twice, expected unique names")
         seen.add(name)
 
 
@@ -354,3 +391,55 @@ def _is_nested_list(value: Any, levels: int) -> bool:
     if levels == 0:
         return isinstance(value, str)
     return isinstance(value, list) and all(_is_nested_list(item, levels - 1) for item in value)
+
+
+def _branches(tree: Tree, tasks: tuple[int, ...], start: int, indent: str) -> Iterator[str]:
+    members: dict[int, list[int]] = {}
+    for task in tasks:
+        members.setdefault(tree.layers[start][task], []).append(task)
+    shared = [tuple(group) for group in members.values() if len(group) > 1]
+    single = tuple(group[0] for group in members.values() if len(group) == 1)
+
+    for group in [*shared, *([single] if single else [])]:
+        end = tree.depth
+        if group is not single:
+            while len({tree.layers[end - 1][task] for task in group}) > 1:
+                end -= 1
+        layers = f"layer {end}" if end == start + 1 else f"layers {start + 1}-{end}"
+        if group is single:
+            what = f"{layers} {'each ' if len(single) > 1 else ''}alone: "
+        else:
+            what = f"{layers} shared by "
+        last = group is single or (group is shared[-1] and not single)
+        below = indent + ("   " if last else "│  ")
+        if end < tree.depth:
+            names = _count(len(group), "task")
+        else:
+            names = ", ".join(tree.tasks[task] for task in group)
+        yield from _wrap(what + names, indent + ("└─ " if last else "├─ "), below + "   ")
+        if end < tree.depth:
+            yield from _branches(tree, group, end, below)
+
+
+def _sharing(tree: Tree, layer: int) -> str:
+    groups = tree.groups(layer)
+    single = [group[0] for group in groups if len(group) == 1]
+    parts = [f"shared by {', '.join(group)}" for group in groups if len(group) > 1]
+    if single:
+        parts.append(f"{'each ' if len(single) > 1 else ''}alone: {', '.join(single)}")
+    return "; ".join(parts)
+
+
+def _wrap(line: str, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(
+        line,
+        TEXT_WIDTH,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,22 +1,15 @@
 """A network shaped by a tree: hard parameter sharing and one network per task are two trees."""
 
-from collections.abc import Iterable, Sequence
-from itertools import takewhile
-from typing import cast
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from conal_rl.core.layers import (
-    Layer,
-    LayerFactory,
-    LinearStack,
-    ModuleStack,
-    RowOrder,
-    captures,
-    is_one_input,
-)
-from conal_rl.core.one_input import capture_one_input
+from conal_rl.core.layers import Layer, LayerFactory, LayerList
+from conal_rl.core.module_stack import run_leading_modules
+from conal_rl.core.rows import RowOrder, is_one_input
 from conal_rl.core.tree import Tree
 
 
@@ -31,60 +24,62 @@ class TreeNetwork(nn.Module):
         ValueError: the chain's length is not the tree's depth.
     """
 
-    order: Tensor | None
-    place: Tensor | None
+    order: Tensor | None  # as `RowOrder`; None: the tree's own order
+    inverse: Tensor | None
 
     def __init__(self, tree: Tree, chain: Sequence[LayerFactory]):
         super().__init__()
         if len(chain) != tree.depth:
             raise ValueError(
-                f"the chain has {len(chain)} modules but the tree has {tree.depth} layers"
+                f"chain: got {len(chain)} modules, expected {tree.depth}, one per layer of the tree"
             )
         self.tree = tree
-        self.layers = nn.ModuleList(
-            make(index) for make, index in zip(chain, tree.layers, strict=True)
-        )
+        self.layers = LayerList(make(index) for make, index in zip(chain, tree.layers, strict=True))
         order = self._better_order()
-        place = None if order is None else order.argsort()
+        inverse = None if order is None else order.argsort()
         self.register_buffer("order", order, persistent=False)
-        self.register_buffer("place", place, persistent=False)
+        self.register_buffer("inverse", inverse, persistent=False)
 
     def _better_order(self) -> Tensor | None:
-        """An order of the rows in which linear layers run them in fewer products, if there is one.
+        """An order of the rows that takes fewer products, if all layers can run rows in one.
 
-        In all layers of a tree, it has the rows of a module side by side and the module of most
-        rows first: in CoNAL's trees what stays longest on the trunk, then the single tasks.
+        In all layers of a tree, the rows of a module are neighbours in it, and the module of most
+        rows comes first. In CoNAL's trees these are the tasks that stay longest on the trunk, then
+        the single tasks.
         """
-        linear = [layer for layer in self.layers if isinstance(layer, LinearStack)]
-        if len(linear) < len(self.layers):
-            return None
         tree = self.tree.layers
         order = sorted(
             range(self.tree.num_tasks), key=lambda row: [(-i.count(i[row]), i[row]) for i in tree]
         )
-        products = sum(layer.arrange(order) for layer in linear)
-        better = products < sum(len(layer.blocks) for layer in linear)
-        return torch.tensor(order) if better else None
+        saved = 0
+        for layer in self.layers:
+            saved_here = layer.arrange(order)
+            if saved_here is None:
+                return None
+            saved += saved_here
+        return torch.tensor(order) if saved > 0 else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode `(task, batch, ...)`, or `(1, batch, ...)` when all tasks see the same input.
+        """Encode `(task, batch, ...)`, or `(1, batch, ...)` if all tasks see the same input.
 
-        With one input for all tasks each module of a tree runs once, whatever the number of its
-        tasks.
+        With one input for all tasks each module of a tree runs once, for any number of tasks.
 
         Returns:
             `(task, batch, ...)`.
+
+        Raises:
+            ValueError: the number of rows does not fit.
         """
         rows = len(self.tree.tasks)
         one_input = is_one_input(x, rows) and not self.tree.rejoining
-        if one_input and not any(captures(layer) for layer in self.shared_layers()):
+        if one_input and not any(layer.captures for layer in self.shared_layers()):
             return self._run_once(x[:1])
         if len(x) not in (1, rows):
-            raise ValueError(f"expected {rows} rows (one per task), got input {tuple(x.shape)}")
+            raise ValueError(f"x: got {tuple(x.shape)}, expected {rows} rows first, one per task")
         x = x.expand(rows, *x.shape[1:])
-        if self.order is None or self.place is None:
+        if self.order is None or self.inverse is None:
             return self._run_rows(x, one_input)
-        order = RowOrder(self.order, self.place)
+        order = RowOrder(self.order, self.inverse)
         x = order.sort(x)
         for layer in self.layers:
             x = layer(x, order=order, equal_rows=one_input)
@@ -94,43 +89,28 @@ class TreeNetwork(nn.Module):
         """Every module once, on one input `(1, batch, ...)` for all tasks."""
         for depth, layer in enumerate(self.layers):
             parents = self.tree.parents(depth)
-            x = layer(_take(x, [0] * len(parents) if depth == 0 else parents), by_module=True)
+            x = layer.run_modules(_take(x, [0] * len(parents) if depth == 0 else parents))
         return _take(x, self.tree.layers[-1])
 
     def _run_rows(self, x: Tensor, one_input: bool) -> Tensor:
         """All rows `(row, batch, ...)` layer by layer; of one input, the trunk of modules once."""
-        trunk = _leading_modules(self.shared_layers()) if one_input else []
-        if trunk:
-            x = capture_one_input(trunk, x)
-        for layer in typed(self.layers)[len(trunk) :]:
-            x = layer(x, equal_rows=one_input) if isinstance(layer, LinearStack) else layer(x)
+        done = 0
+        if one_input:
+            x, done = run_leading_modules(list(self.layers), x)
+        for layer in self.layers[done:]:
+            x = layer(x, equal_rows=one_input)
         return x
 
     def shared_layers(self) -> list[Layer]:
         """The layers with at least one module that several rows run, from input to output."""
-        return [layer for layer in typed(self.layers) if layer.count < len(layer.index)]
+        return [layer for layer in self.layers if layer.count < len(layer.index)]
 
 
 def _take(x: Tensor, rows: Sequence[int]) -> Tensor:
-    """These rows of `x`, without a copy where that is possible."""
+    """These rows of `x`, without a copy if that is possible."""
     if len(x) == 1:
         return x.expand(len(rows), *x.shape[1:])
     return x if list(rows) == list(range(len(x))) else x[list(rows)]
-
-
-def _leading_modules(layers: Sequence[Layer]) -> list[ModuleStack]:
-    """The layers before the first that does not capture modules on one input."""
-    return list(
-        cast(
-            Iterable[ModuleStack],
-            takewhile(lambda layer: isinstance(layer, ModuleStack) and captures(layer), layers),
-        )
-    )
-
-
-def typed(layers: Iterable[nn.Module]) -> list[Layer]:
-    """The layers of an `nn.ModuleList`, as what they are."""
-    return cast(list[Layer], list(layers))
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -140,7 +120,7 @@ def parameter_count(module: nn.Module) -> int:
 
 @torch.no_grad()
 def copy_layers(target: TreeNetwork, sources: Sequence[Sequence[tuple[Layer, int]]]) -> None:
-    """Fill every module of `target`; `sources[layer][row]` is the layer and module to take."""
-    for layer, rows in zip(typed(target.layers), sources, strict=True):
+    """Fill every module of `target`; `sources[layer][row]` is the layer and module to copy."""
+    for layer, rows in zip(target.layers, sources, strict=True):
         for row, module in enumerate(layer.index):
-            layer.copy_module(module, *rows[row])  # type: ignore[arg-type]  # of one kind
+            layer.copy_module(module, *rows[row])

@@ -1,8 +1,8 @@
 """Loss weights, and TorchJD's gradient aggregations on the shared segments of a tree.
 
-A segment is all that the same tasks share: the modules, in one layer or several, that the same rows
-run. Its tasks' gradients are aggregated as one Jacobian; gradients of everything else stay as they
-are. An ensemble's members are networks of their own, with segments of their own.
+A segment is all modules, in one layer or several, that the same rows run. Its tasks' gradients are
+aggregated as one Jacobian. Gradients of everything else stay as they are. An ensemble's members
+are networks of their own, with segments of their own.
 """
 
 from __future__ import annotations
@@ -19,13 +19,7 @@ from torch import Tensor, nn
 from torchjd import aggregation, scalarization
 
 from conal_rl.core.conflict import held_rows
-from conal_rl.core.gradients import (
-    TaskGradients,
-    gram,
-    rows_of_modules,
-    set_gradients,
-    set_module_gradients,
-)
+from conal_rl.core.gradients import TaskGradients
 from conal_rl.core.layers import Layer
 from conal_rl.errors import missing_extra
 from conal_rl.literals import AggregationName, LossWeights, Rule
@@ -40,11 +34,11 @@ _SOLVERS = {
 
 
 def loss_weights(name: LossWeights, tasks: int) -> nn.Module:
-    """What makes one loss of the tasks' losses `(task,)`.
+    """A module that makes one loss of the tasks' losses `(task,)`.
 
     `equal`: their sum. `random` (RLW, Lin et al., TMLR 2022): weighted by the softmax of a standard
-    normal, drawn anew each time; weights sum to one. `uncertainty` (Kendall et al., CVPR 2018): by
-    learnt log variances, which are its parameters.
+    normal, which each call draws again; weights sum to one. `uncertainty` (Kendall et al., CVPR
+    2018): weighted by learnt log variances, which are its parameters.
     """
     if name == "equal":
         return scalarization.Sum()
@@ -54,37 +48,37 @@ def loss_weights(name: LossWeights, tasks: int) -> nn.Module:
 
 
 def require_solvers(name: AggregationName) -> None:
-    """Raise ExtraError where a package that the method needs is not installed."""
+    """Raise ExtraError if a package that the method needs is not installed."""
     missing = [solver for solver in _SOLVERS.get(name, ()) if find_spec(solver) is None]
     if missing:
-        told = " (ecos has no build for Python 3.13)" * ("ecos" in missing)
-        raise missing_extra(f"{name} needs {' and '.join(missing)}{told}", "aggregation")
+        note = " (ecos has no build for Python 3.13)" * ("ecos" in missing)
+        raise missing_extra(f"{name} needs {' and '.join(missing)}{note}", "aggregation")
 
 
 def segments(layers: Sequence[Layer]) -> dict[tuple[int, ...], list[int]]:
     """For every set of two or more rows that share modules, the layers in which they do."""
-    found: dict[tuple[int, ...], list[int]] = {}
+    layers_of_rows: dict[tuple[int, ...], list[int]] = {}
     for number, layer in enumerate(layers):
-        for rows in rows_of_modules(layer):
+        for rows in layer.rows_of_modules():
             if len(rows) > 1:
-                found.setdefault(tuple(rows), []).append(number)
-    return found
+                layers_of_rows.setdefault(tuple(rows), []).append(number)
+    return layers_of_rows
 
 
 class Aggregation:
-    """Takes the place of `losses.sum().backward()` and aggregates the gradients of what is shared.
+    """Replaces `losses.sum().backward()` and aggregates the gradients of shared modules.
 
-    Where all tasks' gradients are equal, the sum of them comes out (CAGrad: 1 + c times that): a
-    method whose weights sum to one is scaled by the number of tasks, so that shared modules keep
-    their proportion to heads. Nash-MTL sets its own scale, which Adam takes no notice of. A task
-    whose gradient vanishes, as it has no label in the batch, is not asked: the least norm, or the
-    worst of them, would be its zero.
+    If all tasks' gradients are equal, the result is their sum (CAGrad: 1 + c times that). A method
+    whose weights sum to one is scaled by the number of tasks, so that shared modules keep their
+    proportion to heads. Nash-MTL sets its own scale, which does not matter to Adam. A task whose
+    gradient vanishes, because it has no label in the batch, is left out: otherwise its zero would
+    be the smallest or the worst gradient.
 
-    GradVac and Nash-MTL remember earlier steps; that memory is not in checkpoints.
+    GradVac and Nash-MTL remember earlier steps. Checkpoints do not hold that memory.
 
     Args:
         layers: the shared layers of a `TreeNetwork`.
-        name: which of `AGGREGATIONS`.
+        name: one of `AGGREGATIONS`.
 
     Raises:
         ExtraError: a solver that the method needs is not installed.
@@ -99,48 +93,55 @@ class Aggregation:
         self._weigh = [] if self._graddrop else [_weights(name, len(r)) for r in self.segments]
 
     def capture(self) -> AbstractContextManager[None]:
-        """The forward pass of the losses belongs into this context."""
+        """The context in which the losses are to be computed."""
         return self._gradients.capture()
 
     def backward(
         self, losses: Tensor, inputs: Sequence[Tensor] | None = None, total: Tensor | None = None
     ) -> None:
-        """Backpropagate and aggregate; arguments as `TaskGradients.backward`'s."""
+        """Backpropagate and aggregate.
+
+        Args:
+            losses, inputs, total: as in `TaskGradients.backward`.
+
+        Raises:
+            RuntimeError: the losses were computed outside of `capture()`.
+        """
         gradients = self._gradients.backward(losses, inputs, total)
         with torch.no_grad():
             weights = self._segment_weights(gradients)
-            for layer, own, weight in zip(self.layers, gradients, weights, strict=True):
-                set_gradients(layer, own, weight)
+            for layer, rows, weight in zip(self.layers, gradients, weights, strict=True):
+                layer.assign_gradients(rows, weight)
             if self._graddrop is not None:
                 self._drop_signs(gradients)
 
     def _segment_weights(self, gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """How much each row's gradient counts in each layer, `(row,)`."""
-        weights = [own[0].new_ones(len(own[0])) for own in gradients]
+        weights = [by_row[0].new_ones(len(by_row[0])) for by_row in gradients]
         if self._graddrop is not None:
             return weights
-        grams = [gram(layer, own) for layer, own in zip(self.layers, gradients, strict=True)]
+        grams = [layer.gram(rows) for layer, rows in zip(self.layers, gradients, strict=True)]
         for (rows, layers), weigh in zip(self.segments.items(), self._weigh, strict=True):
             index = torch.tensor(rows)
-            # On the CPU, as MPS has no float64, and the solvers are there.
+            # On the CPU, because MPS has no float64 and the solvers run there.
             products = (
                 torch.stack([grams[n][index][:, index] for n in layers]).sum(dim=0).cpu().double()
             )
-            # Gradients that vanish need no weights; of NaN, whoever trains finds it in the losses.
+            # Gradients that vanish need no weights. NaN is left to the check of the losses.
             if products.isfinite().all() and products.any():
-                found = weigh(products)
+                segment_weights = weigh(products)
                 for number in layers:
-                    weights[number][index] = found.to(weights[number])
+                    weights[number][index] = segment_weights.to(weights[number])
         return weights
 
     def _drop_signs(self, gradients: Sequence[Sequence[Tensor]]) -> None:
-        """GradDrop goes coordinate by coordinate, so that any part of a segment will do."""
+        """GradDrop goes coordinate by coordinate, so it may take a segment module by module."""
         assert self._graddrop is not None
-        for layer, own in zip(self.layers, gradients, strict=True):
-            for module, rows in enumerate(rows_of_modules(layer)):
+        for layer, by_row in zip(self.layers, gradients, strict=True):
+            for module, rows in enumerate(layer.rows_of_modules()):
                 if len(rows) > 1:
-                    kept = [self._graddrop(g[rows].flatten(1)).view_as(g[0]) for g in own]
-                    set_module_gradients(layer, module, kept)
+                    kept = [self._graddrop(g[rows].flatten(1)).view_as(g[0]) for g in by_row]
+                    layer.assign_module_gradients(module, kept)
 
 
 def _weights(name: AggregationName, tasks: int) -> Callable[[Tensor], Tensor]:
@@ -159,9 +160,9 @@ def _weights(name: AggregationName, tasks: int) -> Callable[[Tensor], Tensor]:
     weighting = makers[name]()
 
     def weigh(products: Tensor) -> Tensor:
-        # All are blind to the gradients' scale, but TorchJD takes small gradients for none.
-        found = weighting(products / products.trace())
-        return found if name in ("pcgrad", "gradvac") else found * len(products)
+        # The scale of the gradients changes no weights, but TorchJD drops very small gradients.
+        weights = weighting(products / products.trace())
+        return weights if name in ("pcgrad", "gradvac") else weights * len(products)
 
     return weigh if name == "gradvac" else partial(_weigh_present, weigh)
 
@@ -175,7 +176,7 @@ def _weigh_present(weigh: Callable[[Tensor], Tensor], products: Tensor) -> Tenso
 
 
 def _nash_weights(tasks: int) -> Callable[[Tensor], Tensor]:
-    # TorchJD wants the Jacobian but uses inner products alone: any root of the Gram matrix will do.
+    # TorchJD wants the Jacobian but uses only inner products: any root of the Gram matrix will do.
     weighting = aggregation.NashMTL(n_tasks=tasks).weighting
 
     def weigh(products: Tensor) -> Tensor:
@@ -192,13 +193,19 @@ class ConflictNoticingWeighting(aggregation.Weighting[Tensor]):
 
     Args:
         rule, margin: see `conal_rl.core.conflict.held_rows`. TorchJD knows no order of modules, so
-            that `and_deeper` would be `any_pair`, and is refused.
+            `and_deeper` would be `any_pair`; it is refused.
+
+    Raises:
+        ValueError: the rule is unknown, or `and_deeper`.
     """
 
     def __init__(self, rule: Rule = "any_pair", margin: float = 0.0):
         super().__init__()
         if rule == "and_deeper":
-            raise ValueError("and_deeper needs the order of the modules: use ConflictNoticing")
+            raise ValueError(
+                "rule: got 'and_deeper', expected one that needs no order of modules. "
+                "Use ConflictNoticing."
+            )
         self.rule, self.margin = rule, margin
         self(torch.eye(2))  # an unknown rule is refused here
 
@@ -210,10 +217,12 @@ class ConflictNoticingWeighting(aggregation.Weighting[Tensor]):
 
 
 class ConflictNoticingAggregator(aggregation.GramianWeightedAggregator):
-    """Conflict noticing for users of TorchJD, to take with `torchjd.autojac.jac_to_grad`.
+    """Conflict noticing for users of TorchJD, for `torchjd.autojac.jac_to_grad`.
 
-    With `any_pair` the parameters that a Jacobian is of are held while any two tasks conflict.
-    Arguments as `ConflictNoticingWeighting`'s.
+    With `any_pair` the parameters of a Jacobian are held while any two tasks conflict.
+
+    Args:
+        rule, margin: as in `ConflictNoticingWeighting`.
     """
 
     def __init__(self, rule: Rule = "any_pair", margin: float = 0.0):

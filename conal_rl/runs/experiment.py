@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from torch import Tensor
 
 from conal_rl.config import RunConfig
-from conal_rl.core import ConalProStage, ConalSearch, LTBSearch, ReconSearch, Rule, Space, Tree
+from conal_rl.core import ConalProStage, ConalSearch, LTBSearch, ReconSearch, Rule, Search, Tree
 from conal_rl.core.learner import Learner
 from conal_rl.errors import ConfigError
 from conal_rl.runs.progress import Session
@@ -97,7 +97,7 @@ class Experiment(Protocol):
         ...
 
 
-def search_space(config: RunConfig, tasks: tuple[str, ...]) -> Space:
+def search_space(config: RunConfig, tasks: tuple[str, ...]) -> Search:
     """Return the structure that a search begins with.
 
     Raises:

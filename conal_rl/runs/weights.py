@@ -15,12 +15,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from conal_rl.core import ConalProStage, ConalSearch, LTBSearch, ReconSearch, Space, Structure, Tree
+from conal_rl.core import (
+    ConalProStage,
+    ConalSearch,
+    LTBSearch,
+    ReconSearch,
+    Search,
+    Structure,
+    Tree,
+)
 from conal_rl.errors import CheckpointError, TreeError, diverged
 from conal_rl.runs.files import draft_folder, read_json
 
 _JSON, _WEIGHTS = "model.json", "model.safetensors"
-_SPACES: dict[str, Callable[..., Space]] = {
+_SPACES: dict[str, Callable[..., Search]] = {
     space.method: space for space in (ConalSearch, ConalProStage, LTBSearch, ReconSearch)
 }
 

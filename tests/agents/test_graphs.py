@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.storage import restore, training_state
 from conal_rl.core import ConalSearch, LTBSearch, Structure, Tree
+from conal_rl.core.linear_stack import LinearStack, gram_at_once
 from tests.helpers.toy import make_agent, make_env, same_tensors
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -70,7 +71,7 @@ def test_an_update_asks_nothing_of_the_device(
         noticing.study_every = 1
     monkeypatch.setattr(Distribution, "_validate_args", False)  # as where it is recorded
     # On a CUDA device these are at once, too; see below.
-    monkeypatch.setattr("conal_rl.core.conflict.gram", _gram_of_a_device)
+    monkeypatch.setattr(LinearStack, "gram", lambda layer, rows: gram_at_once(layer.rows, rows))
     assert isinstance(agent._last_obs, np.ndarray)
     observation = torch.from_numpy(agent._last_obs)
     with Waiting() as waiting:
@@ -78,12 +79,6 @@ def test_an_update_asks_nothing_of_the_device(
         agent.policy.sample_actions(observation, 2)
     # Adam's step counts are on the device only there.
     assert [found for found in waiting.found if "adam.py" not in found] == []
-
-
-def _gram_of_a_device(layer: Any, gradients: Any) -> torch.Tensor:
-    from conal_rl.core.gradients import _gram_at_once
-
-    return _gram_at_once(layer.rows, gradients)
 
 
 def test_the_dispatch_mode_sees_what_waits() -> None:

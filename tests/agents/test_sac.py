@@ -14,11 +14,18 @@ from torch import Tensor, nn
 
 from conal_rl.agents import ConalSAC, TaskBatch
 from conal_rl.agents import update as update_module
-from conal_rl.core import ConalProStage, ConalSearch, LTBSearch, SearchNetwork, Structure, Tree
-from conal_rl.core import layers as layers_module
+from conal_rl.core import (
+    ConalProStage,
+    ConalSearch,
+    LTBSearch,
+    SearchNetwork,
+    Structure,
+    Tree,
+    linear_stack,
+)
 from conal_rl.core import learner as learner_module
 from conal_rl.core.bilevel import gate_step
-from conal_rl.core.layers import LinearStack
+from conal_rl.core.linear_stack import LinearStack
 from conal_rl.errors import ConalError, ConfigError
 from conal_rl.runs.experiment import require_compiler
 from tests.helpers.sb3 import differences, twin
@@ -374,7 +381,7 @@ def test_compiled_updates_are_the_same(tree: str, monkeypatch: pytest.MonkeyPatc
     shape = mixed if tree == "mixed" else getattr(Tree, tree)(TASKS, 2)
     settings: dict[str, Any] = {"critic": "hl_gauss", "actor_averaging": 1.0}
     agents = [make_agent(shape, TARGETS, compile=on, **settings) for on in (False, True)]
-    apply: Any = layers_module._StackedLinear.apply
+    apply: Any = linear_stack._stacked_linear
     eager: list[bool] = []
 
     def counted(*arguments: Any) -> Any:
@@ -385,7 +392,7 @@ def test_compiled_updates_are_the_same(tree: str, monkeypatch: pytest.MonkeyPatc
         feed(agent, monkeypatch, iter(batches_of(3)))
         eager.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(layers_module._StackedLinear, "apply", counted)
+            patch.setattr(linear_stack, "_stacked_linear", counted)
             for update in range(3):
                 torch.manual_seed(update)
                 agent.train(1, 16)

@@ -21,8 +21,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from conal_rl.agents import ConalSAC
-from conal_rl.core import LTBSearch, ReconSearch, Tree
-from conal_rl.core.tree_network import typed
+from conal_rl.core import LTBSearch, ReconSearch, Tree, TreeNetwork
 from conal_rl.envs import TaskVecEnv
 from conal_rl.envs.vec_env import Task
 from conal_rl.errors import ObservationError, TreeError
@@ -419,7 +418,10 @@ def test_a_replay_moves_to_the_device_of_its_new_agent(tmp_path: Path) -> None:
 
 def test_frozen_weights_stay_frozen() -> None:
     agent = make_agent(TREES["shared"])
-    frozen = [typed(network.encoder.layers)[0] for network in (agent.critic, agent.actor)]  # type: ignore[arg-type]
+    frozen = []
+    for network in (agent.critic, agent.actor):
+        assert isinstance(network.encoder, TreeNetwork)
+        frozen.append(network.encoder.layers[0])
     for layer in frozen:
         layer.requires_grad_(False)
     before = copy.deepcopy([layer.state_dict() for layer in frozen])
@@ -505,8 +507,8 @@ def test_an_env_without_a_one_hot_is_refused() -> None:
         ({"env": make_env((0.1,))}, "task-0 is the only task and has nobody to share with"),
         ({"tasks": "task-0"}, "tasks are a list of names, not 'task-0'"),
         ({"tasks": ()}, r"tasks are a list of names, not \(\)"),
-        ({"tasks": ("a", "a")}, "two tasks are named 'a'"),
-        ({"tasks": ("a", " ")}, "' ' is not a task name"),
+        ({"tasks": ("a", "a")}, "tasks: got 'a' twice"),
+        ({"tasks": ("a", " ")}, "tasks: got ' '"),
         ({"n_steps": 0}, "n_steps is at least 1, not 0"),
         ({"batch_size": 0}, "batch_size is at least 1, not 0"),
         ({"buffer_size": 0}, "buffer_size is at least 1, not 0"),

@@ -311,14 +311,14 @@ def test_trees_of_a_run_or_one_for_both(tmp_path: Path) -> None:
     "content, reason",
     [
         ("", "is not JSON"),
-        ("[]", "not a tree"),
+        ("[]", "text: got a JSON list"),
         (b"\xff\xfe", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
         ('{"format": "conal_rl.trees"}', "the actor's tree is missing"),
         (trees_to_json(*[Tree.shared(TASKS, 2)] * 2)[:-3], "is not JSON"),
-        (trees_to_json(*[Tree.shared(TASKS, 3)] * 2), "3 layers, the network 2"),
-        (trees_to_json(*[Tree.shared("ab", 2)] * 2), "task 'a' that is not among"),
-        (Tree.shared(TASKS[:1], 2).to_json(), "lacks the task 'task-1'"),
+        (trees_to_json(*[Tree.shared(TASKS, 3)] * 2), "layers: got 3 "),
+        (trees_to_json(*[Tree.shared("ab", 2)] * 2), "tasks: got 'a' "),
+        (Tree.shared(TASKS[:1], 2).to_json(), "tasks: got no 'task-1' "),
     ],
 )
 def test_wrong_tree_files(content: str | bytes, reason: str, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from conal_rl.core import (
     ConflictNoticing,
     LTBSearch,
     Rule,
+    Search,
     SearchNetwork,
-    Space,
     Supernet,
     Tree,
     TreeNetwork,
@@ -23,7 +23,7 @@ from conal_rl.core import (
     linear_chain,
 )
 from conal_rl.core.bilevel import apply_gradients, decay_specific, gate_step, weight_step
-from conal_rl.core.layers import LinearStack
+from conal_rl.core.linear_stack import LinearStack
 
 
 class Regression:
@@ -270,7 +270,7 @@ def test_gradients_are_clipped_by_their_global_norm() -> None:
 
 
 @pytest.mark.parametrize("space", [ConalSearch(), ConalProStage.first(3), LTBSearch(2)])
-def test_purely_specific_modules_alone_decay(space: Space) -> None:
+def test_purely_specific_modules_alone_decay(space: Search) -> None:
     """With gradients of zero AdamW's step is the decay: a factor of 1 - rate * decay."""
     network = space.network(["a", "b", "c"], linear_chain(4, [8, 8, 8], layer_norm=True))
     assert isinstance(network, SearchNetwork)

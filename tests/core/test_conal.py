@@ -194,20 +194,20 @@ def test_gates_that_are_not_finite_are_refused(value: float) -> None:
     with torch.no_grad():
         supernet.gates[1, 0] = value
     for function in (supernet.derive, lambda: derive(supernet.gates, supernet.tasks)):
-        with pytest.raises(ValueError, match="the gates hold NaN or infinity"):
+        with pytest.raises(ValueError, match=r"^gates: "):
             function()
 
 
 def test_gates_of_other_tasks_are_refused() -> None:
     for gates in (torch.ones(3, 4), torch.ones(4)):
-        with pytest.raises(ValueError, match="expected gates of 2 tasks"):
+        with pytest.raises(ValueError, match=r"^gates: "):
             derive(gates, "ab")
 
 
 @pytest.mark.parametrize("replicas, rows", [(1, 2), (1, 4), (2, 3), (2, 2)])
 def test_wrong_rows_are_refused(replicas: int, rows: int) -> None:
     supernet = Supernet("abc", linear_chain(IN, [4, 4]), replicas)
-    with pytest.raises(ValueError, match=f"expected {3 * replicas} rows"):
+    with pytest.raises(ValueError, match=rf"^x: got .{rows}, .* {3 * replicas} "):
         supernet(torch.zeros(rows, 5, IN))
 
 

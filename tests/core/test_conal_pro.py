@@ -21,7 +21,7 @@ from conal_rl.core import (
 )
 from conal_rl.core.conal_pro import StageNetwork
 from conal_rl.core.layers import Layer, LayerFactory
-from conal_rl.core.tree_network import parameter_count, typed
+from conal_rl.core.tree_network import parameter_count
 from tests.helpers.reference import (
     IN,
     Signs,
@@ -327,7 +327,7 @@ def test_captured_gradients_are_those_of_one_pass_per_task(
 def test_shared_layers_are_those_that_several_tasks_run() -> None:
     def shared(number: int, settled: tuple[int | None, ...], replicas: int = 1) -> list[int]:
         network = make_stage(ConalProStage(number, settled), 3, "plain", replicas)
-        layers = typed(network.joint.layers)
+        layers = list(network.joint.layers)
         assert all(any(own is layer for layer in layers) for own in network.shared_layers())
         return [layers.index(layer) for layer in network.shared_layers()]
 
@@ -362,7 +362,7 @@ def test_a_stage_goes_on_from_the_one_before(
     if following is None:
         return
     after = make_stage(following, depth, kind, replicas, seed=1)
-    layers, fresh = typed(after.joint.layers), {}
+    layers, fresh = after.joint.layers, {}
     for number, layer in enumerate(layers, start=1):
         for row, module in enumerate(layer.index):
             fresh[number, row] = weights_of(layer, module)
@@ -371,7 +371,7 @@ def test_a_stage_goes_on_from_the_one_before(
     after.inherit_from(before)
 
     tasks = len(stage.settled)
-    for number, (layer, old) in enumerate(zip(layers, typed(before.joint.layers)), start=1):
+    for number, (layer, old) in enumerate(zip(layers, before.joint.layers), start=1):
         for row, module in enumerate(layer.index):
             found = weights_of(layer, module)
             if following.settled[row % tasks] is not None or number < after.point:
@@ -401,42 +401,50 @@ def test_gates_that_are_not_finite_are_refused(number: int, value: float) -> Non
         network.gates[1, 0] = value
     decisions: list[Callable[[], Any]] = [network.tree, network.next_stage, network.derive]
     for decide in decisions:
-        with pytest.raises(ValueError, match="the gates hold NaN or infinity"):
+        with pytest.raises(ValueError, match=r"^gates: "):
             decide()
 
 
-@pytest.mark.parametrize("number, settled", [(0, (None,)), (-1, (None, 3)), (2, (3, 3)), (1, ())])
+@pytest.mark.parametrize(
+    "number, settled, field",
+    [
+        (0, (None,), "number"),
+        (-1, (None, 3), "number"),
+        (2, (3, 3), "settled"),
+        (1, (), "settled"),
+    ],
+)
 def test_a_stage_has_a_number_and_something_to_settle(
-    number: int, settled: tuple[int | None, ...]
+    number: int, settled: tuple[int | None, ...], field: str
 ) -> None:
-    with pytest.raises(ValueError, match="a number from 1 and at least one task to settle"):
+    with pytest.raises(ValueError, match=rf"^{field}: "):
         ConalProStage(number, settled)
 
 
 @pytest.mark.parametrize(
-    "number, settled, message",
+    "number, settled, field",
     [
-        (1, (None, None), r"does not fit 3 tasks and 3 modules"),
-        (2, (None, 4, 4, 4), r"does not fit 3 tasks and 3 modules"),
-        (4, (None, None, None), r"does not fit 3 tasks and 3 modules"),  # it would be about point 1
-        (1, (None, 4, None), r"tasks were settled at points 5 to 4"),  # no stage came before
-        (2, (None, 3, None), r"tasks were settled at points 4 to 4"),  # what this one is about
-        (2, (None, 2, 4), r"tasks were settled at points 4 to 4"),
-        (3, (None, 5, 4), r"tasks were settled at points 3 to 4"),  # P is 4
+        (1, (None, None), "settled"),
+        (2, (None, 4, 4, 4), "settled"),
+        (4, (None, None, None), "number"),  # it would be about point 1
+        (1, (None, 4, None), "settled"),  # no stage came before
+        (2, (None, 3, None), "settled"),  # the point that this stage is about
+        (2, (None, 2, 4), "settled"),
+        (3, (None, 5, 4), "settled"),  # P is 4
     ],
 )
 def test_a_stage_that_does_not_fit_is_refused(
-    number: int, settled: tuple[int | None, ...], message: str
+    number: int, settled: tuple[int | None, ...], field: str
 ) -> None:
     stage = ConalProStage(number, settled)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"^{field}: "):
         stage.network("abc", linear_chain(IN, [4, 4, 4]))
 
 
 @pytest.mark.parametrize("replicas, rows", [(1, 2), (1, 4), (2, 3), (2, 2)])
 def test_wrong_rows_are_refused(replicas: int, rows: int) -> None:
     network = ConalProStage(2, (None, 3, 3)).network("abc", linear_chain(IN, [4, 4]), replicas)
-    with pytest.raises(ValueError, match=f"expected {3 * replicas} rows"):
+    with pytest.raises(ValueError, match=rf"^x: got .{rows}, .* {3 * replicas} "):
         network(torch.zeros(rows, 5, IN))
 
 

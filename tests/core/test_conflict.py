@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from conal_rl.core import ConflictNoticing, Rule, Supernet, Tree, TreeNetwork, linear_chain
 from conal_rl.core.conflict import RULES, ConflictStatistics, held_rows
-from conal_rl.core.layers import LinearStack, ModuleStack
+from conal_rl.core.linear_stack import LinearStack
+from conal_rl.core.module_stack import ModuleStack
 from tests.helpers.reference import (
     Vector,
     cosine,
@@ -108,7 +109,6 @@ def test_captured_gradients_are_those_of_one_pass_per_task(
     losses.sum().backward()
     assert len(shared) >= 2
     for layer, rows in zip(shared, expected):
-        assert isinstance(layer, LinearStack)
         for row, gradients in enumerate(rows):
             found = layer.row_gradients()
             assert len(found) == len(gradients) == (4 if kind == "norm" else 2)
@@ -126,7 +126,6 @@ def test_captured_gradients_are_finite_differences(tree: Tree | int, copies: int
     losses.sum().backward()
     step = 1e-6
     for layer in shared:
-        assert isinstance(layer, LinearStack)
         for row, module in enumerate(layer.index):
             task = row % len(losses)
             for parameter, gradients in zip(layer.parameters(), layer.row_gradients()):
@@ -373,10 +372,10 @@ def test_capturing_ends_with_the_context_and_lets_go_of_the_gradients() -> None:
         losses = problem.losses()
     problem.losses()
     noticing.backward(losses)
-    assert all(isinstance(m, LinearStack) and m.captured is None for m in shared)
+    assert all(layer.captured is None for layer in shared)
     with pytest.raises(ZeroDivisionError), noticing.capture():
         raise ZeroDivisionError
-    assert not any(layer.capturing for layer in shared)
+    assert not any(layer.captures for layer in shared)
 
 
 def test_without_shared_layers_nothing_is_dropped() -> None:
@@ -589,9 +588,9 @@ def test_statistics_on_trees(tree: Tree, seed: int, data: st.DataObject) -> None
 
 
 def test_unknown_rules_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown conflict rule 'some_pair'; there are any_pair"):
+    with pytest.raises(ValueError, match=r"^rule: got 'some_pair', .*any_pair"):
         ConflictNoticing([], "some_pair")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="unknown conflict rule"):
+    with pytest.raises(ValueError, match=r"^rule: got 'pair'"):
         held_rows(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2).bool(), "pair")  # type: ignore[arg-type]
 
 
@@ -599,7 +598,8 @@ def test_unknown_rules_are_refused() -> None:
     "options", [{"margin": -0.1}, {"margin": 1.0}, {"smoothing": 1.0}, {"smoothing": -0.1}]
 )
 def test_margin_and_smoothing_out_of_range_are_refused(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="lie in"):
+    ((field, value),) = options.items()
+    with pytest.raises(ValueError, match=rf"^{field}: got {value}, "):
         ConflictNoticing([], **options)  # type: ignore[arg-type]
 
 
@@ -607,9 +607,9 @@ def test_losses_must_be_captured_once() -> None:
     network = TreeNetwork(Tree.shared("ab", 2), linear_chain(3, [4, 4]))
     noticing = ConflictNoticing(network.shared_layers())
     x = torch.randn(2, 5, 3)
-    with pytest.raises(RuntimeError, match="outside of capture"):
+    with pytest.raises(RuntimeError, match=r"^losses: "):
         noticing.backward(network(x).sum(dim=(1, 2)))
-    with noticing.capture(), pytest.raises(RuntimeError, match="a second forward pass"):
+    with noticing.capture(), pytest.raises(RuntimeError, match=r"^capture: "):
         network(x)
         network(x)
     with noticing.capture():  # what was left over does no harm
@@ -629,6 +629,7 @@ def test_opposite_gradients_of_any_size_conflict(rule: Rule, norm: float) -> Non
 
 def test_shares_of_a_layer_are_over_the_tasks_that_share_it() -> None:
     """Two of ten tasks disagree on a module; the others run modules of their own."""
+    torch.manual_seed(0)
     tree = Tree.from_branch_points([2, 2, *[1] * 8], 1)
     network = TreeNetwork(tree, linear_chain(3, [4]))
     noticing = ConflictNoticing(network.shared_layers())

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from conal_rl.core import ConflictNoticing, Tree, TreeNetwork, linear_chain, module_chain
 from conal_rl.core.bilevel import weight_step
-from conal_rl.core.gradients import TaskGradients, _gram_at_once, gram
-from conal_rl.core.layers import LayerFactory, LinearStack
+from conal_rl.core.gradients import TaskGradients
+from conal_rl.core.layers import LayerFactory
+from conal_rl.core.linear_stack import LinearStack, gram_at_once
 from tests.helpers.reference import IN, make_chain, make_input, randomize, row_gradients
 
 BATCH = 4
@@ -197,4 +198,4 @@ def test_the_input_gets_its_gradient() -> None:
 def test_inner_products_at_once_are_those_by_module(index: tuple[int, ...]) -> None:
     layer = LinearStack(index, 3, 2)
     gradients = [torch.randn(len(index), *p.shape[1:]) for p in layer.parameters()]
-    torch.testing.assert_close(_gram_at_once(layer.rows, gradients), gram(layer, gradients))
+    torch.testing.assert_close(gram_at_once(layer.rows, gradients), layer.gram(gradients))

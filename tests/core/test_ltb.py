@@ -217,14 +217,14 @@ def test_the_search_space_is_so_many_encoders() -> None:
 
 @pytest.mark.parametrize("copies", [1, 0, -2])
 def test_fewer_than_two_copies_are_refused(copies: int) -> None:
-    with pytest.raises(ValueError, match="a choice needs two copies or more"):
+    with pytest.raises(ValueError, match=rf"^copies: got {copies}, "):
         LTBSearch(copies)
 
 
 @pytest.mark.parametrize("replicas, rows", [(1, 2), (1, 4), (2, 3), (2, 2)])
 def test_wrong_rows_are_refused(replicas: int, rows: int) -> None:
     network = LTBSearch(2).network("abc", linear_chain(IN, [4, 4]), replicas)
-    with pytest.raises(ValueError, match=f"expected {3 * replicas} rows"):
+    with pytest.raises(ValueError, match=rf"^x: got .{rows}, .* {3 * replicas} "):
         network(torch.zeros(rows, 5, IN))
 
 
@@ -234,7 +234,7 @@ def test_gates_that_are_not_finite_are_refused(value: float) -> None:
     with torch.no_grad():
         network.gates[1, 0] = value
     for decide in (network.tree, network.derive):
-        with pytest.raises(ValueError, match="the gates hold NaN or infinity"):
+        with pytest.raises(ValueError, match=r"^gates: "):
             decide()
 
 

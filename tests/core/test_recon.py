@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from conal_rl.core import ReconSearch, Tree, TreeNetwork, linear_chain, recon
+from conal_rl.core import ReconSearch, Tree, TreeNetwork, linear_chain, recon_tree
 from conal_rl.core.tree_network import parameter_count
 from tests.helpers.reference import (
     IN,
@@ -26,7 +26,7 @@ def structures(draw: st.DrawFn, min_tasks: int = 1) -> Tree:
     """What Recon makes of any counts: some layers shared by all, the others not at all."""
     conflicts = draw(st.lists(st.integers(0, 3), min_size=1, max_size=4))
     tasks = [f"task-{i}" for i in range(draw(st.integers(min_tasks, 4)))]
-    return recon(tasks, conflicts, draw(st.integers(1, len(conflicts))))
+    return recon_tree(tasks, conflicts, draw(st.integers(1, len(conflicts))))
 
 
 # Which layers
@@ -39,7 +39,7 @@ def test_the_layers_of_most_conflicts_are_each_tasks_own(
     """A layer is specific if fewer than K have more conflicts, or as many and come before it."""
     specific = data.draw(st.integers(1, len(conflicts)))
     names = [f"task-{i}" for i in range(tasks)]
-    tree = recon(names, conflicts, specific)
+    tree = recon_tree(names, conflicts, specific)
     assert (tree.tasks, tree.depth) == (tuple(names), len(conflicts))
     parted = [len(tree.groups(layer)) > 1 for layer in range(tree.depth)]
     assert tree.rejoining == (sorted(parted) != parted)
@@ -62,14 +62,14 @@ def test_layers_by_hand() -> None:
         return Tree.from_groups("abc", layers, may_rejoin=True)
 
     conflicts = [5.0, 9.0, 0.0, 7.0]
-    assert recon("abc", conflicts, 1) == expected(shared, own, shared, shared)
-    assert recon("abc", conflicts, 2) == expected(shared, own, shared, own)
-    assert recon("abc", conflicts, 3) == expected(own, own, shared, own)
-    assert recon("abc", conflicts, 4) == Tree.independent("abc", 4)
-    assert recon("abc", [0.0, 1.0, 2.0], 2) == Tree.from_branch_points([2, 2, 2], 3, "abc")
-    assert recon("abc", [2.0, 3.0, 3.0, 2.0], 1) == expected(shared, own, shared, shared)
-    assert recon("abc", [2.0, 3.0, 3.0, 2.0], 3) == expected(own, own, own, shared)
-    assert recon("abc", [0.0] * 4, 2) == expected(own, own, shared, shared)
+    assert recon_tree("abc", conflicts, 1) == expected(shared, own, shared, shared)
+    assert recon_tree("abc", conflicts, 2) == expected(shared, own, shared, own)
+    assert recon_tree("abc", conflicts, 3) == expected(own, own, shared, own)
+    assert recon_tree("abc", conflicts, 4) == Tree.independent("abc", 4)
+    assert recon_tree("abc", [0.0, 1.0, 2.0], 2) == Tree.from_branch_points([2, 2, 2], 3, "abc")
+    assert recon_tree("abc", [2.0, 3.0, 3.0, 2.0], 1) == expected(shared, own, shared, shared)
+    assert recon_tree("abc", [2.0, 3.0, 3.0, 2.0], 3) == expected(own, own, own, shared)
+    assert recon_tree("abc", [0.0] * 4, 2) == expected(own, own, shared, shared)
 
 
 # Networks
@@ -106,7 +106,7 @@ def test_captured_gradients_are_those_of_one_pass_per_task(
     conflicts: list[int], kind: str, replicas: int, one_input: bool
 ) -> None:
     torch.manual_seed(0)
-    tree = recon("abc", conflicts, 1).replicate(replicas)
+    tree = recon_tree("abc", conflicts, 1).replicate(replicas)
     network = TreeNetwork(tree, make_chain(kind, 3))
     randomize(network)
     assert len(network.shared_layers()) == 2
@@ -115,7 +115,7 @@ def test_captured_gradients_are_those_of_one_pass_per_task(
 
 
 def test_parameters_are_one_module_or_one_for_each_task() -> None:
-    tree = recon("abcd", [0, 2, 1], 1)
+    tree = recon_tree("abcd", [0, 2, 1], 1)
     network = TreeNetwork(tree, linear_chain(7, [5, 4, 6]))
     assert tree.modules == (1, 4, 1)
     assert parameter_count(network) == (7 * 5 + 5) + 4 * (5 * 4 + 4) + (4 * 6 + 6)
@@ -125,7 +125,7 @@ def test_parameters_are_one_module_or_one_for_each_task() -> None:
 
 
 def test_text_by_hand() -> None:
-    assert str(recon(["reach", "push"], [0, 2, 1], 1)) == (
+    assert str(recon_tree(["reach", "push"], [0, 2, 1], 1)) == (
         "2 tasks, 3 layers, 4 modules\n"
         "layer 1: shared by reach, push\n"
         "layer 2: each alone: reach, push\n"
@@ -149,12 +149,12 @@ def test_text_has_a_line_for_every_layer(tree: Tree) -> None:
 
 @pytest.mark.parametrize("specific", [0, -1])
 def test_some_layers_must_become_specific(specific: int) -> None:
-    with pytest.raises(ValueError, match="K counts the layers to make task-specific, from 1"):
+    with pytest.raises(ValueError, match=rf"^specific: got {specific}, "):
         ReconSearch(specific)
 
 
 def test_more_specific_layers_than_there_are_layers_are_refused() -> None:
     chain = linear_chain(IN, [4, 4])
     assert ReconSearch(2).network("ab", chain).tree.depth == 2
-    with pytest.raises(ValueError, match="K is 3, but there are 2 layers"):
+    with pytest.raises(ValueError, match=r"^specific: got 3, "):
         ReconSearch(3).network("ab", chain)

@@ -46,6 +46,11 @@ def mt50_tree() -> Tree:
     )
 
 
+def names(error: Exception, field: str, got: str) -> bool:
+    """Whether the error is about this field and this value."""
+    return str(error).startswith(f"{field}: got ") and got in str(error)
+
+
 # Structure
 
 
@@ -135,48 +140,45 @@ def test_rejoining_is_rejected(tree: Tree, data: st.DataObject) -> None:
         return
     p, i, j = data.draw(st.sampled_from(apart))
     joined = [tree.layers[p][i] if m == tree.layers[p][j] else m for m in tree.layers[p]]
-    with pytest.raises(TreeError, match=r"^'task-\d' and 'task-\d' part in layer \d but share"):
+    with pytest.raises(TreeError, match=rf"^layer {p + 2}: got .*'task-\d' and 'task-\d'"):
         Tree.from_labels(tree.tasks, [*tree.layers[: p + 1], joined])
 
 
 @pytest.mark.parametrize(
-    "tasks, layers, message",
+    "tasks, layers, field, got",
     [
-        ((), ((),), "a tree needs at least one task"),
-        (("a",), (), "a tree needs at least one layer"),
-        (("a", "a"), ((0, 0),), "two tasks are named 'a'"),
-        (("a", ""), ((0, 0),), "'' is not a task name"),
-        (("a", "b\n"), ((0, 0),), r"'b\n' is not a task name"),
-        (("a", "b"), ((0, 0), (0,)), "layer 2 names a module for 1 tasks, not 2"),
-        (("a", "b"), ((1, 0),), "layer 1: modules are not numbered in order of first use"),
-        (("a", "b"), ((0, 2),), "layer 1: modules are not numbered in order of first use"),
-        (
-            ("a", "b", "c"),
-            ((0, 0, 0), (0, 1, 2), (0, 1, 1)),
-            "'b' and 'c' part in layer 2 but share a module in layer 3",
-        ),
+        ((), ((),), "tasks", ""),
+        (("a",), (), "layers", ""),
+        (("a", "a"), ((0, 0),), "tasks", "'a'"),
+        (("a", ""), ((0, 0),), "tasks", "''"),
+        (("a", "b\n"), ((0, 0),), "tasks", r"'b\n'"),
+        (("a", "b"), ((0, 0), (0,)), "layer 2", "1 task"),
+        (("a", "b"), ((1, 0),), "layer 1", "(1, 0)"),
+        (("a", "b"), ((0, 2),), "layer 1", "(0, 2)"),
+        (("a", "b", "c"), ((0, 0, 0), (0, 1, 2), (0, 1, 1)), "layer 3", "'b' and 'c'"),
     ],
 )
-def test_invalid_trees(tasks: Any, layers: Any, message: str) -> None:
+def test_invalid_trees(tasks: Any, layers: Any, field: str, got: str) -> None:
     with pytest.raises(TreeError) as error:
         Tree(tasks, layers)
-    assert str(error.value) == message
+    assert names(error.value, field, got)
 
 
 @pytest.mark.parametrize(
-    "points, tasks, message",
+    "points, tasks, field, got",
     [
-        ([1, 0], None, "task 'task-1': branch point 0 is not in 1..3"),
-        ([1, 4], "ab", "task 'b': branch point 4 is not in 1..3"),
-        ([1, 2], "abc", "2 branch points for 3 tasks"),
-        ({"a": 1}, "ab", "branch points and tasks name different tasks"),
-        ([], None, "a tree needs at least one task"),
+        ([1, 0], None, "points", "0 for 'task-1'"),
+        ([1, 4], "ab", "points", "4 for 'b'"),
+        ([1, 2], "abc", "points", "2"),
+        ({"a": 1}, "ab", "points", "'b'"),
+        ([1.5, 2], None, "points", "float"),
+        ([], None, "tasks", ""),
     ],
 )
-def test_invalid_branch_points(points: Any, tasks: Any, message: str) -> None:
+def test_invalid_branch_points(points: Any, tasks: Any, field: str, got: str) -> None:
     with pytest.raises(TreeError) as error:
         Tree.from_branch_points(points, 2, tasks)
-    assert str(error.value) == message
+    assert names(error.value, field, got)
 
 
 def test_check_reorders() -> None:
@@ -186,18 +188,18 @@ def test_check_reorders() -> None:
 
 
 @pytest.mark.parametrize(
-    "tasks, depth, message",
+    "tasks, depth, field, got",
     [
-        ("abc", 2, "the tree lacks the task 'c'"),
-        ("a", 2, "the tree has a task 'b' that is not among the tasks here"),
-        ("aba", 2, "two tasks are named 'a'"),
-        ("ab", 3, "the tree has 2 layers, the network 3"),
+        ("abc", 2, "tasks", "no 'c'"),
+        ("a", 2, "tasks", "'b'"),
+        ("aba", 2, "tasks", "'a'"),
+        ("ab", 3, "layers", "2"),
     ],
 )
-def test_check_rejects(tasks: str, depth: int, message: str) -> None:
+def test_check_rejects(tasks: str, depth: int, field: str, got: str) -> None:
     with pytest.raises(TreeError) as error:
         Tree.shared("ab", 2).check(tasks, depth)
-    assert str(error.value) == message
+    assert names(error.value, field, got)
 
 
 # Files
@@ -247,54 +249,40 @@ GOOD = {"format": "conal_rl.tree", "version": 1, "tasks": ["a", "b"], "layers": 
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "change, field, got",
     [
-        ({"format": "other"}, 'not a tree: "format" is not "conal_rl.tree"'),
-        ({"version": 2}, "version 2 of the format, not 1"),
-        ({"version": None}, "version None of the format, not 1"),
-        ({"tasks": "ab"}, '"tasks" is not a list of names'),
-        ({"tasks": []}, "a tree needs at least one task"),
-        ({"tasks": ["a", "a"]}, "two tasks are named 'a'"),
-        (
-            {"layers": [["a", "b"]]},
-            '"layers" is not a list of layers, each a list of groups of names',
-        ),
-        ({"layers": []}, "a tree needs at least one layer"),
-        ({"layers": [[["a"], ["b", "c"]]]}, "layer 1: unknown task 'c'"),
-        ({"layers": [[["a", "b"]], [["a"]]]}, "layer 2: task 'b' is missing"),
-        ({"layers": [[["a", "b"], ["a"]]]}, "layer 1: task 'a' is there twice"),
-        (
-            {"layers": [[["a"], ["b"]], [["a", "b"]]]},
-            "'a' and 'b' part in layer 1 but share a module in layer 2",
-        ),
+        ({"format": "other"}, "format", "'other'"),
+        ({"version": 2}, "version", "2"),
+        ({"version": None}, "version", "None"),
+        ({"tasks": "ab"}, "tasks", "'ab'"),
+        ({"tasks": []}, "tasks", ""),
+        ({"tasks": ["a", "a"]}, "tasks", "'a'"),
+        ({"layers": [["a", "b"]]}, "layers", "[['a', 'b']]"),
+        ({"layers": []}, "layers", ""),
+        ({"layers": [[["a"], ["b", "c"]]]}, "layer 1", "'c'"),
+        ({"layers": [[["a", "b"]], [["a"]]]}, "layer 2", "no 'b'"),
+        ({"layers": [[["a", "b"], ["a"]]]}, "layer 1", "'a' twice"),
+        ({"layers": [[["a"], ["b"]], [["a", "b"]]]}, "layer 2", "'a' and 'b'"),
     ],
 )
-def test_bad_files(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_bad_files(tmp_path: Path, change: dict[str, Any], field: str, got: str) -> None:
     path = tmp_path / "tree.json"
     path.write_text(json.dumps(GOOD | change))
     with pytest.raises(TreeError) as error:
         Tree.load(path)
-    assert str(error.value) == f"{path}: {message}"
+    assert names(error.value, f"{path}: {field}", got)
 
 
 @pytest.mark.parametrize(
-    "content, message",
-    [
-        (None, "No such file or directory"),
-        (b"", "not JSON: Expecting value: line 1 column 1 (char 0)"),
-        (b"{", "not JSON: Expecting property name enclosed in double quotes"),
-        (b"[" * 100_000, "not JSON: "),
-        (b"[]", 'not a tree: "format" is not "conal_rl.tree"'),
-        (b"\xff\xfe", "not a text file"),
-    ],
+    "content", [None, b"", b"{", b"[" * 100_000, b"[]", b"\xff\xfe"], ids=lambda c: repr(c)[:9]
 )
-def test_unreadable_files(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_unreadable_files(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "tree.json"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(TreeError) as error:
         Tree.load(path)
-    assert str(error.value).startswith(f"{path}: {message}")
+    assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
 
 
@@ -426,7 +414,7 @@ HOURGLASS = Tree.from_groups(
 def test_tasks_meet_again_only_where_it_is_said() -> None:
     assert HOURGLASS.layers == ((0, 0, 0), (0, 1, 2), (0, 1, 0), (0, 0, 0))
     assert HOURGLASS.modules == (1, 3, 2, 1)
-    apart = r"'a' and 'c' part in layer 2 but share a module in layer 3"
+    apart = r"^layer 3: got .*'a' and 'c'"
     with pytest.raises(TreeError, match=apart):
         Tree(HOURGLASS.tasks, HOURGLASS.layers)
     with pytest.raises(TreeError, match=apart):
@@ -437,7 +425,7 @@ def test_tasks_meet_again_only_where_it_is_said() -> None:
 
 def test_modules_of_rejoining_tasks_have_no_single_parent() -> None:
     for layer in range(4):
-        with pytest.raises(TreeError, match="a module has more parents than one"):
+        with pytest.raises(TreeError, match=r"^rejoining: "):
             HOURGLASS.parents(layer)
 
 
@@ -458,7 +446,7 @@ def test_copies_files_and_orders_of_rejoining_tasks(tree: Tree, copies: int, ran
 def test_a_tree_is_no_rejoining_one() -> None:
     tree = mt10_tree()
     assert Tree.from_labels(tree.tasks, tree.layers, may_rejoin=True) == tree
-    with pytest.raises(TreeError, match="no tasks rejoin"):
+    with pytest.raises(TreeError, match=r"^rejoining: "):
         Tree(tree.tasks, tree.layers, rejoining=True)
 
 
@@ -466,7 +454,7 @@ def test_a_file_says_that_tasks_rejoin() -> None:
     text = HOURGLASS.to_json()
     assert json.loads(text)["rejoining"] is True
     assert "rejoining" not in json.loads(mt10_tree().to_json())
-    with pytest.raises(TreeError, match="part in layer 2 but share a module in layer 3"):
+    with pytest.raises(TreeError, match=r"^layer 3: got .*'a' and 'c'"):
         Tree.from_json(text.replace('  "rejoining": true,\n', ""))
 
 
@@ -510,8 +498,3 @@ def test_drawing_any_rejoining_tasks(tree: Tree) -> None:
     ax = tree.draw()
     ax.figure.draw_without_rendering()  # type: ignore[union-attr]
     assert len(ax.collections) == sum(tree.modules)
-
-
-def test_branch_points_are_integers() -> None:
-    with pytest.raises(TreeError, match="integers"):
-        Tree.from_branch_points([1.5, 2], 2)  # type: ignore[list-item]

@@ -20,8 +20,9 @@ from conal_rl.core import (
     linear_chain,
     module_chain,
 )
-from conal_rl.core.layers import LinearStack, ModuleStack
-from conal_rl.core.tree_network import copy_layers, parameter_count, typed
+from conal_rl.core.linear_stack import LinearStack
+from conal_rl.core.module_stack import ModuleStack
+from conal_rl.core.tree_network import copy_layers, parameter_count
 from tests.helpers.reference import IN, make_chain, make_input, randomize, tree_outputs
 from tests.helpers.strategies import trees
 
@@ -126,7 +127,7 @@ def test_copy_layers_into_separate_networks(tree: Tree, kind: str) -> None:
         target,
         [
             [(layer, module) for module in modules]
-            for layer, modules in zip(typed(source.layers), tree.layers)
+            for layer, modules in zip(source.layers, tree.layers)
         ],
     )
     x = make_input(kind, tree.num_tasks, 2)
@@ -152,11 +153,11 @@ def test_tasks_on_the_trunk_run_in_one_product_wherever_they_are() -> None:
     network = TreeNetwork(tree, linear_chain(IN, [4, 4, 4]))
     assert network.order is not None
     assert network.order.tolist() == [0, 2, 3, 5, 7, 1, 6, 9, 4, 8]
-    for layer, rows in zip(typed(network.layers), (9, 8, 5), strict=True):
+    for layer, rows in zip(network.layers, (9, 8, 5), strict=True):
         assert isinstance(layer, LinearStack)
         trunk, *own = layer.blocks_in_order
-        assert (trunk.size, trunk.run) == (1, rows)
-        assert sum(block.size for block in own) == 10 - rows
+        assert (trunk.num_modules, trunk.rows_per_module) == (1, rows)
+        assert sum(block.num_modules for block in own) == 10 - rows
         assert len(own) <= 2
 
 
@@ -190,14 +191,14 @@ def test_one_input_for_all_runs_each_module_once() -> None:
 
 def test_a_chain_of_another_length_is_refused() -> None:
     for widths in ([4, 4], [4] * 4):
-        with pytest.raises(ValueError, match=r"chain has \d modules but the tree has 3 layers"):
+        with pytest.raises(ValueError, match=rf"^chain: got {len(widths)} "):
             TreeNetwork(Tree.shared(NAMES, 3), linear_chain(IN, widths))
 
 
 @pytest.mark.parametrize("rows", [2, 4])
 def test_wrong_rows_are_refused(rows: int) -> None:
     network = TreeNetwork(Tree.shared(NAMES, 2), linear_chain(IN, [4, 4]))
-    with pytest.raises(ValueError, match="expected 3 rows"):
+    with pytest.raises(ValueError, match=rf"^x: got .{rows}, "):
         network(torch.zeros(rows, 5, IN))
 
 

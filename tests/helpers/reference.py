@@ -17,10 +17,11 @@ from conal_rl.core.bilevel import gate_step, weight_step
 from conal_rl.core.conal_pro import StageNetwork
 from conal_rl.core.conflict import RULES
 from conal_rl.core.gradients import TaskGradients
-from conal_rl.core.layers import Layer, LayerFactory, LinearStack, ModuleStack
+from conal_rl.core.layers import Layer, LayerFactory
+from conal_rl.core.linear_stack import LinearStack
 from conal_rl.core.ltb import LTBNetwork
+from conal_rl.core.module_stack import ModuleStack
 from conal_rl.core.search_network import SearchNetwork
-from conal_rl.core.tree_network import typed
 
 IN = 3  # input features, or input channels of images
 SIDE = 4  # height and width of images
@@ -92,7 +93,7 @@ def stage_outputs(network: StageNetwork, x: Tensor) -> list[Tensor]:
     for row in range(network.replicas * len(settled)):
         replica, task = divmod(row, len(settled))
         z = own = x[row if len(x) > 1 else 0]
-        for number, layer in enumerate(typed(network.joint.layers), start=1):
+        for number, layer in enumerate(network.joint.layers, start=1):
             z = run_module(layer, layer.index[row], z)
             if number < point - 1:
                 own = z

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.policies import CRITICS, TaskActor, TaskNetwork
-from conal_rl.core.layers import LinearStack
+from conal_rl.core.linear_stack import LinearStack
 from conal_rl.core.tree_network import TreeNetwork
 from tests.helpers.toy import FEATURES
 
