@@ -1,7 +1,4 @@
-"""Imports go one way, and in no circle.
-
-commands -> agents, supervised -> runs, evaluation -> envs, core, config
-"""
+"""Imports go one way, and no file imports in a circle."""
 
 from __future__ import annotations
 
