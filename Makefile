@@ -5,13 +5,17 @@ ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+ENGINE := .venv/.engine
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help venv mt10 cartpole test lint clean
+.PHONY: help venv mt10 cartpole test test-all test-long lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "ARGS=... adds options, as in: make mt10 ARGS='--seed 1 --total-steps 100000'"
+	@echo "JOBS=N runs tests in N processes (2)"
 
 venv: $(STAMP) ## make .venv and install everything, pinned (PYTHON=... chooses the Python)
 
@@ -28,8 +32,22 @@ mt10: $(STAMP) ## search, train and evaluate on Meta-World MT10
 cartpole: $(STAMP) ## the same on CartPole variants, in minutes
 	$(BIN)/python -m conal_rl.train cartpole $(ARGS)
 
-test: $(STAMP) ## run the tests (ARGS='-m "not slow"' for the quick ones alone)
-	$(BIN)/python -m pytest $(ARGS)
+# The first compilation of the engine takes half a minute; done here, so that two test processes do
+# not do it at once, and no tier's time counts it.
+$(ENGINE): $(STAMP) $(wildcard conal_rl/envs/native/*.py)
+	@$(BIN)/python -m tests.helpers.compile_engine
+	@touch $@
+
+test: $(ENGINE) ## quick tests, at most 3 minutes on 2 idle cores (ARGS='tests/core -k tree' chooses)
+	$(PYTEST) -m "not slow and not long" $(ARGS)
+
+test-all: $(ENGINE) ## all tests that CI runs, the quick ones included, in 13 minutes
+	$(PYTEST) -m "not long" $(ARGS)
+
+test-long: $(ENGINE) ## what takes longer: run it by hand and record it in tests/LONG.md
+	$(PYTEST) -m long $(ARGS)
+	@echo "Add a line to tests/LONG.md:"
+	@echo "| $$(date +%F) | $$(git rev-parse --short HEAD) | passed | MACHINE |"
 
 lint: $(STAMP) ## check style and types
 	$(BIN)/python -m ruff check

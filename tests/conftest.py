@@ -1,7 +1,11 @@
 """Settings of all tests, and what several folders of them share."""
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
 
@@ -23,3 +27,18 @@ def one_line(capfd: pytest.CaptureFixture[str]) -> Any:
         return told[-1].removeprefix("error: ")
 
     return refused
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder for code of users: its modules and envs are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    loaded, registered = set(sys.modules), set(gymnasium.registry)
+    yield tmp_path
+    for env in set(gymnasium.registry) - registered:
+        if not env.startswith("conal_rl/"):
+            del gymnasium.registry[env]
+    for name in set(sys.modules) - loaded:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]

@@ -46,7 +46,7 @@ from conal_rl.runs.experiment import (
     require_compiler,
     search_space,
 )
-from conal_rl.runs.folder import run_of
+from conal_rl.runs.folder import find_run, run_of
 from conal_rl.runs.progress import Session
 from conal_rl.runs.weights import require_finite
 
@@ -289,6 +289,21 @@ class SACExperiment:
         except ConalError as error:
             print(f"not evaluated at {self.steps:,} steps: {error}", file=sys.stderr)
             return None
+
+
+def load_run(run: str | Path, device: str = "auto") -> ConalSAC:
+    """Return the agent of a run, ready for `predict`.
+
+    Args:
+        run: the run's folder or one of its checkpoints, or `pretrained:NAME` for weights that come
+            with the package.
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Raises:
+        CheckpointError: there is no such run, or its files are damaged.
+        ConfigError: the run's config.yaml is damaged, or the run is a supervised one.
+    """
+    return load_policy(find_run(str(run)), device)[0]
 
 
 def load_policy(path: Path, device: str = "auto") -> tuple[ConalSAC, Config]:

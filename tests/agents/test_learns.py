@@ -9,8 +9,7 @@ import pytest
 
 from conal_rl.agents import ConalSAC
 from conal_rl.core import Tree
-from tests.agents.test_policies import random_rows
-from tests.helpers.toy import make_agent, make_env, tasks_named
+from tests.helpers.toy import make_agent, make_env, random_rows, tasks_named
 
 TARGETS = (-0.5, 0.0, 0.5)
 TASKS = tasks_named(3)

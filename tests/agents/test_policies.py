@@ -9,14 +9,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from conal_rl.agents.policies import CONAL, ConalPolicy, TaskNetwork, to_task_major
 from conal_rl.core import ConalProStage, Tree
 from conal_rl.core.conal_pro import StageNetwork
 from conal_rl.core.linear_stack import LinearStack
 from tests.helpers.sb3 import twin
-from tests.helpers.toy import FEATURES, make_agent, make_env, one_hot, same_tensors, tasks_named
+from tests.helpers.toy import (
+    FEATURES,
+    make_agent,
+    make_env,
+    random_rows,
+    same_tensors,
+    tasks_named,
+)
 
 TREES: dict[str, Tree | None] = {
     "search": None,
@@ -25,11 +31,6 @@ TREES: dict[str, Tree | None] = {
     "branched": Tree.from_branch_points([3, 1, 2], 2, tasks_named(3)),
 }
 TARGETS = (-0.5, 0.0, 0.5)
-
-
-def random_rows(task: list[int], tasks: int = 3, seed: int = 0) -> NDArray[np.float32]:
-    features = np.random.default_rng(seed).normal(size=(len(task), FEATURES))
-    return one_hot(features.astype(np.float32), task, tasks)
 
 
 @given(st.lists(st.integers(0, 3), max_size=30))

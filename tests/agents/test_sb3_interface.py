@@ -25,16 +25,8 @@ from conal_rl.core import LTBSearch, ReconSearch, Tree, TreeNetwork
 from conal_rl.envs import TaskVecEnv
 from conal_rl.envs.vec_env import Task
 from conal_rl.errors import ObservationError, TreeError
-from tests.agents.test_policies import random_rows
-from tests.helpers.toy import Target, make_agent, make_env, same_tensors, tasks_named
-
-TASKS = tasks_named(2)
-TREES = {
-    "search": None,
-    "shared": Tree.shared(TASKS, 2),
-    "pair": (Tree.independent(TASKS, 2), Tree.from_branch_points([2, 2], 2, TASKS)),
-}
-SEARCH: dict[str, Any] = {"validation_share": 0.3, "learning_starts": 40, "train_freq": 4}
+from tests.helpers.agents import SEARCH, TASKS, TREES, assert_same_agent
+from tests.helpers.toy import Target, make_agent, make_env, random_rows, same_tensors
 
 
 class Memory(KVWriter):
@@ -48,21 +40,6 @@ class Memory(KVWriter):
 
     def close(self) -> None:
         pass
-
-
-def optimizers(agent: ConalSAC) -> list[Any]:
-    found = [agent.actor.optimizer, agent.critic.optimizer, agent.ent_coef_optimizer]
-    states = [o.state_dict() for o in [*found, agent.gate_optimizer] if o is not None]
-    return [[dict(slots) for slots in state["state"].values()] for state in states]
-
-
-def assert_same_agent(one: ConalSAC, two: ConalSAC) -> None:
-    assert same_tensors(one.policy.state_dict(), two.policy.state_dict())
-    assert one.log_ent_coef is not None and two.log_ent_coef is not None
-    assert torch.equal(one.log_ent_coef, two.log_ent_coef)
-    for mine, theirs in zip(optimizers(one), optimizers(two), strict=True):
-        assert len(mine) == len(theirs) > 0
-        assert all(same_tensors(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
 @pytest.mark.parametrize("tree", ["search", "pair"])

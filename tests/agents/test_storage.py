@@ -21,9 +21,8 @@ from conal_rl.core import Tree
 from conal_rl.errors import CheckpointError, TreeError
 from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
 from conal_rl.runs.weights import optimizer_tensors, restore_optimizer
-from tests.agents.test_policies import random_rows
-from tests.agents.test_sb3_interface import SEARCH, TASKS, TREES, assert_same_agent
-from tests.helpers.toy import make_agent, make_env, same_tensors
+from tests.helpers.agents import SEARCH, TASKS, TREES, assert_same_agent
+from tests.helpers.toy import make_agent, make_env, random_rows, same_tensors
 
 Json = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-9, 9) | st.text(max_size=3),

@@ -24,7 +24,7 @@ from conal_rl.core.weighting import (
 )
 from conal_rl.errors import ConalError, ExtraError
 from conal_rl.literals import AggregationName
-from tests.core.test_conflict import GROUPED, MIXED, Problem
+from tests.helpers.conflict_problem import GROUPED, MIXED, Problem
 from tests.helpers.reference import flat, module_slice, row_gradients
 
 # TorchJD's aggregator for so many tasks, and whether it is scaled by their number.

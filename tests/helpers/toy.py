@@ -172,6 +172,12 @@ def one_hot(rows: NDArray[np.float32], task: Sequence[int], tasks: int) -> NDArr
     return np.concatenate([rows, np.eye(tasks)[list(task)]], axis=1, dtype=np.float32)
 
 
+def random_rows(task: list[int], tasks: int = 3, seed: int = 0) -> NDArray[np.float32]:
+    """Observations of random features, one for each entry of `task`."""
+    features = np.random.default_rng(seed).normal(size=(len(task), FEATURES))
+    return one_hot(features.astype(np.float32), task, tasks)
+
+
 def same_tensors(a: dict[str, Any], b: dict[str, Any]) -> bool:
     """Whether two state dicts hold bitwise the same tensors under the same names."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -28,8 +28,8 @@ from conal_rl.supervised.evaluation import test as score
 from conal_rl.supervised.experiment import SupervisedExperiment
 from conal_rl.supervised.network import task_losses
 from conal_rl.supervised.problem import Part, Problem, make_problem
-from tests.supervised.test_problem import options_of
-from tests.supervised.test_supervised_commands import DIGITS, METHODS, read, rows, run
+from tests.helpers.supervised_runs import DIGITS, METHODS, read, rows, run
+from tests.helpers.supervised_sets import options_of
 
 State = dict[str, Tensor]
 NORM = (".running_mean", ".running_var", ".num_batches_tracked")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -13,7 +12,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,44 +24,19 @@ from conal_rl.config import SupervisedConfig, load_config
 from conal_rl.core import Tree
 from conal_rl.reports import predictions
 from conal_rl.runs.checkpoints import load_checkpoint
-from conal_rl.supervised.data.bundled import Digits
 from conal_rl.supervised.experiment import SupervisedExperiment
 from conal_rl.supervised.problem import make_problem
-from tests.supervised.test_problem import METRICS, TEXT, options_of
+from tests.helpers.supervised_runs import DIGITS, METHODS, TASKS, TINY, read, rows, run, stop_at
+from tests.helpers.supervised_sets import METRICS, TEXT, options_of
 
 ROOT = Path(__file__).parents[2]
-TASKS = tuple(Digits.kinds)
-TINY = ["--total-steps", "12", "--search.steps", "6", "--log-interval", "2"]
-DIGITS = [
-    *("digits", *TINY, "--agent.channels", "4", "4", "--agent.strides", "1", "2"),
-    *("--agent.batch-size", "8", "--evaluation.batch-size", "400"),
-]
 ALIKE = ("selected_step", "scores", "steps", "search_steps", "parameters")
-
-
-def run(out: Path, *words: str) -> Path:
-    assert train.main([*words, "--out", str(out)]) == 0
-    return out
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with a search; tests copy it before they change it."""
     return run(tmp_path_factory.mktemp("runs") / "finished", *DIGITS)
-
-
-def stop_at(step: int, patch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
-    """Send this process a signal once the run has made `step` updates."""
-    update = SupervisedExperiment._update
-    sent: list[int] = []
-
-    def spied(self: SupervisedExperiment, *batches: Any) -> None:
-        update(self, *batches)
-        if self.steps + 1 >= step and not sent:
-            sent.append(step)
-            signal.raise_signal(number)
-
-    patch.setattr(SupervisedExperiment, "_update", spied)
 
 
 def run_in_parts(out: Path, words: Sequence[str], steps: Sequence[int]) -> Path:
@@ -76,20 +49,6 @@ def run_in_parts(out: Path, words: Sequence[str], steps: Sequence[int]) -> Path:
         command = ["--resume", str(out)]
     assert train.main(command) == 0
     return out
-
-
-def read(folder: Path, name: str = "evaluation") -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
-    return content
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    """The rows of progress.csv, with sorted columns and without the speed."""
-    with (folder / "progress.csv").open(newline="") as file:
-        lines = [dict(sorted(row.items())) for row in csv.DictReader(file)]
-    for row in lines:
-        del row["time/phase_steps_per_s"]
-    return lines
 
 
 def steps(folder: Path) -> list[int]:
@@ -217,21 +176,6 @@ def test_unlabelled_truth_is_left_blank(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 # Searches, trees, weightings
-
-METHODS: dict[str, list[str]] = {
-    "conal": [],
-    "and_deeper": ["--search.rule", "and_deeper", "--search.gate-every", "2"],
-    "gumbel": ["--search.gumbel"],
-    "copies": ["--search.purely-specific", "false", "--search.copies", "2"],
-    "ltb": ["--search.method", "ltb", "--search.copies", "2"],
-    "recon": ["--search.method", "recon", "--search.specific-layers", "1"],
-    "conal_pro": ["--search.method", "conal_pro"],
-    "conal_pro, gumbel": ["--search.method", "conal_pro", "--search.gumbel"],
-    "random": ["--agent.weighting", "random"],
-    "uncertainty": ["--agent.weighting", "uncertainty"],
-    "pcgrad": ["--agent.weighting", "pcgrad"],
-    "counted": ["--agent.conflict-rule", "consensus"],
-}
 
 
 @pytest.mark.parametrize("method", METHODS)

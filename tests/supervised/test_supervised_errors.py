@@ -18,8 +18,8 @@ from conal_rl import train
 from conal_rl.core import Tree
 from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
 from conal_rl.supervised.experiment import SupervisedExperiment
-from tests.supervised.test_problem import WRITERS, options_of, write_text
-from tests.supervised.test_supervised_commands import DIGITS, METHODS, TASKS, run, stop_at
+from tests.helpers.supervised_runs import DIGITS, METHODS, TASKS, run, stop_at
+from tests.helpers.supervised_sets import WRITERS, options_of, write_text
 
 
 @pytest.fixture(scope="module")
