@@ -10,8 +10,8 @@ class ConalError(Exception):
     """A problem that the user can fix. Commands print it in one line and exit with status 2."""
 
 
-class ConfigError(ConalError):
-    """A config file or a command-line option is wrong."""
+class ConfigError(ConalError, ValueError):
+    """A setting is wrong: in a config file, on the command line, or as an argument."""
 
 
 class SuiteError(ConalError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
@@ -296,7 +297,8 @@ def test_hps_is_widened_to_the_parameters_of_a_run(tmp_path: Path) -> None:
     counts = {}
     for width in (widths[0], widths[0] - 8):
         settings = agent.policy._get_constructor_parameters()
-        settings |= {"actor_tree": shared, "critic_tree": shared, "widths": (width, width)}
+        wide = dataclasses.replace(agent.settings, widths=(width, width))
+        settings |= {"actor_tree": shared, "critic_tree": shared, "settings": wide}
         policy = ConalPolicy(**settings)
         counts[width] = sum(parameter_count(n.encoder) for n in (policy.actor, policy.critic))
     assert counts[widths[0] - 8] < wanted <= counts[widths[0]]

@@ -20,7 +20,7 @@ from conal_rl import envs, evaluate, evaluation
 from conal_rl.agents import ConalSAC, experiment
 from conal_rl.agents.episode_stats import RecentEpisodes
 from conal_rl.agents.experiment import load_policy, make_agent
-from conal_rl.agents.storage import load_trees, training_state
+from conal_rl.agents.tree_files import load_trees
 from conal_rl.config import Config, load_config
 from conal_rl.core import Tree
 from conal_rl.envs.metaworld import CAMERA_SIZE, official_vector_env, suite_tasks
@@ -447,7 +447,7 @@ def test_a_run_and_its_checkpoint_hold_the_same_agent(tmp_path: Path) -> None:
     env = envs.make("cartpole")
     agent = make_agent(config, env, (Tree.shared(env.tasks, config.agent.depth),) * 2)
     agent.save_weights(tmp_path / "model")
-    tensors, state = training_state(agent)
+    tensors, state = agent.training_state()
     checkpoint = save_checkpoint(tmp_path, 10, tensors, {"agent": state})
     observations = np.asarray(env.reset())
     expected, _ = agent.predict(observations, deterministic=True)

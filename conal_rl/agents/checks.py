@@ -1,104 +1,97 @@
-"""What `ConalSAC` refuses: arguments, trees and envs at fault, each named in one line."""
+"""Checks of `ConalSAC`'s trees, tasks, environments and observations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
-from conal_rl.core import ReconSearch, Search, Tree
+from conal_rl.core import ReconSearch, Search, Structure, Tree
 from conal_rl.errors import ObservationError, other_tasks
 
-_RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (("batch_size", "buffer_size", "n_steps"), lambda value: value >= 1, "at least 1"),
-    (
-        ("gate_every", "actor_every", "target_update_interval"),
-        lambda value: value >= 1,
-        "at least 1",
-    ),
-    (("learning_starts", "specific_decay"), lambda value: value >= 0, "at least 0"),
-    (("reward_scale", "gate_learning_rate"), lambda value: value > 0, "above 0"),
-    (("max_grad_norm",), lambda value: value is None or value > 0, "None or above 0"),
-    (("critic_reduce",), lambda value: value in ("min", "mean"), "min or mean"),
-    (("gamma",), lambda value: 0 <= value <= 1, "between 0 and 1"),
-    (("tau",), lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    (
-        ("gumbel_temperature",),
-        lambda value: value is None or (len(value) == 2 and 0 < value[1] <= value[0]),
-        "None or two numbers above 0, the higher first",
-    ),
-)
-"""Arguments, whether a value of theirs will do, and what to say where it does not."""
 
+def structures_of(
+    tree: Any, space: Structure, tasks: tuple[str, ...]
+) -> tuple[Structure, Structure]:
+    """Return the structures of actor and critics: `tree`, with `space` for each None.
 
-def require_ranges(agent: Any) -> None:
-    """Raise ValueError where an attribute of the agent is out of its range."""
-    for names, fits, allowed in _RANGES:
-        for name in names:
-            value = getattr(agent, name)
-            if not fits(value):
-                raise ValueError(f"{name} is {allowed}, not {value!r}")
+    Raises:
+        TypeError, ValueError: it is no tree or search space, or does not fit the tasks.
+    """
+    pair = tree if isinstance(tree, tuple) else (tree, tree)
+    if len(pair) != 2:
+        raise ValueError(f"tree: got {len(pair)} trees, expected the actor's and the critics'")
+    actor, critic = (space if each is None else each for each in pair)
+    for each in (actor, critic):
+        require_tree(each, tasks)
+    return actor, critic
 
 
 def require_tree(tree: Any, tasks: tuple[str, ...]) -> None:
-    """Raise TypeError where it is none, ValueError where it is not one for the tasks."""
+    """Raise TypeError if it is no tree or search space, ValueError if it does not fit the tasks."""
     if not isinstance(tree, Tree | Search):
         raise TypeError(
-            f"a tree is a Tree, such as Tree.shared(tasks, depth), or a search space, "
-            f"not {tree!r}; a pair of them is a tuple"
+            f"tree: got {tree!r}, expected a Tree, a search space, None, or a tuple of two. "
+            "Give, for example, Tree.shared(tasks, depth)"
         )
     if isinstance(tree, Tree) and tree.tasks != tasks:
-        raise ValueError(f"the tree's tasks {tree.tasks} are not the agent's {tasks}")
+        raise ValueError(f"tree: got a tree of the tasks {tree.tasks}, expected {tasks}")
     if len(tasks) == 1 and not isinstance(tree, Tree | ReconSearch):
         raise ValueError(
-            f"{tasks[0]} is the only task and has nobody to share with: there is no tree to "
-            "search; give tree=Tree.shared(tasks, depth)"
+            f"tree: got a search for the single task {tasks[0]}, expected a tree. "
+            "Give tree=Tree.shared(tasks, depth)"
         )
 
 
 def task_names(tasks: Sequence[str] | None, env: Any) -> tuple[str, ...]:
-    """Those given, or the env's own.
+    """Return the names that are given, otherwise the env's.
 
     Raises:
-        ValueError: there are none, or no env.
-        TreeError: one is no name, or two are the same.
+        ValueError: names or the env are missing.
+        TreeError: a name is not a word, or two are the same.
     """
     if env is None:
-        raise ValueError("a ConalSAC needs an env, such as conal_rl.envs.make('mt10')")
+        raise ValueError("env: got None, expected a VecEnv. Give one, such as make('mt10')")
     names = tasks if tasks is not None else getattr(env, "tasks", None)
     if names is None:
         raise ValueError(
-            "this environment does not name its tasks: pass tasks=[...], in the order of the "
-            "one-hot tail of its observations, or make it with conal_rl.envs.make"
+            "tasks: got None and an environment without task names, expected names. Give "
+            "tasks=[...], in the order of the one-hot at the end of its observations"
         )
     if isinstance(names, str) or not names:
-        raise ValueError(f"tasks are a list of names, not {names!r}")
+        raise ValueError(f"tasks: got {names!r}, expected a list of names")
     return Tree.shared(names, depth=1).tasks
 
 
 def require_tasks(tasks: tuple[str, ...], env: Any) -> None:
-    """Raise ValueError where an env's tasks are others, or its observations have no room for them.
+    """Raise ValueError if an env has different tasks, or its observations are too short for them.
 
-    Envs of other tasks may have the same spaces: heads would be exchanged in silence.
+    Envs of different tasks may have the same spaces, so that heads would silently be exchanged.
     """
-    there = getattr(env, "tasks", None)
-    if there is not None and tuple(there) != tasks:
-        raise ValueError(other_tasks("the environment", there, tasks))
+    tasks_of_env = getattr(env, "tasks", None)
+    if tasks_of_env is not None and tuple(tasks_of_env) != tasks:
+        raise ValueError(other_tasks("the environment", tasks_of_env, tasks))
+    if unwrap_vec_normalize(env) is not None:
+        raise ValueError(
+            "env: got a VecNormalize, expected none. It would change the one-hot task ID"
+        )
     shape = getattr(getattr(env, "observation_space", None), "shape", None)
     if shape is not None and shape[-1] <= len(tasks):
         raise ValueError(
-            f"observations of {shape[-1]} numbers cannot end in the one-hot of {len(tasks)} tasks"
+            f"env: got observations of {shape[-1]} numbers, expected features and the one-hot of "
+            f"{len(tasks)} tasks. Append the one-hot, or make the env with conal_rl.envs.make"
         )
 
 
 def require_task_ids(observation: Any, num_tasks: int) -> None:
     """Raise ObservationError unless each row `(..., feature + task)` ends in a task's one-hot."""
     if not isinstance(observation, np.ndarray) or not observation.ndim:
-        return  # SB3 says what is wrong
+        return  # SB3 raises the error
     ids = observation[..., -num_tasks:]
     one_hot = (np.count_nonzero(ids, axis=-1) == 1) & (ids.max(axis=-1) == 1)
     if not one_hot.all():
         wrong = ids.reshape(-1, ids.shape[-1])[int(np.argmin(one_hot.ravel()))]
         raise ObservationError(
-            f"an observation ends in {wrong.tolist()}, not in the one-hot of one of "
+            f"observation: got the end {wrong.tolist()}, expected the one-hot of one of "
             f"{num_tasks} tasks"
         )

@@ -1,4 +1,4 @@
-"""How a critic's outputs are read as values and trained: squared error, or HL-Gauss bins."""
+"""The losses of a critic, and the values of its outputs: squared error, or HL-Gauss bins."""
 
 import math
 
@@ -7,16 +7,16 @@ from torch import Tensor, nn
 
 
 class SquaredError(nn.Module):
-    """One output, half the squared TD error."""
+    """Half the squared TD error of one output."""
 
     outputs = 1
 
     def value(self, outputs: Tensor) -> Tensor:
-        """`(..., 1)` to `(...)`."""
+        """Return the values `(...)` of outputs `(..., 1)`."""
         return outputs.squeeze(-1)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Loss of every entry, `(...)`."""
+        """Return the loss of every entry, `(...)`."""
         return 0.5 * (outputs.squeeze(-1) - target).square()
 
 
@@ -25,22 +25,22 @@ class HLGauss(nn.Module):
 
     Farebrother et al., "Stop Regressing" (ICML 2024), section 3.1: the target is a normal
     distribution around the TD target with a standard deviation of 0.75 bins, cut off at the ends
-    of the support; the value is the expectation over the bins' centres. Targets beyond the outer
-    bins' centres are clamped to these.
+    of the support. The value is the expectation over the bins' centres. Targets beyond the centres
+    of the outer bins are clamped to them.
 
-    With `linear_to` the bins are equally wide in `u = asinh(value / linear_to)` (ours): of one
-    width below it, and from there on as wide as a fixed share of the value, so that tasks whose
-    returns differ a hundredfold are all resolved. As `E[sinh(u + noise)]` of a Gaussian is
-    `exp(sigma^2 / 2) sinh(u)`, dividing by that factor makes the histogram's expectation the
-    target again; without, bootstrapping would add up the difference.
+    With `linear_to` (ours) the bins have equal widths in `u = asinh(value / linear_to)`. Below
+    `linear_to` they have about one width; above it their width is a fixed share of the value, so
+    that returns that differ a hundredfold are all resolved. For Gaussian noise, `E[sinh(u + noise)]
+    = exp(sigma^2 / 2) sinh(u)`. Dividing by that factor makes the histogram's expectation equal to
+    the target; otherwise the difference would add up in bootstrapping.
 
     Args:
         bins: number of bins.
         low, high: the support, in units of the scaled return.
-        linear_to: see above; None for bins of one width.
+        linear_to: see above; None for bins of equal width.
 
     Raises:
-        ValueError: there is no support, or only one bin.
+        ValueError: the support is empty, or there is only one bin.
     """
 
     edges: Tensor  # (bins + 1,), equally spaced; of asinh(value / linear_to), or of values
@@ -57,8 +57,8 @@ class HLGauss(nn.Module):
         super().__init__()
         if bins < 2 or not low < high or (linear_to is not None and linear_to <= 0):
             raise ValueError(
-                f"{bins} bins from {low} to {high}, linear to {linear_to}: needs 2 or more, "
-                "the lower end first, and a linear_to above 0"
+                f"HLGauss: got {bins} bins from {low} to {high}, linear to {linear_to}, expected 2 "
+                "or more, the lower end first, and linear_to above 0 or None"
             )
         self.outputs, self.linear_to = bins, linear_to
         if linear_to is not None:
@@ -76,29 +76,29 @@ class HLGauss(nn.Module):
         self.register_buffer("centres", centres, persistent=False)
 
     def value(self, outputs: Tensor) -> Tensor:
-        """Logits `(..., bins)` to values `(...)`."""
+        """Return the values `(...)` of logits `(..., bins)`."""
         return outputs.softmax(-1) @ self.centres
 
     def bias_of_zero(self) -> Tensor:
-        """Logits `(bins,)` of about the value 0, from which every bin can still be reached."""
+        """Return logits `(bins,)` of about the value 0; no bin has a probability near 0."""
         return self.histogram(self.edges.new_zeros(())).log().clamp(min=-8)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of every entry; logits `(..., bins)`, targets broadcastable to `(...)`."""
+        """Return the cross-entropy `(...)` of logits `(..., bins)` and broadcastable targets."""
         return -(self.histogram(target) * outputs.log_softmax(-1)).sum(-1)
 
     def outside(self, target: Tensor) -> Tensor:
-        """Which targets the support has not, and are clamped to its ends: bool, as the target."""
+        """Return which targets lie outside of the support, where they are clamped: bool `(...)`."""
         place = self._place(target)
         return (place < self.edges[0]) | (place > self.edges[-1])
 
     def histogram(self, target: Tensor) -> Tensor:
-        """The target's probability in every bin, `(..., bins)`."""
+        """Return the target's probability in every bin, `(..., bins)`."""
         centre = self._place(target).clamp(*self.bounds).unsqueeze(-1)
         cdf = torch.erf((self.edges - centre) / self.scale)
         mass = cdf[..., 1:] - cdf[..., :-1]
         return mass / (cdf[..., -1:] - cdf[..., :1])
 
     def _place(self, target: Tensor) -> Tensor:
-        """Where values lie among the edges."""
+        """Values in the unit of the edges."""
         return target if self.linear_to is None else (target / self.linear_to).asinh()

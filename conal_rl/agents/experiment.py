@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,18 +12,11 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box
 from rich.table import Table
-from stable_baselines3.common.utils import LinearSchedule, get_device
+from stable_baselines3.common.utils import get_device
 
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.callback import RunCallback, Stopped, next_multiple
-from conal_rl.agents.storage import (
-    build,
-    load_trees,
-    restore,
-    structures_from_json,
-    training_state,
-    trees_to_json,
-)
+from conal_rl.agents.tree_files import load_trees, structures_from_json, trees_to_json
 from conal_rl.config import Config
 from conal_rl.core import Structure, Tree
 from conal_rl.core.learner import Learner
@@ -40,9 +34,7 @@ from conal_rl.literals import Precision
 from conal_rl.runs.checkpoints import load_checkpoint
 from conal_rl.runs.experiment import (
     Tensors,
-    conflict_rule,
     decide_precision,
-    gumbel_temperature,
     require_compiler,
     search_space,
 )
@@ -120,7 +112,7 @@ class SACExperiment:
         self._make_agent(structures)
         if not self.config.search.keep_replay:
             self.agent.learning_starts += searched
-        restore(self.agent, tensors, saved)
+        self.agent.restore(tensors, saved)
         self._resume_episodes(tensors, state)
 
     @property
@@ -193,7 +185,7 @@ class SACExperiment:
             ConalError: a weight is not finite.
         """
         require_finite(self.agent.policy, self.agent._n_updates)
-        groups, agent_state = training_state(self.agent)
+        groups, agent_state = self.agent.training_state()
         state: dict[str, Any] = {
             "agent": agent_state,
             "episodes": None,
@@ -284,7 +276,7 @@ class SACExperiment:
         try:
             engine = env.engine if is_published(env.suite) else "official"
             return evaluate_policy(
-                self.agent, env.suite, settings.every_episodes, settings.brief_seed, engine
+                self.agent, env.suite, settings.interim_episodes, settings.interim_seed, engine
             ).mean_success
         except ConalError as error:
             print(f"not evaluated at {self.steps:,} steps: {error}", file=sys.stderr)
@@ -320,13 +312,14 @@ def load_policy(path: Path, device: str = "auto") -> tuple[ConalSAC, Config]:
     if (path / "model").is_dir():
         return ConalSAC.load_weights(path / "model", device), config
     tensors, state = load_checkpoint(path, groups=["policy"])
-    return build(state.get("agent", {}).get("model"), tensors["policy"], device, path), config
+    about = state.get("agent", {}).get("model")
+    return ConalSAC.from_model(about, tensors["policy"], device, path), config
 
 
 def _require_other_goals(config: Config) -> None:
     """Raise ConfigError if evaluation would use the goals of training."""
     settings = config.evaluation
-    seeds = {settings.seed, settings.brief_seed} if settings.every else {settings.seed}
+    seeds = {settings.seed, settings.interim_seed} if settings.every else {settings.seed}
     if config.seed in seeds:
         raise ConfigError(
             f"seed: got {config.seed}, expected a number other than {sorted(seeds)}, which "
@@ -362,64 +355,19 @@ def _fixed_trees(config: Config, tasks: tuple[str, ...]) -> tuple[Tree, Tree] | 
 def make_agent(
     config: Config, env: SuiteVecEnv, structures: tuple[Structure, Structure], half: bool = False
 ) -> ConalSAC:
-    """The agent that `config` describes, of fixed trees or searching.
+    """Return the agent that `config` describes; with `half`, in bfloat16.
 
     Raises:
         ConfigError: it is to be compiled, and there is no compiler.
     """
-    agent, search = config.agent, config.search
     device = get_device(config.device)
-    if agent.compile:
+    if config.agent.compile:
         require_compiler(device)
-    searching = not all(isinstance(structure, Tree) for structure in structures)
-    end = agent.learning_rate_end
     return ConalSAC(
         env=env,
         tree=structures,
-        learning_rate=agent.learning_rate
-        if end is None or searching
-        else LinearSchedule(agent.learning_rate, end, end_fraction=1.0),
-        buffer_size=agent.buffer_size,
-        batch_size=agent.batch_size,
-        learning_starts=agent.learning_starts * env.num_tasks,
-        tau=agent.tau,
-        gamma=agent.gamma,
-        train_freq=agent.update_every,
-        gradient_steps=agent.updates,
-        ent_coef=f"auto_{agent.initial_temperature}",
-        target_entropy="auto" if agent.target_entropy is None else agent.target_entropy,
-        reward_scale=agent.reward_scale,
-        normalize_returns=agent.normalize_returns,
-        reset_at=() if searching else agent.reset_at,
-        critic_reduce=agent.critic_reduce,
-        n_steps=agent.n_steps,
-        normalize_actor_loss=agent.normalize_actor_loss,
-        actor_every=agent.actor_every,
-        max_grad_norm=agent.max_grad_norm,
-        conflict_rule=conflict_rule(config, searching),
-        # In a search, also for a network that CoNAL-Pro has settled before the other.
-        hold_after_search=searching or agent.conflict_rule != "ignore",
-        weighting=agent.weighting,
-        conflict_margin=search.margin,
-        conflict_smoothing=search.smoothing,
-        specific_decay=search.specific_decay,
-        gate_learning_rate=search.gate_learning_rate,
-        gate_every=search.gate_every,
-        validation_share=search.validation_share,
-        gumbel_temperature=gumbel_temperature(config),
-        compile=agent.compile,
-        cuda_graphs=agent.cuda_graphs,
-        policy_kwargs={
-            "widths": agent.widths,
-            "layer_norm": agent.layer_norm,
-            "critic": agent.critic,
-            "critic_bins": agent.critic_bins,
-            "critic_range": agent.critic_range,
-            "critic_linear_to": agent.critic_linear_to,
-            "critics": agent.critics,
-            "mixed_precision": half,
-            "actor_averaging": agent.actor_averaging,
-        },
+        settings=dataclasses.replace(config.agent, mixed_precision=half),
+        search=config.search,
         seed=config.seed,
         device=config.device,
     )

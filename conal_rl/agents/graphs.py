@@ -1,6 +1,6 @@
-"""CUDA graphs: device work of fixed shapes, recorded once and from then on launched in one go.
+"""CUDA graphs: device work of fixed shapes that is captured once and then launched as one.
 
-An update of small networks is hundreds of kernels that take less time to run than to launch.
+An update of small networks has hundreds of kernels that take less time to run than to launch.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ from torch.distributions import Distribution
 from conal_rl.errors import ConalError
 
 WARM_UP = 3
-"""Calls that run kernel by kernel before one is recorded: libraries set themselves up in them."""
+"""Number of calls before the capture, in which libraries set themselves up."""
 
 Outputs = Tensor | dict[str, Tensor]
 
 
 class CapturedGraph:
-    """A function on a CUDA device whose kernels are recorded in one of its first calls.
+    """A function on a CUDA device whose kernels are captured in one of its first calls.
 
     The shapes of all tensors are those of the first call, and the function may not wait for the
-    device. Tensors that it changes stay where they are; what it draws comes from the device's own
-    random state, as it would without recording. What Python does beside the kernels happens in
-    calls that are not replayed alone.
+    device. It changes tensors in place, and draws from the device's random state as without a
+    capture. A replay runs only the kernels, without the function's Python code.
 
     Args:
-        function: of tensors, which are copied into memory of its own.
-        stream: in which it is recorded.
-        replayed: called after each replay, to do what Python would have done.
+        function: of tensors; the graph has a copy of each in its memory.
+        stream: the stream of the capture.
+        replayed: called after each replay, to do what the Python code would have done.
     """
 
     def __init__(
@@ -48,16 +47,16 @@ class CapturedGraph:
         self._calls = 0
 
     def __call__(self, *inputs: Tensor) -> Outputs:
-        """The function's outputs, which the next call overwrites.
+        """Return the function's outputs; the next call overwrites them.
 
         Raises:
-            ConalError: the function cannot be recorded.
+            ConalError: the function cannot be captured.
         """
         if not self._calls:
-            self._inputs = [own.to(self._stream.device, copy=True) for own in inputs]
+            self._inputs = [given.to(self._stream.device, copy=True) for given in inputs]
         self._calls += 1
-        for own, given in zip(self._inputs, inputs, strict=True):
-            own.copy_(given)
+        for copied, given in zip(self._inputs, inputs, strict=True):
+            copied.copy_(given)
         if self._graph is not None:
             self._graph.replay()
             self._replayed()
@@ -65,16 +64,16 @@ class CapturedGraph:
             with _unvalidated(), _in_turn(self._stream):
                 return self._function(*self._inputs)
         else:
-            self._graph = self._record()
+            self._graph = self._capture()
             self._graph.replay()
         return self._outputs
 
     @property
-    def recorded(self) -> bool:
+    def captured(self) -> bool:
         """Whether the next call is a replay."""
         return self._graph is not None
 
-    def _record(self) -> torch.cuda.CUDAGraph:
+    def _capture(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         try:
             with _unvalidated(), torch.cuda.graph(graph, stream=self._stream):
@@ -83,19 +82,19 @@ class CapturedGraph:
             raise
         except RuntimeError as error:
             raise ConalError(
-                f"no CUDA graph can be recorded here ({str(error).splitlines()[0]}); "
-                "train with --agent.cuda-graphs false"
+                f"agent.cuda_graphs: got True, expected False here: the capture failed with "
+                f"{str(error).splitlines()[0]}. Give --agent.no-cuda-graphs"
             ) from error
         return graph
 
 
 class GraphCache:
-    """The recorded functions of an agent, by kind: calls of a kind are the same kernels."""
+    """The captured functions of an agent, by kind: calls of one kind run the same kernels."""
 
     def __init__(self, device: torch.device):
-        # One for all, as they use the same weights.
+        # One for all, because they use the same weights.
         self._stream = torch.cuda.Stream(device)
-        self._recorded: dict[tuple[Hashable, ...], CapturedGraph] = {}
+        self._graphs: dict[tuple[Hashable, ...], CapturedGraph] = {}
 
     def run(
         self,
@@ -105,23 +104,23 @@ class GraphCache:
         replayed: Callable[[], object] = lambda: None,
     ) -> Outputs:
         """Call `function`, or replay the graph of an earlier call of this kind."""
-        if kind not in self._recorded:
-            self._recorded[kind] = CapturedGraph(function, self._stream, replayed)
-        return self._recorded[kind](*inputs)
+        if kind not in self._graphs:
+            self._graphs[kind] = CapturedGraph(function, self._stream, replayed)
+        return self._graphs[kind](*inputs)
 
     def kinds(self) -> dict[tuple[Hashable, ...], bool]:
-        """What has been called, and whether it is replayed by now."""
-        return {kind: own.recorded for kind, own in self._recorded.items()}
+        """Return the kinds that were called, and whether their next call is a replay."""
+        return {kind: graph.captured for kind, graph in self._graphs.items()}
 
     def forget(self) -> None:
-        """Record anew from here on: tensors have moved."""
-        self._recorded.clear()
+        """Capture from scratch, because tensors have moved."""
+        self._graphs.clear()
 
 
 def prepare_optimizer(optimizer: torch.optim.Optimizer, device: torch.device | None) -> None:
-    """Make Adam's steps such that they can be recorded on `device`, or not at all (None).
+    """Let Adam's steps be captured on `device`, or on none (None).
 
-    Their sizes are on the device, too, so that they may change.
+    The learning rate is on the device, too, so that it may change.
     """
     for group in optimizer.param_groups:
         rate = float(group["lr"])
@@ -132,15 +131,18 @@ def prepare_optimizer(optimizer: torch.optim.Optimizer, device: torch.device | N
             remembered["step"] = remembered["step"].to(device, torch.float32)
 
 
-def set_step_size(optimizer: torch.optim.Optimizer, size: float) -> None:
-    """Of an optimiser that was prepared for a device."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate, in place if it is on a device."""
     for group in optimizer.param_groups:
-        group["lr"].fill_(size)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
 
 
 @contextmanager
 def _unvalidated() -> Iterator[None]:
-    """torch's distributions do not check their arguments, for which they wait for the device."""
+    """Switch off the checks of torch's distributions, which wait for the device."""
     before = Distribution._validate_args
     Distribution.set_default_validate_args(False)
     try:
@@ -151,7 +153,7 @@ def _unvalidated() -> Iterator[None]:
 
 @contextmanager
 def _in_turn(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Work in `stream`, after what the current stream has begun and before what it begins next."""
+    """Work in `stream`, between the past and the future work of the current stream."""
     current = torch.cuda.current_stream(stream.device)
     stream.wait_stream(current)
     with torch.cuda.stream(stream):

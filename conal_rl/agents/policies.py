@@ -1,4 +1,4 @@
-"""Actor and twin critics shaped by a tree, or by the search's supernet, with a head per task."""
+"""The actor and the critics: networks shaped by a tree or by a search, with a head per task."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -13,26 +13,35 @@ from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import Tensor, nn
 
 from conal_rl.agents.critic_losses import HLGauss, SquaredError
-from conal_rl.core import ConalSearch, SearchNetwork, Structure, Tree, TreeNetwork, linear_chain
+from conal_rl.config import AgentConfig, marked
+from conal_rl.core import (
+    ConalProStage,
+    ConalSearch,
+    SearchNetwork,
+    Structure,
+    Tree,
+    TreeNetwork,
+    linear_chain,
+)
 from conal_rl.core.conal_pro import inherit_weights
 from conal_rl.core.linear_stack import LinearStack
 
-CRITICS = 2
 CONAL = ConalSearch()
 
 
 def to_task_major(
-    observation: Tensor, num_tasks: int, most: int | None = None
+    observation: Tensor, num_tasks: int, max_rows_per_task: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sort rows by their one-hot task ID.
+    """Return the rows sorted by their one-hot task ID.
 
     Args:
         observation: `(row, feature + task)`, any number of rows in any task order.
-        most: rows of the task that has most, which a device is waited for where it is not given.
+        max_rows_per_task: number of rows of the task with most rows. None: it is counted, and a
+            device has to finish its work for that.
 
     Returns:
-        Features `(task, batch, feature)`, short tasks padded with zeros; and for every row its
-        task and its place in that task's batch, both `(row,)`.
+        Features `(task, batch, feature)`, padded with zeros for tasks with fewer rows; and for
+        every row its task and its place in that task's batch, both `(row,)`.
     """
     task = observation[:, -num_tasks:].argmax(dim=1)
     count = (task.unsqueeze(1) == torch.arange(num_tasks, device=task.device)).sum(dim=0)
@@ -40,23 +49,26 @@ def to_task_major(
     place = torch.empty_like(task)
     start = count.cumsum(0) - count
     place[order] = torch.arange(len(task), device=task.device) - start[task[order]]
-    most = int(count.max()) if most is None else most
-    features = observation.new_zeros(num_tasks, most, observation.shape[1] - num_tasks)
+    if max_rows_per_task is None:
+        max_rows_per_task = int(count.max())
+    width = observation.shape[1] - num_tasks
+    features = observation.new_zeros(num_tasks, max_rows_per_task, width)
     features[task, place] = observation[:, :-num_tasks]
     return features, task, place
 
 
 class TaskNetwork(nn.Module):
-    """An encoder shaped by a tree, or one to search in, and one linear head per task.
+    """An encoder shaped by a tree or by a search space, and one linear head per task.
 
     Args:
         tasks: task names.
         tree: the encoder's tree or search space.
-        in_features: inputs without the task ID, which is appended to them.
-        widths: hidden widths, one layer of the tree each.
-        outputs: outputs of a head.
-        replicas: members of an ensemble, each with all weights of its own.
-        mixed_precision: compute matrix products in bfloat16.
+        in_features: number of inputs without the task ID, which is appended to them.
+        widths: hidden widths, one for each layer of the tree.
+        outputs: number of outputs of a head.
+        layer_norm: normalise each hidden layer.
+        replicas: members of an ensemble; each has separate weights.
+        mixed_precision: compute matrix multiplications in bfloat16.
     """
 
     encoder: SearchNetwork | TreeNetwork
@@ -94,7 +106,7 @@ class TaskNetwork(nn.Module):
         return run(features)
 
     def compile_training(self) -> None:
-        """Let `torch.compile` make passes in training mode faster; their first ones are slow."""
+        """Let `torch.compile` make passes in training mode faster; the first passes are slow."""
         self._compiled = torch.compile(self._run, dynamic=False)
 
     def _run(self, features: Tensor) -> Tensor:
@@ -105,18 +117,18 @@ class TaskNetwork(nn.Module):
 
     @property
     def gates(self) -> nn.Parameter | None:
-        """The search space's gates `(choice, option)`; None where there are none."""
+        """The search space's gates `(choice, option)`; None for a fixed tree and for Recon."""
         return self.encoder.gates if isinstance(self.encoder, SearchNetwork) else None
 
     def weights(self) -> tuple[nn.Parameter, ...]:
-        """Every parameter but the gates."""
-        if not self._weights:  # looking for them takes longer than to average them
+        """Every parameter except the gates."""
+        if not self._weights:  # finding them takes longer than averaging them
             self._weights = tuple(p for p in self.parameters() if p is not self.gates)
         return self._weights
 
 
 class TaskActor(TaskNetwork):
-    """Squashed Gaussian policies, a head per task."""
+    """Squashed Gaussian policies, one head per task."""
 
     optimizer: torch.optim.Optimizer
 
@@ -144,7 +156,7 @@ class TaskActor(TaskNetwork):
 
 
 class TaskCritics(TaskNetwork):
-    """Critics run as one ensemble, whose members share the gates of a search."""
+    """Critics that run as one ensemble; its members share the gates of a search."""
 
     optimizer: torch.optim.Optimizer
 
@@ -155,7 +167,7 @@ class TaskCritics(TaskNetwork):
         features: int,
         actions: int,
         value_loss: SquaredError | HLGauss,
-        critics: int = CRITICS,
+        critics: int,
         **net: Any,
     ):
         super().__init__(
@@ -167,7 +179,7 @@ class TaskCritics(TaskNetwork):
                 self.head.bias[:] = value_loss.bias_of_zero()
 
     def outputs(self, features: Tensor, actions: Tensor) -> Tensor:
-        """What `value_loss` trains: `(critic, task, batch, output)`."""
+        """The outputs that `value_loss` trains: `(critic, task, batch, output)`."""
         rows = self(torch.cat([features, actions], dim=-1))
         return rows.unflatten(0, (self.replicas, -1))
 
@@ -181,18 +193,16 @@ class ConalPolicy(BasePolicy):
 
     Args:
         tasks: task names, in the order of the one-hot.
-        actor_tree, critic_tree: trees of the encoders, or what to search them in.
-        widths, layer_norm: hidden layers.
-        critic: `mse` or `hl_gauss`; the latter with `critic_bins` over `critic_range`, in
-            equal steps, or as `critic_linear_to` says (see `HLGauss`).
-        critics: members of the critics' ensemble.
-        mixed_precision: matrix products of encoders and heads in bfloat16.
-        actor_averaging: `eta` of a polynomial-decay average of the actor's weights (Shamir &
-            Zhang, ICML 2013), in which update `t` counts as `t ** eta`; it is what acts where
-            actions are deterministic. None: the newest weights act.
+        actor_tree, critic_tree: trees of the encoders, or the spaces to search them in.
+        settings: the agent's settings, of which those of networks are read.
+
+    Attributes:
+        architecture: the settings that a saved model needs, by name.
+        actor_average: a polynomial-decay average of the actor's weights (Shamir & Zhang, ICML
+            2013), which acts if actions are deterministic. None: the newest weights act.
 
     Raises:
-        ValueError: one of these is unknown or out of its range, or `use_sde` is wanted.
+        ValueError: a tree does not fit, or `use_sde` is True.
     """
 
     actor_average: TaskActor | None
@@ -205,58 +215,37 @@ class ConalPolicy(BasePolicy):
         tasks: Sequence[str],
         actor_tree: Structure = CONAL,
         critic_tree: Structure = CONAL,
-        widths: Sequence[int] = (256, 256, 256),
-        layer_norm: bool = True,
-        critic: str = "hl_gauss",
-        critic_bins: int = 101,
-        critic_range: tuple[float, float] = (-1.0, 11.0),
-        critic_linear_to: float | None = None,
-        critics: int = CRITICS,
-        mixed_precision: bool = False,
-        actor_averaging: float | None = None,
+        settings: AgentConfig | None = None,
         use_sde: bool = False,
     ):
         super().__init__(observation_space, action_space, squash_output=True)
         if use_sde:
-            raise ValueError("state-dependent exploration is not supported; leave use_sde False")
-        if critic not in ("mse", "hl_gauss"):
-            raise ValueError(f"unknown critic {critic!r}; there are mse, hl_gauss")
-        if not widths or min(widths) < 1:
-            raise ValueError(f"widths are one or more numbers of units above 0, not {widths}")
-        if critics < 1:
-            raise ValueError(f"critics is at least 1, not {critics}")
-        if actor_averaging is not None and actor_averaging < 0:
-            raise ValueError(f"actor_averaging is None or at least 0, not {actor_averaging}")
+            raise ValueError(
+                "use_sde: got True, expected False. Leave it out: state-dependent exploration is "
+                "not supported"
+            )
         self.tasks = tuple(tasks)
         self.actor_tree, self.critic_tree = actor_tree, critic_tree
-        self.architecture: dict[str, Any] = {
-            "widths": tuple(widths),
-            "layer_norm": layer_norm,
-            "critic": critic,
-            "critic_bins": critic_bins,
-            "critic_range": tuple(critic_range),
-            "critic_linear_to": critic_linear_to,
-            "critics": critics,
-            "mixed_precision": mixed_precision,
-            "actor_averaging": actor_averaging,
-        }
+        self.settings = settings = settings or AgentConfig()
+        names = sorted(marked(AgentConfig, "in_model"))
+        self.architecture: dict[str, Any] = {name: getattr(settings, name) for name in names}
         features = observation_space.shape[0] - len(self.tasks)
         actions = action_space.shape[0]
         net: dict[str, Any] = {
-            "widths": tuple(widths),
-            "layer_norm": layer_norm,
-            "mixed_precision": mixed_precision,
+            "widths": settings.widths,
+            "layer_norm": settings.layer_norm,
+            "mixed_precision": settings.mixed_precision,
         }
 
         def make_critics() -> TaskCritics:
-            bins = (critic_bins, *critic_range, critic_linear_to)
-            loss = HLGauss(*bins) if critic == "hl_gauss" else SquaredError()
-            return TaskCritics(self.tasks, critic_tree, features, actions, loss, critics, **net)
+            bins = (settings.critic_bins, *settings.critic_range, settings.critic_linear_to)
+            loss = HLGauss(*bins) if settings.critic == "hl_gauss" else SquaredError()
+            number = settings.critics
+            return TaskCritics(self.tasks, critic_tree, features, actions, loss, number, **net)
 
         self.actor = TaskActor(self.tasks, actor_tree, features, actions, **net)
-        self.actor_averaging = actor_averaging
         self.actor_average = None
-        if actor_averaging is not None:
+        if settings.actor_averaging is not None:
             self.actor_average = copy.deepcopy(self.actor).requires_grad_(False)
         self.critic = make_critics()
         self.critic_target = make_critics()
@@ -265,37 +254,66 @@ class ConalPolicy(BasePolicy):
         for network in (self.actor, self.critic):
             network.optimizer = torch.optim.Adam(network.weights(), lr=lr_schedule(1), fused=True)
 
+    @property
+    def searching(self) -> bool:
+        """Whether the tree of the actor or of the critics is still searched."""
+        return not (isinstance(self.actor_tree, Tree) and isinstance(self.critic_tree, Tree))
+
     def _predict(
-        self, observation: PyTorchObs, deterministic: bool = False, most: int | None = None
+        self,
+        observation: PyTorchObs,
+        deterministic: bool = False,
+        max_rows_per_task: int | None = None,
     ) -> Tensor:
         assert isinstance(observation, Tensor)
-        features, task, place = to_task_major(observation, len(self.tasks), most)
+        features, task, place = to_task_major(observation, len(self.tasks), max_rows_per_task)
         averaged = self.actor_average if deterministic else None
         actor = self.actor if averaged is None else averaged
         return actor.act(features, deterministic)[task, place]
 
     @torch.no_grad()
-    def sample_actions(self, observation: Tensor, most: int) -> Tensor:
-        """Stochastic actions `(row, action)`; see `to_task_major`."""
-        return self._predict(observation, most=most)
+    def sample_actions(self, observation: Tensor, max_rows_per_task: int) -> Tensor:
+        """Stochastic actions `(row, action)`; see `to_task_major` for the arguments."""
+        return self._predict(observation, max_rows_per_task=max_rows_per_task)
 
     @torch.no_grad()
     def average_actor(self, updates: int) -> None:
         """Take the actor's weights after `updates` updates (from 1) into their average.
 
-        Gates are copied, as the target critics', so that both stand for the same tree.
+        Gates are copied, as for the target critics, so that both stand for the same tree.
         """
-        if self.actor_average is not None and self.actor_averaging is not None:
-            share = (1 + self.actor_averaging) / (updates + self.actor_averaging)
+        eta = self.settings.actor_averaging
+        if self.actor_average is not None and eta is not None:
+            share = (1 + eta) / (updates + eta)
             torch._foreach_lerp_(self.actor_average.weights(), self.actor.weights(), share)
             if self.actor.gates is not None:
                 self.actor_average.gates.copy_(self.actor.gates)  # type: ignore[union-attr]
 
+    def anneal_gates(self, temperature: tuple[float, float], left: float) -> None:
+        """Set the temperature of Gumbel gates.
+
+        Args:
+            temperature: at the start and at the end of a search, or of a stage of CoNAL-Pro.
+            left: share of the training that is left, from 1 to 0.
+        """
+        start, end = temperature
+        for network, structure in (
+            (self.actor, self.actor_tree),
+            (self.critic, self.critic_tree),
+            (self.critic_target, self.critic_tree),
+        ):
+            if isinstance(network.encoder, SearchNetwork):
+                # Of CoNAL-Pro's first N stages, which are equally long, this is the last.
+                stages = structure.number if isinstance(structure, ConalProStage) else 1
+                left_of_stage = min(1.0, stages * left)
+                network.encoder.gumbel_temperature = end + (start - end) * left_of_stage
+
     @torch.no_grad()
     def reset_weights(self) -> None:
-        """All weights but the gates begin anew, and what the optimisers know of them is forgotten.
+        """Draw all weights except the gates from scratch, and forget the optimisers' moments.
 
-        Draws from torch's random state, as building the policy does.
+        It draws from torch's random state, as building the policy does (Nikishin et al., "The
+        Primacy Bias in Deep Reinforcement Learning", ICML 2022).
         """
         fresh = type(self)(**self._get_constructor_parameters())
         for mine, new in zip(self._networks(), fresh._networks(), strict=True):
@@ -309,16 +327,16 @@ class ConalPolicy(BasePolicy):
         return self._predict(observation, deterministic)
 
     def set_training_mode(self, mode: bool) -> None:
-        """Put all networks in training or evaluation mode, which matters to Gumbel gates alone."""
+        """Put all networks in training or evaluation mode, which matters only to Gumbel gates."""
         if mode == self.training:
-            return  # as it is at every step, and to tell every layer takes a while
+            return  # it is called at every step, and setting the mode of all layers takes a while
         for network in self.children():
             network.train(mode)
         self.training = mode
 
     @torch.no_grad()
     def inherit_from(self, before: "ConalPolicy") -> None:
-        """Take over what a search, or a stage of it, has learnt and this policy still needs."""
+        """Copy from the policy of a search, or of a stage of it, the weights that remain."""
         for mine, theirs in zip(self._networks(), before._networks(), strict=True):
             mine.head.load_state_dict(theirs.head.state_dict())
             inherit_weights(mine.encoder, theirs.encoder)
@@ -331,9 +349,9 @@ class ConalPolicy(BasePolicy):
         return {
             "observation_space": self.observation_space,
             "action_space": self.action_space,
-            "lr_schedule": self._dummy_schedule,  # as SB3's: there is no optimiser to go on with
+            "lr_schedule": self._dummy_schedule,  # SB3's own: no optimiser is kept
             "tasks": self.tasks,
             "actor_tree": self.actor_tree,
             "critic_tree": self.critic_tree,
-            **self.architecture,
+            "settings": self.settings,
         }

@@ -1,4 +1,4 @@
-"""Replay for many tasks: a ring per task, sampled task-balanced, with validation kept apart."""
+"""Replay for many tasks: one ring per task, sampled equally, with separate validation data."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from torch import Tensor
 
 SMALLEST_RETURN = 1e-3
-"""Tasks whose returns have been smaller are not scaled up further: there is nothing in them yet."""
+"""Smallest divisor of a task's rewards: smaller returns are not scaled up further."""
 
 
 class TaskBatch(NamedTuple):
@@ -19,7 +19,7 @@ class TaskBatch(NamedTuple):
     actions: Tensor  # (task, batch, action), scaled to [-1, 1]
     next_observations: Tensor  # (task, batch, feature)
     rewards: Tensor  # (task, batch)
-    dones: Tensor  # (task, batch), 1 where the episode terminated; truncation is not termination
+    dones: Tensor  # (task, batch), 1 if the episode terminated; truncation is not termination
     discounts: Tensor | None = None  # (task, batch), of the next value; None: the agent's gamma
 
 
@@ -32,21 +32,21 @@ class Ring:
         self.move(device)
 
     def move(self, device: torch.device) -> None:
-        """Go on on another device."""
+        """Move the transitions to a different device."""
         self.data = self.data.to(device)
-        # What `sample` needs of the sizes is on the device, so that it waits for nothing.
-        exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
+        # The sizes that `sample` needs are on the device, so that it waits for nothing.
+        exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self._held = torch.from_numpy(self.sizes).unsqueeze(1).to(device, exact)
         self._first = torch.arange(len(self.added), device=device).unsqueeze(1) * self.capacity
 
     @property
     def capacity(self) -> int:
-        """Transitions per task that fit."""
+        """Number of transitions per task that fit."""
         return self.data.shape[1]
 
     @property
     def sizes(self) -> np.ndarray:
-        """Transitions held, `(task,)`."""
+        """Number of transitions held, `(task,)`."""
         return np.minimum(self.added, self.capacity)
 
     def add(self, task: np.ndarray, rows: Tensor) -> None:
@@ -60,14 +60,14 @@ class Ring:
         self.count(self.added + np.bincount(task, minlength=tasks))
 
     def count(self, added: np.ndarray) -> None:
-        """Set how many transitions each task's ring has ever been given, `(task,)`."""
+        """Set the number of transitions that each task's ring was ever given, `(task,)`."""
         before = self.sizes
         self.added[:] = added
         if (self.sizes != before).any():
             self._held.copy_(torch.from_numpy(self.sizes).unsqueeze(1))
 
     def sample(self, batch: int) -> Tensor:
-        """Uniform with replacement within each task, `(task, batch, width)`."""
+        """Return uniform draws with replacement for each task, `(task, batch, width)`."""
         held = self._held
         draw = torch.rand(len(held), batch, device=held.device, dtype=held.dtype)
         slot = torch.minimum(draw * held, held - 1).long()  # a product may be rounded up
@@ -76,10 +76,10 @@ class Ring:
 
 
 class NStepReturns:
-    """Joins consecutive transitions of every environment into ones of `n` steps.
+    """Joins consecutive transitions of every environment into transitions of `n` steps.
 
-    As SB3's `NStepReplayBuffer`: rewards are discounted sums, the next observation is that after
-    the last step, and the end of an episode makes what is open shorter.
+    As in SB3's `NStepReplayBuffer`, rewards are discounted sums and the next observation comes from
+    the last step. At the end of an episode, open transitions are completed with fewer steps.
     """
 
     def __init__(self, n: int, gamma: float):
@@ -87,9 +87,9 @@ class NStepReturns:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what is open: the environments begin anew."""
+        """Forget open transitions, because the environments begin new episodes."""
         self.open = np.zeros((self.n - 1, 0, 0), dtype=np.float32)  # (n - 1, env, column)
-        self.used = np.zeros((self.n - 1, 0), dtype=bool)  # (n - 1, env), whether there is one
+        self.used = np.zeros((self.n - 1, 0), dtype=bool)  # (n - 1, env), whether it is in use
 
     def extend(
         self, rows: np.ndarray, start: int, done: np.ndarray
@@ -101,8 +101,8 @@ class NStepReturns:
             done: `(env,)`, whether the episode ended.
 
         Returns:
-            What is complete, `(row, column + 1)` with its discount in the last column, and the
-            environments it comes from, `(row,)`.
+            Completed transitions `(row, column + 1)`, with the discount in the last column, and
+            the environment of each, `(row,)`.
         """
         rows = np.column_stack([rows, np.full(len(rows), self.gamma, dtype=np.float32)])
         if not self.open.size:
@@ -112,16 +112,20 @@ class NStepReturns:
         self.open[..., start:] = rows[:, start:]
         self.open[..., -3] = reward + discount * rows[:, -3]
         self.open[..., -1] = discount * self.gamma
-        found = np.concatenate([self.open, rows[None]])
-        there = np.concatenate([self.used, np.ones((1, len(rows)), dtype=bool)])
-        complete = there & done
-        complete[0] = there[0]
-        self.open, self.used = found[1:], (there & ~complete)[1:]
-        return found[complete], np.nonzero(complete)[1]
+        candidates = np.concatenate([self.open, rows[None]])
+        used = np.concatenate([self.used, np.ones((1, len(rows)), dtype=bool)])
+        complete = used & done
+        complete[0] = used[0]
+        self.open, self.used = candidates[1:], (used & ~complete)[1:]
+        return candidates[complete], np.nonzero(complete)[1]
 
 
 class LargestReturns:
-    """The largest magnitude that the discounted sum of each task's rewards has had."""
+    """The largest magnitude that the discounted sum of each task's rewards has had.
+
+    After Nauman et al., "Bigger, Regularized, Categorical" (2025): they divide by the largest
+    return.
+    """
 
     def __init__(self, tasks: int, gamma: float):
         self.gamma = gamma
@@ -129,7 +133,7 @@ class LargestReturns:
         self.clear()
 
     def clear(self) -> None:
-        """The environments begin anew."""
+        """Forget the running sums, because the environments begin new episodes."""
         self.running = np.zeros(1)  # (env,), since the episodes' beginnings
 
     def add(self, task: np.ndarray, reward: np.ndarray, done: np.ndarray) -> None:
@@ -142,9 +146,9 @@ class LargestReturns:
 class TaskReplayBuffer(ReplayBuffer):
     """SB3's replay interface over one ring per task.
 
-    A fixed share of whole episodes goes to a second ring, the validation data of the gates; an
-    episode is never split between the two. Which task a transition belongs to is read from the
-    one-hot tail of its observation, so any order of environments works; each keeps to its task.
+    A fixed share of whole episodes goes to a second ring, the validation data of the gates. The
+    one-hot at the end of an observation says its task, so that any order of environments works;
+    each environment keeps its task.
 
     Args:
         buffer_size: transitions per task.
@@ -178,7 +182,10 @@ class TaskReplayBuffer(ReplayBuffer):
         width = 2 * self.features + self.action_dim + 2 + (n_steps > 1)
         kept = max(1, round(buffer_size * validation_share)) if validation_share else 0
         if kept and kept >= buffer_size:
-            raise ValueError(f"validation gets all of {buffer_size} transitions per task")
+            raise ValueError(
+                f"buffer_size: got {buffer_size}, expected more. Validation gets all of its "
+                "transitions; raise buffer_size or lower validation_share"
+            )
         self.training = Ring(num_tasks, buffer_size - kept, width, self.device)
         self.validation = Ring(num_tasks, max(1, kept), width, self.device)
         self.handle_timeout_termination = True
@@ -228,22 +235,22 @@ class TaskReplayBuffer(ReplayBuffer):
             self._validating[env] = self._begin_episode(task[env])
 
     def _begin_episode(self, task: int) -> bool:
-        """Whether the next episode of `task` is for validation: the first, then a fixed share."""
+        """Return whether the next episode of `task`, a fixed share of all, is for validation."""
         self._episodes[task] += 1
         due = self._validation_episodes[task] < self.validation_share * self._episodes[task]
         self._validation_episodes[task] += due
         return bool(due)
 
     def begun_episodes(self) -> list[bool]:
-        """Of the episode that each environment is in, whether it is for validation."""
+        """Return whether the current episode of each environment is for validation."""
         return [] if self._validating is None else self._validating.tolist()
 
     def continue_episodes(self, validating: list[bool]) -> None:
-        """After `restore`, environments go on in the episodes of `begun_episodes`."""
+        """Let environments continue, after `restore`, the episodes of `begun_episodes`."""
         self._validating = np.array(validating) if validating else None
 
     def cut_episodes(self) -> None:
-        """Every environment begins a new episode (after a reset); what was stored stays."""
+        """Let every environment begin a new episode, after a reset; stored transitions stay."""
         self._validating = None
 
     def reset(self) -> None:
@@ -254,8 +261,21 @@ class TaskReplayBuffer(ReplayBuffer):
         self._episodes[:] = self._validation_episodes[:] = 0
         self.cut_episodes()
 
-    def settings(self) -> dict[str, Any]:
-        """What another agent's buffer must have alike to take this one's place."""
+    def require_like(self, other: object) -> None:
+        """Raise ValueError unless `other` is a replay that can take this one's place."""
+        if not isinstance(other, TaskReplayBuffer):
+            raise ValueError(
+                f"replay buffer: got a {type(other).__name__}, expected the replay of a ConalSAC"
+            )
+        theirs = other._settings()
+        for name, value in self._settings().items():
+            if theirs[name] != value:
+                raise ValueError(
+                    f"replay buffer: got {name} {theirs[name]}, expected {value}. "
+                    "Load it into an agent with the settings that it was filled with"
+                )
+
+    def _settings(self) -> dict[str, Any]:
         return {
             "tasks": self.num_tasks,
             "observations": self.features,
@@ -267,17 +287,17 @@ class TaskReplayBuffer(ReplayBuffer):
         }
 
     def move(self, device: torch.device) -> None:
-        """Go on on another device, where it was unpickled from one."""
+        """Move all transitions to a device."""
         self.device = device
         for ring in (self.training, self.validation):
             ring.move(device)
 
     def size(self) -> int:
-        """Transitions held, of all tasks, for training and validation."""
+        """Return the number of transitions held, of all tasks, for training and validation."""
         return int(self.training.sizes.sum() + self.validation.sizes.sum())
 
     def ready(self) -> bool:
-        """Whether every task can be sampled."""
+        """Return whether every task can be sampled."""
         held = self.validation_share == 0 or self.validation.sizes.min() > 0
         return bool(self.training.sizes.min() > 0 and held)
 
@@ -299,10 +319,10 @@ class TaskReplayBuffer(ReplayBuffer):
         return batch._replace(rewards=batch.rewards / largest.clamp(min=SMALLEST_RETURN))
 
     def inherit_from(self, other: "TaskReplayBuffer") -> None:
-        """Start with another buffer's transitions.
+        """Copy the transitions of a different buffer of the same tasks, spaces and `n_steps`.
 
-        Its validation episodes stay apart if this buffer keeps a share of them too; otherwise they
-        join the training. Both are of the same tasks, spaces and `n_steps`.
+        Its validation episodes stay separate if this buffer also keeps a share of them; otherwise
+        they join the training data.
         """
         apart = self.validation if self.validation_share else self.training
         if self.validation_share and other.validation_share:
@@ -318,7 +338,7 @@ class TaskReplayBuffer(ReplayBuffer):
                     target.add(np.full(len(part), task), rows)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a checkpoint needs: filled parts of the rings, and the counters."""
+        """Return what a checkpoint needs: the filled parts of the rings, and the counters."""
         tensors = {
             f"{name}.{task}": ring.data[task, :size]
             for name, ring in (("training", self.training), ("validation", self.validation))
@@ -340,11 +360,11 @@ class TaskReplayBuffer(ReplayBuffer):
         return tensors, counters
 
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
-        """Inverse of `state`; open episodes are cut.
+        """Load what `state` returned; open episodes are cut.
 
         Raises:
-            ValueError: a ring had wrapped around at another size than this buffer's, returns were
-                of another number of steps, or only one of the two normalises them.
+            ValueError: a ring was full at a size that differs from this buffer's, returns had a
+                different number of steps, or only one of the two buffers normalises them.
         """
         for name, ring in (("training", self.training), ("validation", self.validation)):
             ring.count(np.array(counters[f"{name}_added"]))
@@ -352,18 +372,18 @@ class TaskReplayBuffer(ReplayBuffer):
                 rows = tensors.get(f"{name}.{task}", ring.data[task, :0])
                 if len(rows) != size:
                     raise ValueError(
-                        f"{len(rows)} {name} transitions do not fit a buffer_size of which "
-                        f"{ring.capacity} are for {name}"
+                        f"buffer_size: got {len(rows)} {name} transitions, expected {size}. Give "
+                        f"the size that it was filled with; now {ring.capacity} are for {name}"
                     )
                 ring.data[task, :size] = rows
         if self.returns is not None and "returns.open" in tensors:
             if len(tensors["returns.open"]) != self.returns.n - 1:
                 steps = len(tensors["returns.open"]) + 1
-                raise ValueError(f"open returns of {steps} steps, not of {self.returns.n}")
+                raise ValueError(f"n_steps: got returns of {steps}, expected {self.returns.n}")
             self.returns.open = tensors["returns.open"].numpy()
             self.returns.used = tensors["returns.used"].numpy()
         if (self.largest_returns is not None) != ("largest_returns" in counters):
-            raise ValueError("normalize_returns is not what it was")
+            raise ValueError("normalize_returns: got a value that differs from the replay's")
         if self.largest_returns is not None:
             self.largest_returns.largest[:] = counters["largest_returns"]
             self.largest_returns.running = np.array(counters["running_returns"])

@@ -20,7 +20,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from conal_rl.agents.policies import CRITICS, TaskNetwork
+from conal_rl.agents.policies import TaskNetwork
 from conal_rl.core import (
     ConalSearch,
     ConflictNoticing,
@@ -35,6 +35,7 @@ from conal_rl.core.conflict import held_rows
 from conal_rl.core.gradients import TaskGradients
 from conal_rl.core.layers import Layer
 
+CRITICS = 2
 FEATURES = 43  # Meta-World's observation and action
 CLASSES = 10
 CHANNELS = (3, 32, 32, 64, 64)

@@ -23,7 +23,7 @@ from rich.table import Table
 from conal_rl.agents import ConalSAC
 from conal_rl.benchmarks.one_per_task import run_one_by_one
 from conal_rl.benchmarks.study import finish, slug, start
-from conal_rl.config import load_config
+from conal_rl.config import load_config, marked
 from conal_rl.core import Tree, TreeNetwork, linear_chain
 from conal_rl.core.tree_network import parameter_count
 from conal_rl.errors import CheckpointError
@@ -210,6 +210,7 @@ def _has_settings(run: Path, arguments: Sequence[str], derived: set[str]) -> boo
         written, derived = parts[0], derived | {"total_steps", "env.suite"}
     now = load_config(arguments[0], arguments[1:])
     changed = now.differences(load_config(written)).keys() - derived
+    changed &= marked(type(now), "changes_experiment")
     if now.agent.tree != "search":
         changed = {path for path in changed if not path.startswith("search.")}
     return not changed

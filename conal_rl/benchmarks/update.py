@@ -111,14 +111,13 @@ def make_peers(tasks: int, widths: Sequence[int], batch: int, device: str) -> di
         agent = ConalSAC(
             env=env,
             tree=tree,
+            widths=widths,
+            layer_norm=False,
+            critic="mse",
             critic_reduce="min",
+            mixed_precision=half,
             buffer_size=STORED,
-            policy_kwargs={
-                "widths": tuple(widths),
-                "layer_norm": False,
-                "critic": "mse",
-                "mixed_precision": half,
-            },
+            rule="any_pair",
             seed=0,
             device=device,
         )

@@ -1,10 +1,11 @@
 """Experiment configs: typed, frozen, read from YAML and the command line, with one-line errors.
 
-A preset is a file in `conal_rl/configs`. A YAML file lists only what differs from the defaults of
-the classes here, nested by section; the docstring under each field is its `--help`. A section
+A preset is a file in `conal_rl/configs`. A YAML file lists, by section, only the fields that differ
+from the defaults of the classes here. The docstring under each field is its `--help`. A section
 `env` makes it an experiment in reinforcement learning, a section `data` a supervised one.
 """
 
+from conal_rl.config.fields import marked, with_values
 from conal_rl.config.loading import (
     AnyConfig,
     CommandLine,
@@ -36,6 +37,8 @@ __all__ = [
     "SupervisedConfig",
     "SupervisedEvaluationConfig",
     "load_config",
+    "marked",
     "parse_command_line",
     "presets",
+    "with_values",
 ]

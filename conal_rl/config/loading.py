@@ -1,4 +1,4 @@
-"""Configs from YAML and the command line, with one-line errors."""
+"""Reads configs from YAML and the command line, with errors of one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 
 from conal_rl.config.rl import Config
 from conal_rl.config.supervised import SupervisedConfig
-from conal_rl.config.values import convert, describe, parse_options, shown, suggestion
+from conal_rl.config.values import convert, describe, parse_options, quoted, suggestion
 from conal_rl.errors import ConfigError
 
 AnyConfig = Config | SupervisedConfig
@@ -29,29 +29,35 @@ def presets() -> tuple[str, ...]:
 def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
     """Read a preset by its name, or a YAML file by its path, and apply command-line overrides.
 
-    `base: NAME_OR_YAML` in a file takes the fields that it leaves out from there (paths count from
-    its folder). `overrides` are options such as `["--agent.batch-size", "64", "--search.only"]`.
-    Raises ConfigError, in one line: where, which field, what was given, what is allowed.
+    `base: NAME_OR_YAML` in a file names the config for all fields that the file leaves out; a
+    relative path starts at the file's folder. `overrides` are options such as
+    `["--agent.batch-size", "64", "--search.only"]`.
+
+    Raises:
+        ConfigError: in one line, the file, the field, its value and what was expected.
     """
     given, words = parse_options(overrides, _FIELDS)
     if words:
-        raise ConfigError(f"command line: unexpected {words[0]!r}; options start with --")
+        raise ConfigError(f"command line: got {words[0]!r}, expected an option, such as --seed 1")
     return _load(str(name_or_path), given)
 
 
 class CommandLine(NamedTuple):
-    """What `python -m conal_rl.train ...` was asked to do."""
+    """What a command line of `python -m conal_rl.train` asks for."""
 
     config: AnyConfig
     out: Path | None  # the new run's folder; None: the default
-    resume: Path | None  # the folder of the run to go on with; None: a new run
+    resume: Path | None  # the folder of the run to resume; None: a new run
 
 
 def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
     """Read `NAME_OR_YAML [--out DIR] [--resume DIR] [--section.field VALUE ...]`.
 
-    `--resume DIR` stands without a name and starts from the run's own config. `--help` prints
-    every field, with the named config's values as defaults, and exits. Raises ConfigError.
+    `--resume DIR` needs no name, because the run has its own config. `--help` prints every field
+    with the named config's values as defaults, and exits.
+
+    Raises:
+        ConfigError: as `load_config`, or the words are not those of the usage.
     """
     if "-h" in argv or "--help" in argv:
         _print_help([word for word in argv if not word.startswith("-")], description)
@@ -61,19 +67,24 @@ def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
         if folder == "":
             raise ConfigError(f"command line: {option}: got nothing, expected a folder")
     if resume is not None and (words or out is not None):
-        other = words[0] if words else "--out"
-        raise ConfigError(f"command line: --resume reads the run's own config; leave out {other}")
+        extra = words[0] if words else "--out"
+        raise ConfigError(
+            f"command line: --resume: got {extra} with it, expected only fields to change. "
+            f"Leave out {extra}"
+        )
     if resume is not None:
         words = [str(Path(resume) / "config.yaml")]
         if not Path(words[0]).is_file():
             raise ConfigError(
-                f"command line: --resume: there is no run in {resume}, as it has no config.yaml; "
-                "give the folder that `train` named when the run began"
+                f"command line: --resume: got {resume}, expected a run's folder, which has a "
+                "config.yaml. Give the folder that `train` named when the run began"
             )
     if len(words) != 1:
-        found = f"got {' '.join(words)}" if words else "name one"
+        given_words = " ".join(words) or "no name"
         names = ", ".join(presets())
-        raise ConfigError(f"command line: {found}, expected one of {names}, or one YAML file")
+        raise ConfigError(
+            f"command line: got {given_words}, expected one of {names}, or a YAML file"
+        )
     config = _load(words[0], given, keep_search=resume is not None)
     return CommandLine(config, Path(out) if out else None, Path(resume) if resume else None)
 
@@ -84,11 +95,11 @@ def _load(name: str, overrides: Mapping[str, Any], keep_search: bool = False) ->
     if overrides:
         layers.append(_Layer("command line", overrides))
     flat: dict[str, Any] = {}
-    sized_for = 0  # the total_steps beside which search.steps was written
-    # Each is checked on those below it alone, so that an error says which is at fault.
+    sized_for = 0  # the total_steps for which search.steps was written
+    # Each layer is checked with only the layers below it, so that an error names the right file.
     for source, fields in layers:
         flat |= fields
-        if flat.get("search.steps", 0) is None:  # the default again
+        if flat.get("search.steps", 0) is None:  # back to the default
             del flat["search.steps"]
         sized = flat
         if "search.steps" in flat.keys() - fields.keys() and not keep_search:
@@ -103,38 +114,38 @@ def _load(name: str, overrides: Mapping[str, Any], keep_search: bool = False) ->
 
 
 class _Layer(NamedTuple):
-    """Fields by their paths, and what to call in errors the file that they come from."""
+    """Fields by their paths, and the name of their file in errors."""
 
     source: str
     fields: Mapping[str, Any]
 
 
 def _read(name: str, above: tuple[str, ...] = ()) -> list[_Layer]:
-    """Read a preset or file, and before it what it is based on.
-
-    `above` are the files whose bases led here.
-    """
+    """Read a preset or file, and before it its base. `above` are the files that led here."""
     path: Any = resources.files("conal_rl") / "configs" / f"{name}.yaml"
     source = f"{name}.yaml"
     if name not in presets():
         path, source = Path(name), name
         if not path.suffix and not path.exists():
             close = difflib.get_close_matches(name, presets(), 1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(presets())}"
+            hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(presets())}"
             raise ConfigError(f"{name}: no such config; {hint}")
     fields = {"name": Path(source).stem, **_read_flat(path, source)}
     if "base" not in fields:
         return [_Layer(source, fields)]
     base = fields.pop("base")
     if not (isinstance(base, str) and base.isprintable() and base):
-        raise ConfigError(f"{source}: base: got {shown(base)}, expected a preset or a YAML file")
+        raise ConfigError(f"{source}: base: got {quoted(base)}, expected a preset or a YAML file")
     if base not in presets():
-        beside = os.path.join(os.path.dirname(source), base)
-        if os.path.dirname(base) or Path(base).suffix or os.path.exists(beside):
-            base = beside
+        neighbour = os.path.join(os.path.dirname(source), base)
+        if os.path.dirname(base) or Path(base).suffix or os.path.exists(neighbour):
+            base = neighbour
         above = *above, os.path.abspath(source)
         if os.path.abspath(base) in above:
-            raise ConfigError(f"{source}: base: {base} is itself based on this file")
+            raise ConfigError(
+                f"{source}: base: got {base}, expected a config that does not itself have this "
+                "file as its base"
+            )
     try:
         return [*_read(base, above), _Layer(source, fields)]
     except ConfigError as error:
@@ -151,7 +162,7 @@ def _read_flat(path: Any, source: str) -> dict[str, Any]:
         reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
         raise ConfigError(f"{source}: not valid YAML: {reason}") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{source}: expected fields and their values, got {shown(data)}")
+        raise ConfigError(f"{source}: got {quoted(data)}, expected fields and their values")
     flat: dict[str, Any] = {}
     for key, value in data.items():
         if key not in _SECTIONS:
@@ -159,15 +170,17 @@ def _read_flat(path: Any, source: str) -> dict[str, Any]:
         elif isinstance(value, dict):
             fields = {f"{key}.{field}": inner for field, inner in value.items()}
         else:
-            raise ConfigError(f"{source}: {key}: expected a section of fields, got {shown(value)}")
-        if twice := flat.keys() & fields:
-            raise ConfigError(f"{source}: {min(twice)} is given twice")
-        flat |= fields
+            raise ConfigError(f"{source}: {key}: got {quoted(value)}, expected a section of fields")
+        for path, inner in fields.items():
+            name = _OLD_NAMES.get(path, path)
+            if name in flat:
+                raise ConfigError(f"{source}: {name}: got two values, expected one")
+            flat[name] = inner
     return flat
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, of which YAML would keep the last in silence."""
+    """SafeLoader that refuses a key given twice; YAML would keep the last and not say so."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -178,7 +191,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _build(kind: _Kind, flat: Mapping[str, Any], source: str) -> AnyConfig:
-    """Check names and types, then construct the config, whose classes check the ranges."""
+    """Check names and types, then construct the config; its classes check the ranges."""
     values: dict[str, dict[str, Any]] = {section: {} for section in ("", *kind.sections)}
     for path, value in flat.items():
         if path not in kind.fields:
@@ -189,7 +202,7 @@ def _build(kind: _Kind, flat: Mapping[str, Any], source: str) -> AnyConfig:
         except (ValueError, OverflowError):
             expected = describe(kind.fields[path])
             raise ConfigError(
-                f"{source}: {path}: got {shown(value)}, expected {expected}"
+                f"{source}: {path}: got {quoted(value)}, expected {expected}"
             ) from None
     for path in ("total_steps", kind.needs):
         if path not in flat:
@@ -203,17 +216,17 @@ def _build(kind: _Kind, flat: Mapping[str, Any], source: str) -> AnyConfig:
 
 
 def _hint(path: str, kind: _Kind) -> str:
-    """What to say of a field that a config of this kind does not have."""
+    """Return the end of an error about a field that a config of this kind does not have."""
     if path not in _FIELDS:
         return suggestion(path, kind.fields)
     subject = "supervised learning" if kind is _RL else "reinforcement learning"
-    return f" here; it is one of {subject}"
+    return f" here; it belongs to {subject}"
 
 
 def _print_help(words: Sequence[str], description: str) -> None:
     import tyro  # only help needs it, and it is slow to import
 
-    # The values of a config that is named, or else of one that everybody has.
+    # The values of the config that is named, otherwise of mt10.
     named = next((word for word in words if word in presets() or word.endswith(".yaml")), "mt10")
 
     defaults = _load(named, {})
@@ -222,14 +235,15 @@ def _print_help(words: Sequence[str], description: str) -> None:
         shown_as = tyro.conf.arg(help=meaning, metavar=metavar, help_behavior_hint=hint)
         return name, Annotated[kind, shown_as], dataclasses.field(default="")
 
-    choice = f"One of {', '.join(presets())}, or a YAML file."
-    old = "Folder of a run to go on with, by its own config; stands without a name."
+    choice = f"Name of a config, one of {', '.join(presets())}; or a YAML file."
+    resumed = "Folder of a run to resume. The run has its own config, so that no name is given."
+    new = "Folder of the new run. Give one if scripts must find it."
     command: Any = dataclasses.make_dataclass(
         "Command",
         [
             field("name_or_yaml", tyro.conf.Positional[str], "NAME_OR_YAML", choice),
-            field("out", str, "DIR", "Folder of the new run.", "(default: runs/NAME-SEED-TIME)"),
-            field("resume", str, "DIR", old),
+            field("out", str, "DIR", new, "(default: runs/NAME-SEED-TIME)"),
+            field("resume", str, "DIR", resumed),
         ],
         bases=(type(defaults),),
         frozen=True,
@@ -263,5 +277,7 @@ class _Kind:
 _RL, _SUPERVISED = _Kind(Config, "env.suite"), _Kind(SupervisedConfig, "data.set")
 _KINDS = (_RL, _SUPERVISED)
 _SECTIONS = {section for kind in _KINDS for section in kind.sections}
-# Fields of one path have one type in both kinds.
+# Fields of the same path have the same type in both kinds.
 _FIELDS = {path: field for kind in _KINDS for path, field in kind.fields.items()}
+# Names that fields had in the configs of older runs.
+_OLD_NAMES = {"evaluation.every_episodes": "evaluation.interim_episodes"}

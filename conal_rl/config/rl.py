@@ -6,19 +6,23 @@ import dataclasses
 from typing import Literal
 
 from conal_rl.config.checks import not_negative, positive, require, require_seed
+from conal_rl.config.fields import field
 from conal_rl.config.shared import LearnerConfig, RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:
-    """The tasks and the environments that play them."""
+    """The tasks and their environments."""
 
     suite: str | tuple[str, ...]
-    """Tasks: a suite such as mt10, mt25, mt50, mt1:reach-v3, cartpole; or a list of envs."""
+    """The tasks: a suite such as mt10, mt25, mt50, mt1:reach-v3 or cartpole, or a list of
+    environments. Give a list to learn your own tasks."""
     envs_per_task: int = 1
-    """Environments stepped side by side for each task."""
+    """Number of environments per task, all stepped together. More environments give fresher data
+    per update and need more memory."""
     engine: Literal["native", "official"] = "native"
-    """What steps Meta-World: native (compiled, in threads) or official; their numbers are equal."""
+    """What steps Meta-World: native (compiled, in threads) or official. Both give equal numbers;
+    official is slower and needs no compiler."""
 
     def __post_init__(self) -> None:
         names = (self.suite,) if isinstance(self.suite, str) else self.suite
@@ -30,65 +34,80 @@ class EnvConfig:
 class AgentConfig(LearnerConfig):
     """Multi-task soft actor-critic: its networks and how they learn."""
 
-    widths: tuple[int, ...] = (256, 256, 256)
-    """Units of each hidden layer, in actor and critics."""
-    layer_norm: bool = True
-    """Normalise each hidden layer of actor and critics (LayerNorm)."""
+    widths: tuple[int, ...] = field((256, 256, 256), changes_run=True, in_model=True)
+    """Number of units of each hidden layer, in the actor and in the critics. Wider layers need a
+    GPU to be fast."""
+    layer_norm: bool = field(True, changes_run=True, in_model=True)
+    """Normalise each hidden layer of the actor and the critics (LayerNorm). Switch it off only to
+    compare with networks that have no LayerNorm."""
     learning_rate_end: float | None = None
-    """Step size at total_steps, reached linearly; the search keeps it constant, and a run that its
-    minutes end before does not get there. None: it stays constant throughout."""
+    """Learning rate at total_steps, reached linearly by the derived tree; a search keeps it
+    constant. A run that its minutes end earlier does not reach it. None: it stays constant."""
     buffer_size: int = 200_000
-    """Transitions per task that the replay buffer holds."""
+    """Number of transitions per task that the replay buffer holds. Lower it if memory is short."""
     learning_starts: int = 1_000
-    """Random env steps per task before the first update."""
+    """Number of random env steps per task before the first update. Raise it if random actions
+    rarely reach a reward."""
     update_every: int = 1
-    """Vector env steps (one step of every env) between training rounds."""
+    """Number of steps of all environments between two rounds of updates. Raise it if updates take
+    longer than env steps and env steps are cheap."""
     updates: int = 1
-    """Updates in one training round."""
+    """Number of updates in one round. Raise it to learn more from the same env steps."""
     actor_every: int = 1
-    """Updates of the critics for each update of the actor and its temperatures."""
-    gamma: float = 0.99
-    """Discount per env step."""
-    n_steps: int = 1
-    """Env steps of reward in a TD target before it bootstraps."""
+    """Number of critic updates per update of the actor and its temperatures. Raise it to save
+    time."""
+    gamma: float = field(0.99, changes_run=True)
+    """Discount per env step. Raise it if rewards come late."""
+    n_steps: int = field(1, changes_run=True)
+    """Number of env steps of reward in a TD target before it bootstraps. Raise it if values travel
+    too slowly along an episode."""
     tau: float = 0.005
-    """Share of the critics that moves into their targets at each update."""
+    """Share of the critics' weights that moves into the target critics at each update. Raise it if
+    training is short."""
     target_entropy: float | None = None
-    """Policy entropy that each task's temperature aims at, in nats; None: -(action dimensions)."""
+    """Policy entropy that each task's temperature aims at, in nats. Raise it for more exploration,
+    lower it for more precise actions. None: minus the number of action dimensions."""
     initial_temperature: float = 1.0
-    """Entropy temperature of every task at the start."""
-    critics: int = 2
-    """Critics, each a network of its own."""
-    critic: Literal["hl_gauss", "mse"] = "hl_gauss"
-    """Critic's loss: classification over bins of return (HL-Gauss), or squared error."""
-    critic_bins: int = 101
-    """Bins of the hl_gauss critic."""
-    critic_range: tuple[float, float] = (-1.0, 11.0)
-    """Lowest and highest return, after reward_scale, that the hl_gauss critic can express."""
-    critic_linear_to: float | None = None
-    """Return, after reward_scale, above which the hl_gauss bins grow with the return, so that small
-    returns are resolved as finely, relatively, as large ones; None: all bins are equally wide."""
+    """Entropy temperature of every task at the start, in units of the scaled reward. Lower it if
+    scaled rewards are small."""
+    critics: int = field(2, changes_run=True, in_model=True)
+    """Number of critics, each of which is a separate network. One is faster; two with critic_reduce
+    min guard against values that are too high."""
+    critic: Literal["hl_gauss", "mse"] = field("hl_gauss", changes_run=True, in_model=True)
+    """Loss of the critics: hl_gauss classifies returns into bins, mse is the squared error. Choose
+    mse if nothing is known about the range of returns."""
+    critic_bins: int = field(101, changes_run=True, in_model=True)
+    """Number of bins of the hl_gauss critic. Raise it if small differences of return matter."""
+    critic_range: tuple[float, float] = field((-1.0, 11.0), changes_run=True, in_model=True)
+    """Lowest and highest return, after reward_scale, that the hl_gauss critic can express. Widen it
+    if a warning says that targets are clamped."""
+    critic_linear_to: float | None = field(None, changes_run=True, in_model=True)
+    """Return, after reward_scale, above which the hl_gauss bins grow with the return. Set it if
+    some tasks have far smaller returns than others. None: all bins have the same width."""
     reward_scale: float = 0.01
-    """Factor on the critics' rewards; 0.01 brings Meta-World's returns into critic_range."""
+    """Factor on the rewards before they enter the critics. The value 0.01 brings Meta-World's
+    returns into critic_range; choose it for your own tasks."""
     normalize_returns: bool = False
-    """Divide each task's rewards by the largest discounted sum of them so far, before reward_scale,
-    which is then about the largest return."""
+    """Divide each task's rewards by the largest discounted return seen so far, before reward_scale.
+    Switch it on if the scale of rewards differs a lot between tasks."""
     critic_reduce: Literal["min", "mean"] = "mean"
-    """How several critics' values are combined, in targets and in the actor's loss."""
+    """How the values of several critics become one, in targets and in the actor's loss. Choose min,
+    as SAC does, if values are overestimated."""
     normalize_actor_loss: bool = False
-    """Divide each task's actor loss by the mean magnitude of its values, so that tasks of small
-    returns move a shared actor as much as those of large ones."""
-    mixed_precision: bool = False
-    """Matrix products in bfloat16, weights in single precision: two to three times faster products.
-    On CPUs and GPUs that have none, all is in single precision."""
+    """Divide each task's actor loss by the mean magnitude of its values. Switch it on if tasks with
+    small returns must move a shared actor as much as tasks with large returns."""
+    mixed_precision: bool = field(False, in_model=True)
+    """Compute matrix multiplications in bfloat16 and keep the weights in single precision, on
+    processors with instructions for it. Switch it on for two to three times the speed."""
     cuda_graphs: bool = True
-    """On a CUDA device, record updates as CUDA graphs, and update while the environments step. Not
-    with aggregations, normalize_returns, search.gumbel or LTB, which cannot be recorded."""
-    actor_averaging: float | None = None
-    """Evaluate an average of the actor's weights in which update t counts as t**this (0: all alike;
-    4: mostly the last third of training); None: evaluate the newest weights."""
+    """On a CUDA device, capture updates as CUDA graphs and update while the environments step.
+    Aggregations, normalize_returns, search.gumbel and ltb switch it off. Switch it off to debug."""
+    actor_averaging: float | None = field(None, changes_run=True, in_model=True)
+    """Exponent of the weight average that acts in evaluation: update t counts as t to this power.
+    With 0 all updates count alike, with 4 mostly the last third. None: the newest weights act."""
     reset_at: tuple[int, ...] = ()
-    """Updates of the derived agent after which its weights begin anew, with the replay as it is."""
+    """Numbers of updates after which the derived agent draws its weights from scratch and keeps its
+    replay. Set it if many updates per env step make learning stall."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,12 +124,12 @@ class AgentConfig(LearnerConfig):
         require(self.critic_bins >= 2, "agent.critic_bins", self.critic_bins, "2 or more")
         low, high = self.critic_range
         fits = -1e30 < low < high < 1e30
-        allowed = "the lower bound first, both of single precision"
-        require(fits, "agent.critic_range", self.critic_range, allowed)
+        expected = "the lower bound first, both in the range of single precision"
+        require(fits, "agent.critic_range", self.critic_range, expected)
 
     @property
     def depth(self) -> int:
-        """Hidden layers."""
+        """Number of hidden layers."""
         return len(self.widths)
 
     @property
@@ -124,22 +143,27 @@ class EvaluationConfig:
     """How success is measured."""
 
     episodes: int = 50
-    """Episodes per task after training."""
+    """Number of episodes per task after training. Meta-World's protocol has 50, one per goal."""
     seed: int = 1_000
-    """Seed of the evaluation's environments; not that of training."""
-    every: int = 0
-    """Env steps between evaluations during training, for the progress line; 0: none."""
-    every_episodes: int = 5
-    """Episodes per task in each of those."""
+    """Seed of the evaluation's environments. It differs from the seed of training, so that the
+    goals do too."""
+    every: int = field(0, changes_experiment=False)
+    """Number of env steps between evaluations during training, for the progress line. Set it to
+    watch success without exploration noise. 0: training is not interrupted."""
+    interim_episodes: int = field(5, changes_experiment=False)
+    """Number of episodes per task in each evaluation during training. Raise it for less noise."""
 
     def __post_init__(self) -> None:
-        positive(self, "evaluation", "episodes", "every_episodes")
+        positive(self, "evaluation", "episodes", "interim_episodes")
         not_negative(self, "evaluation", "every")
         require_seed("evaluation.seed", self.seed)
 
     @property
-    def brief_seed(self) -> int:
-        """Of evaluations during training: nothing is chosen on the episodes of the last one."""
+    def interim_seed(self) -> int:
+        """Seed of evaluations during training; the episodes of the last one have a different one.
+
+        Nothing is chosen on the episodes that are reported.
+        """
         return self.seed ^ 1
 
 
@@ -150,5 +174,5 @@ class Config(RunConfig):
     env: EnvConfig
     agent: AgentConfig = dataclasses.field(default_factory=AgentConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-    log_interval: int = 20_000
-    """Env steps between lines of the log."""
+    log_interval: int = field(20_000, changes_experiment=False)
+    """Number of env steps between two lines of the log. Lower it for finer curves."""

@@ -1,4 +1,4 @@
-"""What experiments of all kinds have in common: the learner, the search, the run."""
+"""Sections and fields that all experiments have: the learner, the search, the run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from conal_rl.config.checks import not_negative, positive, require, require_device, require_seed
+from conal_rl.config.fields import field
 from conal_rl.config.values import lists_for_tuples
 from conal_rl.errors import ConfigError
 from conal_rl.literals import AggregationName, LossWeights, Rule
@@ -18,26 +19,29 @@ from conal_rl.literals import AggregationName, LossWeights, Rule
 class LearnerConfig:
     """What every learner has: a tree, and how the tasks' losses become updates."""
 
-    tree: str = "search"
-    """Which tasks share which module: search (CoNAL), shared, independent, or a tree's .json."""
+    tree: str = field("search", changes_run=True, keyword=False)
+    """Which tasks share which module: search (CoNAL finds it), shared, independent, or the .json
+    file of a tree. Give a file to train a tree from an earlier run."""
     learning_rate: float = 3e-4
-    """The optimiser's step size."""
+    """Learning rate of the weights' optimiser. Lower it if training diverges."""
     batch_size: int = 32
-    """Samples, or transitions, per task in one update."""
+    """Number of samples, or transitions, per task in one update. Larger batches are steadier and
+    slower."""
     max_grad_norm: float | None = None
-    """Longest gradient of an optimiser step; None: no clipping."""
-    weighting: Literal[LossWeights, AggregationName] = "equal"
+    """Longest gradient of an optimiser step; a longer one is scaled down. Set it if single batches
+    throw training back. None: gradients are not clipped."""
+    weighting: Literal[LossWeights, AggregationName] = field("equal", changes_run=True)
     """How the tasks' losses become one update.
-    equal: their sum; random: RLW's weights, drawn anew each time; uncertainty: learnt weights, in
-    SAC for the critics alone;
-    the others: TorchJD's aggregation of that name, of the tasks' gradients in whatever a fixed tree
-    shares; a search sums the losses and notices conflicts instead."""
-    conflict_rule: Literal["ignore", Rule] = "ignore"
-    """A rule of search.rule to follow while a fixed tree trains; none: conflicts are counted and
-    nothing is dropped; ignore: they are not looked for."""
+    equal: their sum; random: RLW's weights, drawn again in each update; uncertainty: learnt
+    weights, in SAC only of the critics' losses.
+    Each other name is TorchJD's aggregation of the tasks' gradients in the modules that a fixed
+    tree shares. A search sums the losses and notices conflicts instead."""
+    conflict_rule: Literal["ignore", Rule] = field("ignore", changes_run=True)
+    """Rule of search.rule that a fixed tree's training follows. With none, conflicts are counted
+    and no gradient is dropped; with ignore, they are not computed. Set it to study conflicts."""
     compile: bool = False
-    """Let torch.compile make a fixed tree's network faster; the first steps take longer. Not where
-    each task's own gradients are needed: in a search, for agent.conflict_rule and aggregations."""
+    """Let torch.compile make a fixed tree's network faster; the first steps take longer. It has no
+    effect in a search, with conflict_rule and with aggregations. Switch it on for long runs."""
 
     def __post_init__(self) -> None:
         known = self.tree in ("search", "shared", "independent") or self.tree.endswith(".json")
@@ -46,84 +50,102 @@ class LearnerConfig:
         positive(self, "agent", "learning_rate", "batch_size", "max_grad_norm")
         if self.conflict_rule != "ignore" and self.weighting not in get_args(LossWeights):
             raise ConfigError(
-                f"agent.conflict_rule: got {self.conflict_rule!r}, but agent.weighting is "
-                f"{self.weighting!r}, and only one of them can treat the shared gradients"
+                f"agent.conflict_rule: got {self.conflict_rule!r}, expected 'ignore' with the "
+                f"aggregation {self.weighting!r}. Only one of them can treat the shared "
+                "gradients; give up agent.conflict_rule or agent.weighting"
             )
 
     @property
+    def rule_of_fixed_trees(self) -> Rule:
+        """The rule that a fixed tree's training follows; none if conflicts are ignored."""
+        return "none" if self.conflict_rule == "ignore" else self.conflict_rule
+
+    @property
     def depth(self) -> int:
-        """Modules of the encoder's chain, P - 1: layers that tasks may share."""
+        """Number of modules of the encoder's chain, P - 1: layers that tasks may share."""
         raise NotImplementedError
 
     @property
     def depth_field(self) -> str:
-        """The field that says so, for errors."""
+        """The field that sets `depth`, for errors."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """The architecture search; it runs where agent.tree is search."""
+    """The architecture search, which runs if agent.tree is search."""
 
-    method: Literal["conal", "conal_pro", "ltb", "recon"] = "conal"
+    method: Literal["conal", "conal_pro", "ltb", "recon"] = field(
+        "conal", changes_run=True, keyword=False
+    )
     """What is searched, and how.
-    conal: branch points, all at once; conal_pro: branch points in stages, for many tasks;
-    ltb: Learning to Branch, every module's parent, with neither purely-specific modules nor
-    conflict noticing;
+    conal: branch points, all at once; conal_pro: branch points in stages, for many tasks.
+    ltb: Learning to Branch, which searches every module's parent and has neither purely-specific
+    modules nor conflict noticing.
     recon: everything is shared, and the layers with most conflicts become task-specific."""
-    purely_specific: bool = True
-    """False, for conal: an ablation in which tasks share branches (ltb's search space)."""
-    copies: int = 4
-    """Modules per layer in ltb's search space."""
-    specific_layers: int = 1
-    """Layers that recon makes task-specific (K)."""
-    steps: int = 400_000
-    """Steps of the search, counted in total_steps; where not given, a fifth of those. A smaller
-    total_steps than beside it, on the command line or above a base, cuts it to a fifth as well."""
-    rule: Rule = "consensus"
-    """For conal and conal_pro: what is held back in a shared module where tasks conflict.
-    any_pair: one conflicting pair holds the module for all tasks;
-    conflicting_tasks: only the gradients of the tasks in a conflict are dropped;
-    and_deeper: as any_pair, and every module after it is held too;
-    consensus: a task's gradient is dropped where it opposes the mean of the others;
-    none: nothing."""
+    purely_specific: bool = field(True, changes_run=True)
+    """Give each task purely-specific modules in the search space of conal. False is an ablation, in
+    which tasks share branches (the search space of ltb)."""
+    copies: int = field(4, changes_run=True)
+    """Number of modules per layer in the search space of ltb. Raise it for more tasks."""
+    specific_layers: int = field(1, changes_run=True)
+    """Number of layers that recon makes task-specific (K in its paper). Raise it if tasks conflict
+    in many layers."""
+    steps: int = field(400_000, keyword=False)
+    """Number of steps of the search, which total_steps includes. The default is a fifth of
+    total_steps. A total_steps below the one it was written for cuts it to a fifth, too."""
+    rule: Rule = field("consensus", changes_run=True)
+    """What conal and conal_pro drop in a shared module when tasks conflict.
+    any_pair: one conflicting pair holds the module for all tasks.
+    conflicting_tasks: only the gradients of the tasks in a conflict are dropped.
+    and_deeper: as any_pair, and every module after it is held too.
+    consensus: a task's gradient is dropped if it opposes the mean of the others.
+    none: nothing is dropped."""
     margin: float = 0.0
-    """A conflict is a cosine below -margin (recon's S)."""
+    """Margin of a conflict: two gradients conflict if their cosine is below -margin (S in Recon's
+    paper). Raise it to count only strong conflicts."""
     smoothing: float = 0.0
-    """Weight of the past in the running mean of gradient products; 0: this step alone."""
-    specific_decay: float = 0.0
-    """Weight decay of purely-specific modules (AdamW's): above 0, tasks share unless modules of
-    their own are well worth it. 0: none, as in the paper."""
+    """Weight of the past in the running mean of gradient products. Raise it if the conflicts of
+    single batches are noise. 0: only the current step counts."""
+    specific_decay: float = field(0.0, changes_run=True)
+    """Weight decay of purely-specific modules (AdamW's). Raise it if the search should share unless
+    separate modules are clearly better. 0: no decay, as in the paper."""
     gate_learning_rate: float = 1e-3
-    """Adam's step size for the gates."""
-    validation_share: float = 0.1
-    """Share of the episodes, or of training samples where the data set has no validation part,
-    kept aside for the gates' loss."""
-    gumbel: bool = False
-    """Sample the gates by straight-through Gumbel-softmax instead of mixing all branches, as ltb
-    always does."""
+    """Learning rate of the gates' optimiser, Adam. Raise it if gates hardly move in a short
+    search."""
+    validation_share: float = field(0.1, changes_run=True)
+    """Share of the episodes that only the gates learn from. In supervised learning it is a share
+    of the training samples, and counts if the data set has no validation part."""
+    gumbel: bool = field(False, changes_run=True)
+    """Sample the gates by straight-through Gumbel-softmax instead of mixing all branches. The
+    method ltb always does. Switch it on to train with one branch at a time."""
     temperature: tuple[float, float] = (1.0, 0.1)
-    """Gumbel-softmax temperature at the start and end of the search, or of conal_pro's stages."""
+    """Gumbel-softmax temperature at the start and the end of the search, or of each stage of
+    conal_pro. A higher end explores longer."""
     gate_every: int = 1
-    """Weight steps per gate step."""
-    keep_replay: bool = True
-    """In RL, the derived agent starts with the search's replay data."""
-    only: bool = False
-    """Stop once the tree is derived."""
-    keep_weights: bool = False
-    """The derived tree starts with what its modules and heads have learnt in the search, not from
-    scratch as in the paper."""
+    """Number of weight steps per gate step. Raise it to save time."""
+    keep_replay: bool = field(True, keyword=False)
+    """In reinforcement learning, start the derived agent with the search's replay. Switch it off to
+    compare with a tree that is trained from scratch."""
+    only: bool = field(False, keyword=False)
+    """Stop after the tree is derived. Switch it on to train the tree later, in a different run."""
+    keep_weights: bool = field(False, keyword=False)
+    """Start the derived tree with the weights that its modules and heads have from the search. The
+    paper starts from scratch. Switch it on if the budget after the search is short."""
 
     def __post_init__(self) -> None:
         not_negative(self, "search", "specific_decay")
         positive(self, "search", "steps", "gate_learning_rate", "gate_every", "specific_layers")
         require(self.copies >= 2, "search.copies", self.copies, "2 or more")
         if self.method != "conal" and not self.purely_specific:
-            raise ConfigError(f"search.purely_specific: only conal has them, not {self.method}")
+            raise ConfigError(
+                f"search.purely_specific: got False, expected True with search.method "
+                f"{self.method}. Only conal has this ablation"
+            )
         if not self.purely_specific and self.rule == "and_deeper":
             raise ConfigError(
-                "search.rule: and_deeper would hold all that is behind a conflict, and without "
-                "purely-specific modules that is everything; take any_pair"
+                "search.rule: got 'and_deeper', expected a different rule if "
+                "search.purely_specific is False. It would hold every module; give any_pair"
             )
         require(0 <= self.margin < 1, "search.margin", self.margin, "0 or more and below 1")
         smoothing = self.smoothing
@@ -134,31 +156,42 @@ class SearchConfig:
         temperatures = "two numbers above 0, the higher first"
         require(0 < end <= start, "search.temperature", self.temperature, temperatures)
 
+    @property
+    def noticing_rule(self) -> Rule:
+        """The rule that a search follows; none for methods that do not hold modules."""
+        return self.rule if self.method in ("conal", "conal_pro") else "none"
+
+    @property
+    def gumbel_temperature(self) -> tuple[float, float] | None:
+        """Temperature of straight-through Gumbel gates `(start, end)`; None for the softmax."""
+        return self.temperature if self.gumbel or self.method == "ltb" else None
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One experiment, of whatever kind. Raises ConfigError where a value is out of its range."""
+    """One experiment of any kind. Raises ConfigError if a value is out of its range."""
 
-    name: str
-    """Name in the run's folder; the YAML file's own name unless given."""
+    name: str = field(changes_experiment=False)
+    """Name of the run, part of its folder's name. The default is the name of the YAML file."""
     total_steps: int
-    """Steps of the whole run, search included: env steps over all tasks, or, in supervised
-    learning, updates."""
+    """Number of steps of the whole run, search included. They are env steps over all tasks, or, in
+    supervised learning, updates."""
     agent: LearnerConfig
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
-    seed: int = 0
-    """Seed of every random stream in training."""
-    device: str = "auto"
-    """Where the networks run: auto, cpu, cuda, cuda:N or mps."""
-    threads: int | None = None
-    """CPU threads of torch; None: as torch decides. Small networks learn fastest on one."""
+    seed: int = field(0, changes_run=True, changes_experiment=False)
+    """Seed of every random stream in training. Give several runs different seeds."""
+    device: str = field("auto", changes_experiment=False)
+    """Device of the networks: auto, cpu, cuda, cuda:N or mps. Name one if auto chooses a device
+    that is busy."""
+    threads: int | None = field(None, changes_experiment=False)
+    """Number of torch's CPU threads. Small networks learn fastest on one. None: torch decides."""
     minutes: float | None = None
-    """Wall-clock minutes of the whole run after which its training ends, even before total_steps;
-    a search is finished in any case, and evaluation comes on top. None: total_steps alone says."""
-    checkpoint_minutes: float = 10.0
-    """Wall-clock minutes between checkpoints."""
-    log_interval: int = 100
-    """Steps between lines of the log."""
+    """Wall-clock minutes after which the run's training ends, even before total_steps. A search is
+    finished in any case, and the evaluation comes after it. None: only total_steps ends it."""
+    checkpoint_minutes: float = field(10.0, changes_experiment=False)
+    """Wall-clock minutes between two checkpoints. Lower it if the machine may stop at any time."""
+    log_interval: int = field(100, changes_experiment=False)
+    """Number of steps between two lines of the log. Lower it for finer curves."""
 
     def __post_init__(self) -> None:
         named = re.fullmatch(r"\w[\w.-]*", self.name) is not None
@@ -170,16 +203,18 @@ class RunConfig:
         require_device("device", self.device)
         if self.agent.tree == "search":
             layers, specific = self.agent.depth, self.search.specific_layers
-            allowed = f"at most {layers}, {self.agent.depth_field}"
+            expected = f"at most {layers}, {self.agent.depth_field}"
             if self.search.method == "recon":
-                require(specific <= layers, "search.specific_layers", specific, allowed)
-            # A search alone may use the whole budget; otherwise something must be left to train.
+                require(specific <= layers, "search.specific_layers", specific, expected)
+            # With search.only the search may use the whole budget; otherwise a step is left to
+            # train the tree.
             longest = self.total_steps - (not self.search.only)
-            allowed = f"at most {longest}, as total_steps is {self.total_steps}"
-            require(self.search.steps <= longest, "search.steps", self.search.steps, allowed)
+            expected = f"at most {longest}, because total_steps is {self.total_steps}"
+            require(self.search.steps <= longest, "search.steps", self.search.steps, expected)
         elif self.search.only:
             raise ConfigError(
-                f"search.only: there is no search, as agent.tree is {self.agent.tree!r}"
+                f"search.only: got True, expected False if agent.tree is {self.agent.tree!r}. "
+                "There is no search; leave search.only out"
             )
 
     def to_yaml(self) -> str:
@@ -187,7 +222,7 @@ class RunConfig:
         return yaml.safe_dump(lists_for_tuples(dataclasses.asdict(self)), sort_keys=False)
 
     def differences(self, other: RunConfig) -> dict[str, tuple[Any, Any]]:
-        """Fields of this config that the other has otherwise, by path: `(here, there)`."""
+        """Return the fields in which the other differs, by path: `(here, there)`."""
         here, there = _by_path(self), _by_path(other)
         return {
             path: (here[path], there[path])
@@ -197,10 +232,10 @@ class RunConfig:
 
 
 def _by_path(config: RunConfig) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in dataclasses.asdict(config).items():
         if isinstance(value, dict):
-            found |= {f"{name}.{field}": inner for field, inner in value.items()}
+            values |= {f"{name}.{inner_name}": inner for inner_name, inner in value.items()}
         else:
-            found[name] = value
-    return found
+            values[name] = value
+    return values

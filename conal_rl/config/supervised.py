@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from conal_rl.config.checks import not_negative, positive, require
+from conal_rl.config.fields import field
 from conal_rl.config.shared import LearnerConfig, RunConfig
 from conal_rl.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The data set, whose tasks are learnt together."""
+    """The data set; its tasks are learnt together."""
 
     set: Literal[
         "nyuv2",
@@ -27,21 +28,24 @@ class DataConfig:
         "udpos",
         "digits",
         "terrain",
-    ]
-    """Which one; digits and terrain come inside of scikit-learn and matplotlib."""
-    root: str | None = None
-    """Folder of its files; --data.root DIR."""
+    ] = field(changes_run=True)
+    """Name of the data set. The files of digits and terrain come with scikit-learn and matplotlib;
+    every other set needs data.root."""
+    root: str | None = field(None, changes_experiment=False)
+    """Folder with the data set's files. None: the set needs no folder."""
     tasks: tuple[str, ...] | None = None
-    """Tasks to learn, in this order: for text languages, for celeba attributes, or all. None: those
-    that are usual for the set."""
-    size: tuple[int, int] | None = None
-    """Height and width of images; None: as published."""
+    """Tasks to learn, in this order: languages for text, attributes for celeba (or all). Give some
+    of them to learn fewer tasks. None: the usual tasks of the set."""
+    size: tuple[int, int] | None = field(None, changes_run=True)
+    """Height and width of the images. Lower it for a quick try. None: the published size."""
     tokens: int = 128
-    """Length of a text, in pieces of words."""
+    """Length of a text, in pieces of words; longer texts are cut off. Raise it for long texts."""
     augment: bool = False
-    """Scale, crop and flip training images at random, where the set has that."""
-    workers: int = 0
-    """Processes that read ahead; batches are the same with any number."""
+    """Scale, crop and flip training images at random, if the set has that. Switch it on if the
+    network learns the training images by heart."""
+    workers: int = field(0, changes_experiment=False)
+    """Number of processes that read ahead. Raise it if reading is slower than learning; the batches
+    are the same with any number."""
 
     def __post_init__(self) -> None:
         positive(self, "data", "tokens")
@@ -56,52 +60,63 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(LearnerConfig):
-    """The network: a chain of modules that tasks may share, a head for each task; and how it
+    """The network (a chain of modules that tasks may share, and a head per task), and how it
     learns."""
 
     encoder: Literal["small", "resnet18", "resnet34", "resnet50", "bert"] = "small"
-    """The chain of modules. small: 3x3 convolutions, one a module; resnet: stem and four stages;
-    bert: its layers in agent.modules groups."""
+    """Chain of modules that tasks may share. small: one 3x3 convolution per module; resnet: the
+    stem and four stages; bert: its layers, grouped into agent.modules modules."""
     channels: tuple[int, ...] = (16, 32, 32)
-    """Of the small encoder's modules."""
-    strides: tuple[int, ...] = (1, 2, 1)
-    """Of the small encoder's modules."""
+    """Number of channels of each module of the small encoder. Its length is the number of
+    modules."""
+    strides: tuple[int, ...] = field((1, 2, 1), changes_run=True)
+    """Stride of each module of the small encoder; a stride of 2 halves the resolution. It is as
+    long as agent.channels."""
     stem: Literal["imagenet", "3x3"] = "imagenet"
-    """A ResNet's first module: 7x7 and max-pooling, at a quarter of the resolution; or 3x3 at all
-    of it."""
-    dilated: bool = False
-    """A ResNet's last two stages keep their resolution and dilate their convolutions instead."""
+    """First module of a ResNet. imagenet: 7x7 and max-pooling, at a quarter of the resolution; 3x3:
+    at full resolution, for small images."""
+    dilated: bool = field(False, changes_run=True)
+    """Let a ResNet's last two stages keep their resolution and dilate their convolutions. Switch it
+    on for tasks that predict every pixel."""
     pretrained: str | None = None
-    """A file of torchvision's weights that every module of a ResNet starts with."""
+    """File with torchvision's weights, from which every module of a ResNet starts. None: random
+    weights."""
     bert: str | None = None
-    """Folder of a BERT: config.json, the tokenizer's files and the weights."""
+    """Folder of a BERT: config.json, the tokenizer's files and the weights. The encoder bert needs
+    it. None: for all other encoders."""
     bert_from_config: bool = False
-    """BERT starts with random weights, and needs none in the folder."""
+    """Start BERT with random weights, so that the folder needs no weights. Switch it on to try the
+    pipeline."""
     modules: int = 4
-    """Modules that BERT's layers are grouped into."""
-    aspp_rates: tuple[int, ...] = (12, 24, 36)
-    """Dilations of the heads that predict every pixel (atrous spatial pyramid pooling)."""
+    """Number of modules into which BERT's layers are grouped. More modules give more branch points
+    to search."""
+    aspp_rates: tuple[int, ...] = field((12, 24, 36), changes_run=True)
+    """Dilations of the heads that predict every pixel (atrous spatial pyramid pooling). Lower them
+    for small images."""
     aspp_width: int = 256
-    """Channels in these heads."""
+    """Number of channels in the heads that predict every pixel. Lower it for a small encoder."""
     dropout: float = 0.5
-    """In the heads of pixels and of text."""
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """The weights' optimiser; sgd has a momentum of 0.9. Gates have Adam."""
+    """Dropout in the heads of pixels and of text. Lower it if training and test losses are
+    close."""
+    optimizer: Literal["adam", "adamw", "sgd"] = field("adam", changes_run=True)
+    """Optimiser of the weights; sgd has a momentum of 0.9. The gates always have Adam."""
     weight_decay: float = 0.0
-    """Of the weights' optimiser."""
+    """Weight decay of the weights' optimiser. Raise it against overfitting."""
     schedule: Literal["constant", "halve", "poly"] = "constant"
-    """The step size over the steps since the search, a stage of CoNAL-Pro's, or the training began.
-    halve: half of it every agent.halve_every steps; poly: to 0 at the end, as (1 - share)^0.9."""
+    """Schedule of the learning rate over the steps since the search, a stage of conal_pro or the
+    training began. halve: half of it every agent.halve_every steps; poly: to 0 at the end, as
+    (1 - share)^0.9."""
     halve_every: int = 10_000
-    """Steps of the halve schedule."""
+    """Number of steps after which the halve schedule halves the learning rate."""
     mixed_precision: bool = False
-    """Compute in half precision where that is safe: float16 with scaled gradients on CUDA,
-    bfloat16 on a CPU that has instructions for it."""
-    select: bool = False
-    """Train the derived tree without the validation part, and keep the weights of its lowest loss
+    """Compute in half precision: float16 with scaled losses on CUDA, bfloat16 on a CPU with
+    instructions for it. Switch it on for speed."""
+    select: bool = field(False, changes_run=True)
+    """Train the derived tree without the validation part, and keep the weights with the lowest loss
     there. False: train on both parts and keep the last weights, as the paper does."""
     patience: int | None = None
-    """With agent.select: stop after so many looks at validation without a lower loss."""
+    """Number of evaluations on the validation part without a lower loss after which training stops.
+    It needs agent.select. None: training does not stop early."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,15 +132,18 @@ class ModelConfig(LearnerConfig):
         require(0 <= self.dropout < 1, "agent.dropout", self.dropout, "0 or more and below 1")
         if self.mixed_precision and self.weighting == "nash_mtl":
             raise ConfigError(
-                "agent.weighting: nash_mtl depends on the scale of gradients, which "
-                "agent.mixed_precision changes; leave out one of them"
+                "agent.weighting: got 'nash_mtl', expected a different one with "
+                "agent.mixed_precision. It depends on the scale of gradients; give up one of them"
             )
         if self.patience is not None and not self.select:
-            raise ConfigError("agent.patience: it needs agent.select, which looks at validation")
+            raise ConfigError(
+                f"agent.patience: got {self.patience}, expected None without agent.select. "
+                "Give agent.select, too"
+            )
 
     @property
     def depth(self) -> int:
-        """Modules of the chain."""
+        """Number of modules of the chain."""
         if self.encoder == "small":
             return len(self.channels)
         return self.modules if self.encoder == "bert" else 5
@@ -140,13 +158,15 @@ class ModelConfig(LearnerConfig):
 class SupervisedEvaluationConfig:
     """Validation and test."""
 
-    every: int = 500
-    """Steps between looks at the validation part, where it is not trained on."""
-    batch_size: int = 32
-    """Samples per task in one forward pass of validation and test."""
-    reference: str | None = None
-    """evaluation.json of another run, such as that of --agent.tree independent: delta_p against it
-    is reported."""
+    every: int = field(500, changes_experiment=False)
+    """Number of steps between evaluations on the validation part, with agent.select. Lower it to
+    select among more weights."""
+    batch_size: int = field(32, changes_experiment=False)
+    """Number of samples per task in one forward pass of validation and test. Raise it for speed,
+    lower it if memory is short."""
+    reference: str | None = field(None, changes_experiment=False)
+    """File evaluation.json of the run to compare with, such as one with --agent.tree independent;
+    delta_p against it is reported. None: delta_p is not reported."""
 
     def __post_init__(self) -> None:
         positive(self, "evaluation", "every", "batch_size")
@@ -169,16 +189,16 @@ class SupervisedConfig(RunConfig):
         return dataclasses.replace(self, data=dataclasses.replace(self.data, root=root))
 
     def with_whole_paths(self) -> SupervisedConfig:
-        """The same, with paths that hold in any folder: a run is gone on with from anywhere."""
+        """Return the same config with absolute paths, so that a resume works from any folder."""
 
         def whole(section: Any, *fields: str) -> Any:
-            given = {field: getattr(section, field) for field in fields}
-            found = {
+            given = {name: getattr(section, name) for name in fields}
+            absolute = {
                 name: str(Path(path).expanduser().resolve())
                 for name, path in given.items()
                 if path is not None
             }
-            return dataclasses.replace(section, **found)
+            return dataclasses.replace(section, **absolute)
 
         return dataclasses.replace(
             self,

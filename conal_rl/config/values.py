@@ -1,6 +1,6 @@
-"""Values of declared types: read from YAML or a command line's words, described in one-line errors.
+"""Values of declared types: how they are read from YAML or words, and described in errors.
 
-The types are those that a config's fields use: int, float, bool, str, Literal, tuple and unions.
+The types are the ones of a config's fields: int, float, bool, str, Literal, tuple and unions.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from conal_rl.errors import ConfigError
 def parse_options(
     argv: Sequence[str], kinds: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Split a command line into `{field: value}` for `--field VALUE` and the words beside them.
+    """Return `{field: value}` of the options `--field VALUE`, and all other words.
 
-    A flag takes no value or true/false, a list takes every word up to the next option, any other
+    A flag takes no value or true/false. A list takes every word up to the next option. Any other
     field takes one word. `-` and `_` are the same within a name.
+
+    Raises:
+        ConfigError: an option is unknown, or its value is missing.
     """
     given: dict[str, Any] = {}
     words: list[str] = []
@@ -44,13 +47,13 @@ def parse_options(
         values = [value] if equals else _take(left, kinds[name])
         if not values:
             expected = describe(kinds[name])
-            raise ConfigError(f"command line: {option}: no value given, expected {expected}")
+            raise ConfigError(f"command line: {option}: got no value, expected {expected}")
         given[name] = _from_words(values, kinds[name])
     return given, words
 
 
 def _take(left: list[str], kind: Any) -> list[str]:
-    """Remove the words from the front of `left` that are an option's values."""
+    """Remove an option's values from the front of `left` and return them."""
     if kind is bool:
         explicit = bool(left) and left[0].lower() in ("true", "false")
         return [left.pop(0)] if explicit else ["true"]
@@ -65,13 +68,13 @@ def _from_words(words: list[str], kind: Any) -> Any:
     if type(None) in arms and len(words) == 1 and words[0].lower() == "none":
         return None
     values = words if any(_holds_text(arm) for arm in arms) else [_from_word(w) for w in words]
-    # A single word is a list only where the field takes no other single value.
+    # A single word is a list only if the field takes no other single value.
     is_list = len(values) > 1 or not set(arms) - {*_lists(kind), type(None)}
     return list(values) if is_list else values[0]
 
 
 def _arms(kind: Any) -> tuple[Any, ...]:
-    """The types of a union; of any other type, itself."""
+    """Return the types of a union; of any other type, only that type."""
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
@@ -94,7 +97,7 @@ def _from_word(word: str) -> Any:
 
 
 def suggestion(name: str, known: Mapping[str, Any], prefix: str = "") -> str:
-    """Return `; did you mean ...?` for the closest name, by its last part if nothing else."""
+    """Return `; did you mean ...?` with the closest name, or nothing if no name is close."""
     last = {path.rpartition(".")[2]: path for path in known}
     close = difflib.get_close_matches(name, list(known), 1, cutoff=0.7)
     close = close or [last[n] for n in difflib.get_close_matches(name.rpartition(".")[2], last, 1)]
@@ -104,7 +107,7 @@ def suggestion(name: str, known: Mapping[str, Any], prefix: str = "") -> str:
 
 
 def convert(kind: Any, value: Any) -> Any:
-    """Return `value` as `kind`, which a field declares; raise ValueError where it is no such."""
+    """Return `value` as the type `kind` of a field; raise ValueError if it does not fit."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         for arm in args:
@@ -129,7 +132,7 @@ def convert(kind: Any, value: Any) -> Any:
 
 
 def describe(kind: Any, many: bool = False) -> str:
-    """Say what a field's type allows, for errors."""
+    """Return the values that a field's type allows, in words for errors."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return " or ".join(describe(arm) for arm in args)
@@ -144,14 +147,14 @@ def describe(kind: Any, many: bool = False) -> str:
     return names.get(kind, "None")
 
 
-def shown(value: Any) -> str:
-    """Return a value as an error quotes it: YAML-like and of at most 60 characters."""
+def quoted(value: Any) -> str:
+    """Return a value as errors quote it: like YAML, in at most 60 characters."""
     text = "nothing" if value is None else repr(lists_for_tuples(value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def lists_for_tuples(value: Any) -> Any:
-    """Return `value` with lists in place of its tuples, which plain YAML does not have."""
+    """Return `value` with its tuples as lists, because plain YAML has no tuples."""
     if isinstance(value, dict):
         return {key: lists_for_tuples(inner) for key, inner in value.items()}
     return [lists_for_tuples(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conal_rl.config import marked
 from conal_rl.reports.run_data import NETWORKS, Array, ConflictRecord, Curve, Phase
 from conal_rl.reports.style import COLOURS, FAINT, INK, dress, legend, line_styles
 
@@ -110,17 +111,11 @@ def _lines(records: Sequence[ConflictRecord]) -> list[_Line]:
     return lines
 
 
-_NO_MATTER = (
-    *("seed", "name", "device", "threads", "log_interval", "checkpoint_minutes"),
-    *("evaluation.", "data.root", "data.workers"),
-)
-"""The fields in which two runs of one experiment may differ."""
-
-
 def _same_but_seed(a: ConflictRecord, b: ConflictRecord) -> bool:
     if a.method != b.method or type(a.config) is not type(b.config):
         return False
-    return all(path.startswith(_NO_MATTER) for path in a.config.differences(b.config))
+    may_differ = marked(type(a.config), "changes_experiment", False)
+    return a.config.differences(b.config).keys() <= may_differ
 
 
 def _styles(lines: Sequence[_Line]) -> list[dict[str, Any]]:

@@ -12,17 +12,16 @@ from rich.console import RenderableType
 from torch import Tensor
 
 from conal_rl.config import RunConfig
-from conal_rl.core import ConalProStage, ConalSearch, LTBSearch, ReconSearch, Rule, Search, Tree
+from conal_rl.core import Search, Tree
 from conal_rl.core.learner import Learner
 from conal_rl.device import choose_precision, has_bfloat16
 from conal_rl.errors import ConfigError
 from conal_rl.literals import Precision
 from conal_rl.runs.progress import Session
+from conal_rl.runs.structures import first_structure
 
 Tensors = dict[str, dict[str, Tensor]]
 """Tensors by group and name, as a checkpoint holds them."""
-Gumbel = tuple[float, float]
-"""Temperature at the start and at the end of a search."""
 
 
 class Experiment(Protocol):
@@ -150,32 +149,12 @@ def search_space(config: RunConfig, tasks: tuple[str, ...]) -> Search:
     Raises:
         ConfigError: there is only one task.
     """
-    search = config.search
     if len(tasks) < 2:
         raise ConfigError(
             f"agent.tree: got 'search', expected a fixed tree, because {tasks[0]} is the only task "
             "and nothing can be shared. Give independent."
         )
-    if search.method == "ltb" or not search.purely_specific:
-        return LTBSearch(search.copies)
-    if search.method == "conal_pro":
-        return ConalProStage.first(len(tasks))
-    if search.method == "recon":
-        return ReconSearch(search.specific_layers)
-    return ConalSearch()
-
-
-def conflict_rule(config: RunConfig, searching: bool) -> Rule:
-    """Return the rule that conflicts are treated by, in a search or on fixed trees."""
-    if searching:
-        return config.search.rule if config.search.method in ("conal", "conal_pro") else "none"
-    return "none" if config.agent.conflict_rule == "ignore" else config.agent.conflict_rule
-
-
-def gumbel_temperature(config: RunConfig) -> Gumbel | None:
-    """Return the schedule of straight-through Gumbel gates; None stands for the softmax."""
-    search = config.search
-    return search.temperature if search.gumbel or search.method == "ltb" else None
+    return first_structure(config.search, len(tasks))
 
 
 def require_compiler(device: torch.device) -> None:

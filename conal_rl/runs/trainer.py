@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from conal_rl.config import RunConfig
+from conal_rl.config import RunConfig, marked
 from conal_rl.core import ConalProStage, Tree
 from conal_rl.errors import CheckpointError, ConfigError
 from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
@@ -23,18 +23,6 @@ from conal_rl.runs.folder import Run
 from conal_rl.runs.progress import Session, StopRequest, make_logger
 
 Phase = Literal["search", "train", "done"]
-_OF_A_RUN = {
-    "seed",
-    *(f"agent.{name}" for name in ("tree", "widths", "layer_norm", "optimizer")),
-    *(f"agent.{name}" for name in ("n_steps", "gamma")),
-    *(f"agent.{name}" for name in ("critic", "critic_bins", "critic_range", "critic_linear_to")),
-    *(f"agent.{name}" for name in ("critics", "actor_averaging", "conflict_rule", "weighting")),
-    *(f"search.{name}" for name in ("method", "rule", "purely_specific", "copies", "gumbel")),
-    *(f"search.{name}" for name in ("specific_layers", "specific_decay", "validation_share")),
-    *("agent.select", "agent.strides", "agent.dilated", "agent.aspp_rates"),
-    *("data.set", "data.size"),
-}
-"""Fields that no resume may change."""
 
 
 class Trainer:
@@ -224,9 +212,10 @@ class Trainer:
 
     def _require_same_run(self, began: RunConfig) -> None:
         """Raise ConfigError if the config changes what the run is or says that it was."""
+        fixed = marked(type(self.config), "changes_run")
         for path, (now, then) in self.config.differences(began).items():
             searched = path.startswith("search.") and self.phase != "search"
-            if path in _OF_A_RUN or (searched and path != "search.only"):
+            if path in fixed or (searched and path != "search.only"):
                 raise ConfigError(
                     f"{path}: got {now!r}, expected {then!r}, which {self.run.folder} began with. "
                     "Start a new run."

@@ -23,9 +23,7 @@ from conal_rl.errors import CheckpointError, ConfigError, TreeError, diverged
 from conal_rl.literals import Precision
 from conal_rl.runs.experiment import (
     Tensors,
-    conflict_rule,
     decide_precision,
-    gumbel_temperature,
     require_compiler,
     search_space,
 )
@@ -288,7 +286,7 @@ class SupervisedExperiment:
         )
         scales = self.precision == "float16"
         self._gate_scaler = torch.amp.GradScaler("cuda") if scales else None
-        rule = conflict_rule(self.config, self._searching)
+        rule = search.noticing_rule if self._searching else agent.rule_of_fixed_trees
         self.learner = Learner(
             self.network.encoder,
             self.optimizer,
@@ -362,7 +360,7 @@ class SupervisedExperiment:
             rate *= left**0.9
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        temperature = gumbel_temperature(config)
+        temperature = config.search.gumbel_temperature
         if temperature is not None and isinstance(self.network.encoder, SearchNetwork):
             start, end = temperature
             self.network.encoder.gumbel_temperature = end + (start - end) * left

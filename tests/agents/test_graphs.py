@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import traceback
-from functools import partial
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conal_rl.agents import ConalSAC
-from conal_rl.agents.storage import restore, training_state
+from conal_rl.agents.graphs import GraphCache
 from conal_rl.core import ConalSearch, LTBSearch, Structure, Tree
 from conal_rl.core.linear_stack import LinearStack, gram_at_once
 from tests.helpers.toy import make_agent, make_env, same_tensors
@@ -28,8 +28,7 @@ BRANCHED = Tree.from_branch_points([3, 2, 3], depth=2, tasks=make_env(TARGETS).t
 ELSE: dict[str, Any] = {
     "critic_reduce": "mean",
     "max_grad_norm": 1.0,
-    "hold_after_search": True,
-    "conflict_smoothing": 0.5,
+    "smoothing": 0.5,
     "weighting": "uncertainty",
 }
 WAITING = ("_local_scalar_dense", "nonzero", "lift_fresh", "bincount", "masked_select")
@@ -66,6 +65,8 @@ def trained(structure: Structure, device: str = "cpu", **settings: Any) -> Conal
 def test_an_update_asks_nothing_of_the_device(
     structure: Structure, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if settings and isinstance(structure, Tree):
+        settings = {**settings, "conflict_rule": "any_pair"}
     agent = trained(structure, **settings)
     for noticing in agent.noticing.values():
         noticing.study_every = 1
@@ -92,13 +93,27 @@ def _unrecorded(agent: ConalSAC, batch_size: int) -> dict[str, torch.Tensor]:
     return agent.update(agent.replay_buffer, batch_size, parts)
 
 
-def as_with_graphs(agent: ConalSAC, patch: pytest.MonkeyPatch) -> None:
+class Uncaptured(GraphCache):
+    """Runs kernel by kernel, on any device, and counts the calls of each kind."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[Any] = Counter()
+
+    def run(
+        self, kind: Any, function: Any, *inputs: torch.Tensor, replayed: Any = None
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        self.calls[kind[0]] += 1
+        outputs: torch.Tensor | dict[str, torch.Tensor] = function(*inputs)
+        return outputs
+
+    def forget(self) -> None:
+        pass
+
+
+def as_with_graphs(agent: ConalSAC) -> Uncaptured:
     """Updates wait for the envs as on a CUDA device, and are done as on a CPU."""
-    agent._recorder = object()  # type: ignore[assignment]
-    patch.setattr(agent, "_run_update", partial(_unrecorded, agent))
-    patch.setattr(agent, "_update_learning_rate", super(ConalSAC, agent)._update_learning_rate)
-    patch.setattr(agent, "predict", super(ConalSAC, agent).predict)
-    patch.setattr(agent, "forget_recorded", lambda: None)
+    agent.queue.graphs = graphs = Uncaptured()
+    return graphs
 
 
 @pytest.mark.parametrize(
@@ -116,7 +131,7 @@ def test_updates_in_learn_are_beside_the_step_of_the_environments(
     env = make_env(TARGETS, 2)
     agent = make_agent(BRANCHED, env=env if tells else VecCheckNan(env))
     if waits:
-        as_with_graphs(agent, monkeypatch)
+        as_with_graphs(agent)
     events: list[str] = []
 
     def noting(event: str, function: Any) -> Any:
@@ -129,9 +144,9 @@ def test_updates_in_learn_are_beside_the_step_of_the_environments(
     monkeypatch.setattr(agent, "predict", noting("act", agent.predict))
     monkeypatch.setattr(env, "step_async", noting("begin", env.step_async))
     monkeypatch.setattr(env, "step_wait", noting("end", env.step_wait))
-    monkeypatch.setattr(agent, "_run_update", noting("update", agent._run_update))
+    monkeypatch.setattr(agent.queue, "run", noting("update", agent.queue.run))
     agent.learn(120, log_interval=None)
-    assert agent._pending_updates == 0
+    assert agent.queue.pending == 0
     rounds = events.count("update")
     assert agent._n_updates == rounds > 10
     assert env.on_step_started is None
@@ -140,15 +155,13 @@ def test_updates_in_learn_are_beside_the_step_of_the_environments(
     assert in_the_middle[start : start + 12] == 3 * circle
 
 
-def test_a_checkpoint_changes_nothing_where_updates_wait(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_checkpoint_changes_nothing_where_updates_wait() -> None:
     """The step size falls, and is that of the update's time also after a restore."""
     falls = LinearSchedule(1e-2, 1e-4, end_fraction=1.0)
     agents = []
     for written in (True, False):
         agent = make_agent(BRANCHED, env=make_env(TARGETS, 2), learning_rate=falls)
-        as_with_graphs(agent, monkeypatch)
+        as_with_graphs(agent)
         checkpoints = Checkpoints(written)
         agent.learn(180, checkpoints, log_interval=None)
         assert bool(checkpoints.put_off) == written
@@ -157,15 +170,28 @@ def test_a_checkpoint_changes_nothing_where_updates_wait(
     assert same_tensors(*(agent.policy.state_dict() for agent in agents))
 
     before, after = agents[0], make_agent(BRANCHED, env=make_env(TARGETS, 2), learning_rate=falls)
-    as_with_graphs(after, monkeypatch)
-    before._pending_updates = 1
-    restore(after, *copy.deepcopy(training_state(before)))
-    assert after._pending_updates == 1
+    as_with_graphs(after)
+    before.queue.pending = 1
+    after.restore(*copy.deepcopy(before.training_state()))
+    assert after.queue.pending == 1
     for agent in (before, after):
         torch.manual_seed(0)
         agent.finish_updates()
     assert after._n_updates == before._n_updates
     assert same_tensors(before.policy.state_dict(), after.policy.state_dict())
+
+
+def test_actions_and_updates_go_through_the_graphs() -> None:
+    agent = make_agent(BRANCHED, env=make_env(TARGETS, 2), learning_starts=10)
+    graphs = as_with_graphs(agent)
+    agent.learn(120, log_interval=None)
+    assert graphs.calls["update"] == agent._n_updates > 10
+    assert graphs.calls["actions"] == 120 // 6 - 5  # steps of all envs, after the random ones
+    assert isinstance(agent._last_obs, np.ndarray)
+    torch.manual_seed(0)
+    actions, _ = agent.predict(agent._last_obs)
+    torch.manual_seed(0)
+    np.testing.assert_array_equal(agent.predict(agent._last_obs.copy())[0], actions)
 
 
 class Checkpoints(BaseCallback):
@@ -179,7 +205,7 @@ class Checkpoints(BaseCallback):
     def _on_rollout_start(self) -> None:
         assert isinstance(self.model, ConalSAC)
         if self.written:
-            _, state = training_state(self.model)
+            _, state = self.model.training_state()
             self.put_off.append(state["put_off"])
 
     def _on_step(self) -> bool:
@@ -203,8 +229,8 @@ def test_recorded_updates_are_those_without_recording(
         agent.train(150, 16)
         agents.append(agent)
     with_graphs, without = agents
-    assert with_graphs._recorder is not None and without._recorder is None
-    assert all(with_graphs._recorder.kinds().values())
+    assert with_graphs.queue.graphs is not None and without.queue.graphs is None
+    assert all(with_graphs.queue.graphs.kinds().values())
     for name, value in without.policy.state_dict().items():
         torch.testing.assert_close(
             with_graphs.policy.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name
@@ -220,8 +246,10 @@ def test_recorded_updates_are_those_without_recording(
 @needs_cuda
 def test_recorded_actions_are_of_the_newest_weights() -> None:
     agent = trained(BRANCHED, "cuda")
-    assert agent._recorder is not None
-    assert any(recorded for kind, recorded in agent._recorder.kinds().items() if "actions" in kind)
+    assert agent.queue.graphs is not None
+    assert any(
+        recorded for kind, recorded in agent.queue.graphs.kinds().items() if "actions" in kind
+    )
     assert isinstance(agent._last_obs, np.ndarray)
     with torch.no_grad():
         agent.actor.head.bias[:] = torch.tensor([3.0, -20.0], device="cuda")  # mean, log std
@@ -239,6 +267,8 @@ def test_a_step_size_that_falls_reaches_the_graphs() -> None:
     before = [weight.clone() for weight in agent.actor.weights()]
     agent._current_progress_remaining = 0.0
     agent.train(5, 8)
-    assert agent._recorder is not None
-    assert all(recorded for kind, recorded in agent._recorder.kinds().items() if "update" in kind)
+    assert agent.queue.graphs is not None
+    assert all(
+        recorded for kind, recorded in agent.queue.graphs.kinds().items() if "update" in kind
+    )
     assert all(map(torch.equal, before, agent.actor.weights()))

@@ -12,7 +12,7 @@ from torchjd import aggregation
 from conal_rl.agents import ConalSAC, TaskBatch
 from conal_rl.core import Tree, bilevel
 from conal_rl.core import weighting as ways
-from conal_rl.errors import ExtraError
+from conal_rl.errors import ConfigError, ExtraError
 from tests.helpers.toy import make_agent, make_env, random_batch, tasks_named
 
 TARGETS = (-0.5, 0.0, 0.5)
@@ -116,7 +116,7 @@ def test_one_task_has_nothing_to_aggregate() -> None:
 
 
 def test_what_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="unknown weighting 'fair'; there are equal, random"):
+    with pytest.raises(ConfigError, match=r"agent\.weighting: got 'fair'"):
         make_agent(SHARED, TARGETS, weighting="fair")
     monkeypatch.setattr(ways, "find_spec", lambda name: None)
     with pytest.raises(ExtraError, match=r"cagrad needs cvxpy and clarabel: .*\[aggregation\]"):
@@ -128,7 +128,7 @@ def test_conflicts_are_of_the_layers_that_the_tree_shares() -> None:
     tasks = tasks_named(2)
     own, shared = [[task] for task in tasks], [tasks]
     tree = Tree.from_groups(tasks, [own, shared, own, shared], may_rejoin=True)
-    agent = make_agent(tree, widths=(8, 8, 8, 8), hold_after_search=True)
+    agent = make_agent(tree, widths=(8, 8, 8, 8), conflict_rule="any_pair")
     agent.update.step_weights(random_batch(2, 16, seed=1))
     for name, learner in agent.learners.items():
         assert learner.report()["layers"] == [2, 4]

@@ -27,9 +27,9 @@ def train(tree: Tree | None, steps: int, **settings: Any) -> ConalSAC:
         "learning_rate": 5e-3,
         "ent_coef": 0.1,
         "batch_size": 32,
-        "learning_starts": 120,
+        "learning_starts": 40,
         "validation_share": 0.2,
-        "conflict_rule": "consensus",
+        "rule": "consensus",
     }
     agent = make_agent(tree, env=env, widths=(16, 16), **learning | settings)
     agent.learn(steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from typing import Any
@@ -176,10 +177,8 @@ def test_a_shared_tree_sums_the_tasks_gradients(monkeypatch: pytest.MonkeyPatch)
     """Noticing conflicts by the rule `none` changes nothing; another rule does."""
     fixed_noise(monkeypatch)
     tree = Tree.shared(TASKS, 2)
-    agents = [
-        make_agent(tree, TARGETS, hold_after_search=hold, conflict_rule=rule)
-        for hold, rule in ((False, "any_pair"), (True, "none"), (True, "any_pair"))
-    ]
+    rules = ("ignore", "none", "any_pair")
+    agents = [make_agent(tree, TARGETS, conflict_rule=rule) for rule in rules]
     for agent in agents[1:]:
         agent.policy.load_state_dict(agents[0].policy.state_dict())
     for agent in agents:
@@ -267,11 +266,11 @@ def changed_by(agent: ConalSAC, action: Callable[[], Any]) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("gumbel", [None, (1.0, 0.5)])
-def test_steps_touch_their_own_parameters_alone(
-    gumbel: tuple[float, float] | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("gumbel", [False, True])
+def test_steps_touch_only_their_own_parameters(
+    gumbel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agent = make_agent(None, TARGETS, gumbel_temperature=gumbel, gate_learning_rate=0.01)
+    agent = make_agent(None, TARGETS, gumbel=gumbel, gate_learning_rate=0.01)
     feed(agent, monkeypatch, cycle(batches_of(3)))
     steps: list[tuple[str, set[str]]] = []
     for module, name in (
@@ -396,15 +395,15 @@ def test_compiled_updates_are_the_same(tree: str, monkeypatch: pytest.MonkeyPatc
             for update in range(3):
                 torch.manual_seed(update)
                 agent.train(1, 16)
-        assert bool(eager) != agent.compile
+        assert bool(eager) != agent.settings.compile
     plain, compiled = (agent.policy.state_dict() for agent in agents)
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("tree", [Tree.shared(TASKS, 2), None])
-def test_reset_at(tree: Tree | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All weights begin anew, as far from where they were as another agent's, and not the gates."""
+def test_reset_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All weights are drawn again, as far from where they were as a different agent's."""
+    tree = Tree.shared(TASKS, 2)
     one, other = (make_agent(tree, TARGETS, actor_averaging=1.0, reset_at=at) for at in ((), (2,)))
     for agent in (one, other):
         feed(agent, monkeypatch, iter(batches_of(3)))
@@ -416,7 +415,6 @@ def test_reset_at(tree: Tree | None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in before.items():
         drawn = name.endswith(".weight")
         assert not drawn or (after[name] - value).norm() > value.norm(), name
-        assert "gates" not in name or torch.equal(after[name], value)
     pairs = ((other.critic_target, other.critic), (other.policy.actor_average, other.actor))
     for copied, network in pairs:
         assert copied is not None and same_tensors(copied.state_dict(), network.state_dict())
@@ -427,6 +425,27 @@ def test_reset_at(tree: Tree | None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert other.policy.actor_average is not None  # which begins with the first update after
     averaged = other.policy.actor_average.weights()
     assert all(map(torch.equal, averaged, other.actor.weights()))
+
+
+def test_a_search_is_not_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make_agent(None, TARGETS, reset_at=(2,))
+    feed(agent, monkeypatch, iter(batches_of(3)))
+    agent.train(2, 16)
+    assert agent.actor.optimizer.state and agent.critic.optimizer.state
+
+
+def test_a_reset_keeps_the_gates() -> None:
+    policy = make_agent(None, TARGETS).policy
+    with torch.no_grad():
+        for gates in (policy.actor.gates, policy.critic.gates):
+            assert gates is not None
+            gates.normal_()
+    before = {name: value.clone() for name, value in policy.named_parameters()}
+    policy.reset_weights()
+    for name, value in policy.named_parameters():
+        drawn = name.endswith(".weight")
+        assert not drawn or not torch.equal(value, before[name])
+        assert "gates" not in name or torch.equal(value, before[name])
 
 
 def test_normalised_actor_losses_ignore_the_scale_of_a_tasks_values(
@@ -485,7 +504,8 @@ def test_gate_every(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fixed_critics_with_a_searching_actor(monkeypatch: pytest.MonkeyPatch) -> None:
     tree = Tree.from_branch_points([1, 3, 3], 2, TASKS)
     agent = make_agent((None, tree), TARGETS, gate_learning_rate=0.01)
-    assert agent.searching and set(agent.gates) == {"actor"} == set(agent.noticing)
+    assert agent.searching and set(agent.gates) == {"actor"}
+    assert set(agent.noticing) == {"actor", "critic"}  # a settled network notices until the end
     feed(agent, monkeypatch, cycle(batches_of(3)))
     agent.train(gradient_steps=3, batch_size=16)
     actor, critic = agent.derive()
@@ -514,7 +534,8 @@ def test_actor_and_critic_of_different_trees(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_gumbel_temperature_falls_over_learn() -> None:
-    agent = make_agent(None, gumbel_temperature=(1.0, 0.2), validation_share=0.5, train_freq=4)
+    falls: dict[str, Any] = {"gumbel": True, "temperature": (1.0, 0.2)}
+    agent = make_agent(None, **falls, validation_share=0.5, train_freq=4)
     temperatures = []
 
     def note(*_: Any) -> bool:
@@ -531,11 +552,10 @@ def test_gumbel_temperature_falls_over_learn() -> None:
 def test_gumbel_temperature_falls_in_every_stage() -> None:
     """The second stage goes from half of the steps so far to their end."""
     stage = ConalProStage(2, (None, None))
-    agent = make_agent((stage, Tree.shared(TASKS[:2], 2)), gumbel_temperature=(1.0, 0.2))
+    agent = make_agent((stage, Tree.shared(TASKS[:2], 2)))
     found = []
-    for steps in (100, 150, 200):
-        agent._update_current_progress_remaining(steps, 200)
-        agent._anneal_gates()
+    for left in (0.5, 0.25, 0.0):
+        agent.policy.anneal_gates((1.0, 0.2), left)
         found.append(agent.actor.encoder.gumbel_temperature)
     assert found == pytest.approx([1.0, 0.6, 0.2])
 
@@ -624,8 +644,8 @@ def test_nothing_is_derived_from_gates_that_have_not_moved(structure: Structure)
 def test_features_come_before_the_one_hot() -> None:
     agent = make_agent(None, TARGETS)
     agent.learn(60)
-    batch = agent.replay_buffer.sample(4)
-    assert batch.observations.shape == (3, 4, FEATURES)
+    batch = agent.replay_buffer.sample(40)
+    assert batch.observations.shape == (3, 40, FEATURES)
     assert list(islice(batch.observations[..., 0].unique(), 5)) == [0, 1, 2, 3, 4]
 
 
@@ -640,17 +660,23 @@ def test_features_come_before_the_one_hot() -> None:
     ],
 )
 def test_settings_may_change_while_it_learns(name: str, value: Any) -> None:
-    """As SB3's do: callbacks assign them."""
     learnt = []
     for changed in (True, False):
-        agent = make_agent(Tree.shared(TASKS, 2), TARGETS, critic_reduce="min")
+        agent = make_agent(Tree.shared(TASKS, 2), TARGETS)
         if changed:
-            setattr(agent, name, value)
+            agent.settings = dataclasses.replace(agent.settings, **{name: value})
+            assert getattr(agent.settings, name) == value
         torch.manual_seed(0)
         agent.update.step_weights(random_batch(3, 16))
         agent.update.step_weights(random_batch(3, 16))
         learnt.append(agent.policy.state_dict())
     assert not same_tensors(*learnt)
+
+
+def test_settings_of_the_networks_stay() -> None:
+    agent = make_agent(Tree.shared(TASKS, 2), TARGETS)
+    with pytest.raises(ConfigError, match=r"agent\.widths"):
+        agent.settings = dataclasses.replace(agent.settings, widths=(4, 4))
 
 
 def test_the_search_alone_decays_specific_modules() -> None:

@@ -24,7 +24,7 @@ from conal_rl.agents import ConalSAC
 from conal_rl.core import LTBSearch, ReconSearch, Tree, TreeNetwork
 from conal_rl.envs import TaskVecEnv
 from conal_rl.envs.vec_env import Task
-from conal_rl.errors import ObservationError, TreeError
+from conal_rl.errors import ConfigError, ObservationError, TreeError
 from tests.helpers.agents import SEARCH, TASKS, TREES, assert_same_agent
 from tests.helpers.toy import Target, make_agent, make_env, random_rows, same_tensors
 
@@ -160,7 +160,9 @@ def test_zip_file(tree: str, temperature: str, tmp_path: Path) -> None:
     rows = random_rows([1, 0, 1], tasks=2)
     expected, _ = agent.predict(rows, deterministic=True)
     np.testing.assert_array_equal(loaded.predict(rows, deterministic=True)[0], expected)
-    for name in ("gate_every", "reward_scale", "critic_reduce", "target_entropy", "batch_size"):
+    assert (loaded.settings, loaded.search) == (agent.settings, agent.search)
+    assert loaded.settings.reward_scale == 0.5 and loaded.search.gate_every == 2
+    for name in ("target_entropy", "batch_size", "learning_starts", "ent_coef", "train_freq"):
         assert getattr(loaded, name) == getattr(agent, name)
 
     resumed = ConalSAC.load(tmp_path / "agent.zip", env=make_env((-0.5, 0.5)), device="cpu")
@@ -180,7 +182,7 @@ def test_zip_file_with_learnt_loss_weights(tmp_path: Path) -> None:
     agent.save(tmp_path / "agent.zip")
     loaded = ConalSAC.load(tmp_path / "agent.zip", env=make_env((-0.5, 0.5)), device="cpu")
     assert_same_agent(agent, loaded)
-    (learnt,), (again,) = (a.loss_weights.parameters() for a in (agent, loaded))
+    (learnt,), (again,) = (a.update.loss_weights.parameters() for a in (agent, loaded))
     assert learnt.abs().min() > 0 and torch.equal(learnt, again)
     loaded.learn(60)
     assert not torch.equal(learnt, again)
@@ -253,6 +255,7 @@ def test_learning_rate_schedules_and_episode_training() -> None:
         Tree.shared(TASKS[:1], 2),
         (0.5,),
         learning_rate=lambda left: 1e-3 * left,
+        learning_starts=20,
         train_freq=(2, "episode"),
         gradient_steps=-1,
     )
@@ -284,7 +287,7 @@ def test_vec_normalize_is_refused() -> None:
 def test_an_env_without_names_needs_them() -> None:
     env = make_env((-0.5, 0.5))
     del env.tasks
-    with pytest.raises(ValueError, match=r"pass tasks=\[\.\.\.\]"):
+    with pytest.raises(ValueError, match="tasks"):
         make_agent(None, env=env)
     assert make_agent(None, env=env, tasks=["a", "b"]).tasks == ("a", "b")
 
@@ -292,7 +295,7 @@ def test_an_env_without_names_needs_them() -> None:
 def test_sb3s_tables_take_long_names_that_begin_alike(capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"some_package.of_mine.envs:Pendulum{kind}-v1" for kind in ("Heavy", "Light")]
     env = TaskVecEnv("toy", [Task(name, Target) for name in names])
-    agent = ConalSAC(env=env, verbose=1, policy_kwargs={"widths": (8,)}, seed=0)
+    agent = ConalSAC(env=env, verbose=1, widths=(8,), learning_starts=50, seed=0)
     agent.learn(200, log_interval=4)
     told = capsys.readouterr().out
     assert all(f"{name} " in told for name in names)
@@ -301,9 +304,9 @@ def test_sb3s_tables_take_long_names_that_begin_alike(capsys: pytest.CaptureFixt
 
 def test_targets_that_the_critics_cannot_express_are_told() -> None:
     """Rewards of -1 for ever: a value of -100 where the range ends at -1."""
-    kinds: dict[str, Any] = {"critic": "hl_gauss", "learning_starts": 20}
+    kinds: dict[str, Any] = {"critic": "hl_gauss", "learning_starts": 10}
     agent = make_agent(TREES["shared"], (5.0, 5.0), **kinds)
-    with pytest.warns(UserWarning, match=r"outside of critic_range \(-1.0, 11.0\)"):
+    with pytest.warns(UserWarning, match="critic_range"):
         agent.learn(400, log_interval=4)
     fine = make_agent(TREES["shared"], (5.0, 5.0), reward_scale=1e-4, **kinds)
     logged = Memory()
@@ -317,7 +320,7 @@ def test_targets_that_the_critics_cannot_express_are_told() -> None:
 @pytest.mark.parametrize("tree", ["search", "recon"])
 def test_zip_file_keeps_the_conflicts_and_the_episodes(tree: str, tmp_path: Path) -> None:
     structure = ReconSearch(1) if tree == "recon" else TREES[tree]
-    agent = make_agent(structure, **SEARCH, conflict_smoothing=0.9)
+    agent = make_agent(structure, **SEARCH, smoothing=0.9)
     agent.learn(96)
     agent.save(tmp_path / "agent.zip")
     loaded = ConalSAC.load(tmp_path / "agent.zip", env=make_env((-0.5, 0.5)), device="cpu")
@@ -332,9 +335,9 @@ def test_zip_file_keeps_the_conflicts_and_the_episodes(tree: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("saved", "settings", "message"),
     [
-        (TREES["shared"], {"normalize_returns": True}, "normalize_returns True, the agent False"),
-        (TREES["shared"], {"n_steps": 3}, "n_steps 3, the agent 1"),
-        (None, {"validation_share": 0.3}, "validation_share 0.3, the agent 0"),
+        (TREES["shared"], {"normalize_returns": True}, "normalize_returns"),
+        (TREES["shared"], {"n_steps": 3}, "n_steps"),
+        (None, {"validation_share": 0.3}, "validation_share"),
     ],
 )
 def test_a_replay_of_other_settings_is_refused(
@@ -350,7 +353,7 @@ def test_a_replay_of_other_settings_is_refused(
 
 def test_a_replay_of_another_algorithm_is_refused(tmp_path: Path) -> None:
     SAC("MlpPolicy", "Pendulum-v1", buffer_size=10).save_replay_buffer(tmp_path / "replay.pkl")
-    with pytest.raises(ValueError, match="a ReplayBuffer is no replay of a ConalSAC"):
+    with pytest.raises(ValueError, match="replay buffer"):
         make_agent(TREES["shared"]).load_replay_buffer(tmp_path / "replay.pkl")
 
 
@@ -370,16 +373,15 @@ def test_returns_do_not_go_on_in_a_replay_that_was_loaded(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_search_needs_data_of_both_kinds(share: float) -> None:
-    with pytest.raises(ValueError, match="validation_share is between 0 and 1 in a search"):
+    with pytest.raises(ConfigError, match=r"search\.validation_share"):
         make_agent(None, validation_share=share)
-    make_agent(TREES["shared"], validation_share=share)
 
 
 @pytest.mark.parametrize(
     "argument", [{"replay_buffer_class": HerReplayBuffer}, {"optimize_memory_usage": True}]
 )
 def test_another_replay_is_refused(argument: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(argument))} is not supported"):
+    with pytest.raises(ValueError, match=next(iter(argument))):
         make_agent(TREES["shared"], **argument)
 
 
@@ -418,7 +420,7 @@ def test_recon_counts_every_step() -> None:
 
 
 def test_recon_counts_in_plain_training() -> None:
-    agent = make_agent(ReconSearch(1), conflict_rule="any_pair")
+    agent = make_agent(ReconSearch(1), rule="any_pair")
     assert {noticing.rule for noticing in agent.noticing.values()} == {"none"}
     alone = make_agent(ReconSearch(1), (0.5,))
     assert all(tree == Tree.independent(TASKS[:1], 2) for tree in alone.derive())
@@ -426,7 +428,7 @@ def test_recon_counts_in_plain_training() -> None:
 
 def test_and_deeper_is_refused_where_nothing_is_behind_one_copy_alone() -> None:
     with pytest.raises(ValueError, match="and_deeper"):
-        make_agent(LTBSearch(2), conflict_rule="and_deeper")
+        make_agent(LTBSearch(2), rule="and_deeper")
 
 
 def exchanged() -> TaskVecEnv:
@@ -457,7 +459,7 @@ def test_observations_of_no_task_are_refused(tail: tuple[float, float], named: s
     agent = make_agent(TREES["shared"])
     rows = np.array([[0, 0, 0, 1, 0], [0, 0, 0, *tail]], dtype=np.float32)
     for wrong in (rows, rows[1]):
-        with pytest.raises(ObservationError, match="not in the one-hot of one of 2 tasks") as error:
+        with pytest.raises(ObservationError, match="one-hot") as error:
             agent.predict(wrong)
         assert named in str(error.value)
     assert agent.predict(rows[0])[0].shape == (1,)
@@ -468,44 +470,61 @@ def test_an_env_without_a_one_hot_is_refused() -> None:
         pass
 
     env = Unnamed([Target])
-    with pytest.raises(ValueError, match="3 numbers cannot end in the one-hot of 3 tasks"):
+    with pytest.raises(ValueError, match=r"3 numbers.* 3 tasks"):
         ConalSAC(env=env, tasks=("a", "b", "c"))
     agent = ConalSAC(env=env, tasks=("a", "b"))
-    with pytest.raises(ObservationError, match="not in the one-hot of one of 2 tasks"):
+    with pytest.raises(ObservationError, match="one-hot"):
         agent.learn(10)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tree": "shared"}, r"a tree is a Tree, such as Tree.shared.* not 'shared'"),
-        ({"tree": [None, None]}, "a pair of them is a tuple"),
-        ({"tree": (None, None, None)}, "tree is a pair of actor's and critics', not 3"),
-        ({"env": make_env((0.1,))}, "task-0 is the only task and has nobody to share with"),
-        ({"tasks": "task-0"}, "tasks are a list of names, not 'task-0'"),
-        ({"tasks": ()}, r"tasks are a list of names, not \(\)"),
+        ({"tree": "shared"}, "tree: got 'shared'"),
+        ({"tree": [None, None]}, "tree: got"),
+        ({"tree": (None, None, None)}, "tree: got 3"),
+        ({"env": make_env((0.1,))}, "tree: .*task-0"),
+        ({"tasks": "task-0"}, "tasks: got 'task-0'"),
+        ({"tasks": ()}, r"tasks: got \(\)"),
         ({"tasks": ("a", "a")}, "tasks: got 'a' twice"),
         ({"tasks": ("a", " ")}, "tasks: got ' '"),
-        ({"n_steps": 0}, "n_steps is at least 1, not 0"),
-        ({"batch_size": 0}, "batch_size is at least 1, not 0"),
-        ({"buffer_size": 0}, "buffer_size is at least 1, not 0"),
-        ({"gate_every": 0}, "gate_every is at least 1, not 0"),
-        ({"actor_every": 0}, "actor_every is at least 1, not 0"),
-        ({"target_update_interval": 0}, "target_update_interval is at least 1, not 0"),
-        ({"critic_reduce": "max"}, "critic_reduce is min or mean, not 'max'"),
-        ({"buffer_size": 3, "validation_share": 0.9}, "validation gets all of 3 transitions"),
-        ({"gamma": 2.0}, "gamma is between 0 and 1, not 2.0"),
-        ({"tau": 0.0}, "tau is above 0 and at most 1, not 0.0"),
-        ({"reward_scale": 0.0}, "reward_scale is above 0, not 0.0"),
-        ({"specific_decay": -1.0}, "specific_decay is at least 0, not -1.0"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm is None or above 0, not 0.0"),
-        ({"gumbel_temperature": (1.0,)}, "two numbers above 0, the higher first"),
-        ({"gumbel_temperature": (0.1, 1.0)}, "two numbers above 0, the higher first"),
-        ({"policy_kwargs": {"widths": ()}}, r"widths are one or more .* not \(\)"),
-        ({"policy_kwargs": {"widths": (8, 0)}}, "widths are one or more"),
-        ({"policy_kwargs": {"critics": 0}}, "critics is at least 1, not 0"),
-        ({"policy_kwargs": {"actor_averaging": -1.5}}, "actor_averaging is None or at least 0"),
-        ({"env": None}, r"needs an env, such as conal_rl.envs.make\('mt10'\)"),
+        ({"n_steps": 0}, "agent.n_steps"),
+        ({"batch_size": 0}, "agent.batch_size"),
+        ({"buffer_size": 0}, "agent.buffer_size"),
+        ({"learning_starts": -1}, "agent.learning_starts"),
+        ({"gate_every": 0}, "search.gate_every"),
+        ({"actor_every": 0}, "agent.actor_every"),
+        ({"target_update_interval": 0}, "target_update_interval: got 0"),
+        ({"critic_reduce": "max"}, "agent.critic_reduce"),
+        ({"buffer_size": 3, "validation_share": 0.9}, "buffer_size: got 3"),
+        ({"gamma": 2.0}, "agent.gamma"),
+        ({"tau": 0.0}, "agent.tau"),
+        ({"reward_scale": 0.0}, "agent.reward_scale"),
+        ({"specific_decay": -1.0}, "search.specific_decay"),
+        ({"max_grad_norm": 0.0}, "agent.max_grad_norm"),
+        ({"temperature": (1.0,)}, "search.temperature"),
+        ({"temperature": (0.1, 1.0)}, "search.temperature"),
+        ({"policy_kwargs": {"widths": ()}}, "agent.widths"),
+        ({"widths": (8, 0)}, "agent.widths"),
+        ({"policy_kwargs": {"critics": 0}}, "agent.critics"),
+        ({"policy_kwargs": {"actor_averaging": -1.5}}, "agent.actor_averaging"),
+        ({"policy_kwargs": {"widths": (8,)}, "widths": (8,)}, "widths: "),
+        ({"policy_kwargs": {"net_arch": [8]}}, "net_arch"),
+        ({"train_freq": 0}, "agent.update_every"),
+        ({"gradient_steps": 0}, "agent.updates"),
+        ({"ent_coef": "auto_0"}, "agent.initial_temperature"),
+        ({"learning_rate": "fast"}, "agent.learning_rate"),
+        ({"settings": {"gamma": 0.9}}, "settings: "),
+        ({"search": {"rule": "none"}}, "search: "),
+        ({"critic": "huber"}, "agent.critic: "),
+        ({"conflict_margin": 0.1}, "conflict_margin: .*margin"),
+        ({"conflict_smoothing": 0.1}, "conflict_smoothing: .*smoothing"),
+        ({"hold_after_search": True}, "hold_after_search: .*conflict_rule"),
+        ({"gumbel_temperature": (1.0, 0.5)}, "gumbel_temperature: .*temperature"),
+        ({"conflict_rule": "none"}, "conflict_rule: .*give rule"),
+        ({"tree": ReconSearch(1), "specific_layers": 2}, "specific_layers: "),
+        ({"method": "recon"}, "method"),
+        ({"env": None}, "env: got None"),
     ],
 )
 def test_arguments_out_of_their_range(arguments: dict[str, Any], message: str) -> None:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conal_rl.agents import ConalSAC
-from conal_rl.agents.storage import load_trees, restore, training_state, trees_to_json
+from conal_rl.agents.tree_files import load_trees, trees_to_json
 from conal_rl.core import Tree
 from conal_rl.errors import CheckpointError, TreeError
 from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
@@ -80,7 +80,7 @@ def test_weights_there_and_back(tree: str, critic: str, tmp_path: Path, no_pickl
     expected, _ = agent.predict(rows, deterministic=True)
     np.testing.assert_array_equal(loaded.predict(rows, deterministic=True)[0], expected)
     assert loaded.derive() == agent.derive()
-    assert (loaded.tasks, loaded.num_timesteps, loaded.reward_scale) == (TASKS, 120, 0.5)
+    assert (loaded.tasks, loaded.num_timesteps, loaded.settings.reward_scale) == (TASKS, 120, 0.5)
     features, actions = torch.randn(2, 3, 3), torch.rand(2, 3, 1)
     assert torch.equal(
         loaded.critic.values(features, actions), agent.critic.values(features, actions)
@@ -334,9 +334,9 @@ def test_wrong_tree_files(content: str | bytes, reason: str, tmp_path: Path) -> 
 
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "search": ("search", {"conflict_smoothing": 0.9, "gate_every": 2}),
-    "gumbel": ("search", {"gumbel_temperature": (1.0, 0.3)}),
-    "shared": ("shared", {"hold_after_search": True, "actor_averaging": 2.0}),
+    "search": ("search", {"smoothing": 0.9, "gate_every": 2}),
+    "gumbel": ("search", {"gumbel": True, "temperature": (1.0, 0.3)}),
+    "shared": ("shared", {"conflict_rule": "any_pair", "actor_averaging": 2.0}),
     "weighted": ("shared", {"weighting": "uncertainty"}),
     "aggregated": ("shared", {"weighting": "pcgrad"}),
     "pair": ("pair", {"critic": "hl_gauss", "critic_range": (-30.0, 0.0), "ent_coef": 0.1}),
@@ -353,9 +353,9 @@ def test_resumed_updates_are_the_uninterrupted_ones(
     agent = make_agent(TREES[tree], **changed)
     agent.learn(steps)  # 20: before the first update
     assert (agent._n_updates > 0) == (steps > 40)
-    save_checkpoint(tmp_path, steps, *training_state(agent))
+    save_checkpoint(tmp_path, steps, *agent.training_state())
     resumed = make_agent(TREES[tree], **changed | {"seed": 7})
-    restore(resumed, *load_checkpoint(tmp_path))
+    resumed.restore(*load_checkpoint(tmp_path))
 
     assert resumed.num_timesteps == agent.num_timesteps
     assert resumed._episode_num == agent._episode_num
@@ -372,7 +372,7 @@ def test_resumed_updates_are_the_uninterrupted_ones(
         one.replay_buffer.cut_episodes()
     assert resumed._n_updates == agent._n_updates >= 10 * (steps > 40)
     assert same_tensors(agent.policy.state_dict(), resumed.policy.state_dict())
-    mine, theirs = training_state(agent), training_state(resumed)
+    mine, theirs = agent.training_state(), resumed.training_state()
     assert mine[0].keys() == theirs[0].keys()
     for group, tensors in mine[0].items():
         assert same_tensors(tensors, theirs[0][group]), group
@@ -387,7 +387,7 @@ def assert_same_noticing(one: Any, two: Any) -> None:
 def test_random_streams_go_on(tmp_path: Path) -> None:
     agent = make_agent(TREES["shared"])
     agent.learn(50)
-    save_checkpoint(tmp_path, 50, *training_state(agent))
+    save_checkpoint(tmp_path, 50, *agent.training_state())
 
     def draws(one: ConalSAC) -> list[Any]:
         rows = random_rows([0, 1], tasks=2)
@@ -397,7 +397,7 @@ def test_random_streams_go_on(tmp_path: Path) -> None:
 
     expected = draws(agent)
     resumed = make_agent(TREES["shared"], seed=9)
-    restore(resumed, *load_checkpoint(tmp_path))
+    resumed.restore(*load_checkpoint(tmp_path))
     assert draws(resumed) == expected
 
 
@@ -416,22 +416,22 @@ def test_random_streams_go_on(tmp_path: Path) -> None:
 def test_restoring_into_another_agent(tree: str, other: dict[str, Any], reason: str) -> None:
     agent = make_agent(TREES[tree], **SEARCH)
     agent.learn(100)
-    groups, state = copy.deepcopy(training_state(agent))
+    groups, state = copy.deepcopy(agent.training_state())
     shape = TREES[other.pop("tree", tree)]
     if "targets" in other:
         shape = Tree.shared(["task-0", "task-1", "task-2"], 2)
     with pytest.raises(CheckpointError, match=reason) as error:
-        restore(make_agent(shape, **SEARCH | other), groups, state)
+        make_agent(shape, **SEARCH | other).restore(groups, state)
     assert "\n" not in str(error.value)
 
 
 def test_restore_says_what_is_missing() -> None:
     agent = make_agent(TREES["shared"])
-    groups, state = training_state(agent)
+    groups, state = agent.training_state()
     for name in ("steps", "replay", "recent"):
         lacking = {key: value for key, value in state.items() if key != name}
         with pytest.raises(CheckpointError, match=name):
-            restore(agent, groups, lacking)
+            agent.restore(groups, lacking)
 
 
 def test_derived_agents_take_the_searchs_data() -> None:

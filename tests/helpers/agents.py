@@ -16,12 +16,12 @@ TREES = {
     "shared": Tree.shared(TASKS, 2),
     "pair": (Tree.independent(TASKS, 2), Tree.from_branch_points([2, 2], 2, TASKS)),
 }
-SEARCH: dict[str, Any] = {"validation_share": 0.3, "learning_starts": 40, "train_freq": 4}
+SEARCH: dict[str, Any] = {"validation_share": 0.3, "learning_starts": 20, "train_freq": 4}
 
 
 def optimizers(agent: ConalSAC) -> list[Any]:
     found = [agent.actor.optimizer, agent.critic.optimizer, agent.ent_coef_optimizer]
-    states = [o.state_dict() for o in [*found, agent.gate_optimizer] if o is not None]
+    states = [o.state_dict() for o in [*found, agent.update.gate_optimizer] if o is not None]
     return [[dict(slots) for slots in state["state"].values()] for state in states]
 
 

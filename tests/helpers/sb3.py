@@ -10,7 +10,7 @@ from stable_baselines3 import SAC
 from torch import Tensor, nn
 
 from conal_rl.agents import ConalSAC
-from conal_rl.agents.policies import CRITICS, TaskActor, TaskNetwork
+from conal_rl.agents.policies import TaskActor, TaskNetwork
 from conal_rl.core.linear_stack import LinearStack
 from conal_rl.core.tree_network import TreeNetwork
 from tests.helpers.toy import FEATURES
@@ -108,7 +108,7 @@ def differences(agent: ConalSAC, sac: SAC) -> dict[str, float]:
     ):
         pairs[name] = [
             (weights_of(mine, row), weights)
-            for row, weights in zip(range(CRITICS), critic_weights_in(theirs), strict=True)
+            for row, weights in enumerate(critic_weights_in(theirs))
         ]
     found = {
         name: max(

@@ -119,34 +119,21 @@ def make_agent(
     widths: Sequence[int] = (8, 8),
     **settings: Any,
 ) -> ConalSAC:
-    """A small agent on `make_env(targets)`; `settings` are `ConalSAC`'s or its policy's."""
-    policy: dict[str, Any] = {
-        key: settings.pop(key)
-        for key in (
-            "layer_norm",
-            "critic",
-            "critics",
-            "critic_bins",
-            "critic_range",
-            "critic_linear_to",
-            "mixed_precision",
-            "actor_averaging",
-        )
-        if key in settings
-    }
+    """A small agent on `make_env(targets)`, plain SAC unless `settings` say otherwise."""
     defaults: dict[str, Any] = {
+        "critic": "mse",
+        "reward_scale": 1.0,
+        "critic_reduce": "min",
+        "rule": "any_pair",
+        "gate_learning_rate": 3e-4,
         "batch_size": 8,
         "buffer_size": 500,
-        "learning_starts": 20,
+        "learning_starts": 10,
         "seed": 0,
         "device": "cpu",
     }
-    agent = ConalSAC(
-        env=env or make_env(targets),
-        tree=tree,
-        policy_kwargs={"widths": tuple(widths), "critic": "mse", **policy},
-        **{**defaults, **settings},
-    )
+    given = {**defaults, "widths": widths, **settings}
+    agent = ConalSAC(env=env or make_env(targets), tree=tree, **given)
     agent.set_logger(configure(None, []))  # `train` logs, also without `learn` before it
     return agent
 

@@ -13,7 +13,7 @@ import yaml
 
 from conal_rl import train
 from conal_rl.agents import ConalSAC
-from conal_rl.agents.storage import load_trees
+from conal_rl.agents.tree_files import load_trees
 from conal_rl.core import Tree
 from conal_rl.errors import CheckpointError
 from conal_rl.runs.checkpoints import load_checkpoint
@@ -218,15 +218,15 @@ def test_divergence_is_one_line(
 ) -> None:
     """Either the next actions cannot be drawn, or an env refuses them. The checkpoint stays."""
     monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", validated)
-    update = ConalSAC._run_update
+    finish = ConalSAC.finish_updates
 
-    def broken(self: ConalSAC, batch_size: int) -> dict[str, torch.Tensor]:
-        if self.num_timesteps > 200:
+    def broken(self: ConalSAC, batch_size: int | None = None) -> None:
+        if self.queue.pending and self.num_timesteps > 200:
             with torch.no_grad():
                 self.actor.head.weight[0] = torch.nan
-        return update(self, batch_size)
+        finish(self, batch_size)
 
-    monkeypatch.setattr(ConalSAC, "_run_update", broken)
+    monkeypatch.setattr(ConalSAC, "finish_updates", broken)
     run = tmp_path / "run"
     assert train.main([toy, "--out", str(run)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]

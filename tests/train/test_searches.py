@@ -12,7 +12,7 @@ import torch
 from conal_rl import train
 from conal_rl.agents import ConalSAC, experiment
 from conal_rl.agents.experiment import make_agent
-from conal_rl.agents.storage import load_trees
+from conal_rl.agents.tree_files import load_trees
 from conal_rl.config import Config, load_config
 from conal_rl.core import ConalProStage, ConflictNoticing, SearchNetwork, Tree, weighting
 from conal_rl.envs import make

@@ -1,0 +1,227 @@
+"""The arguments of `ConalSAC`: its settings as keywords, and what SB3's loop makes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from stable_baselines3.common.utils import LinearSchedule
+
+from conal_rl.config import AgentConfig, SearchConfig, marked, with_values
+from conal_rl.core import Structure, Tree
+from conal_rl.errors import ConfigError
+
+_AGENT = marked(AgentConfig, "keyword")
+_SEARCH = marked(SearchConfig, "keyword")
+_RENAMED = {
+    "conflict_margin": "margin",
+    "conflict_smoothing": "smoothing",
+    "hold_after_search": "conflict_rule, which is 'ignore' or the rule of a fixed tree",
+    "gumbel_temperature": "gumbel=True and temperature=(start, end)",
+}
+_OF_THE_SPACE = ("purely_specific", "copies", "specific_layers")
+
+
+def _whole_steps(train_freq: Any) -> Any:
+    """Return SB3's train_freq as update_every; None if it counts episodes."""
+    if not isinstance(train_freq, tuple | list):
+        return train_freq
+    frequency, unit = train_freq
+    return frequency if getattr(unit, "value", unit) == "step" else None
+
+
+def _start_of_temperature(ent_coef: Any) -> Any:
+    """Return SB3's ent_coef as initial_temperature; None if the temperature is fixed."""
+    if not (isinstance(ent_coef, str) and ent_coef.startswith("auto")):
+        return None
+    return ent_coef.removeprefix("auto").removeprefix("_") or 1.0
+
+
+_SB3: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "learning_rate": ("learning_rate", lambda rate: None if callable(rate) else rate),
+    "train_freq": ("update_every", _whole_steps),
+    "gradient_steps": ("updates", lambda steps: steps if steps >= 0 else None),
+    "ent_coef": ("initial_temperature", _start_of_temperature),
+}
+"""SB3's keywords, the setting that each stands for, and its value there; None: not expressible."""
+
+KEYWORDS = _AGENT | _SEARCH | frozenset(_SB3) | frozenset(_RENAMED)
+"""Keywords of `ConalSAC` that become settings."""
+
+SETTINGS = KEYWORDS | {"settings", "search"}
+"""Attributes that SB3's `load` may have set for `_setup_model` to move."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What an agent is made of, whoever gave it.
+
+    Attributes:
+        settings: the agent's settings.
+        search: the search's settings.
+        sb3: what only SB3's keywords can say, such as a schedule as `learning_rate`.
+    """
+
+    settings: AgentConfig = dataclasses.field(default_factory=AgentConfig)
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    sb3: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.settings, AgentConfig):
+            raise TypeError(f"settings: got {self.settings!r}, expected an AgentConfig")
+        if not isinstance(self.search, SearchConfig):
+            raise TypeError(f"search: got {self.search!r}, expected a SearchConfig")
+
+    def with_keywords(self, keywords: Mapping[str, Any]) -> Arguments:
+        """Return these arguments with some of `SETTINGS` replaced; single fields win.
+
+        Raises:
+            ConfigError: a keyword has a new name, or a value is of the wrong type or range.
+        """
+        given = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in keywords.items()
+        }
+        settings = given.pop("settings", self.settings)
+        search = given.pop("search", self.search)
+        for name, new in _RENAMED.items():
+            if name in given:
+                raise ConfigError(f"{name}: got a keyword that has a new name. Give {new}")
+        sb3 = dict(self.sb3)
+        for name, (setting, as_setting) in _SB3.items():
+            if name in given or setting in given:
+                sb3.pop(name, None)
+            if name in given:
+                value = given.pop(name)
+                expressed = as_setting(value)
+                if expressed is None:
+                    sb3[name] = value
+                else:
+                    given[setting] = expressed
+        if given.get("target_entropy") == "auto":
+            given["target_entropy"] = None
+        of_agent = {name: given[name] for name in given.keys() & _AGENT}
+        of_search = {name: given[name] for name in given.keys() & _SEARCH}
+        return Arguments(
+            with_values(settings, "agent", of_agent), with_values(search, "search", of_search), sb3
+        )
+
+    def with_settings(self, settings: AgentConfig) -> Arguments:
+        """Return these arguments with different settings for the same networks.
+
+        Raises:
+            ConfigError: a field differs that the networks depend on.
+        """
+        for name in sorted(marked(AgentConfig, "in_model")):
+            new, old = getattr(settings, name), getattr(self.settings, name)
+            if new != old:
+                raise ConfigError(
+                    f"agent.{name}: got {new!r}, expected {old!r}. Make a new agent: the networks "
+                    "depend on it"
+                )
+        return dataclasses.replace(self, settings=settings)
+
+    def loop(self, tasks: int, actions: int, searching: bool) -> dict[str, Any]:
+        """Return the attributes of SB3's loop, by name.
+
+        Args:
+            tasks: number of tasks.
+            actions: number of action dimensions.
+            searching: whether a tree is searched, which keeps the learning rate constant.
+        """
+        settings, entropy = self.settings, self.settings.target_entropy
+        end = None if searching else settings.learning_rate_end
+        attributes = {
+            "learning_rate": settings.learning_rate
+            if end is None
+            else LinearSchedule(settings.learning_rate, end, end_fraction=1.0),
+            "buffer_size": settings.buffer_size,
+            "learning_starts": settings.learning_starts * tasks,
+            "batch_size": settings.batch_size,
+            "tau": settings.tau,
+            "gamma": settings.gamma,
+            "n_steps": settings.n_steps,
+            "train_freq": settings.update_every,
+            "gradient_steps": settings.updates,
+            "ent_coef": f"auto_{settings.initial_temperature}",
+            "target_entropy": -float(actions) if entropy is None else entropy,
+        }
+        return attributes | self.sb3
+
+
+LOOP = frozenset(Arguments().loop(tasks=1, actions=1, searching=False))
+"""Attributes of SB3's loop that are filled from the settings."""
+
+
+class MissingSettings(Exception):
+    """A zip file was saved before agents had settings."""
+
+
+class Given(NamedTuple):
+    """Keywords of a call, by whose they are."""
+
+    ours: dict[str, Any]
+    policy: dict[str, Any]
+    sb3: dict[str, Any]
+
+
+def split_keywords(keywords: Mapping[str, Any]) -> Given:
+    """Return the keywords of a `ConalSAC` by whose they are; policy_kwargs may hold ours.
+
+    Raises:
+        ConfigError: a name is given twice.
+        ValueError: SB3 would use a replay that is not balanced over tasks.
+    """
+    for name in ("replay_buffer_class", "optimize_memory_usage"):
+        if keywords.get(name):
+            raise ValueError(
+                f"{name}: got {keywords[name]!r}, expected nothing. Leave it out: "
+                "the agent has a task-balanced replay"
+            )
+    nested = dict(keywords.get("policy_kwargs") or {})
+    ours = {name: nested.pop(name) for name in nested.keys() & KEYWORDS}
+    if twice := ours.keys() & keywords.keys():
+        raise ConfigError(f"{min(twice)}: got a keyword and a value in policy_kwargs, expected one")
+    ours |= {name: keywords[name] for name in keywords.keys() & KEYWORDS}
+    rest = keywords.keys() - KEYWORDS - {"policy_kwargs", "replay_buffer_class"}
+    return Given(ours, nested, {name: keywords[name] for name in rest})
+
+
+def require_fitting(
+    keywords: Mapping[str, Any], structures: tuple[Structure, Structure], tree: Any
+) -> None:
+    """Raise ConfigError if keywords have no effect on these structures, given as `tree`."""
+    searching = not all(isinstance(structure, Tree) for structure in structures)
+    if searching and "conflict_rule" in keywords:
+        raise ConfigError(
+            "conflict_rule: got a value while a tree is searched, expected none. It is the rule of "
+            "fixed trees; give rule, the rule of the search"
+        )
+    tree_given = None not in (tree if isinstance(tree, tuple) else (tree,))
+    for name in _OF_THE_SPACE:
+        if tree_given and name in keywords:
+            raise ConfigError(
+                f"{name}: got a value and a tree, expected one of them. The tree says what is "
+                f"searched; leave out {name}"
+            )
+
+
+def move_arguments(
+    attributes: dict[str, Any], structures: tuple[Structure, Structure]
+) -> Arguments:
+    """Return the arguments among an agent's attributes, with those that SB3's `load` put there.
+
+    The latter are removed from the attributes.
+
+    Raises:
+        MissingSettings: the attributes are of a zip file from before there were settings.
+        ConfigError: as `Arguments.with_keywords` and `require_fitting`.
+    """
+    if "_arguments" not in attributes:
+        raise MissingSettings("there are no settings in it")
+    loaded = {name: attributes.pop(name) for name in SETTINGS & attributes.keys()}
+    require_fitting(loaded, structures, structures)
+    arguments: Arguments = attributes["_arguments"]
+    return arguments.with_keywords(loaded)

@@ -1,0 +1,149 @@
+"""An agent's networks as tensors and JSON types, from which an agent for `predict` is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from conal_rl.agents.policies import ConalPolicy
+from conal_rl.agents.tree_files import structures_from_json, structures_to_json
+from conal_rl.config import AgentConfig, with_values
+from conal_rl.core import Structure
+from conal_rl.errors import CheckpointError
+from conal_rl.runs.weights import UNFIT, reason
+
+FORMAT = "conal_rl.agent"
+VERSION = 1
+CRITIC_GATES = "critic.encoder.gates"
+
+
+def describe(policy: ConalPolicy, steps: int) -> dict[str, Any]:
+    """Return all that is needed to build the policy's networks again, as JSON types.
+
+    `steps` are the env steps that it has learnt from.
+    """
+    assert isinstance(policy.action_space, spaces.Box)
+    assert policy.observation_space.shape is not None
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "tasks": list(policy.tasks),
+        "observation_dim": policy.observation_space.shape[0],
+        "action_low": policy.action_space.low.tolist(),
+        "action_high": policy.action_space.high.tolist(),
+        "architecture": policy.architecture,
+        "reward_scale": policy.settings.reward_scale,
+        "steps": steps,
+        "trees": structures_to_json((policy.actor_tree, policy.critic_tree)),
+    }
+
+
+class Description(NamedTuple):
+    """The agent that a model.json describes."""
+
+    tasks: tuple[str, ...]
+    structures: tuple[Structure, Structure]
+    settings: AgentConfig
+    observation_space: spaces.Box
+    action_space: spaces.Box
+    steps: int
+    critics: bool  # whether their weights are in the file
+
+
+def read_description(about: Any, source: Path) -> Description:
+    """Return the agent that `about`, an output of `describe`, describes.
+
+    Raises:
+        CheckpointError: it is of a different format or version; `source` is named.
+        UNFIT: it is damaged.
+    """
+    expected = (FORMAT, VERSION)
+    if not isinstance(about, dict) or (about.get("format"), about.get("version")) != expected:
+        raise CheckpointError(f"{source}: is not a {FORMAT} of version {VERSION}")
+    tasks = len(about["tasks"])
+    features = about["observation_dim"] - tasks
+    # The agent only predicts, so that its replay may be tiny.
+    values = {**about["architecture"], "reward_scale": about["reward_scale"], "buffer_size": 2}
+    return Description(
+        tuple(about["tasks"]),
+        structures_from_json(about["trees"]),
+        with_values(AgentConfig(), "agent", values),
+        spaces.Box(
+            np.array([-np.inf] * features + [0] * tasks, dtype=np.float32),
+            np.array([np.inf] * features + [1] * tasks, dtype=np.float32),
+        ),
+        spaces.Box(np.float32(about["action_low"]), np.float32(about["action_high"])),
+        about["steps"],
+        about.get("critics", True),
+    )
+
+
+def fill(policy: ConalPolicy, weights: Mapping[str, Tensor], critics: bool = True) -> None:
+    """Load the weights of a model; without critics, theirs become NaN.
+
+    Raises:
+        RuntimeError: the weights are of different networks.
+    """
+    if not critics:
+        unknown = {
+            name: torch.full_like(tensor, torch.nan)
+            for name, tensor in policy.state_dict().items()
+            if name.startswith("critic.")
+        }
+        weights = unknown | dict(weights)
+    targets = {
+        name.replace("critic.", "critic_target.", 1): tensor
+        for name, tensor in weights.items()
+        if name.startswith("critic.")
+    }
+    policy.load_state_dict(targets | dict(weights))
+
+
+def to_share(
+    policy: ConalPolicy, steps: int, half: bool, critics: bool
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return description and tensors of a model to share.
+
+    Args:
+        policy: the networks.
+        steps: env steps that it has learnt from.
+        half: store weights and biases of matrix multiplications in bfloat16. An agent with mixed
+            precision rounds them to that anyway: the file is half as long, and every output is
+            the same.
+        critics: keep the critics. Without them the file holds only what acts if actions are
+            deterministic: the average of the actor's weights, if there is one, becomes the actor.
+    """
+    about = describe(policy, steps)
+    weights = {
+        name: tensor
+        for name, tensor in policy.state_dict().items()
+        if not name.startswith("critic_target.")
+    }
+    if not critics:
+        acting = policy.actor if policy.actor_average is None else policy.actor_average
+        gates = {name: tensor for name, tensor in weights.items() if name == CRITIC_GATES}
+        weights = {f"actor.{name}": tensor for name, tensor in acting.state_dict().items()} | gates
+        about["critics"] = False
+        about["architecture"] = {**about["architecture"], "actor_averaging": None}
+    if half:
+        weights = {
+            name: tensor.bfloat16() if name.endswith((".weight", ".bias")) else tensor
+            for name, tensor in weights.items()
+        }
+    return about, weights
+
+
+@contextmanager
+def of_an_agent(source: Path) -> Iterator[None]:
+    """Turn what a damaged model raises in this context into a CheckpointError of `source`."""
+    try:
+        yield
+    except UNFIT as error:
+        raise CheckpointError(f"{source}: does not describe an agent: {reason(error)}") from error

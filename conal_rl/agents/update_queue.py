@@ -1,0 +1,136 @@
+"""When updates run, and how: one by one, or as captured graphs while the environments step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from conal_rl.agents.graphs import GraphCache, prepare_optimizer, set_learning_rate
+from conal_rl.agents.replay import TaskReplayBuffer
+from conal_rl.agents.update import SACUpdate
+from conal_rl.envs.vec_env import SuiteVecEnv
+
+
+class UpdateQueue:
+    """Updates that wait until the environments step, and the graphs captured of them.
+
+    Without graphs an update never waits. With graphs, updates within `learn` wait until the
+    environments have begun a step; the device then works at the same time. An update learns from
+    what the replay held before that step.
+
+    Args:
+        update: the function that does one update.
+        device: of the networks.
+
+    Attributes:
+        pending: number of updates that wait.
+        graphs: captured graphs; None if nothing is captured.
+    """
+
+    def __init__(self, update: SACUpdate, device: torch.device):
+        self.update = update
+        captures = update.captures and device.type == "cuda"
+        self.graphs = GraphCache(device) if captures else None
+        self.pending = 0
+        self._device = device
+        self._learning = False
+        self.prepare()
+
+    @property
+    def waits(self) -> bool:
+        """Whether updates wait for the environments to step."""
+        return self.graphs is not None and self._learning
+
+    @contextmanager
+    def learning(self, env: object, finish: Callable[[], None]) -> Iterator[None]:
+        """Let updates wait in this context; `finish` does them while `env` steps."""
+        self._learning = True
+        if isinstance(env, SuiteVecEnv):
+            env.on_step_started = finish
+        try:
+            yield
+        finally:
+            self._learning = False
+            if isinstance(env, SuiteVecEnv):
+                env.on_step_started = None
+
+    def take(self) -> int:
+        """Return the number of updates that wait, and let none wait any longer."""
+        pending, self.pending = self.pending, 0
+        return pending
+
+    def run(self, replay: TaskReplayBuffer, batch_size: int, number: int) -> dict[str, Tensor]:
+        """Do the update of this `number`, which counts from 0; return scalars for the log.
+
+        After it, weights are drawn from scratch if that is due, and the actor is averaged.
+        """
+        metrics = self._compute(replay, batch_size, number)
+        policy, done = self.update.policy, number + 1
+        resets = () if policy.searching else self.update.settings.reset_at
+        if done in resets:
+            policy.reset_weights()
+            self.forget()
+        last_reset = max(at for at in (0, *resets) if at <= done)
+        policy.average_actor(max(1, done - last_reset))
+        return metrics
+
+    def _compute(self, replay: TaskReplayBuffer, batch_size: int, number: int) -> dict[str, Tensor]:
+        parts = self.update.parts_due(number)
+        if self.graphs is None:
+            return self.update(replay, batch_size, parts)
+        stepping = self.update.noticing.items()
+        noticing = [one for n, one in stepping if one.layers and (parts.actor or n != "actor")]
+        rings = replay.training, replay.validation
+        places = [ring.data.data_ptr() for ring in rings]  # a different replay may be loaded
+        kind = "update", batch_size, parts, *places, *(one.studying for one in noticing)
+
+        def count() -> None:
+            for one in noticing:
+                one.count_step()
+
+        update = partial(self.update, replay, batch_size, parts)
+        metrics = self.graphs.run(kind, update, replayed=count)
+        assert isinstance(metrics, dict)
+        return metrics
+
+    def act(self, observation: Tensor) -> Tensor:
+        """Return stochastic actions `(row, action)` in [-1, 1] of a captured graph.
+
+        The rows `(row, feature + task)` are of the environments that the agent learns from: the
+        same number, of the same tasks, in each call.
+        """
+        assert self.graphs is not None
+        policy = self.update.policy
+        policy.set_training_mode(False)
+        rows_per_task = observation[:, -len(policy.tasks) :].sum(dim=0)
+        max_rows_per_task = int(rows_per_task.max())
+        kind = "actions", len(observation), max_rows_per_task
+        act = partial(policy.sample_actions, max_rows_per_task=max_rows_per_task)
+        actions = self.graphs.run(kind, act, observation)
+        assert isinstance(actions, Tensor)
+        return actions
+
+    def prepare(self) -> None:
+        """Make the optimisers' steps fit for graphs, or for none; captured graphs are dropped."""
+        self._learning_rate: float | None = None
+        for optimizer in self.update.optimizers().values():
+            prepare_optimizer(optimizer, self._device if self.graphs is not None else None)
+        self.forget()
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of all optimisers except the gates'."""
+        if self.graphs is not None and learning_rate == self._learning_rate:
+            return  # it is on the device already
+        self._learning_rate = learning_rate
+        for name, optimizer in self.update.optimizers().items():
+            if name != "gates":
+                set_learning_rate(optimizer, learning_rate)
+
+    def forget(self) -> None:
+        """Capture from scratch, because tensors have been replaced."""
+        if self.graphs is not None:
+            self.graphs.forget()
