@@ -122,7 +122,7 @@ def test_resume_without_a_run(one_line: Any, tmp_path: Path, toy: str) -> None:
     assert f"{started / 'checkpoints'}: " in one_line("--resume", str(started))
     assert not any((tmp_path / "empty").iterdir())
     assert "--resume: got --out" in one_line("--resume", str(started), "--out", "x")
-    assert "leave out cartpole" in one_line("cartpole", "--resume", str(started))
+    assert "--resume: got cartpole" in one_line("cartpole", "--resume", str(started))
 
 
 def test_two_processes_on_one_run(stopped: dict[str, Path], one_line: Any, tmp_path: Path) -> None:
