@@ -6,6 +6,8 @@ The names below are imported when they are first used, so that `import conal_rl`
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from conal_rl.version import __version__
+
 if TYPE_CHECKING:
     from conal_rl.agents import ConalSAC
     from conal_rl.agents.experiment import load_run
@@ -13,8 +15,7 @@ if TYPE_CHECKING:
     from conal_rl.envs import make
     from conal_rl.evaluation import evaluate_policy
 
-__version__ = "0.1.0"
-__all__ = ["ConalSAC", "Tree", "evaluate_policy", "load_run", "make"]
+__all__ = ["ConalSAC", "Tree", "__version__", "evaluate_policy", "load_run", "make"]
 
 _HOMES = {
     "ConalSAC": "conal_rl.agents",

@@ -17,6 +17,7 @@ from conal_rl.literals import Precision
 if TYPE_CHECKING:
     import torch
 
+EMULATED = "got bfloat16, which is slow on this machine because it lacks the instructions"
 _BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 _ISAS_WITHOUT_BFLOAT16 = (
     *("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from conal_rl import device
 from conal_rl.device import has_bfloat16, resolve_device
 from conal_rl.errors import ConfigError
+from tests.helpers.toy import make_agent
 
 CPU = torch.device("cpu")
 ZEN3 = {"architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_bf16": False}
@@ -78,3 +80,13 @@ def test_resolve_device_refuses_what_is_not_here() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match=r"^--device: .*cuda:7"):
             resolve_device("--device", "cuda:7")
+
+
+def test_an_agent_warns_of_emulated_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    for supported in (False, True):
+        monkeypatch.setattr(device, "_capabilities", lambda: {"amx_bf16": supported})  # noqa: B023
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            make_agent(None, mixed_precision=True)
+        names = [str(warning.message).split(":")[0] for warning in caught]
+        assert ("mixed_precision" in names) is not supported

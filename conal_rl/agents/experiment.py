@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -363,11 +364,14 @@ def make_agent(
     device = get_device(config.device)
     if config.agent.compile:
         require_compiler(device)
-    return ConalSAC(
-        env=env,
-        tree=structures,
-        settings=dataclasses.replace(config.agent, mixed_precision=half),
-        search=config.search,
-        seed=config.seed,
-        device=config.device,
-    )
+    settings = dataclasses.replace(config.agent, mixed_precision=half)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "mixed_precision: ")  # the run has said it
+        return ConalSAC(
+            env=env,
+            tree=structures,
+            settings=settings,
+            search=config.search,
+            seed=config.seed,
+            device=config.device,
+        )

@@ -29,6 +29,7 @@ from conal_rl.agents.update_queue import UpdateQueue
 from conal_rl.config import AgentConfig, SearchConfig
 from conal_rl.core import ConflictNoticing, ReconSearch, Structure, Tree
 from conal_rl.core.learner import Learner
+from conal_rl.device import EMULATED, has_bfloat16
 from conal_rl.envs.vec_env import SuiteVecEnv
 from conal_rl.runs.structures import first_structure
 from conal_rl.runs.weights import read_model, write_model
@@ -98,6 +99,8 @@ class ConalSAC(SAC):
             return
         whole = Arguments(settings or AgentConfig(), search or SearchConfig())
         self._arguments = whole.with_keywords(given.ours)
+        if self.settings.mixed_precision and not has_bfloat16(self.device):
+            warnings.warn(f"mixed_precision: {EMULATED}. Give False", stacklevel=2)
         names = task_names(tasks, self.env)
         structures = structures_of(tree, first_structure(self.search, len(names)), names)
         arguments.require_fitting(given.ours, structures, tree)

@@ -97,8 +97,9 @@ class AgentConfig(LearnerConfig):
     """Divide each task's actor loss by the mean magnitude of its values. Switch it on if tasks with
     small returns must move a shared actor as much as tasks with large returns."""
     mixed_precision: bool = field(False, in_model=True)
-    """Compute matrix multiplications in bfloat16 and keep the weights in single precision, on
-    processors with instructions for it. Switch it on for two to three times the speed."""
+    """Compute matrix multiplications in bfloat16 and keep the weights in single precision. Switch
+    it on for two to three times the speed. Training begins in single precision on processors that
+    lack the instructions, because they are slow in bfloat16."""
     cuda_graphs: bool = True
     """On a CUDA device, capture updates as CUDA graphs and update while the environments step.
     Aggregations, normalize_returns, search.gumbel and ltb switch it off. Switch it off to debug."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from conal_rl.config import RunConfig
 from conal_rl.core import Search, Tree
 from conal_rl.core.learner import Learner
-from conal_rl.device import choose_precision, has_bfloat16
+from conal_rl.device import EMULATED, choose_precision, has_bfloat16
 from conal_rl.errors import ConfigError
 from conal_rl.literals import Precision
 from conal_rl.runs.progress import Session
@@ -130,14 +130,14 @@ def decide_precision(
         precision = choose_precision(mixed, device, on_cuda)
     if precision == "bfloat16" and not has_bfloat16(device):
         print(
-            "This run computes in bfloat16, which is slow here: the machine lacks the "
-            "instructions. --agent.no-mixed-precision computes in single precision.",
+            f"agent.mixed_precision: {EMULATED}. The run began with it. Give "
+            "--agent.no-mixed-precision for single precision.",
             file=sys.stderr,
         )
     elif mixed and precision == "single":
         print(
-            "This run computes in single precision: it began on a machine without bfloat16 "
-            "instructions.",
+            "agent.mixed_precision: the run computes in single precision, because it began on a "
+            "machine without instructions for bfloat16.",
             file=sys.stderr,
         )
     return precision

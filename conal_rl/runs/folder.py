@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
-from conal_rl import __version__
 from conal_rl.config import AnyConfig, RunConfig, load_config
 from conal_rl.errors import CheckpointError, ConfigError
 from conal_rl.literals import Precision
 from conal_rl.runs.checkpoints import checkpoints_of
 from conal_rl.runs.files import atomic_write, read_json, write_json
+from conal_rl.version import __version__
 
 _PACKAGES = ("gymnasium", "metaworld", "mujoco", "numpy", "stable-baselines3", "torch")
 
