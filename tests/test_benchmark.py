@@ -46,6 +46,7 @@ def test_engine_compares_all_engines(capsys: pytest.CaptureFixture[str]) -> None
 QUICK = "--tasks 3 --widths 8 8 --batch 4 --rounds 1 --seconds 0.001 --threads 1"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("threads")
 def test_conflict_measures_every_network(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

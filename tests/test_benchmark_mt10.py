@@ -181,6 +181,7 @@ def test_a_study_may_move_to_a_different_folder(tmp_path: Path) -> None:
         study.require_config(tmp_path, other)
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_run_is_not_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

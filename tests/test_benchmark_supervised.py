@@ -62,6 +62,7 @@ def test_trees_are_written_layer_by_layer() -> None:
     assert rows == [["CoNAL", "011 012"]]
 
 
+@pytest.mark.slow
 def test_finished_supervised_runs_are_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ from conal_rl.evaluation import (
 from conal_rl.runs.checkpoints import save_checkpoint
 from conal_rl.runs.folder import find_run
 from tests.helpers.scripted import ScriptedPolicy
+from tests.helpers.tiers import first_quick
 from tests.helpers.toy import Target
 
 PAIR = ("window-open-v3", "pick-place-v3")
@@ -533,7 +534,7 @@ def test_actions_that_no_env_can_take_are_refused(
         evaluation.evaluate_policy(Wrong(), "mt1:reach-v3", 1, engine=engine)
 
 
-@pytest.mark.parametrize("name", ["mt10", "mt10_paper"])
+@pytest.mark.parametrize("name", first_quick(["mt10", "mt10_paper"]))
 def test_shipped_weights_do_what_their_evaluation_says(name: str) -> None:
     folder = find_run(f"pretrained:{name}")
     claimed = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))

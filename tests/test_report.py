@@ -32,6 +32,7 @@ from conal_rl.reports.run_data import (
 )
 from conal_rl.reports.success import draw_success, draw_tasks, read_success
 from tests.helpers.refusals import refused
+from tests.helpers.tiers import first_quick
 
 TASKS = ("reach-v3", "button-press-topdown-v3", "peg_insert$side-v3")
 TAG = "conflicts_actor/negative/1"
@@ -380,7 +381,7 @@ def overlap(artists: Sequence[Any]) -> bool:
     return any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
 
 
-@pytest.mark.parametrize("count", [10, 50])
+@pytest.mark.parametrize("count", first_quick([10, 50]))
 def test_names_do_not_overlap(tmp_path: Path, count: int) -> None:
     tasks = [f"button-press-topdown-{number}-v3" for number in range(count)]
     run = record(tmp_path / "many", tasks=tasks)

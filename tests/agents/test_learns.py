@@ -9,6 +9,7 @@ import pytest
 
 from conal_rl.agents import ConalSAC
 from conal_rl.core import Tree
+from tests.helpers.tiers import first_quick
 from tests.helpers.toy import make_agent, make_env, random_rows, tasks_named
 
 TARGETS = (-0.5, 0.0, 0.5)
@@ -45,7 +46,7 @@ def distances(agent: ConalSAC) -> np.ndarray[Any, Any]:
     return np.abs(actions.reshape(3, 20) - np.array(TARGETS)[:, None]).max(axis=1)
 
 
-@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("tree", first_quick(TREES))
 def test_finds_each_tasks_best_action(tree: str) -> None:
     # An actor that does not tell tasks apart would be 0.5 off.
     assert (distances(train(TREES[tree], 1_000 if TREES[tree] is None else 1_800)) < 0.25).all()

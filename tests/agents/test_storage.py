@@ -22,6 +22,7 @@ from conal_rl.errors import CheckpointError, TreeError
 from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
 from conal_rl.runs.weights import optimizer_tensors, restore_optimizer
 from tests.helpers.agents import SEARCH, TASKS, TREES, assert_same_agent
+from tests.helpers.tiers import first_quick
 from tests.helpers.toy import make_agent, make_env, random_rows, same_tensors
 
 Json = st.recursive(
@@ -344,7 +345,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("steps", [20, 300])
+@pytest.mark.parametrize("steps", first_quick([20, 300]))
 def test_resumed_updates_are_the_uninterrupted_ones(
     case: str, steps: int, tmp_path: Path, no_pickles: None
 ) -> None:

@@ -24,6 +24,7 @@ from conal_rl.core import (
 )
 from conal_rl.core.bilevel import apply_gradients, decay_specific, gate_step, weight_step
 from conal_rl.core.linear_stack import LinearStack
+from tests.helpers.tiers import first_quick
 
 
 class Regression:
@@ -114,7 +115,7 @@ def noisy_regression(functions: int, rule: Rule, seed: int) -> Regression:
     return Regression(random_functions(functions, 8), rule, tasks=8, features=8)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", first_quick(range(4)))
 def test_equal_tasks_stay_on_the_trunk_and_different_tasks_leave_it(seed: int) -> None:
     """Equal tasks learn from eight times the noisy samples where they share."""
     points = {}
@@ -135,7 +136,7 @@ def test_under_any_pair_the_noise_of_many_tasks_holds_even_a_trunk_that_all_coul
     assert point < 1.5
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", first_quick(range(4)))
 def test_noticing_drives_tasks_in_conflict_off_the_trunk(seed: int) -> None:
     """Three tasks want y, three want -y, through the same read-out: they cannot share to the end.
 

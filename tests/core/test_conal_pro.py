@@ -33,6 +33,7 @@ from tests.helpers.reference import (
     stage_outputs,
     tree_outputs,
 )
+from tests.helpers.tiers import first_quick
 
 KINDS = ["plain", "norm", "conv"]
 
@@ -573,7 +574,7 @@ def pro_search(problem: Signs, steps: int) -> Tree:
     return network.tree()
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", first_quick(range(2)))
 def test_equal_tasks_join_and_opposite_tasks_do_not(seed: int) -> None:
     """Of equal tasks one may stray, as it loses next to nothing."""
     equal = pro_search(Signs([1.0, 1.0, 1.0, 1.0], seed), steps=150)

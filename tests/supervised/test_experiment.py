@@ -30,6 +30,7 @@ from conal_rl.supervised.network import task_losses
 from conal_rl.supervised.problem import Part, Problem, make_problem
 from tests.helpers.supervised_runs import DIGITS, METHODS, read, rows, run
 from tests.helpers.supervised_sets import options_of
+from tests.helpers.tiers import first_quick
 
 State = dict[str, Tensor]
 NORM = (".running_mean", ".running_var", ".num_batches_tracked")
@@ -377,7 +378,7 @@ def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("bfloat16")
-@pytest.mark.parametrize("way", ["conal", "held"])
+@pytest.mark.parametrize("way", first_quick(["conal", "held"]))
 def test_bfloat16_on_a_cpu_learns_alike(way: str, tmp_path: Path) -> None:
     longer = ["--total-steps", "60", "--search.steps", "30", "--log-interval", "15"]
     words = [*DIGITS, *WAYS[way], *longer, "--agent.learning-rate", "0.01"]

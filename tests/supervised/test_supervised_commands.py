@@ -28,6 +28,7 @@ from conal_rl.supervised.experiment import SupervisedExperiment
 from conal_rl.supervised.problem import make_problem
 from tests.helpers.supervised_runs import DIGITS, METHODS, TASKS, TINY, read, rows, run, stop_at
 from tests.helpers.supervised_sets import METRICS, TEXT, options_of
+from tests.helpers.tiers import first_quick
 
 ROOT = Path(__file__).parents[2]
 ALIKE = ("selected_step", "scores", "steps", "search_steps", "parameters")
@@ -97,7 +98,7 @@ def test_a_run_writes_all_its_files(finished: Path) -> None:
     assert 0 <= about["search_seconds"] <= about["seconds"]
 
 
-@pytest.mark.parametrize("name", [name for name in METRICS if name != "digits"])
+@pytest.mark.parametrize("name", first_quick(name for name in METRICS if name != "digits"))
 def test_every_set_is_searched_trained_and_tested(name: str, tmp_path: Path) -> None:
     if name in TEXT:
         pytest.importorskip("transformers")
@@ -178,7 +179,7 @@ def test_unlabelled_truth_is_left_blank(tmp_path: Path, monkeypatch: pytest.Monk
 # Searches, trees, weightings
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", first_quick(METHODS, 2))
 def test_searches_resume_as_if_never_stopped(method: str, tmp_path: Path) -> None:
     """Runs stop in the search and in training; some also stop as a search or a stage ends."""
     words = [*DIGITS, *METHODS[method]]

@@ -18,6 +18,7 @@ from conal_rl.core import ConalProStage, ConflictNoticing, SearchNetwork, Tree, 
 from conal_rl.envs import make
 from conal_rl.reports.run_data import read_record
 from conal_rl.runs import trainer
+from tests.helpers.tiers import first_quick
 from tests.helpers.toy_runs import TASKS, evaluation, state, stop_at
 
 DEEPER = ["--agent.widths", "8", "6", "--env.suite", *TASKS, "tests.helpers.toy:Target-v0"]
@@ -29,7 +30,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", first_quick(METHODS))
 def test_other_searches(method: str, toy: str, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = [*DEEPER, "--search.method", method, *METHODS[method]]
@@ -57,7 +58,7 @@ def test_other_searches(method: str, toy: str, tmp_path: Path) -> None:
     assert evaluation(parts)["steps"] == evaluation(whole)["steps"]
 
 
-@pytest.mark.parametrize("method", ["conal", "conal_pro", "ltb", "recon"])
+@pytest.mark.parametrize("method", first_quick(["conal", "conal_pro", "ltb", "recon"]))
 def test_the_searchs_weights_are_kept(
     method: str, toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -459,6 +459,7 @@ def test_unseeded_envs_of_one_task_have_different_goals() -> None:
         env.close()
 
 
+@pytest.mark.slow
 def test_an_env_plays_each_goal_once_in_fifty_episodes() -> None:
     env = gym.make("conal_rl/MT1-v3", task="reach-v3", task_select="pseudorandom", seed=1)
     goals = set()
@@ -516,6 +517,7 @@ def test_a_containers_quota_limits_the_cores(
     assert usable_cores(tmp_path) == cores
 
 
+@pytest.mark.slow
 def test_a_missing_cache_folder_gives_a_warning() -> None:
     """A read-only installation of a user without a home folder is such a case."""
     code = (
