@@ -12,21 +12,22 @@ from conal_rl.envs import make
 
 env = make("cartpole", seed=0)
 settings = {
-    "learning_rate": 2e-3,
-    "batch_size": 32,
-    "learning_starts": 700,
+    "widths": (32, 32),
+    "critic_range": (-1.0, 6.0),  # lowest and highest scaled return
     "reward_scale": 0.025,
+    "learning_rate": 2e-3,
+    "batch_size": 32,  # transitions of each task
+    "learning_starts": 100,  # steps of each task
     "seed": 0,
     "device": "cpu",
 }
-policy = {"widths": (32, 32), "critic_range": (-1.0, 6.0)}
 
-agent = ConalSAC(env=env, policy_kwargs=policy, **settings)  # without a tree it searches one
+agent = ConalSAC(env=env, **settings)  # without a tree it searches one
 agent.learn(2_100)
 tree = agent.derive()
 print(tree[0])
 
-agent = ConalSAC(env=env, tree=tree, policy_kwargs=policy, **settings)
+agent = ConalSAC(env=env, tree=tree, **settings)
 agent.learn(4_900, callback=StopTrainingOnMaxEpisodes(max_episodes=20))
 agent.save("cartpole.zip")
 agent = ConalSAC.load("cartpole.zip", env=env)

@@ -49,6 +49,7 @@ def write_files(page: str) -> None:
             Path(block.file).write_text(block.text, encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PYTHON)
 def test_python_blocks_run(page: str, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, in one namespace per page."""

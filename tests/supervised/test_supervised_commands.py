@@ -226,6 +226,7 @@ def test_fixed_trees_resume_as_if_never_stopped(
     require_equal(whole, run_in_parts(tmp_path / "parts", words, (5, 12)))
 
 
+@pytest.mark.slow
 def test_dropout_and_random_weights_resume_as_if_never_stopped(tmp_path: Path) -> None:
     words = ["terrain", *TINY, "--agent.channels", "4", "4", "--agent.strides", "2", "2"]
     words += ["--agent.aspp-width", "4", "--agent.aspp-rates", "1", "--agent.dropout", "0.5"]
@@ -235,6 +236,7 @@ def test_dropout_and_random_weights_resume_as_if_never_stopped(tmp_path: Path) -
     require_equal(whole, run_in_parts(tmp_path / "parts", words, (2, 9)))
 
 
+@pytest.mark.slow
 def test_resumed_runs_do_not_depend_on_workers(finished: Path, tmp_path: Path) -> None:
     parts = run_in_parts(tmp_path / "parts", [*DIGITS, "--data.workers", "1"], (4, 9))
     require_equal(finished, parts)
@@ -263,6 +265,7 @@ def test_signals_to_all_processes_stop_a_run_once(number: signal.Signals, tmp_pa
     assert load_checkpoint(folder, groups=[])[1]["phase"] == "search"
 
 
+@pytest.mark.slow
 def test_selection_resumes_as_if_never_stopped(tmp_path: Path) -> None:
     words = [*DIGITS, "--agent.select", "--evaluation.every", "2", "--agent.learning-rate", "0.1"]
     whole = run(tmp_path / "whole", *words, "--agent.patience", "3")
@@ -407,6 +410,7 @@ def test_evaluate_names_damaged_weights(
     assert "ink, prime" in other
 
 
+@pytest.mark.slow
 def test_the_report_has_a_supervised_runs_conflicts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

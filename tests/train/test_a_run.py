@@ -167,6 +167,7 @@ def test_search_only_then_the_rest(toy: str, tmp_path: Path) -> None:
     assert not ConalSAC.load_weights(run / "model").searching
 
 
+@pytest.mark.slow
 def test_without_the_searchs_replay(toy: str, tmp_path: Path) -> None:
     """The derived agent begins with random steps; also where the run is resumed among them."""
     run = tmp_path / "run"
@@ -184,6 +185,7 @@ def test_without_the_searchs_replay(toy: str, tmp_path: Path) -> None:
     assert evaluation(run)["replay_of_search_reused"] is False
 
 
+@pytest.mark.slow
 def test_training_ends_with_its_minutes(
     toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
