@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import re
 import shutil
 import subprocess
@@ -116,7 +117,9 @@ def make_prints(words: list[str]) -> str:
     """
     if shutil.which("make") is None:
         pytest.skip("there is no make")
-    ran = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+    # Not the variables of a make that runs these tests, such as its ARGS.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    ran = subprocess.run(["make", "-n", *words], cwd=ROOT, env=env, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
