@@ -12,6 +12,7 @@ from stable_baselines3.common.logger import HumanOutputFormat, Logger
 from torch import Tensor
 
 from conal_rl.agents.update import CLAMPED
+from conal_rl.core.findings import log_scalars
 from conal_rl.core.learner import Learner
 from conal_rl.errors import diverged
 
@@ -125,7 +126,7 @@ def record(
     for tag, value in recent.scalars().items():
         logger.record(tag, value)
     for name, learner in learners.items():
-        for tag, value in learner.scalars(name).items():
+        for tag, value in log_scalars(learner, name).items():
             # As many as tasks times layers: for curves, not for SB3's tables.
             logger.record(tag, value, exclude=("csv", "stdout", "log"))
     for output in logger.output_formats:

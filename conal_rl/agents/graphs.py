@@ -131,15 +131,6 @@ def prepare_optimizer(optimizer: torch.optim.Optimizer, device: torch.device | N
             remembered["step"] = remembered["step"].to(device, torch.float32)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the learning rate, in place if it is on a device."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(learning_rate)
-        else:
-            group["lr"] = learning_rate
-
-
 @contextmanager
 def _unvalidated() -> Iterator[None]:
     """Switch off the checks of torch's distributions, which wait for the device."""

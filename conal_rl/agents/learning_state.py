@@ -16,11 +16,22 @@ from conal_rl.agents.episode_stats import RecentEpisodes
 from conal_rl.agents.model_files import describe
 from conal_rl.agents.replay import TaskReplayBuffer
 from conal_rl.agents.update_queue import UpdateQueue
+from conal_rl.core.learner import Learner
+from conal_rl.core.optimizers import optimizer_tensors, restore_optimizer
 from conal_rl.errors import CheckpointError
-from conal_rl.runs.weights import optimizer_tensors, reason, restore_optimizer
+from conal_rl.runs.weights import reason
 
 Tensors = dict[str, dict[str, Tensor]]
 """Tensors by group and name."""
+
+_GROUPS = {
+    "optimizer_weights": "optimizer_{}",
+    "loss_weights": "loss_weights_{}",
+    "conflict": "conflict_{}",
+}
+"""A learner's groups, and their names in the agent's checkpoint."""
+_GATES = "optimizer_gates"
+"""In an agent's checkpoint it holds the gates of all networks, numbered from 0."""
 
 
 class LearningState(NamedTuple):
@@ -48,6 +59,8 @@ class LearningState(NamedTuple):
             groups["random"]["cuda"] = torch.cuda.get_rng_state(algorithm.device)
         if update.temperatures.log is not None:
             groups["temperature"] = {"log": update.temperatures.log.detach()}
+        if update.temperatures.optimizer is not None:
+            groups["optimizer_temperature"] = optimizer_tensors(update.temperatures.optimizer)
         state: dict[str, Any] = {
             "model": describe(update.policy, algorithm.num_timesteps),
             "steps": algorithm.num_timesteps,
@@ -59,16 +72,10 @@ class LearningState(NamedTuple):
             "numpy_random": np.random.get_state(legacy=False),  # noqa: NPY002 - SB3's stream
             "actions_random": algorithm.action_space.np_random.bit_generator.state,
             "recent": self.recent.state(),
-            "noticing": {},
         }
         state["numpy_random"]["state"]["key"] = state["numpy_random"]["state"]["key"].tolist()
-        for name, optimizer in update.optimizers().items():
-            groups[f"optimizer_{name}"] = optimizer_tensors(optimizer)
-        for name, noticing in update.noticing.items():
-            groups[f"conflict_{name}"], state["noticing"][name] = noticing.state()
-        for name, learner in update.learners.items():
-            groups[f"loss_weights_{name}"] = learner.loss_weights.state_dict()
-        return groups, state
+        learnt, state["noticing"] = _learners_state(update.learners)
+        return groups | learnt, state
 
     def restore(self, groups: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> None:
         """Load what `save` returned for an agent that was built alike.
@@ -83,12 +90,9 @@ class LearningState(NamedTuple):
             if update.temperatures.log is not None:
                 with torch.no_grad():
                     update.temperatures.log.copy_(groups["temperature"]["log"])
-            for name, optimizer in update.optimizers().items():
-                restore_optimizer(optimizer, groups[f"optimizer_{name}"])
-            for name, noticing in update.noticing.items():
-                noticing.restore(groups[f"conflict_{name}"], state["noticing"][name])
-            for name, learner in update.learners.items():
-                learner.loss_weights.load_state_dict(groups[f"loss_weights_{name}"])
+            if update.temperatures.optimizer is not None:
+                restore_optimizer(update.temperatures.optimizer, groups["optimizer_temperature"])
+            _restore_learners(update.learners, groups, state["noticing"])
             self.recent.restore(state["recent"])
             algorithm.num_timesteps = state["steps"]
             algorithm._n_updates = state["updates"]
@@ -102,6 +106,43 @@ class LearningState(NamedTuple):
             np.random.set_state(state["numpy_random"])  # noqa: NPY002
             algorithm.action_space.np_random.bit_generator.state = state["actions_random"]
         self.queue.forget()
+
+
+def _learners_state(learners: Mapping[str, Learner]) -> tuple[Tensors, dict[str, Any]]:
+    """Return the tensors of all learners by group, and their counts of conflicts by name."""
+    groups: Tensors = {}
+    noticing: dict[str, Any] = {}
+    for name, learner in learners.items():
+        tensors, counters = learner.state()
+        groups |= {here.format(name): tensors[g] for g, here in _GROUPS.items() if g in tensors}
+        if learner.gates is not None:
+            own, number = "0.", _number_of_gates(name, learners)
+            moments = {number + key.removeprefix(own): t for key, t in tensors[_GATES].items()}
+            groups[_GATES] = groups.get(_GATES, {}) | moments
+        if "noticing" in counters:
+            noticing[name] = counters["noticing"]
+    return groups, noticing
+
+
+def _restore_learners(
+    learners: Mapping[str, Learner],
+    groups: Mapping[str, dict[str, Tensor]],
+    noticing: Mapping[str, Any],
+) -> None:
+    for name, learner in learners.items():
+        named = {group: pattern.format(name) for group, pattern in _GROUPS.items()}
+        tensors = {group: groups[there] for group, there in named.items() if there in groups}
+        if learner.gates is not None:
+            own, number = "0.", _number_of_gates(name, learners)
+            moments = {key: t for key, t in groups[_GATES].items() if key.startswith(number)}
+            tensors[_GATES] = {own + key.removeprefix(number): t for key, t in moments.items()}
+        learner.restore(tensors, {"noticing": noticing.get(name)})
+
+
+def _number_of_gates(name: str, learners: Mapping[str, Learner]) -> str:
+    """Return the number of a network's gates among those of all networks, such as `1.`"""
+    gated = [each for each, learner in learners.items() if learner.gates is not None]
+    return f"{gated.index(name)}."
 
 
 @contextmanager

@@ -10,20 +10,13 @@ from stable_baselines3.common.distributions import SquashedDiagGaussianDistribut
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
-from torch import Tensor, nn
+from torch import Tensor
 
 from conal_rl.agents.critic_losses import HLGauss, SquaredError
 from conal_rl.config import AgentConfig, marked
-from conal_rl.core import (
-    ConalProStage,
-    ConalSearch,
-    SearchNetwork,
-    Structure,
-    Tree,
-    TreeNetwork,
-    linear_chain,
-)
+from conal_rl.core import ConalSearch, Structure, Tree, linear_chain
 from conal_rl.core.conal_pro import inherit_weights
+from conal_rl.core.encoder import EncoderNetwork, make_encoder
 from conal_rl.core.linear_stack import LinearStack
 
 CONAL = ConalSearch()
@@ -57,7 +50,7 @@ def to_task_major(
     return features, task, place
 
 
-class TaskNetwork(nn.Module):
+class TaskNetwork(EncoderNetwork):
     """An encoder shaped by a tree or by a search space, and one linear head per task.
 
     Args:
@@ -69,10 +62,14 @@ class TaskNetwork(nn.Module):
         layer_norm: normalise each hidden layer.
         replicas: members of an ensemble; each has separate weights.
         mixed_precision: compute matrix multiplications in bfloat16.
+
+    Attributes:
+        optimizer, gate_optimizer: those of the network's learner. SB3 saves them under these names.
     """
 
-    encoder: SearchNetwork | TreeNetwork
     task_id: Tensor
+    optimizer: torch.optim.Optimizer
+    gate_optimizer: torch.optim.Optimizer | None
 
     def __init__(
         self,
@@ -90,11 +87,7 @@ class TaskNetwork(nn.Module):
         self.mixed_precision = mixed_precision
         self.in_features = in_features + len(tasks)
         chain = linear_chain(self.in_features, widths, layer_norm)
-        if isinstance(tree, Tree):
-            self.encoder = TreeNetwork(tree.replicate(replicas), chain)
-        else:
-            self.encoder = tree.network(tasks, chain, replicas)
-        self._weights: tuple[nn.Parameter, ...] = ()
+        self.encoder = make_encoder(tree, tasks, chain, replicas)
         rows = range(replicas * len(tasks))
         self.head = LinearStack(rows, widths[-1], outputs, activation=False)
         self.register_buffer("task_id", torch.eye(len(tasks)).unsqueeze(1), persistent=False)
@@ -115,22 +108,9 @@ class TaskNetwork(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed_precision):
             return self.head(self.encoder(x))
 
-    @property
-    def gates(self) -> nn.Parameter | None:
-        """The search space's gates `(choice, option)`; None for a fixed tree and for Recon."""
-        return self.encoder.gates if isinstance(self.encoder, SearchNetwork) else None
-
-    def weights(self) -> tuple[nn.Parameter, ...]:
-        """Every parameter except the gates."""
-        if not self._weights:  # finding them takes longer than averaging them
-            self._weights = tuple(p for p in self.parameters() if p is not self.gates)
-        return self._weights
-
 
 class TaskActor(TaskNetwork):
     """Squashed Gaussian policies, one head per task."""
-
-    optimizer: torch.optim.Optimizer
 
     def __init__(
         self, tasks: Sequence[str], tree: Structure, features: int, actions: int, **net: Any
@@ -157,8 +137,6 @@ class TaskActor(TaskNetwork):
 
 class TaskCritics(TaskNetwork):
     """Critics that run as one ensemble; its members share the gates of a search."""
-
-    optimizer: torch.optim.Optimizer
 
     def __init__(
         self,
@@ -251,8 +229,6 @@ class ConalPolicy(BasePolicy):
         self.critic_target = make_critics()
         self.critic_target.load_state_dict(self.critic.state_dict())
         self.critic_target.requires_grad_(False)
-        for network in (self.actor, self.critic):
-            network.optimizer = torch.optim.Adam(network.weights(), lr=lr_schedule(1), fused=True)
 
     @property
     def searching(self) -> bool:
@@ -289,28 +265,9 @@ class ConalPolicy(BasePolicy):
             if self.actor.gates is not None:
                 self.actor_average.gates.copy_(self.actor.gates)  # type: ignore[union-attr]
 
-    def anneal_gates(self, temperature: tuple[float, float], left: float) -> None:
-        """Set the temperature of Gumbel gates.
-
-        Args:
-            temperature: at the start and at the end of a search, or of a stage of CoNAL-Pro.
-            left: share of the training that is left, from 1 to 0.
-        """
-        start, end = temperature
-        for network, structure in (
-            (self.actor, self.actor_tree),
-            (self.critic, self.critic_tree),
-            (self.critic_target, self.critic_tree),
-        ):
-            if isinstance(network.encoder, SearchNetwork):
-                # Of CoNAL-Pro's first N stages, which are equally long, this is the last.
-                stages = structure.number if isinstance(structure, ConalProStage) else 1
-                left_of_stage = min(1.0, stages * left)
-                network.encoder.gumbel_temperature = end + (start - end) * left_of_stage
-
     @torch.no_grad()
     def reset_weights(self) -> None:
-        """Draw all weights except the gates from scratch, and forget the optimisers' moments.
+        """Draw all weights except the gates from scratch.
 
         It draws from torch's random state, as building the policy does (Nikishin et al., "The
         Primacy Bias in Deep Reinforcement Learning", ICML 2022).
@@ -319,8 +276,6 @@ class ConalPolicy(BasePolicy):
         for mine, new in zip(self._networks(), fresh._networks(), strict=True):
             for weight, value in zip(mine.weights(), new.weights(), strict=True):
                 weight.copy_(value)
-        for network in (self.actor, self.critic):
-            network.optimizer.state.clear()
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         """Actions `(row, action)` in [-1, 1] for observations `(row, feature + task)`."""

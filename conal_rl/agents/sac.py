@@ -139,16 +139,16 @@ class ConalSAC(SAC):
             super()._setup_model()
         if self.replay_buffer.largest_returns is not None:  # kept here: SB3 saves no replay
             self.replay_buffer.largest_returns.largest = self.largest_returns
+        rate, every = self.lr_schedule(1), self.target_update_interval
         temperatures = Temperatures(
             len(self.tasks),
             float(self.target_entropy),
             self.ent_coef_tensor if self.log_ent_coef is None else None,
             self.log_ent_coef,
-            self.lr_schedule(1),
+            rate,
         )
         self.log_ent_coef, self.ent_coef_optimizer = temperatures.log, temperatures.optimizer
-        every = self.target_update_interval
-        self.update = SACUpdate(self.policy, temperatures, self.settings, self.search, every)
+        self.update = SACUpdate(self.policy, temperatures, self.settings, self.search, rate, every)
         self.queue = UpdateQueue(self.update, self.device)
         self._means = Means()
         self.recent = RecentEpisodes(self.tasks)
@@ -239,8 +239,7 @@ class ConalSAC(SAC):
         learning_rate = self.lr_schedule(left)
         self.logger.record("train/learning_rate", learning_rate)
         self.queue.set_learning_rate(learning_rate)
-        if self.search.gumbel_temperature is not None:
-            self.policy.anneal_gates(self.search.gumbel_temperature, left)
+        self.update.anneal_gates(left)
         for _ in range(waiting):
             size = batch_size or self.batch_size
             self._means.add(self.queue.run(self.replay_buffer, size, self._n_updates))
@@ -379,8 +378,8 @@ class ConalSAC(SAC):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
         learnt = any(True for _ in self.update.loss_weights.parameters())
-        ours = ["update.gate_optimizer"] * bool(self.gates) + ["update.loss_weights"] * learnt
-        return [*state_dicts, *ours], tensors
+        gates = [f"{name}.gate_optimizer" for name in self.gates]
+        return [*state_dicts, *gates, *["update.loss_weights"] * learnt], tensors
 
     def save_weights(self, folder: Path | str, half: bool = False, critics: bool = True) -> None:
         """Write the networks as `model.json` and `model.safetensors`, to share or to ship.

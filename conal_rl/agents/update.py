@@ -7,6 +7,7 @@ steps minimise the same losses on validation episodes.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,13 +15,15 @@ from torch import Tensor, nn
 
 from conal_rl.agents.critic_losses import HLGauss
 from conal_rl.agents.losses import SACLosses
-from conal_rl.agents.policies import ConalPolicy, TaskActor, TaskCritics
+from conal_rl.agents.policies import ConalPolicy
 from conal_rl.agents.replay import TaskBatch, TaskReplayBuffer
 from conal_rl.config import AgentConfig, SearchConfig
-from conal_rl.core import ConflictNoticing, SearchNetwork, Structure, Tree
-from conal_rl.core.bilevel import apply_gradients, decay_specific, gate_step
-from conal_rl.core.learner import ConflictSettings, Learner
+from conal_rl.core import ConalProStage, ConflictNoticing, SearchNetwork, Structure, Tree
+from conal_rl.core.bilevel import apply_gradients
+from conal_rl.core.learner import Learner
+from conal_rl.core.optimizers import set_learning_rate
 from conal_rl.errors import ConalError
+from conal_rl.runs.structures import learner_settings
 
 CLAMPED = "clamped_targets"
 
@@ -87,12 +90,12 @@ class SACUpdate:
         temperatures: of the tasks.
         settings: read in every update, so that they may change between updates.
         search: how conflicts are noticed and gates step.
+        learning_rate: of weights and temperatures, at the start.
         targets_every: number of critic updates per step of the target critics.
 
     Attributes:
         learners: of the `actor` and the `critic`.
         gates: of the networks that have gates, by the same names.
-        gate_optimizer: of all gates; None if no network has gates.
         captures: whether each update runs the same kernels, so that they can be captured.
     """
 
@@ -102,23 +105,30 @@ class SACUpdate:
         temperatures: Temperatures,
         settings: AgentConfig,
         search: SearchConfig,
+        learning_rate: float,
         targets_every: int = 1,
     ):
         self.policy, self.temperatures = policy, temperatures
         self._gates_every, self._targets_every = search.gate_every, targets_every
-        networks: dict[str, TaskActor | TaskCritics]
-        networks = {"actor": policy.actor, "critic": policy.critic}
-        for network in networks.values():
-            if search.specific_decay and isinstance(network.encoder, SearchNetwork):
-                specific = network.encoder.specific_weights()
-                decay_specific(network.optimizer, specific, search.specific_decay)
-        self.gates = {n: net.gates for n, net in networks.items() if net.gates is not None}
-        self.gate_optimizer = (
-            torch.optim.Adam(self.gates.values(), lr=search.gate_learning_rate)
-            if self.gates
-            else None
-        )
-        self.learners = make_learners(policy, settings, search)
+        how = learner_settings(settings, search, policy.searching)
+        adam = partial(torch.optim.Adam, lr=learning_rate, fused=True)
+        self.learners: dict[str, Learner] = {}
+        for name, network, structure in (
+            ("actor", policy.actor, policy.actor_tree),
+            ("critic", policy.critic, policy.critic_tree),
+        ):
+            learner = Learner(
+                network.encoder,
+                network.weights(),
+                structure,
+                policy.tasks,
+                adam,
+                how,
+                likelihoods=name == "critic",
+            )
+            self.learners[name] = learner
+            network.optimizer, network.gate_optimizer = learner.optimizer, learner.gate_optimizer
+        self.gates = {n: one.gates for n, one in self.learners.items() if one.gates is not None}
         self.losses = SACLosses(policy.actor, policy.critic, policy.critic_target, settings)
         if settings.compile:
             self._compile()
@@ -176,15 +186,39 @@ class SACUpdate:
             return None
         return stages[0] or actor.tree(), stages[1] or critic.tree()
 
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Return all optimisers by name."""
-        named = {
-            "actor": self.policy.actor.optimizer,
-            "critic": self.policy.critic.optimizer,
-            "temperature": self.temperatures.optimizer,
-            "gates": self.gate_optimizer,
-        }
-        return {name: optimizer for name, optimizer in named.items() if optimizer is not None}
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return all optimisers."""
+        of_learners = [
+            optimizer
+            for learner in self.learners.values()
+            for optimizer in learner.optimizers().values()
+        ]
+        of_temperatures = self.temperatures.optimizer
+        return of_learners if of_temperatures is None else [*of_learners, of_temperatures]
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of weights and temperatures; the gates keep theirs."""
+        for learner in self.learners.values():
+            set_learning_rate(learner.optimizer, learning_rate)
+        if self.temperatures.optimizer is not None:
+            set_learning_rate(self.temperatures.optimizer, learning_rate)
+
+    def anneal_gates(self, left: float) -> None:
+        """Set the temperature of Gumbel gates; `left` of the training is left, from 1 to 0."""
+        for learner in self.learners.values():
+            stage = learner.structure
+            # Of CoNAL-Pro's first N stages, which are equally long, this is the last.
+            stages = stage.number if isinstance(stage, ConalProStage) else 1
+            learner.anneal(min(1.0, stages * left))
+        critic, target = self.policy.critic.encoder, self.policy.critic_target.encoder
+        if isinstance(critic, SearchNetwork) and isinstance(target, SearchNetwork):
+            target.gumbel_temperature = critic.gumbel_temperature
+
+    def reset_weights(self) -> None:
+        """Draw all weights except the gates from scratch, and forget their optimisers' moments."""
+        self.policy.reset_weights()
+        for learner in self.learners.values():
+            learner.optimizer.state.clear()
 
     @property
     def settings(self) -> AgentConfig:
@@ -247,55 +281,31 @@ class SACUpdate:
         return metrics
 
     def step_gates(self, batch: TaskBatch) -> dict[str, Tensor]:
-        """Step all gates together, down the losses of validation transitions.
+        """Step the gates down the losses of validation transitions.
 
-        The target critics copy the critics' gates.
+        No network's loss depends on the gates of the other. The target critics copy the critics'
+        gates.
 
         Returns:
             `gate_loss`, a scalar `()` on the device.
         """
-        assert self.gate_optimizer is not None
         temperature = self.temperatures.values()
-        loss = torch.zeros((), device=temperature.device)
+        losses: dict[str, Tensor] = {}
         if "critic" in self.gates:
             target = self.losses.target(batch, temperature)
-            loss = loss + self.losses.of_critics(batch, target).sum()
+            losses["critic"] = self.losses.of_critics(batch, target)
         if "actor" in self.gates:
             actions, log_prob = self.policy.actor.sample(batch.observations)
-            loss = loss + self.losses.of_actor(batch, actions, log_prob, temperature).sum()
-        gate_step(loss, list(self.gates.values()), self.gate_optimizer)
+            losses["actor"] = self.losses.of_actor(batch, actions, log_prob, temperature)
+        for name, of_tasks in losses.items():  # after both forward passes, which the gates mix
+            self.learners[name].step_gates(of_tasks)
         if "critic" in self.gates:
             with torch.no_grad():
                 self.policy.critic_target.gates.copy_(self.gates["critic"])  # type: ignore[union-attr]
-        return {"gate_loss": loss.detach()}
+        return {"gate_loss": torch.stack([each.detach().sum() for each in losses.values()]).sum()}
 
     @torch.no_grad()
     def step_targets(self) -> None:
         """Polyak averaging of the critics' weights."""
         targets, critics = self.policy.critic_target.weights(), self.policy.critic.weights()
         torch._foreach_lerp_(targets, critics, self.settings.tau)
-
-
-def make_learners(
-    policy: ConalPolicy, settings: AgentConfig, search: SearchConfig
-) -> dict[str, Learner]:
-    """Return the learners of a policy's actor and critics."""
-    searching = policy.searching
-    rule = search.noticing_rule if searching else settings.rule_of_fixed_trees
-    return {
-        name: Learner(
-            network.encoder,
-            network.optimizer,
-            structure,
-            policy.tasks,
-            ConflictSettings(rule, search.margin, search.smoothing),
-            # In a search, also of a network that CoNAL-Pro has settled before the other.
-            searching or settings.conflict_rule != "ignore",
-            settings.weighting,
-            likelihoods=name == "critic",
-        )
-        for name, network, structure in (
-            ("actor", policy.actor, policy.actor_tree),
-            ("critic", policy.critic, policy.critic_tree),
-        )
-    }

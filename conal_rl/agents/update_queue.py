@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from conal_rl.agents.graphs import GraphCache, prepare_optimizer, set_learning_rate
+from conal_rl.agents.graphs import GraphCache, prepare_optimizer
 from conal_rl.agents.replay import TaskReplayBuffer
 from conal_rl.agents.update import SACUpdate
 from conal_rl.envs.vec_env import SuiteVecEnv
@@ -72,7 +72,7 @@ class UpdateQueue:
         policy, done = self.update.policy, number + 1
         resets = () if policy.searching else self.update.settings.reset_at
         if done in resets:
-            policy.reset_weights()
+            self.update.reset_weights()
             self.forget()
         last_reset = max(at for at in (0, *resets) if at <= done)
         policy.average_actor(max(1, done - last_reset))
@@ -117,7 +117,7 @@ class UpdateQueue:
     def prepare(self) -> None:
         """Make the optimisers' steps fit for graphs, or for none; captured graphs are dropped."""
         self._learning_rate: float | None = None
-        for optimizer in self.update.optimizers().values():
+        for optimizer in self.update.optimizers():
             prepare_optimizer(optimizer, self._device if self.graphs is not None else None)
         self.forget()
 
@@ -126,9 +126,7 @@ class UpdateQueue:
         if self.graphs is not None and learning_rate == self._learning_rate:
             return  # it is on the device already
         self._learning_rate = learning_rate
-        for name, optimizer in self.update.optimizers().items():
-            if name != "gates":
-                set_learning_rate(optimizer, learning_rate)
+        self.update.set_learning_rate(learning_rate)
 
     def forget(self) -> None:
         """Capture from scratch, because tensors have been replaced."""

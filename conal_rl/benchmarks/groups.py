@@ -9,6 +9,7 @@ function, and no head can correct a wrong tree.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 from typing import NamedTuple
 
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from conal_rl.core import (
     ConalProStage,
     ConalSearch,
-    ConflictNoticing,
     LTBSearch,
     Rule,
     Search,
@@ -27,8 +27,8 @@ from conal_rl.core import (
     Tree,
     linear_chain,
 )
-from conal_rl.core.bilevel import decay_specific, gate_step, weight_step
-from conal_rl.core.conal_pro import StageNetwork
+from conal_rl.core.conal_pro import inherit_weights
+from conal_rl.core.learner import Learner, LearnerSettings
 
 GROUPS = (3, 3, 3)  # tasks in each
 FEATURES, WIDTH, DEPTH = 6, 12, 3
@@ -131,21 +131,29 @@ def _random_functions(count: int) -> Callable[[Tensor], Tensor]:
 
 def search(family: Family, method: Method, steps: int = STEPS) -> Tree:
     """Return the tree that a method finds. All its stages together take `steps` steps."""
-    chain = linear_chain(FEATURES, [WIDTH] * DEPTH, layer_norm=True)
     space = method.space(len(family.tasks))
     stages = DEPTH if isinstance(space, ConalProStage) else 1
-    network = space.network(family.tasks, chain)
+    learner = _make_learner(space, family, method.rule)
+    _search_with(learner, family, steps // stages)
+    while (stage := learner.next_stage()) is not None:
+        before = learner.encoder
+        learner = _make_learner(stage, family, method.rule)
+        inherit_weights(learner.encoder, before)
+        _search_with(learner, family, steps // stages)
+    return learner.tree()
+
+
+def _make_learner(space: Search, family: Family, rule: Rule) -> Learner:
+    network = space.network(family.tasks, linear_chain(FEATURES, [WIDTH] * DEPTH, layer_norm=True))
     assert isinstance(network, SearchNetwork)
-    _search_in(network, family, method.rule, steps // stages)
-    while isinstance(network, StageNetwork) and (following := network.next_stage()) is not None:
-        stage = following.network(family.tasks, chain)
-        stage.inherit_from(network)
-        network = stage
-        _search_in(network, family, method.rule, steps // stages)
-    return network.tree()
+    settings = LearnerSettings(rule, specific_decay=SPECIFIC_DECAY, gate_learning_rate=GATE_RATE)
+    adam = partial(torch.optim.Adam, lr=WEIGHT_RATE, fused=True)
+    return Learner(network, network.weights(), space, family.tasks, adam, settings)
 
 
-def _search_in(network: SearchNetwork, family: Family, rule: Rule, steps: int) -> None:
+def _search_with(learner: Learner, family: Family, steps: int) -> None:
+    network = learner.encoder
+    assert isinstance(network, SearchNetwork)
     signs = torch.tensor([1.0, -1.0]).repeat(WIDTH // 2).view(WIDTH, 1)
     head = 2 / WIDTH**0.5 * signs
 
@@ -153,17 +161,13 @@ def _search_in(network: SearchNetwork, family: Family, rule: Rule, steps: int) -
         x, y = batch
         return nn.functional.mse_loss(network(x) @ head, y, reduction="none").mean(dim=(1, 2))
 
-    weights = torch.optim.Adam(network.weights(), lr=WEIGHT_RATE, fused=True)
-    decay_specific(weights, network.specific_weights(), SPECIFIC_DECAY)
-    gates = torch.optim.Adam([network.gates], lr=GATE_RATE)
-    noticing = ConflictNoticing(network.shared_layers(), rule)
     start, end = TEMPERATURE
     for step in range(steps):
         network.gumbel_temperature = start + (end - start) * step / steps
-        gate_step(losses(family.validation()).sum(), [network.gates], gates)
-        with noticing.capture():
+        learner.step_gates(losses(family.validation()))
+        with learner.capture():
             captured = losses(family.training())
-        weight_step(captured, weights, noticing)
+        learner.step(captured)
 
 
 def rand_index(groups: Sequence[int], truth: Sequence[int]) -> float:

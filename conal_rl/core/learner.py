@@ -1,10 +1,11 @@
-"""How one network learns: what the tasks' losses and gradients go through in a weight step."""
+"""How one network learns: its optimisers, its rule on gradients, and its weights of losses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +19,41 @@ from conal_rl.core import (
     SearchNetwork,
     Structure,
     Tree,
-    TreeNetwork,
     recon_tree,
 )
-from conal_rl.core.bilevel import weight_step
+from conal_rl.core.bilevel import decay_specific, gate_step, weight_step
 from conal_rl.core.conal_pro import StageNetwork
+from conal_rl.core.encoder import Encoder
 from conal_rl.core.gradients import GradientRule
+from conal_rl.core.optimizers import optimizer_tensors, restore_optimizer
 from conal_rl.errors import ConalError
 
+OptimizerMaker = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 
-class ConflictSettings(NamedTuple):
-    """Arguments of `conal_rl.core.ConflictNoticing`."""
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """How a network learns, whatever its data.
+
+    Attributes:
+        rule, margin, smoothing: of `conal_rl.core.ConflictNoticing`.
+        hold: notice conflicts also on a fixed tree, not only in a search.
+        weighting: `equal`, `random` or `uncertainty` weights of the tasks' losses, or one of
+            `conal_rl.core.weighting.AGGREGATIONS`. An aggregation works on what a fixed tree
+            shares, unless conflicts are noticed there.
+        specific_decay: of `conal_rl.core.bilevel.decay_specific`; 0 for none.
+        gate_learning_rate: of Adam.
+        gumbel_temperature: of Gumbel gates `(start, end)`; None for the softmax.
+    """
 
     rule: Rule
-    margin: float
-    smoothing: float
-    study_every: int = 10
+    margin: float = 0.0
+    smoothing: float = 0.0
+    hold: bool = False
+    weighting: str = "equal"
+    specific_decay: float = 0.0
+    gate_learning_rate: float = 1e-3
+    gumbel_temperature: tuple[float, float] | None = None
 
 
 class Total(nn.Module):
@@ -45,86 +65,163 @@ class Total(nn.Module):
 
 
 class Learner:
-    """Weight steps of an encoder and of the heads that share its optimiser.
-
-    Conflicts are noticed during a search, and on a fixed tree if `hold`; an aggregation works on
-    what a fixed tree shares, unless conflicts are noticed there.
+    """Steps of an encoder's gates, and of the weights of the encoder and its heads.
 
     Args:
-        encoder: the network of `structure`.
-        optimizer: of all weights but the gates.
-        structure: the encoder's tree or search space.
+        encoder: the encoder of `structure`.
+        weights: all parameters of the network except the gates.
+        structure: the encoder's tree or search.
         tasks: their names.
-        conflicts: how conflicts are noticed.
-        hold: notice them also on a fixed tree.
-        weighting: `equal`, `random` or `uncertainty` weights of the tasks' losses, or one of
-            `conal_rl.core.weighting.AGGREGATIONS`.
+        make_optimizer: makes the optimiser of the weights.
+        settings: how the network learns.
         likelihoods: whether losses may be taken for negative log-likelihoods, as uncertainty
-            weights do; an actor's are none, and stay equal.
-        scaler: scales losses up, and gradients down again, in half precision.
+            weights need. An actor's losses may not, and then stay equal.
+        scales: scale losses up, and gradients down again, because float16 would lose them.
+
+    Attributes:
+        optimizer: of the weights and of learnt loss weights.
+        gate_optimizer: Adam of the gates; None without gates.
+        scaler, gate_scaler: of the two; None unless losses are scaled.
+        rule: what changes the gradients of shared modules; None if nothing does.
+        noticing: the rule, if it is conflict noticing.
+        loss_weights: makes one loss of the tasks' losses.
 
     Raises:
         ExtraError: the weighting needs a package that is not installed.
-        ValueError: no such weighting, or a rule that the search space has no use for.
+        ValueError: the weighting is unknown, or the search cannot follow the rule.
     """
 
     def __init__(
         self,
-        encoder: TreeNetwork | SearchNetwork,
-        optimizer: torch.optim.Optimizer,
+        encoder: Encoder,
+        weights: Sequence[nn.Parameter],
         structure: Structure,
         tasks: tuple[str, ...],
-        conflicts: ConflictSettings,
-        hold: bool = False,
-        weighting: str = "equal",
+        make_optimizer: OptimizerMaker,
+        settings: LearnerSettings,
         likelihoods: bool = True,
-        scaler: torch.amp.GradScaler | None = None,
+        scales: bool = False,
     ):
-        self.encoder, self.optimizer, self.scaler = encoder, optimizer, scaler
-        self.tasks = tasks
-        self.structure = structure
-        self.noticing: ConflictNoticing | None = None
-        self.rule: GradientRule | None = None
-        self.loss_weights: nn.Module = Total()
-        shared = encoder.shared_layers()
-        # Of a tree that Recon or its user made, others may come before a shared layer.
-        self._numbers = (
-            [n for n in range(1, structure.depth + 1) if len(structure.groups(n - 1)) < len(tasks)]
-            if isinstance(structure, Tree)
-            else list(range(1, len(shared) + 1))
+        self.encoder, self.structure, self.tasks = encoder, structure, tasks
+        self.settings = settings
+        self.optimizer = make_optimizer(weights)
+        self.gates: nn.Parameter | None = None
+        self.gate_optimizer: torch.optim.Optimizer | None = None
+        if isinstance(encoder, SearchNetwork):
+            self.gates = encoder.gates
+            self.gate_optimizer = torch.optim.Adam([self.gates], lr=settings.gate_learning_rate)
+            if settings.specific_decay:
+                specific = encoder.specific_weights()
+                decay_specific(self.optimizer, specific, settings.specific_decay)
+        self.scaler, self.gate_scaler = (
+            torch.amp.GradScaler(weights[0].device.type) if scales else None for _ in range(2)
         )
-        if isinstance(structure, ReconSearch):  # which counts the conflicts of plain training
-            conflicts = conflicts._replace(rule="none", study_every=1)
-        if isinstance(structure, LTBSearch) and conflicts.rule == "and_deeper":
-            raise ValueError(
-                "and_deeper holds all modules behind a conflict, and in a branching space these "
-                "are all copies of all later layers: take another rule"
+        self.noticing = self._conflict_noticing()
+        self.rule: GradientRule | None = self.noticing
+        self.loss_weights: nn.Module = Total()
+        if settings.weighting != "equal":
+            self._weigh(settings.weighting, likelihoods)
+
+    def _conflict_noticing(self) -> ConflictNoticing | None:
+        settings, shared = self.settings, self.encoder.shared_layers()
+        if isinstance(self.structure, ReconSearch):  # which counts the conflicts of plain training
+            return ConflictNoticing(
+                shared, "none", settings.margin, settings.smoothing, study_every=1
             )
-        if hold or not isinstance(structure, Tree):
-            self.rule = self.noticing = ConflictNoticing(shared, *conflicts)
-        if weighting == "equal":
-            return
+        if isinstance(self.structure, LTBSearch) and settings.rule == "and_deeper":
+            raise ValueError(
+                "rule: got 'and_deeper', expected a different rule with LTBSearch. It would hold "
+                "all copies in all layers behind a conflict"
+            )
+        if isinstance(self.structure, Tree) and not settings.hold:
+            return None
+        return ConflictNoticing(shared, settings.rule, settings.margin, settings.smoothing)
+
+    def _weigh(self, weighting: str, likelihoods: bool) -> None:
         from conal_rl.core import weighting as ways  # not above: solvers take a second
 
         if weighting in ways.AGGREGATIONS:
             ways.require_solvers(weighting)  # also for the trees that come after a search
-            self.rule = self.rule or ways.Aggregation(shared, weighting)
+            self.rule = self.rule or ways.Aggregation(self.encoder.shared_layers(), weighting)
         elif weighting not in ways.LOSS_WEIGHTS:
             known = ", ".join([*ways.LOSS_WEIGHTS, *ways.AGGREGATIONS])
-            raise ValueError(f"unknown weighting {weighting!r}; there are {known}")
+            raise ValueError(f"weighting: got {weighting!r}, expected one of {known}")
         elif weighting == "random" or likelihoods:
-            device = optimizer.param_groups[0]["params"][0].device
-            self.loss_weights = ways.loss_weights(weighting, len(tasks)).to(device)
+            device = self.optimizer.param_groups[0]["params"][0].device
+            self.loss_weights = ways.loss_weights(weighting, len(self.tasks)).to(device)
             if learnt := list(self.loss_weights.parameters()):
-                optimizer.add_param_group({"params": learnt, "weight_decay": 0.0})
+                self.optimizer.add_param_group({"params": learnt, "weight_decay": 0.0})
+
+    # Steps.
 
     def capture(self) -> AbstractContextManager[None]:
-        """The forward pass of the losses belongs into this context."""
+        """The forward pass of the training losses belongs into this context."""
         return nullcontext() if self.rule is None else self.rule.capture()
 
-    def step(self, losses: Tensor, max_norm: float | None) -> None:
-        """One step of the optimiser, down the tasks' losses `(task,)`."""
+    def step(self, losses: Tensor, max_norm: float | None = None) -> None:
+        """Step the weights down the training losses `(task,)`; gradients are clipped to a norm."""
         weight_step(losses, self.optimizer, self.rule, max_norm, self.loss_weights, self.scaler)
+
+    def step_gates(self, losses: Tensor) -> None:
+        """Step the gates down the sum of the validation losses `(task,)`."""
+        assert self.gates is not None and self.gate_optimizer is not None
+        gate_step(losses.sum(), [self.gates], self.gate_optimizer, self.gate_scaler)
+
+    def anneal(self, left: float) -> None:
+        """Set the temperature of Gumbel gates.
+
+        Args:
+            left: the share that is left of the search, or of a stage of it, from 1 to 0.
+        """
+        temperature = self.settings.gumbel_temperature
+        if temperature is not None and isinstance(self.encoder, SearchNetwork):
+            start, end = temperature
+            self.encoder.gumbel_temperature = end + (start - end) * left
+
+    # In a checkpoint.
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimisers by `weights` and `gates`, without gates only the first."""
+        named = {"weights": self.optimizer, "gates": self.gate_optimizer}
+        return {name: optimizer for name, optimizer in named.items() if optimizer is not None}
+
+    def _scalers(self) -> dict[str, torch.amp.GradScaler]:
+        named = {"weights": self.scaler, "gates": self.gate_scaler}
+        return {name: scaler for name, scaler in named.items() if scaler is not None}
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """What learning remembers besides weights and gates: tensors by group, and JSON types.
+
+        An aggregation's memory is not in it.
+        """
+        tensors = {f"optimizer_{n}": optimizer_tensors(o) for n, o in self.optimizers().items()}
+        tensors["loss_weights"] = dict(self.loss_weights.state_dict())
+        counters: dict[str, Any] = {
+            "scalers": {n: s.state_dict() for n, s in self._scalers().items()}
+        }
+        if self.noticing is not None:
+            tensors["conflict"], counters["noticing"] = self.noticing.state()
+        return tensors, counters
+
+    def restore(
+        self, tensors: Mapping[str, dict[str, Tensor]], counters: Mapping[str, Any]
+    ) -> None:
+        """Resume from what `state` returned for a learner that was built alike.
+
+        Raises:
+            KeyError: a group is missing.
+            ValueError, RuntimeError: tensors belong to other parameters.
+        """
+        self.loss_weights.load_state_dict(tensors["loss_weights"])
+        for name, optimizer in self.optimizers().items():
+            restore_optimizer(optimizer, tensors[f"optimizer_{name}"])
+        for name, scaler in self._scalers().items():
+            if state := counters["scalers"].get(name):  # none if the run began without float16
+                scaler.load_state_dict(state)
+        if self.noticing is not None:
+            self.noticing.restore(tensors["conflict"], counters["noticing"])
+
+    # What comes after a search.
 
     def tree(self) -> Tree:
         """The fixed tree; in a search, that of the strongest gates or of the conflicts so far.
@@ -157,67 +254,10 @@ class Learner:
         with _no_tree():
             return self.encoder.next_stage()
 
-    def gate_weights(self) -> dict[str, list[float]]:
-        """The softmax of each choice's gates, by the choice's name; empty where there are none."""
-        if not isinstance(self.encoder, SearchNetwork):
-            return {}
-        weights = self.encoder.gates.softmax(dim=1).tolist()
-        return dict(zip(self.encoder.choices, weights, strict=True))
-
-    def scalars(self, name: str) -> dict[str, float]:
-        """Gates and conflicts for a log, by tag; `name` is that of the network."""
-        found = {
-            f"gates_{name}/{choice}/{option}": weight
-            for choice, row in self.gate_weights().items()
-            for option, weight in enumerate(row, start=1)
-        }
-        if self.noticing is None:
-            return found
-        for layer, share in zip(self._numbers, self.noticing.recently_negative(), strict=False):
-            found[f"conflicts_{name}/negative/{layer}"] = share
-        statistics = self.noticing.statistics()
-        if statistics is None:
-            return found
-        for rule, held in statistics.module_held.items():
-            shares = statistics.of_layers(held).tolist()
-            for layer, share in zip(self._numbers, shares, strict=True):
-                found[f"held_{name}/{rule}/{layer}"] = share
-        return found
-
-    def report(self) -> dict[str, Any]:
-        """Gates and conflicts as JSON types: why the tree is what it is.
-
-        Conflicts are `(layer, task)` and `(layer, task, task)`, means over an ensemble's members;
-        `layers` has the numbers of these layers, which are those with a shared module, from 1.
-        """
-        report: dict[str, Any] = {"gates": self.gate_weights()}
-        statistics = self.noticing.statistics() if self.noticing else None
-        if self.noticing is None or statistics is None:
-            return report
-        tasks = len(self.tasks)
-
-        def rounded(values: Tensor) -> Any:
-            return values.numpy().round(4).tolist()
-
-        return report | {
-            "rule": self.noticing.rule,
-            "layers": self._numbers,
-            "module_held": {
-                rule: rounded(statistics.of_layers(held))
-                for rule, held in statistics.module_held.items()
-            },
-            "task_dropped": {
-                rule: rounded(held.unflatten(1, (-1, tasks)).mean(dim=1))
-                for rule, held in statistics.held.items()
-            },
-            "mean_cosine": rounded(statistics.of_tasks(statistics.cosine, tasks)),
-            "negative_share": rounded(statistics.of_tasks(statistics.negative, tasks)),
-        }
-
 
 @contextmanager
 def _no_tree() -> Iterator[None]:
-    """What is wrong with gates, as users are told of it."""
+    """Turn what is wrong with gates in this context into ConalError."""
     try:
         yield
     except ValueError as error:

@@ -1,9 +1,10 @@
-"""The structure that a config's search begins with."""
+"""What a config says of the structure that a search begins with, and of how networks learn."""
 
 from __future__ import annotations
 
-from conal_rl.config import SearchConfig
+from conal_rl.config import LearnerConfig, SearchConfig
 from conal_rl.core import ConalProStage, ConalSearch, LTBSearch, ReconSearch, Search
+from conal_rl.core.learner import LearnerSettings
 
 
 def first_structure(search: SearchConfig, num_tasks: int) -> Search:
@@ -15,3 +16,20 @@ def first_structure(search: SearchConfig, num_tasks: int) -> Search:
     if search.method == "recon":
         return ReconSearch(search.specific_layers)
     return ConalSearch()
+
+
+def learner_settings(
+    agent: LearnerConfig, search: SearchConfig, searching: bool
+) -> LearnerSettings:
+    """Return how the networks of a run learn; `searching`: at least one tree is still searched."""
+    return LearnerSettings(
+        rule=search.noticing_rule if searching else agent.rule_of_fixed_trees,
+        margin=search.margin,
+        smoothing=search.smoothing,
+        # In a search, also of a network that CoNAL-Pro has settled before the other.
+        hold=searching or agent.conflict_rule != "ignore",
+        weighting=agent.weighting,
+        specific_decay=search.specific_decay,
+        gate_learning_rate=search.gate_learning_rate,
+        gumbel_temperature=search.gumbel_temperature,
+    )

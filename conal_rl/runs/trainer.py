@@ -15,6 +15,7 @@ from rich.console import Console
 
 from conal_rl.config import RunConfig, marked
 from conal_rl.core import ConalProStage, Tree
+from conal_rl.core.findings import findings
 from conal_rl.errors import CheckpointError, ConfigError
 from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
 from conal_rl.runs.experiment import Experiment
@@ -176,7 +177,7 @@ class Trainer:
             report = {
                 "steps": self.experiment.steps,
                 "tasks": next(iter(learners.values())).tasks,
-                **{network: learner.report() for network, learner in learners.items()},
+                **{network: findings(learner) for network, learner in learners.items()},
                 "method": self.config.search.method if searching else self.config.agent.tree,
                 "seconds": self._elapsed(),
             }

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
@@ -81,34 +80,6 @@ def structure_from_json(data: Any) -> Structure:
         if name != "space"
     }
     return _SPACES[data["space"]](**fields)
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return what an optimiser remembers (Adam's moments), by parameter and name."""
-    return {
-        f"{index}.{key}": tensor
-        for index, slots in optimizer.state_dict()["state"].items()
-        for key, tensor in slots.items()
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimiser of the same parameters what `optimizer_tensors` returned.
-
-    Raises:
-        ValueError: the tensors belong to other parameters.
-    """
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split(".")
-        slots.setdefault(int(index), {})[key] = tensor
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, moments in slots.items():
-        for tensor in moments.values():  # torch takes any, and a fused step runs past their ends
-            shape = parameters[number].shape if number < len(parameters) else None
-            if tensor.dim() and tensor.shape != shape:
-                raise ValueError(f"an optimiser's moments have the shape {tuple(tensor.shape)}")
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
 
 
 def write_model(folder: Path, about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from stable_baselines3.common.utils import get_device
 from torch import Tensor
 
 from conal_rl.config import SupervisedConfig
-from conal_rl.core import ConalProStage, SearchNetwork, Structure, Tree
-from conal_rl.core.bilevel import decay_specific, gate_step
-from conal_rl.core.learner import ConflictSettings, Learner
+from conal_rl.core import ConalProStage, Structure, Tree
+from conal_rl.core.findings import log_scalars
+from conal_rl.core.learner import Learner
+from conal_rl.core.optimizers import set_learning_rate
 from conal_rl.errors import CheckpointError, ConfigError, TreeError, diverged
 from conal_rl.literals import Precision
 from conal_rl.runs.experiment import (
@@ -28,13 +30,12 @@ from conal_rl.runs.experiment import (
     search_space,
 )
 from conal_rl.runs.progress import Session
+from conal_rl.runs.structures import learner_settings
 from conal_rl.runs.weights import (
     UNFIT,
     is_finite,
-    optimizer_tensors,
     reason,
     require_finite,
-    restore_optimizer,
     structure_from_json,
     structure_to_json,
     write_model,
@@ -191,12 +192,11 @@ class SupervisedExperiment:
         """
         self._mean_losses()
         require_finite(self.network, self._step)
-        optimizers = self._optimizers()
+        learnt, counters = self.learner.state()
         groups = {
             "network": dict(self.network.state_dict()),
             "random": {"torch": torch.get_rng_state()},
-            "loss_weights": self.learner.loss_weights.state_dict(),
-            **{f"optimizer_{n}": optimizer_tensors(o) for n, o in optimizers.items()},
+            **learnt,
         }
         if self.device.type == "cuda":
             groups["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -209,10 +209,8 @@ class SupervisedExperiment:
             "first_step": self._first_step,
             "losses": {"sums": self._sums.tolist(), "summed": self._summed},
             "best": self._best.state(),
-            "scalers": {name: scaler.state_dict() for name, scaler in self._scalers().items()},
+            **counters,
         }
-        if self.learner.noticing is not None:
-            groups["conflict"], state["noticing"] = self.learner.noticing.state()
         return groups, state
 
     def save_weights(self, folder: Path, finished: bool) -> None:
@@ -242,14 +240,7 @@ class SupervisedExperiment:
         self._sums += torch.tensor(state["losses"]["sums"], device=self.device)
         self._summed = state["losses"]["summed"]
         self.network.load_state_dict(tensors["network"])
-        self.learner.loss_weights.load_state_dict(tensors["loss_weights"])
-        for name, optimizer in self._optimizers().items():
-            restore_optimizer(optimizer, tensors[f"optimizer_{name}"])
-        for name, scaler in self._scalers().items():
-            if name in state["scalers"]:
-                scaler.load_state_dict(state["scalers"][name])
-        if self.learner.noticing is not None:
-            self.learner.noticing.restore(tensors["conflict"], state["noticing"])
+        self.learner.restore(tensors, state)
         if state["best"] is not None:
             self._best.restore(state["best"], tensors["best"])
         torch.set_rng_state(tensors["random"]["torch"])
@@ -263,39 +254,27 @@ class SupervisedExperiment:
     # The network and its steps.
 
     def _build(self, structure: Structure) -> None:
-        """Make a new network and new optimisers, from the seed and the step."""
-        agent, search = self.config.agent, self.config.search
+        """Make a new network and its learner, from the seed and the step."""
+        agent = self.config.agent
         stream = np.random.SeedSequence([self.config.seed, self._step])
         torch.manual_seed(int(stream.generate_state(1)[0]))
         self.structure = structure
         self.network = MultiTaskNetwork(self.problem, structure).to(self.device)
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
         momentum = {"momentum": 0.9} if agent.optimizer == "sgd" else {}
-        self.optimizer: torch.optim.Optimizer = kinds[agent.optimizer](
-            self.network.weights(),
-            lr=agent.learning_rate,
-            weight_decay=agent.weight_decay,
-            **momentum,
-        )
-        encoder = self.network.encoder
-        if search.specific_decay and isinstance(encoder, SearchNetwork):
-            decay_specific(self.optimizer, encoder.specific_weights(), search.specific_decay)
-        gates = self.network.gates
-        self.gate_optimizer = (
-            None if gates is None else torch.optim.Adam([gates], lr=search.gate_learning_rate)
-        )
-        scales = self.precision == "float16"
-        self._gate_scaler = torch.amp.GradScaler("cuda") if scales else None
-        rule = search.noticing_rule if self._searching else agent.rule_of_fixed_trees
         self.learner = Learner(
             self.network.encoder,
-            self.optimizer,
+            self.network.weights(),
             structure,
             self.tasks,
-            ConflictSettings(rule, search.margin, search.smoothing),
-            hold=agent.conflict_rule != "ignore",
-            weighting=agent.weighting,
-            scaler=torch.amp.GradScaler("cuda") if scales else None,
+            partial(
+                kinds[agent.optimizer],
+                lr=agent.learning_rate,
+                weight_decay=agent.weight_decay,
+                **momentum,
+            ),
+            learner_settings(agent, self.config.search, self._searching),
+            scales=self.precision == "float16",
         )
         # Dynamo breaks the graph at every module that captures its tasks' gradients.
         compiles = agent.compile and self.learner.rule is None
@@ -329,12 +308,11 @@ class SupervisedExperiment:
         self.learner.step(losses, self.config.agent.max_grad_norm)
         self._sums += losses.detach()
         self._summed += 1
-        gates, every = self.network.gates, self.config.search.gate_every
-        if gates is not None and (self._step - self._first_step) % every == 0:
-            assert self.gate_optimizer is not None
+        due = (self._step - self._first_step) % self.config.search.gate_every == 0
+        if due and self.learner.gates is not None:
             with statistics_kept(self.network):
-                loss = self._losses(next(validation)).sum()
-            gate_step(loss, [gates], self.gate_optimizer, self._gate_scaler)
+                losses = self._losses(next(validation))
+            self.learner.step_gates(losses)
 
     def _losses(self, cpu_batch: Batch) -> Tensor:
         """Return each task's loss, `(task,)`."""
@@ -358,12 +336,8 @@ class SupervisedExperiment:
             rate *= 0.5 ** (done // config.agent.halve_every)
         elif config.agent.schedule == "poly":
             rate *= left**0.9
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        temperature = config.search.gumbel_temperature
-        if temperature is not None and isinstance(self.network.encoder, SearchNetwork):
-            start, end = temperature
-            self.network.encoder.gumbel_temperature = end + (start - end) * left
+        set_learning_rate(self.learner.optimizer, rate)
+        self.learner.anneal(left)
 
     def _batches(self, first: int = 0) -> Iterator[Batch]:
         part: Part = "both"
@@ -413,10 +387,11 @@ class SupervisedExperiment:
             logger.record(f"loss/{task}", mean)
         display.line(self._step, self._outcome())
         self._forget_losses()
-        logger.record("train/learning_rate", self.optimizer.param_groups[0]["lr"])
+        rate = self.learner.optimizer.param_groups[0]["lr"]
+        logger.record("train/learning_rate", rate)
         logger.record("time/total_timesteps", self._step)
         logger.record("time/phase_steps_per_s", display.rate(self._step))
-        for tag, value in self.learner.scalars("encoder").items():
+        for tag, value in log_scalars(self.learner, "encoder").items():
             logger.record(tag, value, exclude="csv")
         logger.dump(self._step)
 
@@ -424,14 +399,6 @@ class SupervisedExperiment:
         loss = float(self._sums.sum()) / max(self._summed, 1)
         best = f", best validation loss {self._best.loss:.4f}" if self._best.weights else ""
         return f"loss {loss:.4f}{best}"
-
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        named = {"weights": self.optimizer, "gates": self.gate_optimizer}
-        return {name: optimizer for name, optimizer in named.items() if optimizer is not None}
-
-    def _scalers(self) -> dict[str, torch.amp.GradScaler]:
-        named = {"weights": self.learner.scaler, "gates": self._gate_scaler}
-        return {name: scaler for name, scaler in named.items() if scaler is not None}
 
 
 def _fixed_tree(config: SupervisedConfig, tasks: tuple[str, ...]) -> Tree | None:

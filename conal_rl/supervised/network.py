@@ -8,15 +8,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from conal_rl.core import SearchNetwork, Structure, Tree, TreeNetwork
+from conal_rl.core import Structure
 from conal_rl.core.conal_pro import inherit_weights
+from conal_rl.core.encoder import EncoderNetwork, make_encoder
 from conal_rl.literals import Precision
 from conal_rl.supervised.data.common import Batch
 from conal_rl.supervised.decoders import Heads
 from conal_rl.supervised.problem import Problem
 
 
-class MultiTaskNetwork(nn.Module):
+class MultiTaskNetwork(EncoderNetwork):
     """Maps inputs `(1 | task, batch, ...)` to the predictions of every task.
 
     Args:
@@ -24,30 +25,15 @@ class MultiTaskNetwork(nn.Module):
         structure: the encoder's tree, or the search space of the tree.
     """
 
-    encoder: TreeNetwork | SearchNetwork
-
     def __init__(self, problem: Problem, structure: Structure):
         super().__init__()
-        tasks = tuple(problem.tasks)
-        if isinstance(structure, Tree):
-            self.encoder = TreeNetwork(structure, problem.chain)
-        else:
-            self.encoder = structure.network(tasks, problem.chain)
+        self.encoder = make_encoder(structure, tuple(problem.tasks), problem.chain)
         self.heads = Heads({name: task.head() for name, task in problem.tasks.items()})
         problem.prepare(self)
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         """Return each task's prediction `(batch, ...)`."""
         return self.heads(self.encoder(inputs))
-
-    @property
-    def gates(self) -> nn.Parameter | None:
-        """The gates of a search; None for a tree."""
-        return self.encoder.gates if isinstance(self.encoder, SearchNetwork) else None
-
-    def weights(self) -> list[nn.Parameter]:
-        """Return all parameters except the gates."""
-        return [p for p in self.parameters() if p is not self.gates]
 
     @torch.no_grad()
     def inherit_from(self, before: MultiTaskNetwork) -> None:
