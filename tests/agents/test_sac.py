@@ -274,7 +274,7 @@ def test_steps_touch_only_their_own_parameters(
     feed(agent, monkeypatch, cycle(batches_of(3)))
     steps: list[tuple[str, set[str]]] = []
     for module, name in (
-        (update_module, "gate_step"),
+        (learner_module, "gate_step"),
         (learner_module, "weight_step"),
         (update_module, "apply_gradients"),
     ):
@@ -291,7 +291,8 @@ def test_steps_touch_only_their_own_parameters(
             ("apply_gradients", {"temperatures"}),
             ("weight_step", {"critic weights"}),
             ("weight_step", {"actor weights"}),
-            ("gate_step", {"actor gates", "critic gates"}),
+            ("gate_step", {"critic gates"}),
+            ("gate_step", {"actor gates"}),
         ]
         assert all(p.grad is None for p in agent.policy.parameters())
         assert agent.critic.gates is not None and agent.critic_target.gates is not None
@@ -334,13 +335,13 @@ def test_gates_follow_the_gradient_of_the_validation_loss(
     monkeypatch.setattr(agent.update, "step_gates", reference)
     seen: list[Tensor] = []
 
-    def spied(loss: Tensor, gates: list[nn.Parameter], optimizer: Any) -> None:
+    def spied(loss: Tensor, gates: list[nn.Parameter], *optimizer: Any) -> None:
         seen.extend(torch.autograd.grad(loss, gates, retain_graph=True))
-        gate_step(loss, gates, optimizer)
+        gate_step(loss, gates, *optimizer)
 
-    monkeypatch.setattr(update_module, "gate_step", spied)
+    monkeypatch.setattr(learner_module, "gate_step", spied)
     agent.train(gradient_steps=1, batch_size=16)
-    for gradient, name in zip(seen, ("actor", "critic"), strict=True):
+    for gradient, name in zip(seen, ("critic", "actor"), strict=True):
         torch.testing.assert_close(gradient, expected[name])
         moved = agent.gates[name].detach() - 1
         torch.testing.assert_close(moved, -0.01 * gradient.sign(), atol=1e-4, rtol=0)
@@ -552,12 +553,13 @@ def test_gumbel_temperature_falls_over_learn() -> None:
 def test_gumbel_temperature_falls_in_every_stage() -> None:
     """The second stage goes from half of the steps so far to their end."""
     stage = ConalProStage(2, (None, None))
-    agent = make_agent((stage, Tree.shared(TASKS[:2], 2)))
-    found = []
-    for left in (0.5, 0.25, 0.0):
-        agent.policy.anneal_gates((1.0, 0.2), left)
-        found.append(agent.actor.encoder.gumbel_temperature)
-    assert found == pytest.approx([1.0, 0.6, 0.2])
+    for trees in ((stage, Tree.shared(TASKS[:2], 2)), (Tree.shared(TASKS[:2], 2), stage)):
+        agent = make_agent(trees, gumbel=True, temperature=(1.0, 0.2))
+        for left, expected in ((0.5, 1.0), (0.25, 0.6), (0.0, 0.2)):
+            agent.update.anneal_gates(left)
+            networks = (agent.actor, agent.critic, agent.critic_target)
+            found = [n.encoder.gumbel_temperature for n in networks if n.gates is not None]
+            assert found == pytest.approx([expected] * (1 if trees[0] is stage else 2))
 
 
 def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conal_rl.agents import ConalSAC
+from conal_rl.agents.policies import CONAL
 from conal_rl.agents.tree_files import load_trees, trees_to_json
 from conal_rl.core import Tree
 from conal_rl.errors import CheckpointError, TreeError
 from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
-from conal_rl.runs.weights import optimizer_tensors, restore_optimizer
 from tests.helpers.agents import SEARCH, TASKS, TREES, assert_same_agent
 from tests.helpers.tiers import first_quick
 from tests.helpers.toy import make_agent, make_env, random_rows, same_tensors
@@ -447,16 +447,22 @@ def test_derived_agents_take_the_searchs_data() -> None:
         assert_same_agent(searched, derived)
 
 
-def test_moments_of_other_parameters_are_refused() -> None:
-    def optimizer(*sizes: int) -> torch.optim.Adam:
-        weights = [torch.ones(size, requires_grad=True) for size in sizes]
-        sum(weight.sum() for weight in weights).backward()  # type: ignore[union-attr]
-        adam = torch.optim.Adam(weights)
-        adam.step()
-        return adam
-
-    moments = optimizer_tensors(optimizer(2, 3))
-    restore_optimizer(optimizer(2, 3), moments)
-    for other in (optimizer(3, 2), optimizer(2)):
-        with pytest.raises(ValueError, match="an optimiser's moments"):
-            restore_optimizer(other, moments)
+def test_a_checkpoint_numbers_the_gates_of_all_networks() -> None:
+    """Old checkpoints do so, too: one group holds the moments of the actor's and the critics'."""
+    shared = Tree.shared(TASKS, 2)
+    for trees, networks in ((None, ("actor", "critic")), ((shared, CONAL), ("critic",))):
+        agent, other = (make_agent(trees, seed=seed, **SEARCH) for seed in (0, 1))
+        agent.learn(96)
+        groups, state = copy.deepcopy(agent.training_state())
+        moments = groups["optimizer_gates"]
+        assert {key.partition(".")[0] for key in moments} == set(map(str, range(len(networks))))
+        for number, name in enumerate(networks):
+            optimizer = agent.learners[name].gate_optimizer
+            assert optimizer is not None
+            expected = optimizer.state[agent.gates[name]]["exp_avg"]
+            assert expected.any() and torch.equal(moments[f"{number}.exp_avg"], expected)
+        other.restore(groups, state)
+        assert_same_agent(agent, other)
+        del groups["optimizer_gates"]
+        with pytest.raises(CheckpointError, match="optimizer_gates"):
+            other.restore(groups, state)

@@ -20,8 +20,7 @@ SEARCH: dict[str, Any] = {"validation_share": 0.3, "learning_starts": 20, "train
 
 
 def optimizers(agent: ConalSAC) -> list[Any]:
-    found = [agent.actor.optimizer, agent.critic.optimizer, agent.ent_coef_optimizer]
-    states = [o.state_dict() for o in [*found, agent.update.gate_optimizer] if o is not None]
+    states = [optimizer.state_dict() for optimizer in agent.update.optimizers()]
     return [[dict(slots) for slots in state["state"].values()] for state in states]
 
 

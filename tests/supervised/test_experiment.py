@@ -19,6 +19,7 @@ from torch.testing import assert_close
 from conal_rl import train
 from conal_rl.config import SupervisedConfig, load_config
 from conal_rl.core import ConalProStage, Tree
+from conal_rl.core.findings import findings
 from conal_rl.runs.progress import Session
 from conal_rl.runs.trainer import Trainer
 from conal_rl.supervised import experiment
@@ -102,7 +103,8 @@ def test_gumbel_temperature_falls_in_every_stage() -> None:
 def test_gates_step_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     stepped: list[int] = []
     training = started("--search.gate-every", "3")
-    monkeypatch.setattr(experiment, "gate_step", lambda *_: stepped.append(training.steps))
+    learner = training.learner
+    monkeypatch.setattr(learner, "step_gates", lambda _: stepped.append(training.steps))
     update(training, 7)
     assert stepped == [0, 3, 6]
 
@@ -115,7 +117,7 @@ def test_step_sizes_by_hand(schedule: str) -> None:
         found: list[float] = []
         for training._step in steps:
             training._set_rates()
-            found.append(training.optimizer.param_groups[0]["lr"])
+            found.append(training.learner.optimizer.param_groups[0]["lr"])
         return found
 
     by_hand: dict[str, list[float]] = {"constant": [1] * 5, "halve": [1, 1, 0.5, 0.5, 0.25]}
@@ -136,7 +138,7 @@ def test_step_sizes_by_hand(schedule: str) -> None:
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_purely_specific_modules_decay_at_a_rate_of_their_own(optimizer: str) -> None:
     training = started("--search.specific-decay", "0.5", "--agent.optimizer", optimizer)
-    others, own = training.optimizer.param_groups
+    others, own = training.learner.optimizer.param_groups
     specific = {id(p) for n, p in training.network.encoder.named_parameters() if "specific" in n}
     assert {id(p) for p in own["params"]} == specific
     assert specific.isdisjoint(id(p) for p in others["params"])
@@ -144,7 +146,7 @@ def test_purely_specific_modules_decay_at_a_rate_of_their_own(optimizer: str) ->
     update(training)
     assert own["lr"] == others["lr"]
     fixed = started("--search.specific-decay", "0.5", "--agent.tree", "shared")
-    assert len(fixed.optimizer.param_groups) == 1
+    assert len(fixed.learner.optimizer.param_groups) == 1
 
 
 class Watched:
@@ -237,7 +239,8 @@ def test_retraining_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         searched = {p.data_ptr() for p in self.network.parameters()}
         heads = deepcopy(self.network.heads.state_dict())
         train_trees(self, trees)
-        states.extend([heads, deepcopy(self.network.heads.state_dict()), self.optimizer.state])
+        learnt = self.learner.optimizer.state
+        states.extend([heads, deepcopy(self.network.heads.state_dict()), learnt])
         assert not searched & {p.data_ptr() for p in self.network.parameters()}
 
     monkeypatch.setattr(SupervisedExperiment, "train_trees", spied)
@@ -409,7 +412,7 @@ def test_half_precision_is_used_and_losses_are_not_in_it() -> None:
 
 def with_scalers(training: SupervisedExperiment, scale: float) -> torch.amp.GradScaler:
     training.learner.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    training._gate_scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    training.learner.gate_scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     return training.learner.scaler
 
 
@@ -454,7 +457,7 @@ def test_an_overflow_changes_no_weight(way: str, monkeypatch: pytest.MonkeyPatch
     assert {name for name in changed(before, state(training)) if not name.endswith(NORM)} == set()
     assert scaler.get_scale() == 2.0**8
     if training.learner.noticing is not None:
-        json.dumps(training.learner.report(), allow_nan=False)
+        json.dumps(findings(training.learner), allow_nan=False)
         tensors, _ = training.learner.noticing.state()
         assert all(tensor.isfinite().all() for tensor in tensors.values())
     update(training)

@@ -121,17 +121,3 @@ def test_what_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ways, "find_spec", lambda name: None)
     with pytest.raises(ExtraError, match=r"cagrad needs cvxpy and clarabel: .*\[aggregation\]"):
         make_agent(SHARED, env=make_env(TARGETS), weighting="cagrad")
-
-
-def test_conflicts_are_of_the_layers_that_the_tree_shares() -> None:
-    """Recon's trees may share a layer behind one that is each task's own."""
-    tasks = tasks_named(2)
-    own, shared = [[task] for task in tasks], [tasks]
-    tree = Tree.from_groups(tasks, [own, shared, own, shared], may_rejoin=True)
-    agent = make_agent(tree, widths=(8, 8, 8, 8), conflict_rule="any_pair")
-    agent.update.step_weights(random_batch(2, 16, seed=1))
-    for name, learner in agent.learners.items():
-        assert learner.report()["layers"] == [2, 4]
-        tags = [f"conflicts_{name}/negative/{layer}" for layer in (2, 4)]
-        found = [tag for tag in learner.scalars(name) if tag.startswith("conflicts")]
-        assert found == tags
