@@ -118,7 +118,8 @@ def make_prints(words: list[str]) -> str:
     if shutil.which("make") is None:
         pytest.skip("there is no make")
     # Not the variables of a make that runs these tests, such as its ARGS.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    own = ("MAKE", "MFLAGS", "ARGS")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     ran = subprocess.run(["make", "-n", *words], cwd=ROOT, env=env, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
