@@ -125,7 +125,7 @@ def as_with_graphs(agent: ConalSAC) -> Uncaptured:
     ],
     ids=["no graphs", "graphs", "graphs, envs wrapped"],
 )
-def test_updates_in_learn_are_beside_the_step_of_the_environments(
+def test_updates_in_learn_run_while_the_environments_step(
     waits: bool, tells: bool, circle: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     env = make_env(TARGETS, 2)

@@ -258,7 +258,7 @@ def test_take_over_keeps_everything() -> None:
     assert oldest not in held(new.training)[1]
 
 
-def test_take_over_from_a_buffer_without_validation_keeps_the_share() -> None:
+def test_inheriting_a_buffer_without_validation_keeps_the_share() -> None:
     old, new = make_buffer(60, 1, 1), make_buffer(60, 1, 1, 0.1)
     feeder = Feeder([0], 1)
     for _ in range(40):

@@ -449,7 +449,7 @@ def test_a_reset_keeps_the_gates() -> None:
         assert "gates" not in name or torch.equal(value, before[name])
 
 
-def test_normalised_actor_losses_ignore_the_scale_of_a_tasks_values(
+def test_normalised_actor_losses_ignore_the_scale_of_values(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Values and temperature a hundred times as large leave the actor's loss as it is."""

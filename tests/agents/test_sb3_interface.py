@@ -426,7 +426,7 @@ def test_recon_counts_in_plain_training() -> None:
     assert all(tree == Tree.independent(TASKS[:1], 2) for tree in alone.derive())
 
 
-def test_and_deeper_is_refused_where_nothing_is_behind_one_copy_alone() -> None:
+def test_and_deeper_is_refused_for_ltb() -> None:
     with pytest.raises(ValueError, match="and_deeper"):
         make_agent(LTBSearch(2), rule="and_deeper")
 

@@ -120,9 +120,7 @@ def test_weights_never_replace_anything_else(other: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", [".DS_Store", ".nfs00000001", ".git"])
-def test_weights_replace_what_a_desktop_or_a_network_drive_leaves(
-    name: str, tmp_path: Path
-) -> None:
+def test_weights_replace_files_that_a_desktop_leaves(name: str, tmp_path: Path) -> None:
     agent = make_agent(TREES["pair"])
     agent.save_weights(tmp_path / "model")
     (tmp_path / "model" / name).write_text("")

@@ -116,7 +116,7 @@ def noisy_regression(functions: int, rule: Rule, seed: int) -> Regression:
 
 
 @pytest.mark.parametrize("seed", first_quick(range(4)))
-def test_equal_tasks_stay_on_the_trunk_and_different_tasks_leave_it(seed: int) -> None:
+def test_equal_tasks_stay_on_the_trunk_and_others_leave_it(seed: int) -> None:
     """Equal tasks learn from eight times the noisy samples where they share."""
     points = {}
     for functions in (1, 8):
@@ -126,7 +126,7 @@ def test_equal_tasks_stay_on_the_trunk_and_different_tasks_leave_it(seed: int) -
     assert points[1] > 2 and points[8] < 1.8
 
 
-def test_under_any_pair_the_noise_of_many_tasks_holds_even_a_trunk_that_all_could_share() -> None:
+def test_any_pair_holds_the_trunk_of_many_equal_tasks_by_noise() -> None:
     """Why there are other rules: one of 28 pairs disagrees by chance in nearly every step."""
     problem = noisy_regression(1, "any_pair", seed=0)
     point, _ = problem.search(150, batch=32, noise=1.0)
@@ -187,7 +187,7 @@ def equal(one: list[Tensor], other: list[Tensor]) -> bool:
     return len(one) == len(other) and all(map(torch.equal, one, other))
 
 
-def test_a_gate_step_leaves_weights_and_their_gradients_untouched() -> None:
+def test_a_gate_step_does_not_touch_weights_or_gradients() -> None:
     net, head, _, gates, x = small_problem()
     others = [*net.weights(), *head.parameters()]
     leave_gradients(others)
@@ -199,9 +199,7 @@ def test_a_gate_step_leaves_weights_and_their_gradients_untouched() -> None:
 
 @pytest.mark.parametrize("rule", [None, "none", "any_pair"])
 @pytest.mark.parametrize("tasks", [1, 3])
-def test_a_weight_step_leaves_gates_and_their_gradients_untouched(
-    tasks: int, rule: Rule | None
-) -> None:
+def test_a_weight_step_does_not_touch_gates_or_gradients(tasks: int, rule: Rule | None) -> None:
     net, head, weights, _, x = small_problem(tasks)
     leave_gradients([net.gates])
     before = snapshot([net.gates])

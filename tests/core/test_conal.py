@@ -73,7 +73,7 @@ def choose(supernet: Supernet, points: list[int]) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(**shapes, one_input=st.booleans(), data=st.data())
-def test_one_hot_gates_compute_what_the_derived_network_computes(
+def test_one_hot_gates_equal_the_derived_network(
     kind: str,
     tasks: int,
     depth: int,
@@ -109,7 +109,7 @@ def test_batch_norm_sees_one_path_at_a_time() -> None:
     torch.testing.assert_close(supernet(x), supernet.derive()(x))
 
 
-def test_a_derived_network_has_weights_of_its_own_and_the_supernets_dtype() -> None:
+def test_a_derived_network_has_own_weights_of_the_same_dtype() -> None:
     supernet = make_supernet("norm", 3, 2)
     network = supernet.derive()
     assert {p.dtype for p in network.parameters()} == {torch.float64}
@@ -120,7 +120,7 @@ def test_a_derived_network_has_weights_of_its_own_and_the_supernets_dtype() -> N
     assert all(map(torch.equal, before, network.parameters()))
 
 
-def test_the_search_space_is_one_trunk_and_one_set_of_modules_per_task() -> None:
+def test_the_supernet_has_a_trunk_and_modules_of_each_task() -> None:
     supernet = Supernet("abc", linear_chain(7, [5, 4], layer_norm=True), replicas=2)
     encoder = (7 * 5 + 3 * 5) + (5 * 4 + 3 * 4)
     assert sum(p.numel() for p in supernet.weights()) == 2 * (1 + 3) * encoder
@@ -140,7 +140,7 @@ def tempered_softmax(gates: Tensor, temperature: float, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
-def test_gumbel_gates_are_one_hot_with_the_gradient_of_the_soft_sample(temperature: float) -> None:
+def test_gumbel_gates_are_one_hot_with_the_soft_gradient(temperature: float) -> None:
     supernet = make_supernet("plain", 4, 3)
     supernet.gumbel_temperature = temperature
     x, weights = make_input("plain", 4, 2), None

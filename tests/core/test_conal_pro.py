@@ -132,7 +132,7 @@ def test_six_tasks_by_hand() -> None:
     )
 
 
-def test_a_search_ends_before_the_last_stage_when_all_are_settled() -> None:
+def test_a_search_ends_early_if_all_tasks_are_settled() -> None:
     steps = [
         ("abcdef", "abcdef | abcdef | abcdef", "c", "abcdef | abcdef | a b c d e f"),
         ("abdef", "abcdef | abcdef | abdef c", "abdef", "abcdef | abcdef | abdef c"),
@@ -238,7 +238,7 @@ def test_gradients_of_gates_and_weights(
 
 @settings(max_examples=60, deadline=None)
 @given(stages(), st.data())
-def test_tasks_share_the_trunk_before_their_points_and_then_their_groups_branch(
+def test_tasks_share_the_trunk_and_then_their_groups_branch(
     stage_: tuple[ConalProStage, int], data: st.DataObject
 ) -> None:
     stage, depth = stage_
@@ -264,7 +264,7 @@ def test_tasks_share_the_trunk_before_their_points_and_then_their_groups_branch(
 
 @settings(max_examples=60, deadline=None)
 @given(stage_=stages(), **shapes, data=st.data())
-def test_one_hot_gates_compute_what_the_derived_network_computes(
+def test_one_hot_gates_equal_the_derived_network(
     stage_: tuple[ConalProStage, int],
     kind: str,
     replicas: int,
@@ -514,7 +514,7 @@ def celeba_stages(chain: list[LayerFactory]) -> list[StageNetwork]:
     return networks
 
 
-def test_the_papers_tree_for_celeba_has_its_number_of_parameters() -> None:
+def test_the_papers_celeba_tree_has_its_parameter_count() -> None:
     """Trunk, a branch from layer2 and one from layer4: 30.58M in the paper."""
     chain = resnet_chain()
     assert [parameter_count(make((0,))) for make in chain] == SIZES

@@ -252,7 +252,7 @@ def test_backward_where_all_tasks_see_one_input(
         problem.network().zero_grad()
 
 
-def test_with_one_input_no_private_module_runs_backwards_once_per_task() -> None:
+def test_only_trunks_run_backwards_per_task_on_one_input() -> None:
     problem = Problem.make(3, "conv")
     problem.x = problem.x[:1].requires_grad_()  # or the hooks warn
     supernet = problem.encoder
@@ -305,7 +305,7 @@ def test_only_the_inputs_receive_gradients(kind: str) -> None:
     assert all(p.grad is None for p in problem.head.parameters())
 
 
-def test_capturing_ends_with_the_context_and_lets_go_of_the_gradients() -> None:
+def test_capturing_ends_with_the_context_and_frees_gradients() -> None:
     problem = Problem.make(MIXED, "norm")
     shared = problem.encoder.shared_layers()
     noticing = ConflictNoticing(shared)
@@ -375,7 +375,7 @@ class Slope(nn.Module):
 CALM = [[1.0, 0.0], [1.0, 0.0]]
 
 
-def test_smoothing_decides_on_the_running_mean_of_inner_products() -> None:
+def test_smoothing_decides_on_the_mean_of_inner_products() -> None:
     # Inner products 4, -6, -1. With decay 0.5 the running mean is 4, -1, -1; with 0.9 it is
     # 4, 3, 2.6; without smoothing the step decides alone.
     steps = [
@@ -451,7 +451,7 @@ def test_statistics_are_shares_of_steps() -> None:
     torch.testing.assert_close(found.cosine[1], found.cosine[1].T)
 
 
-def test_statistics_of_a_module_say_whether_any_of_its_tasks_was_held() -> None:
+def test_statistics_say_if_any_task_of_a_module_was_held() -> None:
     # Consensus drops task 3 alone, from the module that tasks 1 and 2 run as well.
     given_ = Given("consensus", tasks=3, study_every=1)
     given_.step([[1.0, 0.0], [2.0, 1.0], [-1.0, 1.0]], [[1.0, 0.0]] * 3)
@@ -470,7 +470,7 @@ def test_statistics_study_every_few_steps() -> None:
     assert found.negative[1].tolist() == [[0, 0.5], [0.5, 0]]
 
 
-def test_restored_from_its_state_it_goes_on_as_if_never_interrupted() -> None:
+def test_restored_noticing_equals_the_uninterrupted_one() -> None:
     torch.manual_seed(0)
     steps = torch.randn(8, 2, 3, 2).tolist()
     one = Given("conflicting_tasks", tasks=3, smoothing=0.8, study_every=3)

@@ -149,7 +149,7 @@ def test_half_precision_behind_modules(rows: int) -> None:
     assert (found[0] - found[1]).norm() < 0.2 * found[0].norm()
 
 
-def test_modules_run_once_and_go_backwards_once_for_each_of_their_tasks() -> None:
+def test_modules_run_once_and_backwards_once_per_task() -> None:
     tree = TREES["mixed"]
     network, heads, x = make(tree, "batch norm")
     forward, backward = {}, {}

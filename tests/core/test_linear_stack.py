@@ -87,7 +87,7 @@ def test_a_layer_of_one_module_takes_any_number_of_rows() -> None:
     torch.testing.assert_close(layer(x)[3:], layer(x[3:]))
 
 
-def test_row_gradients_need_a_capture_and_are_zero_where_no_loss_depends() -> None:
+def test_row_gradients_need_a_capture_and_start_as_zero() -> None:
     layer = LinearStack([0, 0], 3, 4, layer_norm=True)
     with pytest.raises(RuntimeError, match=r"^losses: "):
         layer.row_gradients()

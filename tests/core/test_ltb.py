@@ -57,7 +57,7 @@ shapes = {
 
 @settings(max_examples=40, deadline=None)
 @given(**shapes)
-def test_every_copy_is_fed_by_the_mixture_of_the_copies_before_it(
+def test_every_copy_gets_the_mixture_of_the_layer_before(
     kind: str, tasks: int, depth: int, copies: int, replicas: int, seed: int, one_input: bool
 ) -> None:
     network = make_network(kind, tasks, depth, copies, replicas, seed)
@@ -81,7 +81,7 @@ def test_gradients_of_gates_and_weights(
 
 @settings(max_examples=40, deadline=None)
 @given(**shapes, data=st.data())
-def test_one_hot_gates_compute_what_the_derived_network_computes(
+def test_one_hot_gates_equal_the_derived_network(
     kind: str,
     tasks: int,
     depth: int,
@@ -144,7 +144,7 @@ def test_gumbel_gates_sample_one_path_for_each_task(kind: str) -> None:
     assert torch.equal(network.eval().gate_weights(), network.gates.softmax(dim=1))
 
 
-def test_a_sampled_choice_still_has_the_gradient_of_the_soft_one() -> None:
+def test_a_sampled_choice_has_the_soft_gradient() -> None:
     network = make_network("norm", 2, 2, 2)
     network.gumbel_temperature = 1.0
     network(make_input("norm", 2, 3)).square().sum().backward()
@@ -157,7 +157,7 @@ def test_a_sampled_choice_still_has_the_gradient_of_the_soft_one() -> None:
 # Trees by hand
 
 
-def test_choices_are_the_copies_of_later_layers_and_then_the_tasks() -> None:
+def test_choices_are_copies_of_later_layers_then_tasks() -> None:
     network = LTBSearch(2).network(["reach", "push"], linear_chain(IN, [4] * 3))
     assert network.choices == (
         "layer 2 copy 1",
@@ -188,7 +188,7 @@ def test_the_tree_follows_the_parents() -> None:
     assert network.tree() == Tree.from_groups("abcde", groups)
 
 
-def test_the_first_copy_wins_a_tie_so_that_all_tasks_share_at_the_start() -> None:
+def test_all_tasks_share_the_first_copies_at_the_start() -> None:
     network = LTBSearch(3).network("abc", linear_chain(IN, [4, 4]))
     assert network.tree() == Tree.shared("abc", 2)
 

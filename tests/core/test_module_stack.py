@@ -13,7 +13,7 @@ from tests.helpers.reference import randomize
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_module_that_captures_runs_once_on_one_input_and_leaves_row_gradients(rows: int) -> None:
+def test_a_capture_of_one_input_runs_a_module_once(rows: int) -> None:
     torch.manual_seed(0)
     layer = ModuleStack([0, 0, 0], lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5)))
     randomize(layer)
@@ -35,7 +35,7 @@ def test_a_module_that_captures_runs_once_on_one_input_and_leaves_row_gradients(
     assert all(p.grad is None for p in layer.parameters())
 
 
-def test_modules_capture_neither_own_inputs_nor_without_gradients_nor_twice() -> None:
+def test_module_captures_need_one_input_and_a_gradient() -> None:
     layer = ModuleStack([0, 0], lambda: nn.Linear(4, 5))
     with pytest.raises(RuntimeError, match=r"^row_gradients: "):
         layer.row_gradients()

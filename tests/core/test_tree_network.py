@@ -148,7 +148,7 @@ def test_shared_layers_are_those_with_a_module_of_several_tasks() -> None:
     assert not TreeNetwork(Tree.shared(["a"], 3).replicate(2), chain).shared_layers()
 
 
-def test_tasks_on_the_trunk_run_in_one_product_wherever_they_are() -> None:
+def test_tasks_on_the_trunk_run_in_one_product_in_any_order() -> None:
     tree = Tree.from_branch_points([4, 3, 4, 4, 2, 4, 3, 4, 1, 3], 3)
     network = TreeNetwork(tree, linear_chain(IN, [4, 4, 4]))
     assert network.order is not None
@@ -219,9 +219,7 @@ def test_one_task() -> None:
     ],
     ids=["shared", "independent", "late", "groups"],
 )
-def test_modules_that_work_in_place_leave_their_siblings_inputs_alone(
-    tree: Tree, captured: bool
-) -> None:
+def test_modules_in_place_do_not_change_their_siblings_inputs(tree: Tree, captured: bool) -> None:
     chain = module_chain(
         [
             lambda: nn.Sequential(nn.ELU(inplace=True), nn.Linear(IN, 4)),

@@ -298,7 +298,7 @@ def test_selection(
     assert read(folder)["selected_step"] == kept
 
 
-def test_training_goes_on_from_its_last_weights_not_from_the_selected(tmp_path: Path) -> None:
+def test_training_resumes_from_the_last_weights(tmp_path: Path) -> None:
     words = [*DIGITS, "--agent.tree", "shared", "--agent.select", "--evaluation.every", "2"]
     words += ["--agent.schedule", "constant", "--agent.learning-rate", "0.1"]
     whole = run(tmp_path / "whole", *words, "--total-steps", "20")
@@ -315,7 +315,7 @@ def test_training_goes_on_from_its_last_weights_not_from_the_selected(tmp_path: 
         assert read(parts)[name] == read(whole)[name]
 
 
-def test_a_last_step_that_spoils_the_weights_takes_nothing_from_the_selected(
+def test_a_bad_last_step_does_not_change_the_selected_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoiled(self: SupervisedExperiment, *batches: Any) -> None:
