@@ -19,8 +19,8 @@ help: ## list the targets
 
 venv: $(STAMP) ## make .venv and install everything, pinned (PYTHON=... chooses the Python)
 
-# An environment that still runs is kept; a missing or broken one is made anew. Old versions of pip
-# need to be told to build what has no wheel (seqeval) in isolation.
+# An environment that works is kept. A missing or broken one is made from scratch.
+# Old versions of pip need --use-pep517 to build seqeval, which has no wheel.
 $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --use-pep517 --constraint constraints.txt --editable '.[dev]'

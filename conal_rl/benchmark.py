@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="WHAT",
         required=True,
         parser_class=Parser,
-        help="This is the measurement or comparison. WHAT --help lists its options.",
+        help="The measurement or comparison. WHAT --help lists its options.",
     )
     _add_engine(what)
     _add_conflict(what)
@@ -105,9 +105,9 @@ def _add_conflict(what: Commands) -> None:
 
 def _add_update(what: Commands) -> None:
     update = _add_command(
-        what, "update", _update, "Measure SAC updates against those of Stable-Baselines3's SAC."
+        what, "update", _update, "Measure SAC updates against the updates of Stable-Baselines3."
     )
-    sizes = "that of mt10 in one table, and that of mt10_paper in a second one"
+    sizes = "the size of mt10 in one table and of mt10_paper in a second one"
     _add_network(update, [10], sizes, sizes)
     _add_turns(update, seconds=2.0)
 
@@ -131,7 +131,7 @@ def _add_supervised(what: Commands) -> None:
         what, "supervised", _supervised, "Compare the methods on digits or terrain."
     )
     supervised.add_argument(
-        "set", choices=("digits", "terrain"), help="This is the data set of the comparison."
+        "set", choices=("digits", "terrain"), help="The data set of the comparison."
     )
     _add_seeds(supervised, 5)
     _add_jobs(supervised, 2)
@@ -143,7 +143,9 @@ def _add_mt10(what: Commands) -> None:
         what, "mt10", _mt10, "Compare methods, or choices of the recipe, on Meta-World's MT10."
     )
     mt10.add_argument(
-        "table", choices=("methods", "recipe"), help="This is the kind of rows to compare."
+        "table",
+        choices=("methods", "recipe"),
+        help="The rows to compare: methods, or choices of the recipe.",
     )
     _add_seeds(mt10, 2)
     _add_jobs(mt10, 1)
@@ -166,7 +168,7 @@ def _add_mt10(what: Commands) -> None:
         nargs="*",
         metavar="NAME",
         help="Run only these rows. The default is all rows. "
-        "Without a name the command only shows the finished runs.",
+        "Give no name to show only the finished runs.",
     )
     _add_out(mt10, "runs/mt10-TABLE")
 
@@ -199,7 +201,7 @@ def _add_same_numbers(what: Commands) -> None:
         "--only",
         default="*",
         metavar="PATTERN",
-        help="Run only cases of such names, for example 'mt10-*' or '*-ltb'. "
+        help="Run only the cases whose names fit, for example 'mt10-*' or '*-ltb'. "
         "The default is all cases.",
     )
 
@@ -290,7 +292,7 @@ def _add_out(command: argparse.ArgumentParser, folder: str) -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; return the exit status: 1 if numbers differ that should be the same.
+    """Measure and print; return the exit status, 1 if numbers differ that should be equal.
 
     Raises:
         ConalError: The command line is wrong, or the machine lacks something.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -13,11 +13,15 @@ from conal_rl.errors import ConalError, ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong command line in one line, as every other error of conal_rl."""
+    """Reports a wrong command line in one line, like every other error of conal_rl."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, add_help=False)
+        self.add_argument("-h", "--help", action="help", help="Show this help and exit.")
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError."""
-        raise ConfigError(f"{message} (see --help)")
+        raise ConfigError(f"command line: {message}. Give --help to see the options")
 
 
 def wide_console() -> Console:
@@ -26,20 +30,20 @@ def wide_console() -> Console:
 
 
 def add_data_root(parser: argparse.ArgumentParser) -> None:
-    """Let a command say where a supervised run's data are now."""
+    """Add the option that names the folder of a supervised run's data."""
     parser.add_argument(
         "--data.root",
         dest="root",
         metavar="DIR",
-        help="Folder of a supervised run's data. Default: the run's own data.root. Give it if the "
-        "data have moved.",
+        help="The folder of a supervised run's data. The default is the run's data.root. "
+        "Give it if the data have moved.",
     )
 
 
 def exit_status(run: Callable[[], int | None]) -> int:
     """Run a command and return its exit status.
 
-    This is the command's own status or 0. It is 2 after an error, which takes one line on stderr,
+    The status is the command's, or 0. It is 2 after an error, which takes one line on stderr,
     and 130 after Ctrl-C. Errors are those of conal_rl, missing files, a full disk, and memory.
     """
     try:
@@ -54,7 +58,7 @@ def exit_status(run: Callable[[], int | None]) -> int:
         message = " ".join(str(error).split())
         if "memory" not in message or "alloc" not in message.lower():
             raise
-        message = f"out of memory: {message}. Give a smaller agent.buffer_size or batch_size."
+        message = f"out of memory: {message}. Give a smaller agent.buffer_size or agent.batch_size"
     except KeyboardInterrupt:
         return 130
     print(f"error: {message}", file=sys.stderr)

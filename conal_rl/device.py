@@ -1,4 +1,4 @@
-"""What this machine can do: its devices, its cores, its half precision, its allocator."""
+"""The abilities of this machine: its devices, cores, half precision and allocator."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _ISAS_WITHOUT_BFLOAT16 = (
 
 
 def resolve_device(field: str, name: str) -> torch.device:
-    """Return the device of this name; `auto` is a GPU if there is one.
+    """Return the device of this name; `auto` is a GPU if the machine has one.
 
     Raises:
-        ConfigError: the name is unknown, or this machine lacks the device; it names `field`.
+        ConfigError: the name is unknown, or this machine lacks the device. The error names `field`.
     """
     require_device(field, name)
-    import torch  # not above, so that --help and wrong options answer at once
+    import torch  # imported here so that --help and wrong options answer at once
     from stable_baselines3.common.utils import get_device
 
     if name == "auto":
@@ -43,7 +43,7 @@ def resolve_device(field: str, name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"{field}: got {name}, expected a device of this machine ({reason}). Give auto or cpu."
+            f"{field}: got {name}, expected a device of this machine ({reason}). Give auto or cpu"
         ) from error
     return torch.device(name)
 
@@ -52,8 +52,9 @@ def has_bfloat16(device: torch.device) -> bool:
     """Return whether the device has instructions for matrix multiplications in bfloat16.
 
     On an x86 processor these are AVX-512 BF16 and AMX. A CPU without them emulates bfloat16, up to
-    seventy times slower than single precision. CPUs of other kinds count as without. The answer
-    depends on the hardware only, and on `ONEDNN_MAX_CPU_ISA`, which limits what torch may use.
+    seventy times slower than single precision. CPUs of other kinds count as CPUs without them. The
+    answer depends on the hardware only, and on `ONEDNN_MAX_CPU_ISA`, which limits what torch may
+    use.
     """
     import torch
 
@@ -68,11 +69,11 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def choose_precision(mixed: bool, device: torch.device, on_cuda: Precision) -> Precision:
-    """Return the precision of matrix multiplications: half precision if asked for and fast here.
+    """Return the precision of matrix multiplications: half precision if asked for and fast.
 
     Args:
         mixed: whether half precision is asked for.
-        device: where the networks run.
+        device: the device of the networks.
         on_cuda: the half precision of CUDA devices. All other devices use bfloat16.
     """
     if mixed and device.type == "cuda" and on_cuda == "float16":
@@ -123,12 +124,12 @@ def _cpu_quota(root: Path) -> float:
 
 
 def tune_malloc() -> None:
-    """Let this process keep memory that it has freed, for its next use; only glibc can.
+    """Let this process keep the memory that it frees, for its next use. It works only with glibc.
 
-    A training step frees and takes the same megabytes again and again. If the system gets them
-    back in between, every page costs a fault: a quarter of a small network's update.
+    A training step frees and takes the same megabytes again and again. If they go back to the
+    system in between, every page costs a fault: a quarter of a small network's update.
     """
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of <malloc.h>
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # the constants of <malloc.h>
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(mmap_threshold, 32 << 20)  # the highest value that glibc allows

@@ -42,8 +42,7 @@ def missing_extra(what: str, extra: str) -> ExtraError:
         extra: The extra that installs it.
     """
     return ExtraError(
-        f"{what}: pip install '.[{extra}]' -c constraints.txt "
-        "(run this in the source folder of conal_rl)"
+        f"{what}. Run pip install '.[{extra}]' -c constraints.txt in the source folder of conal_rl"
     )
 
 
@@ -77,19 +76,19 @@ def other_tasks(where: str, there: Sequence[str], agents: Sequence[str]) -> str:
     """Return the message for tasks that differ from the tasks of the agent's heads.
 
     Args:
-        where: Names the holder of the wrong tasks, such as "the suite".
+        where: The holder of the wrong tasks, such as "the suite".
         there: The holder's tasks.
         agents: The agent's tasks.
     """
     return (
         f"{where}: got the tasks {', '.join(there)}, expected {', '.join(agents)} in this order. "
-        "The agent has one head for each of its tasks. Use the agent's tasks."
+        "The agent has one head for each of its tasks. Use the agent's tasks"
     )
 
 
 def diverged(what: str, updates: int) -> ConalError:
-    """Return the error for a training that cannot continue because `what` is not finite."""
+    """Return the error for a training that cannot continue, because `what` is not finite."""
     return ConalError(
-        f"{what} after {updates} updates: training diverged. "
-        "Resume from the last checkpoint with a lower agent.learning_rate."
+        f"{what} after {updates} updates, because training diverged. "
+        "Resume from the last checkpoint with a lower agent.learning_rate"
     )

@@ -1,4 +1,4 @@
-"""`python -m conal_rl.evaluate RUN_OR_CHECKPOINT`: success or test scores of a trained network."""
+"""`python -m conal_rl.evaluate RUN_OR_CHECKPOINT` prints how well a trained network does."""
 
 from __future__ import annotations
 
@@ -25,24 +25,33 @@ def _parser() -> argparse.ArgumentParser:
         "path",
         type=find_run,
         metavar="RUN_OR_CHECKPOINT",
-        help="Folder of a run, one of the folders under its checkpoints/, or pretrained:NAME.",
+        help="The folder of a run, one of the folders in its checkpoints/, or pretrained:NAME.",
     )
-    episodes = "Episodes per task. Default: the run's evaluation.episodes."
-    seed = "Seed of the goals and of the envs. Default: the run's evaluation.seed."
+    episodes = (
+        "The number of episodes per task. The default is the run's evaluation.episodes. Raise it "
+        "for a narrower interval."
+    )
+    seed = (
+        "The seed of the goals and of the envs. The default is the run's evaluation.seed. "
+        "Change it to draw different goals."
+    )
     parser.add_argument("--episodes", type=int, help=episodes)
     parser.add_argument("--seed", type=int, help=seed)
     parser.add_argument(
         "--engine",
         choices=("official", "native"),
-        help="What steps Meta-World's envs. Default: official, the benchmark's own envs. native is "
-        "faster and plays the same episodes.",
+        help="The engine that steps Meta-World's envs. The default is official, which has the "
+        "benchmark's own envs. Choose native to be faster; it plays the same episodes.",
     )
     parser.add_argument(
-        "--device", default="auto", help="Where the network runs. Default: %(default)s."
+        "--device",
+        default="auto",
+        help="The device of the network, such as cpu or cuda. The default is %(default)s.",
     )
     add_data_root(parser)
-    folder = "Folder for a video of each Meta-World task. Default: no videos."
-    parser.add_argument("--json", type=Path, metavar="FILE", help="File for the result.")
+    result = "The file for the result in JSON. The default is no file."
+    folder = "The folder for a video of each Meta-World task. The default is no video."
+    parser.add_argument("--json", type=Path, metavar="FILE", help=result)
     parser.add_argument("--video", type=Path, metavar="DIR", help=folder)
     return parser
 
@@ -67,7 +76,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
 def _test(config: SupervisedConfig, options: argparse.Namespace) -> None:
     for name in ("episodes", "seed", "engine", "video"):
         if getattr(options, name) is not None:
-            raise ConfigError(f"--{name}: {options.path} is a supervised run. Leave it out.")
+            raise ConfigError(
+                f"--{name}: got {options.path}, expected an RL run with it. Leave out --{name}"
+            )
     from conal_rl.runs.experiment import decide_precision
     from conal_rl.supervised.evaluation import load_network, report_table, test
 
@@ -83,7 +94,8 @@ def _test(config: SupervisedConfig, options: argparse.Namespace) -> None:
 def _play(options: argparse.Namespace) -> None:
     if options.root is not None:
         raise ConfigError(
-            f"--data.root: {options.path} is a run in RL, without data. Leave it out."
+            f"--data.root: got {options.path}, expected a supervised run with it. "
+            "Leave out --data.root"
         )
     # Here, so that --help and wrong options answer at once.
     from conal_rl import evaluation
@@ -96,7 +108,10 @@ def _play(options: argparse.Namespace) -> None:
     episodes = config.evaluation.episodes if options.episodes is None else options.episodes
     seed = config.evaluation.seed if options.seed is None else options.seed
     if seed == config.seed:
-        print(f"seed {seed} is that of training, so the goals are the same", file=sys.stderr)
+        print(
+            f"The seed {seed} is also the seed of training, so the goals are the same.",
+            file=sys.stderr,
+        )
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("episodes", total=None)
         result = evaluation.evaluate_policy(

@@ -3,13 +3,13 @@
 from typing import Literal
 
 Rule = Literal["any_pair", "conflicting_tasks", "and_deeper", "consensus", "none"]
-"""Which gradients a shared module drops if tasks conflict: `conal_rl.core.conflict.held_rows`."""
+"""The gradients that a shared module drops in a conflict: `conal_rl.core.conflict.held_rows`."""
 
 LossWeights = Literal["equal", "random", "uncertainty"]
 """How the tasks' losses are weighted: `conal_rl.core.weighting.loss_weights`."""
 
 Precision = Literal["single", "bfloat16", "float16"]
-"""What a run computes matrix multiplications in: `conal_rl.device.choose_precision`."""
+"""The precision of a run's matrix multiplications: `conal_rl.device.choose_precision`."""
 
 AggregationName = Literal[
     "pcgrad",

@@ -30,7 +30,13 @@ _OUT_HELP = "The folder for the figures. The default is %(default)s/."
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m conal_rl.report", description=__doc__)
-    what = parser.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=Parser)
+    what = parser.add_subparsers(
+        dest="what",
+        metavar="WHAT",
+        required=True,
+        parser_class=Parser,
+        help="The figure or table. WHAT --help lists its options.",
+    )
     conflicts = what.add_parser(
         "conflicts",
         help="Show how often the tasks' gradients conflict, which tasks conflict, and the gates.",
@@ -40,14 +46,10 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="RUN",
-        help="The folders of runs with a search, or with --agent.conflict-rule.",
+        help="The folders of runs that have a search or --agent.conflict-rule.",
     )
     conflicts.add_argument(
-        "--out",
-        type=Path,
-        default=Path("report"),
-        metavar="DIR",
-        help=_OUT_HELP,
+        "--out", type=Path, default=Path("report"), metavar="DIR", help=_OUT_HELP
     )
     conflicts.set_defaults(make=_conflicts)
     success = what.add_parser(
@@ -97,10 +99,10 @@ def _add_results(results: argparse.ArgumentParser) -> None:
         help="Rewrite the documents between their markers instead of printing the tables.",
     )
     what.add_argument(
-        "--add", type=Path, metavar="RUN", help="The folder of a finished run to add to the data."
+        "--add", type=Path, metavar="RUN", help="Add the finished run in this folder to the data."
     )
     what.add_argument(
-        "--trees", metavar="STUDY", help="A study whose trees are drawn into the folder of --out."
+        "--trees", metavar="STUDY", help="Draw the trees of this study into the folder of --out."
     )
     add = results.add_argument
     add(
@@ -108,7 +110,7 @@ def _add_results(results: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("results"),
         metavar="DIR",
-        help="The folder of the data. Documents are next to it. Default: results.",
+        help="The folder of the data. Documents are next to it. The default is results.",
     )
     add("--study", help="The study that an added run belongs to, such as study-mt10.")
     add("--method", help="The method of an added run, such as hps or conal_pro.")
@@ -116,15 +118,16 @@ def _add_results(results: argparse.ArgumentParser) -> None:
         "--machine",
         default="unnamed",
         metavar="NAME",
-        help="The machine of an added run, by its name in results/README.md. Default: unnamed.",
+        help="The machine of an added run, by its name in results/README.md. "
+        "The default is unnamed.",
     )
-    add("--name", help="The name of an added run. Default: STUDY-METHOD-SEED.")
+    add("--name", help="The name of an added run. The default is STUDY-METHOD-SEED.")
     add(
         "--out",
         type=Path,
         default=Path("docs"),
         metavar="DIR",
-        help="The folder for the picture of --trees. Default: docs.",
+        help="The folder for the picture of --trees. The default is docs.",
     )
     results.set_defaults(make=_results)
 
@@ -140,7 +143,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         if path.exists() and not path.is_dir():
             raise ConfigError(
                 f"--out: got {options.out}, expected a folder, but {path} is a file. "
-                "Give a different folder."
+                "Give a different folder"
             )
     options.make(options)
 
@@ -180,7 +183,7 @@ def _add_run(options: argparse.Namespace) -> None:
 
     for option in ("study", "method"):
         if getattr(options, option) is None:
-            raise ConfigError(f"--{option}: got nothing, expected a name. Give it with --add.")
+            raise ConfigError(f"--{option}: got nothing, expected a name. Give it with --add")
     label = Label(options.study, options.method, options.machine, options.name)
     print(add_run(options.add, options.results, label))
 
@@ -191,7 +194,7 @@ def _predictions(options: argparse.Namespace) -> None:
     config = run_of(options.run).config()
     if not isinstance(config, SupervisedConfig):
         raise ConfigError(
-            f"{options.run}: got an RL run, expected a supervised run. Give a different folder."
+            f"{options.run}: got an RL run, expected a supervised run. Give a different folder"
         )
     if options.images < 1:
         raise ConfigError(f"--images: got {options.images}, expected 1 or more")
@@ -214,7 +217,7 @@ def _success(options: argparse.Namespace) -> None:
 
 
 def _named(runs: Sequence[Path]) -> dict[str, Path]:
-    """Each folder once, by a unique name."""
+    """Return each folder once, by a unique name."""
     folders = list({folder.resolve(): folder for folder in runs}.values())
     names = unique_names([folder.resolve().name for folder in folders])
     return dict(zip(names, folders, strict=True))
@@ -222,7 +225,7 @@ def _named(runs: Sequence[Path]) -> dict[str, Path]:
 
 def _conflicts(options: argparse.Namespace) -> None:
     records = [read_record(folder, name) for name, folder in _named(options.runs).items()]
-    # All figures are drawn before the first is written: an error leaves no half of a report.
+    # All figures are drawn before the first is written, so that an error leaves no partial report.
     images = {name: _png(figure) for name, figure in draw(records).items()}
     console = wide_console()
     for record in records:
@@ -232,12 +235,12 @@ def _conflicts(options: argparse.Namespace) -> None:
 
 
 def unique_names(folders: Sequence[str]) -> list[str]:
-    """Return the names of `folders`; a name that repeats gets a number behind it."""
+    """Return the names of `folders`; a repeated name gets a number at its end."""
     names: list[str] = []
     taken: set[str] = set()
     for folder in folders:
         name, number = folder, 1
-        # The figures of a training phase have "-training" behind the name.
+        # The figures of a training phase have "-training" at the end of the name.
         while {name, f"{name}-training"} & taken:
             number += 1
             name = f"{folder}-{number}"
@@ -284,8 +287,8 @@ def write(images: dict[str, bytes], out: Path) -> list[Path]:
             atomic_write(out / name, image)
     except OSError as error:
         raise ConfigError(
-            f"--out: got {out}, expected a writable folder, but: {error.strerror}. "
-            "Give a different folder."
+            f"--out: got {out} ({error.strerror}), expected a writable folder. "
+            "Give a different folder"
         ) from error
     return [out / name for name in images]
 

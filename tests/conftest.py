@@ -21,10 +21,10 @@ def one_line(capfd: pytest.CaptureFixture[str]) -> Any:
     def refused(*words: str, lines: int | None = 1) -> str:
         capfd.readouterr()
         assert train.main(list(words)) == 2
-        told = capfd.readouterr().err.splitlines()
-        assert lines is None or len(told) == lines
-        assert told[-1].startswith("error: ")
-        return told[-1].removeprefix("error: ")
+        printed = capfd.readouterr().err.splitlines()
+        assert lines is None or len(printed) == lines
+        assert printed[-1].startswith("error: ")
+        return printed[-1].removeprefix("error: ")
 
     return refused
 

@@ -213,9 +213,9 @@ def test_command_compares_with_a_commit(
     began = (kept / "one.json").stat().st_mtime_ns
     edit(repository, "value = '1'", "value = '2'")
     assert benchmark.main([*command, "--only", "o*"]) == 1
-    told = capsys.readouterr().out
-    assert "one: progress.csv: loss, 2 rows, first row 1" in told
-    assert "two" not in told
+    printed = capsys.readouterr().out
+    assert "one: progress.csv: loss, 2 rows, first row 1" in printed
+    assert "two" not in printed
     assert (kept / "one.json").stat().st_mtime_ns == began
     assert (kept / "one" / "progress.csv").read_text() == "loss\n1\n1\n"
     worktrees = subprocess.run(

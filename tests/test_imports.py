@@ -81,7 +81,7 @@ def test_runs_leave_figures_and_physics_out() -> None:
 
 
 def test_config_is_light() -> None:
-    heavy = ["torch", "gymnasium", "stable_baselines3", "metaworld", "matplotlib", "tyro"]
+    heavy = ["torch", "gymnasium", "stable_baselines3", "metaworld", "matplotlib"]
     assert imported("conal_rl.config", *heavy) == []
     assert offences("config", ("torch", "gymnasium")) == []
 

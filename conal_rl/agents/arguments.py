@@ -1,4 +1,4 @@
-"""The arguments of `ConalSAC`: its settings as keywords, and what SB3's loop makes of them."""
+"""The arguments of `ConalSAC`: its settings as keywords, and the attributes of SB3's loop."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _SB3: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "gradient_steps": ("updates", lambda steps: steps if steps >= 0 else None),
     "ent_coef": ("initial_temperature", _start_of_temperature),
 }
-"""SB3's keywords, the setting that each stands for, and its value there; None: not expressible."""
+"""For each of SB3's keywords, its setting and its value there; None: not expressible."""
 
 KEYWORDS = _AGENT | _SEARCH | frozenset(_SB3) | frozenset(_RENAMED)
 """Keywords of `ConalSAC` that become settings."""
@@ -56,12 +56,12 @@ SETTINGS = KEYWORDS | {"settings", "search"}
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What an agent is made of, whoever gave it.
+    """The settings of an agent, from defaults and keywords.
 
     Attributes:
         settings: the agent's settings.
         search: the search's settings.
-        sb3: what only SB3's keywords can say, such as a schedule as `learning_rate`.
+        sb3: values that only SB3's keywords can express, such as a schedule as `learning_rate`.
     """
 
     settings: AgentConfig = dataclasses.field(default_factory=AgentConfig)
@@ -88,7 +88,7 @@ class Arguments:
         search = given.pop("search", self.search)
         for name, new in _RENAMED.items():
             if name in given:
-                raise ConfigError(f"{name}: got a keyword that has a new name. Give {new}")
+                raise ConfigError(f"{name}: got an old keyword, expected its new name. Give {new}")
         sb3 = dict(self.sb3)
         for name, (setting, as_setting) in _SB3.items():
             if name in given or setting in given:
@@ -112,14 +112,14 @@ class Arguments:
         """Return these arguments with different settings for the same networks.
 
         Raises:
-            ConfigError: a field differs that the networks depend on.
+            ConfigError: the networks depend on a field that differs.
         """
         for name in sorted(marked(AgentConfig, "in_model")):
             new, old = getattr(settings, name), getattr(self.settings, name)
             if new != old:
                 raise ConfigError(
-                    f"agent.{name}: got {new!r}, expected {old!r}. Make a new agent: the networks "
-                    "depend on it"
+                    f"agent.{name}: got {new!r}, expected {old!r}, because the networks depend "
+                    "on it. Make a new agent"
                 )
         return dataclasses.replace(self, settings=settings)
 
@@ -129,7 +129,7 @@ class Arguments:
         Args:
             tasks: number of tasks.
             actions: number of action dimensions.
-            searching: whether a tree is searched, which keeps the learning rate constant.
+            searching: whether a tree is searched; the learning rate is then constant.
         """
         settings, entropy = self.settings, self.settings.target_entropy
         end = None if searching else settings.learning_rate_end
@@ -160,7 +160,7 @@ class MissingSettings(Exception):
 
 
 class Given(NamedTuple):
-    """Keywords of a call, by whose they are."""
+    """Keywords of a call, by their owner."""
 
     ours: dict[str, Any]
     policy: dict[str, Any]
@@ -168,7 +168,7 @@ class Given(NamedTuple):
 
 
 def split_keywords(keywords: Mapping[str, Any]) -> Given:
-    """Return the keywords of a `ConalSAC` by whose they are; policy_kwargs may hold ours.
+    """Return the keywords of a `ConalSAC`, sorted by owner; policy_kwargs may hold ours.
 
     Raises:
         ConfigError: a name is given twice.
@@ -177,8 +177,8 @@ def split_keywords(keywords: Mapping[str, Any]) -> Given:
     for name in ("replay_buffer_class", "optimize_memory_usage"):
         if keywords.get(name):
             raise ValueError(
-                f"{name}: got {keywords[name]!r}, expected nothing. Leave it out: "
-                "the agent has a task-balanced replay"
+                f"{name}: got {keywords[name]!r}, expected nothing, because the agent has a "
+                "task-balanced replay. Leave it out"
             )
     nested = dict(keywords.get("policy_kwargs") or {})
     ours = {name: nested.pop(name) for name in nested.keys() & KEYWORDS}
@@ -197,14 +197,14 @@ def require_fitting(
     if searching and "conflict_rule" in keywords:
         raise ConfigError(
             "conflict_rule: got a value while a tree is searched, expected none. It is the rule of "
-            "fixed trees; give rule, the rule of the search"
+            "fixed trees. Give rule, the rule of the search"
         )
     tree_given = None not in (tree if isinstance(tree, tuple) else (tree,))
     for name in _OF_THE_SPACE:
         if tree_given and name in keywords:
             raise ConfigError(
                 f"{name}: got a value and a tree, expected one of them. The tree says what is "
-                f"searched; leave out {name}"
+                f"searched. Leave out {name}"
             )
 
 
@@ -213,14 +213,14 @@ def move_arguments(
 ) -> Arguments:
     """Return the arguments among an agent's attributes, with those that SB3's `load` put there.
 
-    The latter are removed from the attributes.
+    What `load` put there is removed from the attributes.
 
     Raises:
-        MissingSettings: the attributes are of a zip file from before there were settings.
-        ConfigError: as `Arguments.with_keywords` and `require_fitting`.
+        MissingSettings: the attributes are of an older zip file, which has no settings.
+        ConfigError: see `Arguments.with_keywords` and `require_fitting`.
     """
     if "_arguments" not in attributes:
-        raise MissingSettings("there are no settings in it")
+        raise MissingSettings("settings are missing")
     loaded = {name: attributes.pop(name) for name in SETTINGS & attributes.keys()}
     require_fitting(loaded, structures, structures)
     arguments: Arguments = attributes["_arguments"]

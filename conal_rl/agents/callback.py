@@ -1,4 +1,4 @@
-"""What happens between two rounds of an agent's training: log lines, checkpoints, stopping."""
+"""The work between two rounds of an agent's training: log lines, checkpoints, stopping."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from conal_rl.runs.progress import Session
 
 
 class Stopped(Exception):
-    """Ends `learn` between two rounds of training, where nothing is half done."""
+    """Ends `learn` between two rounds of training."""
 
 
 class RunCallback(BaseCallback):
     """Shows progress, logs, saves, and ends `learn` when the user stops it or its time is over.
 
     Args:
-        session: the stretch of training that `learn` covers. It saves when nothing is half done;
-            updates that wait stay so.
+        session: the part of the training that `learn` covers. It saves between two rounds; pending
+            updates stay pending.
         log_interval: env steps between lines of the log.
         evaluate: returns the mean success if an evaluation is due, otherwise None.
     """
@@ -35,7 +35,7 @@ class RunCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self.began = self.num_timesteps
-        # A multiple, so that a resumed run logs at the same steps as one without a stop.
+        # A multiple, so that a resumed run logs at the same steps as an uninterrupted one.
         self.next_log = next_multiple(self.log_interval, self.num_timesteps)
 
     def _on_rollout_start(self) -> None:
@@ -44,7 +44,7 @@ class RunCallback(BaseCallback):
             self._on_training_end()
             raise Stopped
         evaluated = self.evaluate()
-        if evaluated is not None:  # the next line of the log has it
+        if evaluated is not None:  # it goes into the next line of the log
             self.evaluated = evaluated
             self.logger.record("evaluation/mean_success", evaluated)
         if self.num_timesteps >= self.next_log:
@@ -59,7 +59,7 @@ class RunCallback(BaseCallback):
         return True
 
     def release(self) -> None:
-        """Let go of the agent's replay, which SB3 keeps in a cycle of references."""
+        """Release the agent's replay, which SB3 keeps in a cycle of references."""
         self.locals, self.globals = {}, {}
 
     def _on_training_end(self) -> None:

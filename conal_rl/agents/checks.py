@@ -16,7 +16,8 @@ def structures_of(
     """Return the structures of actor and critics: `tree`, with `space` for each None.
 
     Raises:
-        TypeError, ValueError: it is no tree or search space, or does not fit the tasks.
+        TypeError: one is neither a tree nor a search space.
+        ValueError: one does not fit the tasks.
     """
     pair = tree if isinstance(tree, tuple) else (tree, tree)
     if len(pair) != 2:
@@ -28,7 +29,12 @@ def structures_of(
 
 
 def require_tree(tree: Any, tasks: tuple[str, ...]) -> None:
-    """Raise TypeError if it is no tree or search space, ValueError if it does not fit the tasks."""
+    """Check a structure against the tasks.
+
+    Raises:
+        TypeError: it is neither a tree nor a search space.
+        ValueError: it does not fit the tasks.
+    """
     if not isinstance(tree, Tree | Search):
         raise TypeError(
             f"tree: got {tree!r}, expected a Tree, a search space, None, or a tuple of two. "
@@ -66,14 +72,15 @@ def task_names(tasks: Sequence[str] | None, env: Any) -> tuple[str, ...]:
 def require_tasks(tasks: tuple[str, ...], env: Any) -> None:
     """Raise ValueError if an env has different tasks, or its observations are too short for them.
 
-    Envs of different tasks may have the same spaces, so that heads would silently be exchanged.
+    Spaces do not tell tasks apart: without this check a task could get the head of a different one.
     """
     tasks_of_env = getattr(env, "tasks", None)
     if tasks_of_env is not None and tuple(tasks_of_env) != tasks:
         raise ValueError(other_tasks("the environment", tasks_of_env, tasks))
     if unwrap_vec_normalize(env) is not None:
         raise ValueError(
-            "env: got a VecNormalize, expected none. It would change the one-hot task ID"
+            "env: got a VecNormalize, which changes the one-hot task ID, expected an env without "
+            "it. Give the env that it wraps"
         )
     shape = getattr(getattr(env, "observation_space", None), "shape", None)
     if shape is not None and shape[-1] <= len(tasks):

@@ -29,8 +29,8 @@ class HLGauss(nn.Module):
     of the outer bins are clamped to them.
 
     With `linear_to` (ours) the bins have equal widths in `u = asinh(value / linear_to)`. Below
-    `linear_to` they have about one width; above it their width is a fixed share of the value, so
-    that returns that differ a hundredfold are all resolved. For Gaussian noise, `E[sinh(u + noise)]
+    `linear_to` they have about one width. Above it their width is a fixed share of the value, so
+    that small and hundredfold returns are both resolved. For Gaussian noise, `E[sinh(u + noise)]
     = exp(sigma^2 / 2) sinh(u)`. Dividing by that factor makes the histogram's expectation equal to
     the target; otherwise the difference would add up in bootstrapping.
 
@@ -69,7 +69,7 @@ class HLGauss(nn.Module):
         edges = torch.linspace(low, high, bins + 1)
         centres = (edges[:-1] + edges[1:]) / 2
         self.bounds = float(centres[0]), float(centres[-1])
-        if linear_to is not None:  # the second factor is that of the box which a bin is
+        if linear_to is not None:  # the second factor is that of the uniform bin
             smear = math.exp(sigma**2 / 2) * math.sinh(width / 2) / (width / 2)
             centres = linear_to * centres.sinh() / smear
         self.register_buffer("edges", edges, persistent=False)
@@ -88,7 +88,7 @@ class HLGauss(nn.Module):
         return -(self.histogram(target) * outputs.log_softmax(-1)).sum(-1)
 
     def outside(self, target: Tensor) -> Tensor:
-        """Return which targets lie outside of the support, where they are clamped: bool `(...)`."""
+        """Return which targets are outside of the support and so clamped: bool `(...)`."""
         place = self._place(target)
         return (place < self.edges[0]) | (place > self.edges[-1])
 
@@ -100,5 +100,5 @@ class HLGauss(nn.Module):
         return mass / (cdf[..., -1:] - cdf[..., :1])
 
     def _place(self, target: Tensor) -> Tensor:
-        """Values in the unit of the edges."""
+        """Return values in the unit of the edges."""
         return target if self.linear_to is None else (target / self.linear_to).asinh()

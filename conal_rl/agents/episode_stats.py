@@ -21,7 +21,7 @@ MUCH_CLAMPED = 0.2
 
 
 class Means:
-    """Means of scalar tensors, each over the updates that had it."""
+    """Means of scalar tensors, each over the updates that computed it."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -55,7 +55,7 @@ class RecentEpisodes:
     def take(self, infos: Sequence[Mapping[str, Any]], observations: np.ndarray) -> None:
         """Take the episodes that ended in a step of the environments.
 
-        `observations` `(env, feature + task)` are those before the step.
+        `observations` `(env, feature + task)` are from before the step.
         """
         tasks = list(self._episodes)
         for env, info in enumerate(infos):
@@ -65,9 +65,9 @@ class RecentEpisodes:
                 self.add(tasks[task], info["episode"]["r"], outcome)
 
     def success(self) -> dict[str, float]:
-        """Return each task's share of successful episodes; NaN if success is known of none.
+        """Return each task's share of successful episodes; NaN if no episode reported success.
 
-        If it is known of some, the others count as failed.
+        If some episodes reported it, all others count as failed.
         """
         shares = {}
         for task, episodes in self._episodes.items():
@@ -117,9 +117,9 @@ def record(
         logger.record(f"train/{name}", mean)
     if means.get(CLAMPED, 0.0) > MUCH_CLAMPED:
         warnings.warn(
-            f"critic_range: got {critic_range}, and over {MUCH_CLAMPED:.0%} of the critics' "
-            "targets are outside of it and clamped. Start a new run with a different "
-            "reward_scale or a wider critic_range",
+            f"critic_range: got {critic_range}, expected a range that holds the critics' targets. "
+            f"Over {MUCH_CLAMPED:.0%} of them are outside and clamped. Start a new run with a "
+            "different reward_scale or a wider critic_range",
             stacklevel=3,
         )
     logger.record("train/n_updates", updates)
@@ -130,7 +130,7 @@ def record(
             # As many as tasks times layers: for curves, not for SB3's tables.
             logger.record(tag, value, exclude=("csv", "stdout", "log"))
     for output in logger.output_formats:
-        if isinstance(output, HumanOutputFormat):  # it refuses names that it would cut to the same
+        if isinstance(output, HumanOutputFormat):  # it refuses names that are equal once cut
             output.max_length = max(output.max_length, 8 + max(map(len, recent.returns())))
 
 

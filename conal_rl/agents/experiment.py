@@ -48,24 +48,24 @@ class SACExperiment:
     """Envs, and an agent that learns from them.
 
     Args:
-        config: of the run.
+        config: the config of the run.
 
     Raises:
-        ConalError: the envs cannot be made, or the evaluation at the end could not be.
+        ConalError: the envs cannot be made, or the last evaluation could not run.
     """
 
     def __init__(self, config: Config):
         _require_other_goals(config)
-        import conal_rl.evaluation  # noqa: F401 - it comes last, and must load
+        import conal_rl.evaluation  # noqa: F401 - it runs last; fail now if it does not load
 
         self.config = config
         self.env = make(config.env.suite, config.env.envs_per_task, config.seed, config.env.engine)
         self.agent: ConalSAC
         self.precision: Precision
-        self._next_evaluation = config.evaluation.every  # it is due from this step on
+        self._next_evaluation = config.evaluation.every  # the first step at which it is due
 
     def start(self) -> None:
-        """Make the first agent, and refuse whatever would fail later.
+        """Make the first agent, and raise early what would fail later.
 
         Raises:
             ConalError: an env is broken, a tree does not fit, or a search would be too short.
@@ -91,7 +91,7 @@ class SACExperiment:
 
         Raises:
             CheckpointError: the checkpoint is damaged or does not fit the config.
-            SuiteError: it belongs to different tasks.
+            SuiteError: the checkpoint belongs to different tasks.
         """
         try:
             saved = state["agent"]
@@ -103,11 +103,13 @@ class SACExperiment:
             if planned and every and planned % every == 0:  # it may have been due at the stop
                 self._next_evaluation = min(self._next_evaluation, planned)
         except (AttributeError, LookupError, TypeError, ValueError, TreeError) as error:
-            raise CheckpointError(f"state.json does not describe a run: {error}") from error
+            raise CheckpointError(
+                f"state.json: got a damaged file ({error}), expected the state of a run"
+            ) from error
         if tasks != self.env.tasks:
             raise SuiteError(
                 f"env.suite: got the tasks {', '.join(self.env.tasks)}, expected "
-                f"{', '.join(tasks)}, which the run began with. Start a new run."
+                f"{', '.join(tasks)}, which the run began with. Start a new run"
             )
         self._decide_precision(precision)
         self._make_agent(structures)
@@ -136,7 +138,7 @@ class SACExperiment:
                 self.agent.learn(left, callback, log_interval=None, reset_num_timesteps=False)
         except Stopped:
             pass
-        except (ValueError, ObservationError):  # torch, or an env, may be the first to meet a NaN
+        except (ValueError, ObservationError):  # torch or an env may see the NaN first
             require_finite(self.agent.policy, self.agent._n_updates)
             raise
         finally:
@@ -161,10 +163,10 @@ class SACExperiment:
         """
         if self.agent._n_updates == 0:
             raise ConalError(
-                f"search.steps: got {self.steps:,}, expected enough for an update. It takes more "
-                f"than the {self.agent.learning_starts:,} random steps of all tasks, and two ended "
-                "episodes per task. Give more steps, or give the envs a time limit "
-                "(max_episode_steps)."
+                f"search.steps: got {self.steps:,}, expected enough for an update. An update needs "
+                f"more than the {self.agent.learning_starts:,} random steps of all tasks, and two "
+                "ended episodes per task. Give more steps, or give the envs a time limit "
+                "(max_episode_steps)"
             )
         return self.agent.derive()
 
@@ -192,7 +194,7 @@ class SACExperiment:
             "episodes": None,
             "next_evaluation": self._next_evaluation,
         }
-        # An agent that has not acted yet begins new episodes, also after a resume.
+        # An agent that has not acted yet begins new episodes, after a resume too.
         episodes = None if self.agent._last_obs is None else self.env.state()
         if episodes is not None:
             groups["episodes"] = {n: torch.from_numpy(a) for n, a in episodes.arrays.items()}
@@ -201,7 +203,7 @@ class SACExperiment:
         return groups, state
 
     def save_weights(self, folder: Path, finished: bool) -> None:
-        """Write the agent's weights, which are the last ones even if it has finished."""
+        """Write the agent's weights; these are the last iterate, also in a finished run."""
         self.agent.save_weights(folder)
 
     def evaluate(self) -> tuple[dict[str, Any], Table]:
@@ -210,7 +212,7 @@ class SACExperiment:
 
         settings, search = self.config.evaluation, self.config.search
         if self.agent._n_updates == 0:
-            print("there was no update: the agent has learnt nothing", file=sys.stderr)
+            print("The run made no update: the agent has learnt nothing.", file=sys.stderr)
         evaluation = evaluate_policy(
             self.agent, self.config.env.suite, settings.episodes, settings.seed
         )
@@ -242,12 +244,12 @@ class SACExperiment:
         return before
 
     def _seed_envs(self) -> None:
-        """Give this agent's envs a new stream, or they would begin the same episodes again."""
+        """Give this agent's envs a new random stream, so that they begin different episodes."""
         stream = np.random.SeedSequence([self.config.seed, self.agent.num_timesteps])
         self.env.seed(int(stream.generate_state(1)[0]))
 
     def _resume_episodes(self, tensors: Tensors, state: Mapping[str, Any]) -> None:
-        """Continue the episodes of the checkpoint if the envs can, otherwise begin new ones."""
+        """Continue the episodes of the checkpoint if the envs can; otherwise begin new ones."""
         saved = state.get("episodes")
         if saved is None:
             self._seed_envs()
@@ -256,10 +258,12 @@ class SACExperiment:
             arrays = {name: tensor.numpy() for name, tensor in tensors["episodes"].items()}
             self.agent._last_obs = self.env.restore(EnvState(arrays, saved["streams"]))
             self.agent.replay_buffer.continue_episodes(saved["validating"])
-        except ValueError:  # the config now asks for a different engine or number of envs
+        except ValueError:  # the engine or the number of envs has changed
             self._seed_envs()
         except (KeyError, TypeError) as error:
-            raise CheckpointError(f"state.json does not describe its episodes: {error}") from error
+            raise CheckpointError(
+                f"state.json: got damaged episodes ({error}), expected those of the envs"
+            ) from error
 
     def _plan_evaluation(self, steps: int) -> None:
         if self.config.evaluation.every:
@@ -280,7 +284,7 @@ class SACExperiment:
                 self.agent, env.suite, settings.interim_episodes, settings.interim_seed, engine
             ).mean_success
         except ConalError as error:
-            print(f"not evaluated at {self.steps:,} steps: {error}", file=sys.stderr)
+            print(f"The evaluation at {self.steps:,} steps failed: {error}", file=sys.stderr)
             return None
 
 
@@ -293,7 +297,7 @@ def load_run(run: str | Path, device: str = "auto") -> ConalSAC:
         device: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
-        CheckpointError: there is no such run, or its files are damaged.
+        CheckpointError: the run does not exist, or its files are damaged.
         ConfigError: the run's config.yaml is damaged, or the run is a supervised one.
     """
     return load_policy(find_run(str(run)), device)[0]
@@ -309,7 +313,7 @@ def load_policy(path: Path, device: str = "auto") -> tuple[ConalSAC, Config]:
     path = path.resolve()
     config = run_of(path).config()
     if not isinstance(config, Config):
-        raise ConfigError(f"{path}: expected a run of an agent, got a supervised run")
+        raise ConfigError(f"{path}: got a supervised run, expected an RL run. Give a different run")
     if (path / "model").is_dir():
         return ConalSAC.load_weights(path / "model", device), config
     tensors, state = load_checkpoint(path, groups=["policy"])
@@ -324,7 +328,7 @@ def _require_other_goals(config: Config) -> None:
     if config.seed in seeds:
         raise ConfigError(
             f"seed: got {config.seed}, expected a number other than {sorted(seeds)}, which "
-            "evaluation draws its goals from. Give a different seed."
+            "evaluation draws its goals from. Give a different seed"
         )
 
 
@@ -337,7 +341,7 @@ def _require_updates(config: Config, tasks: int) -> None:
             f"search.steps: got {search.steps}, expected more than {stages * random}, because each "
             f"of {tasks} tasks begins with agent.learning_starts = {config.agent.learning_starts} "
             f"random steps{f' and each of {stages} stages takes its share' * (stages > 1)}. Give "
-            "more steps."
+            "more steps"
         )
 
 
@@ -359,7 +363,7 @@ def make_agent(
     """Return the agent that `config` describes; with `half`, in bfloat16.
 
     Raises:
-        ConfigError: it is to be compiled, and there is no compiler.
+        ConfigError: agent.compile is set, and the machine lacks a compiler.
     """
     device = get_device(config.device)
     if config.agent.compile:

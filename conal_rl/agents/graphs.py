@@ -1,6 +1,6 @@
 """CUDA graphs: device work of fixed shapes that is captured once and then launched as one.
 
-An update of small networks has hundreds of kernels that take less time to run than to launch.
+An update of small networks has hundreds of kernels whose launch takes longer than their run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 from conal_rl.errors import ConalError
 
 WARM_UP = 3
-"""Number of calls before the capture, in which libraries set themselves up."""
+"""Number of calls before the capture, in which libraries initialise."""
 
 Outputs = Tensor | dict[str, Tensor]
 
@@ -23,14 +23,14 @@ Outputs = Tensor | dict[str, Tensor]
 class CapturedGraph:
     """A function on a CUDA device whose kernels are captured in one of its first calls.
 
-    The shapes of all tensors are those of the first call, and the function may not wait for the
-    device. It changes tensors in place, and draws from the device's random state as without a
-    capture. A replay runs only the kernels, without the function's Python code.
+    All tensors keep the shapes of the first call, and the function must not wait for the device. It
+    may change tensors in place, and draws the same random numbers as without a capture. A replay
+    runs only the kernels, not the function's Python code.
 
     Args:
-        function: of tensors; the graph has a copy of each in its memory.
+        function: takes tensors; the graph holds a copy of each.
         stream: the stream of the capture.
-        replayed: called after each replay, to do what the Python code would have done.
+        replayed: is called after each replay, and does the work of the skipped Python code.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class CapturedGraph:
             raise
         except RuntimeError as error:
             raise ConalError(
-                f"agent.cuda_graphs: got True, expected False here: the capture failed with "
-                f"{str(error).splitlines()[0]}. Give --agent.no-cuda-graphs"
+                f"agent.cuda_graphs: got True, expected False here, because capturing "
+                f"failed: {str(error).splitlines()[0]}. Give --agent.no-cuda-graphs"
             ) from error
         return graph
 
 
 class GraphCache:
-    """The captured functions of an agent, by kind: calls of one kind run the same kernels."""
+    """The captured functions of an agent, by kind; calls of one kind run the same kernels."""
 
     def __init__(self, device: torch.device):
         # One for all, because they use the same weights.
@@ -118,9 +118,9 @@ class GraphCache:
 
 
 def prepare_optimizer(optimizer: torch.optim.Optimizer, device: torch.device | None) -> None:
-    """Let Adam's steps be captured on `device`, or on none (None).
+    """Let Adam's steps be captured on `device`; None: they are not captured.
 
-    The learning rate is on the device, too, so that it may change.
+    The learning rate is on the device too, so that it may change.
     """
     for group in optimizer.param_groups:
         rate = float(group["lr"])
@@ -144,7 +144,7 @@ def _unvalidated() -> Iterator[None]:
 
 @contextmanager
 def _in_turn(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Work in `stream`, between the past and the future work of the current stream."""
+    """Work in `stream`, after the earlier and before the later work of the current stream."""
     current = torch.cuda.current_stream(stream.device)
     stream.wait_stream(current)
     with torch.cuda.stream(stream):

@@ -36,7 +36,7 @@ class SACLosses:
     """Targets and losses of an actor and its critics. Temperatures are `(task,)`.
 
     Attributes:
-        settings: read in every call, so that they may change between calls.
+        settings: the agent's settings. Every call reads them, so that they may change.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class SACLosses:
 
     @torch.no_grad()
     def target(self, batch: TaskBatch, temperature: Tensor) -> Tensor:
-        """Soft TD target `(task, batch)`; it bootstraps unless an episode terminated."""
+        """Soft TD target `(task, batch)`; it bootstraps except if an episode terminated."""
         actions, log_prob = self._actor.sample(batch.next_observations)
         value = self._reduce(self._critic_target.values(batch.next_observations, actions))
         value = value - temperature.unsqueeze(1) * log_prob
@@ -67,7 +67,7 @@ class SACLosses:
     def of_actor(
         self, batch: TaskBatch, actions: Tensor, log_prob: Tensor, temperature: Tensor
     ) -> Tensor:
-        """Per task, for actions of the actor: `(task,)`. The critics' parameters are constants."""
+        """Loss per task `(task,)` of the actor's actions; critics' parameters are constants."""
         with without_gradients(self._critic):
             value = self._reduce(self._critic.values(batch.observations, actions))
         losses = (temperature.unsqueeze(1) * log_prob - value).mean(dim=1)

@@ -1,4 +1,4 @@
-"""An agent's networks as tensors and JSON types, from which an agent for `predict` is built."""
+"""An agent's networks as tensors and JSON types; they make an agent for `predict`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CRITIC_GATES = "critic.encoder.gates"
 def describe(policy: ConalPolicy, steps: int) -> dict[str, Any]:
     """Return all that is needed to build the policy's networks again, as JSON types.
 
-    `steps` are the env steps that it has learnt from.
+    `steps` are the env steps of its training.
     """
     assert isinstance(policy.action_space, spaces.Box)
     assert policy.observation_space.shape is not None
@@ -54,19 +54,21 @@ class Description(NamedTuple):
     observation_space: spaces.Box
     action_space: spaces.Box
     steps: int
-    critics: bool  # whether their weights are in the file
+    critics: bool  # whether the file has the weights of critics
 
 
 def read_description(about: Any, source: Path) -> Description:
     """Return the agent that `about`, an output of `describe`, describes.
 
     Raises:
-        CheckpointError: it is of a different format or version; `source` is named.
-        UNFIT: it is damaged.
+        CheckpointError: the format or the version differs. The error names `source`.
+        UNFIT: the description is damaged.
     """
     expected = (FORMAT, VERSION)
     if not isinstance(about, dict) or (about.get("format"), about.get("version")) != expected:
-        raise CheckpointError(f"{source}: is not a {FORMAT} of version {VERSION}")
+        raise CheckpointError(
+            f"{source}: got a different file, expected a {FORMAT} of version {VERSION}"
+        )
     tasks = len(about["tasks"])
     features = about["observation_dim"] - tasks
     # The agent only predicts, so that its replay may be tiny.
@@ -86,7 +88,7 @@ def read_description(about: Any, source: Path) -> Description:
 
 
 def fill(policy: ConalPolicy, weights: Mapping[str, Tensor], critics: bool = True) -> None:
-    """Load the weights of a model; without critics, theirs become NaN.
+    """Load the weights of a model; without critics, the weights of critics become NaN.
 
     Raises:
         RuntimeError: the weights are of different networks.
@@ -113,12 +115,11 @@ def to_share(
 
     Args:
         policy: the networks.
-        steps: env steps that it has learnt from.
-        half: store weights and biases of matrix multiplications in bfloat16. An agent with mixed
-            precision rounds them to that anyway: the file is half as long, and every output is
-            the same.
-        critics: keep the critics. Without them the file holds only what acts if actions are
-            deterministic: the average of the actor's weights, if there is one, becomes the actor.
+        steps: the env steps of its training.
+        half: store weights and biases of matrix multiplications in bfloat16. The file is half as
+            long. An agent with mixed precision has the same outputs, because it rounds to bfloat16.
+        critics: keep the critics. Without them the file holds only the actor of deterministic
+            actions: the weight-averaged actor, if the agent averages.
     """
     about = describe(policy, steps)
     weights = {
@@ -142,8 +143,10 @@ def to_share(
 
 @contextmanager
 def of_an_agent(source: Path) -> Iterator[None]:
-    """Turn what a damaged model raises in this context into a CheckpointError of `source`."""
+    """Raise a CheckpointError of `source` for any error of a damaged model in this context."""
     try:
         yield
     except UNFIT as error:
-        raise CheckpointError(f"{source}: does not describe an agent: {reason(error)}") from error
+        raise CheckpointError(
+            f"{source}: got a damaged file ({reason(error)}), expected the description of an agent"
+        ) from error

@@ -29,12 +29,12 @@ def to_task_major(
 
     Args:
         observation: `(row, feature + task)`, any number of rows in any task order.
-        max_rows_per_task: number of rows of the task with most rows. None: it is counted, and a
-            device has to finish its work for that.
+        max_rows_per_task: number of rows of the task with most rows. None: it is counted, which
+            waits for the device.
 
     Returns:
         Features `(task, batch, feature)`, padded with zeros for tasks with fewer rows; and for
-        every row its task and its place in that task's batch, both `(row,)`.
+        every row its task and its position in the task's batch, both `(row,)`.
     """
     task = observation[:, -num_tasks:].argmax(dim=1)
     count = (task.unsqueeze(1) == torch.arange(num_tasks, device=task.device)).sum(dim=0)
@@ -60,7 +60,7 @@ class TaskNetwork(EncoderNetwork):
         widths: hidden widths, one for each layer of the tree.
         outputs: number of outputs of a head.
         layer_norm: normalise each hidden layer.
-        replicas: members of an ensemble; each has separate weights.
+        replicas: number of members of an ensemble; each has separate weights.
         mixed_precision: compute matrix multiplications in bfloat16.
 
     Attributes:
@@ -172,12 +172,12 @@ class ConalPolicy(BasePolicy):
     Args:
         tasks: task names, in the order of the one-hot.
         actor_tree, critic_tree: trees of the encoders, or the spaces to search them in.
-        settings: the agent's settings, of which those of networks are read.
+        settings: the agent's settings; the networks' fields are read.
 
     Attributes:
         architecture: the settings that a saved model needs, by name.
-        actor_average: a polynomial-decay average of the actor's weights (Shamir & Zhang, ICML
-            2013), which acts if actions are deterministic. None: the newest weights act.
+        actor_average: the weight-averaged actor (polynomial decay; Shamir & Zhang, ICML 2013). It
+            acts if actions are deterministic. None: the last iterate acts.
 
     Raises:
         ValueError: a tree does not fit, or `use_sde` is True.
@@ -254,9 +254,9 @@ class ConalPolicy(BasePolicy):
 
     @torch.no_grad()
     def average_actor(self, updates: int) -> None:
-        """Take the actor's weights after `updates` updates (from 1) into their average.
+        """Add the actor's weights after `updates` updates (from 1) to their average.
 
-        Gates are copied, as for the target critics, so that both stand for the same tree.
+        Gates are copied, as for the target critics, so that both have the same tree.
         """
         eta = self.settings.actor_averaging
         if self.actor_average is not None and eta is not None:
@@ -269,8 +269,8 @@ class ConalPolicy(BasePolicy):
     def reset_weights(self) -> None:
         """Draw all weights except the gates from scratch.
 
-        It draws from torch's random state, as building the policy does (Nikishin et al., "The
-        Primacy Bias in Deep Reinforcement Learning", ICML 2022).
+        It draws from torch's random state, like the constructor. Source: Nikishin et al., "The
+        Primacy Bias in Deep Reinforcement Learning", ICML 2022.
         """
         fresh = type(self)(**self._get_constructor_parameters())
         for mine, new in zip(self._networks(), fresh._networks(), strict=True):
@@ -284,14 +284,14 @@ class ConalPolicy(BasePolicy):
     def set_training_mode(self, mode: bool) -> None:
         """Put all networks in training or evaluation mode, which matters only to Gumbel gates."""
         if mode == self.training:
-            return  # it is called at every step, and setting the mode of all layers takes a while
+            return  # it is called at every step, and setting the mode of all layers is slow
         for network in self.children():
             network.train(mode)
         self.training = mode
 
     @torch.no_grad()
     def inherit_from(self, before: "ConalPolicy") -> None:
-        """Copy from the policy of a search, or of a stage of it, the weights that remain."""
+        """Copy the weights that remain from the policy of a search, or of one of its stages."""
         for mine, theirs in zip(self._networks(), before._networks(), strict=True):
             mine.head.load_state_dict(theirs.head.state_dict())
             inherit_weights(mine.encoder, theirs.encoder)
@@ -304,7 +304,7 @@ class ConalPolicy(BasePolicy):
         return {
             "observation_space": self.observation_space,
             "action_space": self.action_space,
-            "lr_schedule": self._dummy_schedule,  # SB3's own: no optimiser is kept
+            "lr_schedule": self._dummy_schedule,  # SB3's own, because no optimiser is kept
             "tasks": self.tasks,
             "actor_tree": self.actor_tree,
             "critic_tree": self.critic_tree,

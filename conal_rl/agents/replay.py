@@ -20,7 +20,9 @@ class TaskBatch(NamedTuple):
     next_observations: Tensor  # (task, batch, feature)
     rewards: Tensor  # (task, batch)
     dones: Tensor  # (task, batch), 1 if the episode terminated; truncation is not termination
-    discounts: Tensor | None = None  # (task, batch), of the next value; None: the agent's gamma
+    discounts: Tensor | None = (
+        None  # (task, batch), discount of the next value; None: the agent's gamma
+    )
 
 
 class Ring:
@@ -34,7 +36,7 @@ class Ring:
     def move(self, device: torch.device) -> None:
         """Move the transitions to a different device."""
         self.data = self.data.to(device)
-        # The sizes that `sample` needs are on the device, so that it waits for nothing.
+        # The sizes are on the device, so that `sample` never waits.
         exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self._held = torch.from_numpy(self.sizes).unsqueeze(1).to(device, exact)
         self._first = torch.arange(len(self.added), device=device).unsqueeze(1) * self.capacity
@@ -46,7 +48,7 @@ class Ring:
 
     @property
     def sizes(self) -> np.ndarray:
-        """Number of transitions held, `(task,)`."""
+        """Number of stored transitions, `(task,)`."""
         return np.minimum(self.added, self.capacity)
 
     def add(self, task: np.ndarray, rows: Tensor) -> None:
@@ -60,7 +62,7 @@ class Ring:
         self.count(self.added + np.bincount(task, minlength=tasks))
 
     def count(self, added: np.ndarray) -> None:
-        """Set the number of transitions that each task's ring was ever given, `(task,)`."""
+        """Set the number of transitions ever added to each task's ring, `(task,)`."""
         before = self.sizes
         self.added[:] = added
         if (self.sizes != before).any():
@@ -89,7 +91,9 @@ class NStepReturns:
     def clear(self) -> None:
         """Forget open transitions, because the environments begin new episodes."""
         self.open = np.zeros((self.n - 1, 0, 0), dtype=np.float32)  # (n - 1, env, column)
-        self.used = np.zeros((self.n - 1, 0), dtype=bool)  # (n - 1, env), whether it is in use
+        self.used = np.zeros(
+            (self.n - 1, 0), dtype=bool
+        )  # (n - 1, env), whether the transition is in use
 
     def extend(
         self, rows: np.ndarray, start: int, done: np.ndarray
@@ -121,9 +125,9 @@ class NStepReturns:
 
 
 class LargestReturns:
-    """The largest magnitude that the discounted sum of each task's rewards has had.
+    """The largest magnitude so far of each task's discounted sum of rewards.
 
-    After Nauman et al., "Bigger, Regularized, Categorical" (2025): they divide by the largest
+    Source: Nauman et al., "Bigger, Regularized, Categorical" (2025), who divide by the largest
     return.
     """
 
@@ -134,7 +138,7 @@ class LargestReturns:
 
     def clear(self) -> None:
         """Forget the running sums, because the environments begin new episodes."""
-        self.running = np.zeros(1)  # (env,), since the episodes' beginnings
+        self.running = np.zeros(1)  # (env,), sums since the start of the episodes
 
     def add(self, task: np.ndarray, reward: np.ndarray, done: np.ndarray) -> None:
         """Take a step of every environment, `(env,)` each."""
@@ -147,14 +151,14 @@ class TaskReplayBuffer(ReplayBuffer):
     """SB3's replay interface over one ring per task.
 
     A fixed share of whole episodes goes to a second ring, the validation data of the gates. The
-    one-hot at the end of an observation says its task, so that any order of environments works;
-    each environment keeps its task.
+    one-hot at the end of an observation names its task, so that any order of environments works.
+    Each environment keeps its task.
 
     Args:
         buffer_size: transitions per task.
         num_tasks: length of the one-hot tail.
         validation_share: share of each task's episodes that go to the validation ring.
-        n_steps, gamma: env steps that a stored transition joins, and their discount.
+        n_steps, gamma: number of env steps in a stored transition, and their discount.
         normalize_returns: divide each task's sampled rewards by its `LargestReturns`.
     """
 
@@ -189,7 +193,7 @@ class TaskReplayBuffer(ReplayBuffer):
         self.training = Ring(num_tasks, buffer_size - kept, width, self.device)
         self.validation = Ring(num_tasks, max(1, kept), width, self.device)
         self.handle_timeout_termination = True
-        # Per task, episodes begun and those of them that are validation episodes.
+        # Per task, the begun episodes, and how many of them are for validation.
         self._episodes = np.zeros(num_tasks, dtype=np.int64)
         self._validation_episodes = np.zeros(num_tasks, dtype=np.int64)
         self._validating: np.ndarray | None = None  # (env,)
@@ -235,7 +239,7 @@ class TaskReplayBuffer(ReplayBuffer):
             self._validating[env] = self._begin_episode(task[env])
 
     def _begin_episode(self, task: int) -> bool:
-        """Return whether the next episode of `task`, a fixed share of all, is for validation."""
+        """Return whether the next episode of `task` is for validation; a fixed share is."""
         self._episodes[task] += 1
         due = self._validation_episodes[task] < self.validation_share * self._episodes[task]
         self._validation_episodes[task] += due
@@ -246,11 +250,11 @@ class TaskReplayBuffer(ReplayBuffer):
         return [] if self._validating is None else self._validating.tolist()
 
     def continue_episodes(self, validating: list[bool]) -> None:
-        """Let environments continue, after `restore`, the episodes of `begun_episodes`."""
+        """Let environments continue the episodes of `begun_episodes` after `restore`."""
         self._validating = np.array(validating) if validating else None
 
     def cut_episodes(self) -> None:
-        """Let every environment begin a new episode, after a reset; stored transitions stay."""
+        """Let every environment begin a new episode after a reset; stored transitions stay."""
         self._validating = None
 
     def reset(self) -> None:
@@ -262,7 +266,7 @@ class TaskReplayBuffer(ReplayBuffer):
         self.cut_episodes()
 
     def require_like(self, other: object) -> None:
-        """Raise ValueError unless `other` is a replay that can take this one's place."""
+        """Raise ValueError except if `other` is a replay that can replace this one."""
         if not isinstance(other, TaskReplayBuffer):
             raise ValueError(
                 f"replay buffer: got a {type(other).__name__}, expected the replay of a ConalSAC"
@@ -293,7 +297,7 @@ class TaskReplayBuffer(ReplayBuffer):
             ring.move(device)
 
     def size(self) -> int:
-        """Return the number of transitions held, of all tasks, for training and validation."""
+        """Return the number of all stored transitions, for training and validation."""
         return int(self.training.sizes.sum() + self.validation.sizes.sum())
 
     def ready(self) -> bool:
@@ -321,8 +325,8 @@ class TaskReplayBuffer(ReplayBuffer):
     def inherit_from(self, other: "TaskReplayBuffer") -> None:
         """Copy the transitions of a different buffer of the same tasks, spaces and `n_steps`.
 
-        Its validation episodes stay separate if this buffer also keeps a share of them; otherwise
-        they join the training data.
+        Validation episodes stay separate if this buffer has a validation share too. Otherwise they
+        join the training data.
         """
         apart = self.validation if self.validation_share else self.training
         if self.validation_share and other.validation_share:
@@ -338,7 +342,7 @@ class TaskReplayBuffer(ReplayBuffer):
                     target.add(np.full(len(part), task), rows)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return what a checkpoint needs: the filled parts of the rings, and the counters."""
+        """Return the state for a checkpoint: the filled parts of the rings, and the counters."""
         tensors = {
             f"{name}.{task}": ring.data[task, :size]
             for name, ring in (("training", self.training), ("validation", self.validation))
@@ -363,8 +367,8 @@ class TaskReplayBuffer(ReplayBuffer):
         """Load what `state` returned; open episodes are cut.
 
         Raises:
-            ValueError: a ring was full at a size that differs from this buffer's, returns had a
-                different number of steps, or only one of the two buffers normalises them.
+            ValueError: a full ring has a different size, the returns have a different number of
+                steps, or only one of the two buffers normalises the returns.
         """
         for name, ring in (("training", self.training), ("validation", self.validation)):
             ring.count(np.array(counters[f"{name}_added"]))
@@ -372,8 +376,9 @@ class TaskReplayBuffer(ReplayBuffer):
                 rows = tensors.get(f"{name}.{task}", ring.data[task, :0])
                 if len(rows) != size:
                     raise ValueError(
-                        f"buffer_size: got {len(rows)} {name} transitions, expected {size}. Give "
-                        f"the size that it was filled with; now {ring.capacity} are for {name}"
+                        f"buffer_size: got {len(rows)} {name} transitions, expected {size}: "
+                        f"{ring.capacity} of its transitions are for {name}. Give the size that it "
+                        "was filled with"
                     )
                 ring.data[task, :size] = rows
         if self.returns is not None and "returns.open" in tensors:
@@ -383,7 +388,10 @@ class TaskReplayBuffer(ReplayBuffer):
             self.returns.open = tensors["returns.open"].numpy()
             self.returns.used = tensors["returns.used"].numpy()
         if (self.largest_returns is not None) != ("largest_returns" in counters):
-            raise ValueError("normalize_returns: got a value that differs from the replay's")
+            raise ValueError(
+                "normalize_returns: got a value that the replay was not filled with, expected the "
+                "same value. Load it into an agent with the settings that it was filled with"
+            )
         if self.largest_returns is not None:
             self.largest_returns.largest[:] = counters["largest_returns"]
             self.largest_returns.running = np.array(counters["running_returns"])

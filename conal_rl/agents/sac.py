@@ -38,21 +38,21 @@ from conal_rl.runs.weights import read_model, write_model
 class ConalSAC(SAC):
     """SB3's SAC for many tasks at once.
 
-    Observations end in a one-hot task ID, as those of `conal_rl.envs.make`. Batch size, buffer size
-    and `learning_starts` count per task. Without a `tree`, `learn` searches: gates step on
-    validation episodes, weights on the others, and conflicting tasks hold shared modules.
+    Observations end in a one-hot task ID, like those of `conal_rl.envs.make`. Batch size, buffer
+    size and `learning_starts` count per task. Without a `tree`, `learn` searches: gates learn from
+    validation episodes and weights from all others; conflicting tasks hold shared modules.
     `derive()` then returns the learnt trees.
 
     Args:
         policy: "ConalPolicy".
         env: a `VecEnv`.
-        tasks: task names in the order of the one-hot; by default the env's.
+        tasks: task names in the order of the one-hot. The default is the env's.
         tree: a `Tree` for actor and critics, a search space (`ConalSearch`, `ConalProStage`,
             `LTBSearch`, `ReconSearch`), or a pair of these `(actor's, critics')`. None: the space
             that `search` describes.
         settings: the agent; `conal_rl.config.AgentConfig` documents each field.
         search: the search; `conal_rl.config.SearchConfig` documents each field.
-        overrides: fields of these two as keywords, which win; all others are SB3's. SB3's
+        overrides: fields of both as keywords, which win. All other keywords are SB3's. SB3's
             `train_freq`, `gradient_steps` and `ent_coef` win over `update_every`, `updates` and
             `initial_temperature`; `learning_rate` may be a schedule.
 
@@ -92,7 +92,9 @@ class ConalSAC(SAC):
             _init_setup_model=False,
             **given.sb3,
         )
-        for name in LOOP:  # `_setup_model` fills them; what it finds there, SB3's `load` was given
+        for (
+            name
+        ) in LOOP:  # `_setup_model` fills them; a value found here was an argument of SB3's `load`
             vars(self).pop(name, None)
         self._counted: dict[str, Any] = {}  # conflicts and episodes, for `save`
         if not _init_setup_model:  # SB3's `load` fills in the saved attributes and sets up
@@ -137,7 +139,7 @@ class ConalSAC(SAC):
             # SB3 warns that a replay buffer which is not its own may ignore this.
             warnings.filterwarnings("ignore", "`n_steps=")
             super()._setup_model()
-        if self.replay_buffer.largest_returns is not None:  # kept here: SB3 saves no replay
+        if self.replay_buffer.largest_returns is not None:  # kept here, because SB3 saves no replay
             self.replay_buffer.largest_returns.largest = self.largest_returns
         rate, every = self.lr_schedule(1), self.target_update_interval
         temperatures = Temperatures(
@@ -159,7 +161,7 @@ class ConalSAC(SAC):
 
     @property
     def settings(self) -> AgentConfig:
-        """The agent's settings; SB3's loop read its part at the start. Assign them to change."""
+        """The agent's settings. Assign new ones to change them; SB3's loop reads its part once."""
         return self._arguments.settings
 
     @settings.setter
@@ -179,12 +181,12 @@ class ConalSAC(SAC):
 
     @property
     def gates(self) -> dict[str, nn.Parameter]:
-        """The gates of the networks that have gates, by the same names."""
+        """The gates by the networks' names; networks without gates are left out."""
         return self.update.gates
 
     @property
     def noticing(self) -> dict[str, ConflictNoticing]:
-        """The conflict noticing of the networks that have one, by the same names."""
+        """The conflict noticing by the networks' names; networks without it are left out."""
         return self.update.noticing
 
     @property
@@ -222,7 +224,7 @@ class ConalSAC(SAC):
     def train(self, gradient_steps: int, batch_size: int = 128) -> None:
         """Do `gradient_steps` updates on `batch_size` transitions of every task each.
 
-        In `learn`, updates that are captured graphs wait for the environments to step.
+        In `learn`, updates that are captured graphs are pending while the environments step.
         """
         if not self.replay_buffer.ready():
             return  # a task has no finished validation data yet
@@ -231,7 +233,7 @@ class ConalSAC(SAC):
             self.finish_updates(batch_size)
 
     def finish_updates(self, batch_size: int | None = None) -> None:
-        """Do the updates that wait, if any."""
+        """Do all pending updates."""
         waiting = self.queue.take()
         if not waiting:
             return
@@ -254,7 +256,7 @@ class ConalSAC(SAC):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Return actions, as SB3's.
+        """Return actions, like SB3's method.
 
         Raises:
             ObservationError: an observation does not end in the one-hot of a task.
@@ -268,7 +270,7 @@ class ConalSAC(SAC):
 
     def _sample_action(self, *given: Any) -> tuple[np.ndarray, np.ndarray]:
         actions = super()._sample_action(*given)
-        if not isinstance(self.env, SuiteVecEnv):  # a SuiteVecEnv calls it after its step began
+        if not isinstance(self.env, SuiteVecEnv):  # a SuiteVecEnv calls it during its step
             self.finish_updates()
         return actions
 
@@ -281,7 +283,7 @@ class ConalSAC(SAC):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> "ConalSAC":
-        """Train for `total_timesteps` steps of all environments together, as SB3's SAC."""
+        """Train for `total_timesteps` steps of all environments together, like SB3's SAC."""
         interval: Any = log_interval  # None: the caller logs
         with self.queue.learning(self.env, self.finish_updates):
             super().learn(
@@ -304,10 +306,10 @@ class ConalSAC(SAC):
         return learning
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Replace the env, as SB3's.
+        """Replace the env, like SB3's method.
 
         Raises:
-            ValueError: the env is of different tasks or spaces, or of a different number of envs.
+            ValueError: the tasks, the spaces or the number of envs differ.
         """
         require_tasks(self.tasks, env)
         super().set_env(env, force_reset)
@@ -334,7 +336,7 @@ class ConalSAC(SAC):
 
     @classmethod
     def load(cls, path: Any, *given: Any, **named: Any) -> "ConalSAC":
-        """Return the agent in a zip file, as SB3's; keywords replace its settings.
+        """Return the agent in a zip file, like SB3's method; keywords replace its settings.
 
         Raises:
             CheckpointError: a different version of conal_rl saved the file.
@@ -343,7 +345,7 @@ class ConalSAC(SAC):
             return super().load(path, *given, **named)
 
     def save(self, *given: Any, **named: Any) -> None:
-        """Write a zip file, as SB3's."""
+        """Write a zip file, like SB3's method."""
         self._counted = {"recent": self.recent.state()}
         for name, noticing in self.noticing.items():
             tensors, counters = noticing.state()
@@ -351,10 +353,11 @@ class ConalSAC(SAC):
         super().save(*given, **named)
 
     def load_replay_buffer(self, *given: Any, **named: Any) -> None:
-        """Load a replay, as SB3's; the environments' next transitions are of new episodes.
+        """Load a replay, like SB3's method; the next transitions are of new episodes.
 
         Raises:
-            ValueError: the replay is of different settings than the agent, which keeps its own.
+            ValueError: the replay has settings that differ from the agent's. The agent is
+                unchanged.
         """
         replay = self.replay_buffer
         super().load_replay_buffer(*given, **named)
@@ -367,9 +370,9 @@ class ConalSAC(SAC):
             self.largest_returns = self.replay_buffer.largest_returns.largest
 
     def set_parameters(self, *given: Any, **named: Any) -> None:
-        """Load parameters, as SB3's."""
+        """Load parameters, like SB3's method."""
         super().set_parameters(*given, **named)
-        # They may have been saved on a different device.
+        # They may come from a different device.
         self.queue.prepare()
 
     def _excluded_save_params(self) -> list[str]:
@@ -385,10 +388,10 @@ class ConalSAC(SAC):
         """Write the networks as `model.json` and `model.safetensors`, to share or to ship.
 
         Args:
-            folder: made, or replaced if it holds a model.
+            folder: the folder to make; a model in it is replaced.
             half: store weights in bfloat16; with mixed precision all outputs stay the same.
-            critics: False keeps only what acts if actions are deterministic. A loaded agent's
-                critics then hold NaN.
+            critics: False keeps only the actor of deterministic actions. The critics of a loaded
+                agent are then NaN.
         """
         with_critics = critics and self.has_critics
         about, weights = to_share(self.policy, self.num_timesteps, half, with_critics)
@@ -398,8 +401,8 @@ class ConalSAC(SAC):
     def load_weights(cls, folder: Path | str, device: str = "auto") -> "ConalSAC":
         """Return an agent ready for `predict` from the files of `save_weights`; runs no code.
 
-        To train it further, make an agent with an env and the trees of `derive()`, and load this
-        one's `policy.state_dict()`; if `has_critics` is False, only its `actor.state_dict()`.
+        To train it further, make an agent with an env and the trees of `derive()`. Load this
+        agent's `policy.state_dict()` into it; if `has_critics` is False, only `actor.state_dict()`.
 
         Raises:
             CheckpointError: a file is missing, damaged, or of a different kind or version.
@@ -414,7 +417,7 @@ class ConalSAC(SAC):
         """Return an agent ready for `predict`, from a description and its policy's tensors.
 
         Raises:
-            CheckpointError: they do not describe an agent; `source` is named.
+            CheckpointError: they do not describe an agent. The error names `source`.
         """
         with of_an_agent(source):
             model = read_description(about, source)
@@ -431,11 +434,11 @@ class ConalSAC(SAC):
         return LearningState(self, self.replay_buffer, self.queue, self.recent)
 
     def training_state(self) -> tuple[Tensors, dict[str, Any]]:
-        """Return tensors by group, and JSON types: all that `restore` needs on a similar agent."""
+        """Return tensors by group, and JSON types: the state that `restore` needs."""
         return self._learning_state().save()
 
     def restore(self, groups: Tensors, state: Mapping[str, Any]) -> None:
-        """Load the `training_state` of an agent that was built alike. Envs begin new episodes.
+        """Load the `training_state` of an agent with equal settings. Envs begin new episodes.
 
         Raises:
             CheckpointError: the checkpoint is of an agent with different tasks, trees or sizes.

@@ -46,7 +46,7 @@ def load_trees(path: Path, tasks: tuple[str, ...], depth: int) -> tuple[Tree, Tr
         if isinstance(content, dict) and content.get("format") == TREES_FORMAT:
             missing = [name for name in ("actor", "critic") if name not in content]
             if missing:
-                raise TreeError(f"the {missing[0]}'s tree is missing")
+                raise TreeError(f"{missing[0]}: got no tree, expected one for each network")
             pair = [Tree.from_json(json.dumps(content[name])) for name in ("actor", "critic")]
         else:
             pair = [Tree.from_json(json.dumps(content))] * 2

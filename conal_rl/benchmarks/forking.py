@@ -1,4 +1,4 @@
-"""The train command of any checkout in a fork of this process, where torch is imported already.
+"""The train command of any checkout in a fork of this process, which has already imported torch.
 
 Imports take several seconds of every command, and small runs take less than one.
 """
@@ -31,31 +31,30 @@ PACKAGES = (
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
     "rich.progress",
-    "tyro",
     "yaml",
 )
-"""What runs import, slowest and most often."""
+"""Packages that runs import and that load slowly."""
 
 
 def import_packages() -> None:
-    """Import what runs need, once for all forks, with one thread of torch.
+    """Import the packages of runs, once for all forks, with one thread of torch.
 
-    A fork has only one thread: torch must not have started others before.
+    A fork has only one thread, so that torch must not start more before it.
     """
     for name in PACKAGES:
-        with contextlib.suppress(Exception):  # the run that needs it says what is wrong
+        with contextlib.suppress(Exception):  # a run that needs it reports the error
             importlib.import_module(name)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 
 
 def train_in_fork(checkout: Path, arguments: Sequence[str], log: str) -> int:
-    """Run `python -m conal_rl.train ARGUMENTS` in and of `checkout`; return its exit status.
+    """Run `python -m conal_rl.train ARGUMENTS` of `checkout`, in it; return its exit status.
 
     Args:
-        checkout: folder that has the package; the working folder of the command.
-        arguments: of the command.
-        log: file that its output goes to.
+        checkout: folder of the package, and working folder of the command.
+        arguments: the arguments of the command.
+        log: file for its output.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -66,7 +65,7 @@ def train_in_fork(checkout: Path, arguments: Sequence[str], log: str) -> int:
 
 
 def _train(checkout: Path, arguments: Sequence[str], log: str) -> NoReturn:
-    """Never returns: nothing of the parent process runs a second time."""
+    """Train and exit; it never returns, so that no code of the parent runs a second time."""
     status = 1
     try:
         sys.stdout = sys.stderr = open(log, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
@@ -87,7 +86,7 @@ def _train(checkout: Path, arguments: Sequence[str], log: str) -> NoReturn:
         if isinstance(end.code, str):
             print(end.code)
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:  # as Python itself does at the end of a program
+    except BaseException:  # like Python at the end of a program
         traceback.print_exc()
     finally:
         sys.stderr.flush()

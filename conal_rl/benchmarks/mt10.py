@@ -72,7 +72,7 @@ RECIPE: Mapping[str, Sequence[str]] = {
     "1-step returns": ["--agent.n-steps", "1"],
     "3-step returns": ["--agent.n-steps", "3"],
     "returns of all tasks alike": ["--agent.normalize-returns", "--agent.reward-scale", "10"],
-    "weights anew after 8,000 updates": ["--agent.reset-at", "8000"],
+    "weights reset after 8,000 updates": ["--agent.reset-at", "8000"],
     "width of 400": ["--agent.widths", "400", "400", "400"],
     "entropy target of -4": ["--agent.target-entropy", "-4"],
     "entropy target of -1": ["--agent.target-entropy", "-1"],

@@ -1,4 +1,4 @@
-"""What differs between two run folders: numbers, trees, and weights bit by bit."""
+"""The differences between two run folders: numbers, trees, and weights bit by bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = "time/total_timesteps"
 
 
 def compare_runs(old: Path, new: Path) -> list[str]:
-    """What differs between two run folders, a line each: file, place, both values.
+    """Return the differences between two run folders, a line each: file, place, both values.
 
     Compared are progress.csv without `time/*`, tree.json, evaluation.json without the clock, the
     weights and the tensors of the newest checkpoint. Entries of evaluation.json that only the new
@@ -37,7 +37,7 @@ def compare_runs(old: Path, new: Path) -> list[str]:
 
 
 def compare_progress(old: Path, new: Path) -> list[str]:
-    """What differs between two progress.csv, by the columns' names; NaN equals NaN."""
+    """Return the differences between two progress.csv, by the columns' names; NaN equals NaN."""
     sides = [_rows(path) for path in (old, new)]
     lines = []
     if len(sides[0]) != len(sides[1]):
@@ -96,7 +96,7 @@ def _compare_json(old: Path, new: Path, only_old: bool = False) -> list[str]:
 
 
 def compare_data(place: str, old: Any, new: Any) -> list[str]:
-    """What differs between two values of JSON types; a line names its place in them."""
+    """Return the differences between two values of JSON types; each line names its place."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         lines = []
         for key in dict(old) | dict(new):
@@ -112,7 +112,7 @@ def compare_data(place: str, old: Any, new: Any) -> list[str]:
 
 
 def compare_tensors(place: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between named tensors: names, types, shapes or bits.
+    """Return the differences between named tensors: names, types, shapes or bits.
 
     `RENAMED_TENSORS` is applied to the old names.
     """
@@ -146,7 +146,7 @@ def _new_name(name: str) -> str:
 
 
 def _differing(old: Any, new: Any) -> list[int]:
-    """Places of the flattened tensors whose bits differ."""
+    """Return the places of the flattened tensors whose bits differ."""
     import torch
 
     bits = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in (old, new)]
@@ -155,7 +155,7 @@ def _differing(old: Any, new: Any) -> list[int]:
 
 
 def _index(place: int, shape: Sequence[int]) -> list[int]:
-    """The place of a flattened tensor as an index of each dimension."""
+    """Return a place of a flattened tensor as an index of each dimension."""
     index = []
     for size in reversed(shape):
         place, inner = divmod(place, size)
@@ -164,7 +164,7 @@ def _index(place: int, shape: Sequence[int]) -> list[int]:
 
 
 def _tensors(folder: Path) -> dict[str, Any]:
-    """Tensors of a folder's safetensors files, as `FILE/NAME`."""
+    """Return the tensors of a folder's safetensors files, as `FILE/NAME`."""
     from safetensors.torch import load_file
 
     return {

@@ -1,7 +1,7 @@
 """Whether this checkout computes the same numbers as an older commit, run by run.
 
 Both sides run the same small command lines on the same machine with the same interpreter. The
-script uses only what stays: `python -m conal_rl.train`, its options and the files of a run.
+script uses only stable interfaces: `python -m conal_rl.train`, its options, a run's files.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ CHECKOUT = Path(conal_rl.__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Case:
-    """A run and how it is resumed: options of `python -m conal_rl.train`.
+    """The options of a run and of its resumes, for `python -m conal_rl.train`.
 
     Attributes:
-        name: names the run's folder.
-        arguments: start the run.
-        resumes: options next to `--resume`, one tuple for each resume.
+        name: name of the run's folder.
+        arguments: options that start the run.
+        resumes: options of each resume, without `--resume`.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What both sides of a case did: CPU seconds, and what differs, a line each."""
+    """The CPU seconds of both sides of a case, and their differences, a line each."""
 
     old_seconds: float
     new_seconds: float
@@ -84,11 +84,11 @@ _SHIPPED_TREE = "--agent.widths 16 16 16 --agent.tree conal_rl/pretrained/mt10/t
 
 
 def cases() -> list[Case]:
-    """Every case: all search methods on four presets, and fixed trees on five.
+    """Return every case: all search methods on four presets, and fixed trees on five.
 
     A search stops at its own end (`search.only`), is resumed for a longer search, and then derives,
     trains and evaluates. A fixed tree is trained, and resumed for more steps. Searches on mt10 are
-    longer than its first episodes, which end after 10,000 env steps.
+    longer than its first episodes, which have 10,000 env steps.
     """
     return [
         *_searches("mt10", _MT10, (10_800, 11_200, 11_700), pro=(21_000, 21_400, 21_900)),
@@ -134,7 +134,7 @@ def _searches(
     no_specific: str = "",
     conal_pro: str = "",
 ) -> Iterator[Case]:
-    """A case for every search method; `steps` end the first search, the longer one and the run."""
+    """Return a case for every search method; `steps` end both searches and the run."""
     methods = {
         "conal": (conal, steps),
         "conal-no-specific": (f"--search.no-purely-specific {no_specific}", steps),
@@ -151,7 +151,7 @@ def _searches(
 
 
 def _tree(preset: str, losses: str, arguments: str, first: int, end: int) -> Case:
-    """A fixed tree with an aggregation or loss weights, or with conflict noticing."""
+    """Return a case of a fixed tree with aggregation, loss weights or conflict noticing."""
     option = "--agent.conflict-rule any_pair"
     option = option if losses == "conflict" else f"--agent.weighting {losses}"
     started = f"{arguments} {option} --total-steps {first}"
@@ -170,7 +170,7 @@ def run_case(checkout: Path, case: Case, folder: Path) -> float:
     """Run a case with the package in `checkout`, into `folder`; return its CPU seconds.
 
     Raises:
-        ConalError: a command failed; the message has the last line that it wrote.
+        ConalError: a command failed. The error has the last line of its output.
     """
     began = _children_seconds()
     start = [*case.arguments, "--device", "cpu", "--threads", "1", "--out", str(folder)]
@@ -185,14 +185,14 @@ def run_case(checkout: Path, case: Case, folder: Path) -> float:
 
 
 def _children_seconds() -> float:
-    """CPU seconds of all finished child processes: a busy machine does not change them."""
+    """Return the CPU seconds of all finished children; a busy machine does not change them."""
     times = os.times()
     return times.children_user + times.children_system
 
 
 @contextmanager
 def checked_out(commit: str) -> Iterator[Path]:
-    """The commit in a temporary git worktree, which is removed at the end."""
+    """Yield the commit in a temporary git worktree, which is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="same-numbers-") as folder:
         place = Path(folder).resolve() / "base"
         _git("worktree", "add", "--detach", str(place), commit)
@@ -206,21 +206,23 @@ def _git(*arguments: str) -> str:
     try:
         ran = subprocess.run(["git", *arguments], cwd=CHECKOUT, capture_output=True, text=True)
     except OSError as error:
-        raise ConalError(f"git: {error.strerror}. Install git.") from error
+        raise ConalError(f"git: got {error.strerror}, expected a program. Install git") from error
     if ran.returncode:
         raise ConfigError(f"git {arguments[0]}: {ran.stderr.strip() or 'failed'}")
     return ran.stdout.strip()
 
 
 def _kept_seconds(folder: Path, case: Case, commit: str) -> float | None:
-    """Seconds of a finished base run in `folder`; None if it has to run, in an empty folder.
+    """Return the seconds of a finished base run in `folder`; None, with an empty folder, if not.
 
     Raises:
-        ConfigError: there is a folder that this script has not made.
+        ConfigError: this script has not made the folder.
     """
     record = folder.with_suffix(".json")
     if folder.exists() and not record.is_file():
-        raise ConfigError(f"--keep: {folder} is not a base run. Choose a different folder.")
+        raise ConfigError(
+            f"--keep: got {folder}, expected a folder of base runs. Choose a different folder"
+        )
     if record.is_file():
         kept = json.loads(record.read_text(encoding="utf-8"))
         seconds = kept.pop("seconds")
@@ -236,7 +238,7 @@ def _description(case: Case, commit: str) -> dict[str, Any]:
 
 
 def _record(folder: Path, case: Case, commit: str, seconds: float | None) -> None:
-    """Say which base run `folder` has, and whether it has finished."""
+    """Record the base run of `folder`, and whether it has finished."""
     record = {**_description(case, commit), "seconds": seconds}
     folder.with_suffix(".json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
@@ -249,11 +251,11 @@ def run_both(
     Args:
         base: git revision of the old side; the new side is the checkout of this package.
         chosen: the cases.
-        keep: folder of the old side's runs; those that it has from before are not run again.
+        keep: folder of the old side's runs; its finished runs are not run again.
         out: folder of the new side's runs.
 
     Raises:
-        ConalError: there is no such revision, or a run of the old side failed.
+        ConalError: the revision does not exist, or a run of the old side failed.
     """
     commit = _git("rev-parse", "--verify", f"{base}^{{commit}}")
     outcomes: dict[str, Outcome] = {}
@@ -281,7 +283,7 @@ def run_both(
 
 
 def _against(case: Case, old_seconds: float, old: Path, new: Path) -> Outcome:
-    """Run the new side of a case and compare; that it fails is a difference."""
+    """Run the new side of a case and compare; a failure is a difference."""
     try:
         seconds = run_case(CHECKOUT, case, new)
     except ConalError as error:
@@ -294,24 +296,22 @@ def _verdict(differences: int) -> str:
 
 
 def measure(base: str, only: str, keep: Path | None, out: Path | None, console: Console) -> int:
-    """Print a line for each case and its differences; return 1 if there is any difference, or 0.
+    """Print a line for each case and its differences; return 1 if any case differs, or 0.
 
     Args:
         base: git revision to compare with.
         only: shell pattern of the cases' names.
-        keep: folder of the base's runs, to be used again; None: a temporary one.
-        out: folder of this checkout's runs; None: a temporary one.
-        console: where to print.
+        keep: folder that keeps the base's runs. None: a temporary folder.
+        out: folder of this checkout's runs. None: a temporary folder.
+        console: prints the lines.
 
     Raises:
-        ConalError: no case fits, there is no such revision, or a run of the base failed.
+        ConalError: no case fits, the revision does not exist, or a run of the base failed.
     """
     chosen = [case for case in cases() if fnmatch(case.name, only)]
     if not chosen:
         names = ", ".join(case.name for case in cases())
-        raise ConfigError(
-            f"--only: got {only!r}, expected a pattern of {names}. Choose from these."
-        )
+        raise ConfigError(f"--only: got {only!r}, expected a pattern that fits one of {names}")
     outcomes = run_both(base, chosen, keep, out)
     table = Table(title=f"this checkout against {base}")
     for column in ("case", "numbers", "CPU seconds before", "now"):

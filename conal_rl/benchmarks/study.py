@@ -56,7 +56,7 @@ def require_config(run: Path, config: AnyConfig) -> None:
     if written.is_file() and _anywhere(load_config(written)) != _anywhere(config):
         raise ConfigError(
             f"{run}: got a run of different settings, expected none or one of the same settings. "
-            "Choose a different --out, or remove the run."
+            "Choose a different --out, or remove the run"
         )
 
 

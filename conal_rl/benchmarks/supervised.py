@@ -140,7 +140,7 @@ def read(run: Path) -> Result:
         )
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{run}: evaluation.json or tree.json: expected the file of a run"
+            f"{run}: got no or damaged evaluation.json or tree.json, expected both"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What a config's field says of itself next to its type, its default and its help."""
+"""The flags of a config's field, next to its type, its default and its help."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _UNMARKED = field().metadata
 
 
 def marked(section: type[Any], flag: Flag, value: bool = True) -> frozenset[str]:
-    """Return the fields whose flag has this value; the path of a section's is `section.field`."""
+    """Return the fields whose flag has this value, those of a section as `section.field`."""
     kinds = get_type_hints(section)
     paths = set[str]()
     for one in dataclasses.fields(section):
@@ -57,7 +57,7 @@ def marked(section: type[Any], flag: Flag, value: bool = True) -> frozenset[str]
 
 
 def with_values(section: Section, path: str, values: Mapping[str, Any]) -> Section:
-    """Return `section`, whose path is `path`, with different values of some fields.
+    """Return the section at `path` with different values of some fields.
 
     Raises:
         ConfigError: a value is not of its field's type, or out of its range.

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import yaml
 
@@ -121,15 +121,17 @@ class _Layer(NamedTuple):
 
 
 def _read(name: str, above: tuple[str, ...] = ()) -> list[_Layer]:
-    """Read a preset or file, and before it its base. `above` are the files that led here."""
+    """Read a preset or file, and its base before it. `above` are the files that have it as base."""
     path: Any = resources.files("conal_rl") / "configs" / f"{name}.yaml"
     source = f"{name}.yaml"
     if name not in presets():
         path, source = Path(name), name
         if not path.suffix and not path.exists():
             close = difflib.get_close_matches(name, presets(), 1)
-            hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(presets())}"
-            raise ConfigError(f"{name}: no such config; {hint}")
+            hint = f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(presets())}"
+            raise ConfigError(
+                f"{name}: got no such config, expected a preset or a YAML file. {hint}"
+            )
     fields = {"name": Path(source).stem, **_read_flat(path, source)}
     if "base" not in fields:
         return [_Layer(source, fields)]
@@ -157,10 +159,10 @@ def _read_flat(path: Any, source: str) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        raise ConfigError(f"{source}: cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{source}: got {error.strerror}, expected a readable file") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
-        raise ConfigError(f"{source}: not valid YAML: {reason}") from error
+        raise ConfigError(f"{source}: got invalid YAML ({reason}), expected fields") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: got {quoted(data)}, expected fields and their values")
     flat: dict[str, Any] = {}
@@ -206,7 +208,9 @@ def _build(kind: _Kind, flat: Mapping[str, Any], source: str) -> AnyConfig:
             ) from None
     for path in ("total_steps", kind.needs):
         if path not in flat:
-            raise ConfigError(f"{source}: {path}: missing, expected {describe(kind.fields[path])}")
+            raise ConfigError(
+                f"{source}: {path}: got no value, expected {describe(kind.fields[path])}"
+            )
     values["search"].setdefault("steps", max(1, values[""]["total_steps"] // 5))
     try:
         sections = {name: owner(**values[name]) for name, owner in kind.sections.items()}
@@ -216,7 +220,7 @@ def _build(kind: _Kind, flat: Mapping[str, Any], source: str) -> AnyConfig:
 
 
 def _hint(path: str, kind: _Kind) -> str:
-    """Return the end of an error about a field that a config of this kind does not have."""
+    """Return the end of an error about a field that this kind of config lacks."""
     if path not in _FIELDS:
         return suggestion(path, kind.fields)
     subject = "supervised learning" if kind is _RL else "reinforcement learning"
@@ -224,38 +228,13 @@ def _hint(path: str, kind: _Kind) -> str:
 
 
 def _print_help(words: Sequence[str], description: str) -> None:
-    import tyro  # only help needs it, and it is slow to import
+    """Print the help with the values of the config that is named, otherwise of mt10, and exit."""
+    from conal_rl.config.help import print_help
 
-    # The values of the config that is named, otherwise of mt10.
     named = next((word for word in words if word in presets() or word.endswith(".yaml")), "mt10")
-
-    defaults = _load(named, {})
-
-    def field(name: str, kind: Any, metavar: str, meaning: str, hint: str = "") -> Any:
-        shown_as = tyro.conf.arg(help=meaning, metavar=metavar, help_behavior_hint=hint)
-        return name, Annotated[kind, shown_as], dataclasses.field(default="")
-
-    choice = f"Name of a config, one of {', '.join(presets())}; or a YAML file."
-    resumed = "Folder of a run to resume. The run has its own config, so that no name is given."
-    new = "Folder of the new run. Give one if scripts must find it."
-    command: Any = dataclasses.make_dataclass(
-        "Command",
-        [
-            field("name_or_yaml", tyro.conf.Positional[str], "NAME_OR_YAML", choice),
-            field("out", str, "DIR", new, "(default: runs/NAME-SEED-TIME)"),
-            field("resume", str, "DIR", resumed),
-        ],
-        bases=(type(defaults),),
-        frozen=True,
-        kw_only=True,
-    )
-    tyro.cli(
-        command,
-        prog="python -m conal_rl.train",
-        description=f"{description}\n\nThe defaults shown are those of {named}.",
-        default=command(**vars(defaults)),
-        args=["--help"],
-    )
+    about = f"{description} The defaults shown are those of {named}."
+    print_help(_load(named, {}), about, ", ".join(presets()))
+    raise SystemExit(0)
 
 
 class _Kind:

@@ -21,8 +21,8 @@ class EnvConfig:
     """Number of environments per task, all stepped together. More environments give fresher data
     per update and need more memory."""
     engine: Literal["native", "official"] = "native"
-    """What steps Meta-World: native (compiled, in threads) or official. Both give equal numbers;
-    official is slower and needs no compiler."""
+    """Engine that steps Meta-World: native (compiled, in threads) or official. Both give equal
+    numbers. Choose official if the machine has no compiler; it is slower."""
 
     def __post_init__(self) -> None:
         names = (self.suite,) if isinstance(self.suite, str) else self.suite
@@ -35,14 +35,15 @@ class AgentConfig(LearnerConfig):
     """Multi-task soft actor-critic: its networks and how they learn."""
 
     widths: tuple[int, ...] = field((256, 256, 256), changes_run=True, in_model=True)
-    """Number of units of each hidden layer, in the actor and in the critics. Wider layers need a
-    GPU to be fast."""
+    """Number of units of each hidden layer, in the actor and in the critics. Raise them for many
+    tasks; wider layers need a GPU to be fast."""
     layer_norm: bool = field(True, changes_run=True, in_model=True)
     """Normalise each hidden layer of the actor and the critics (LayerNorm). Switch it off only to
     compare with networks that have no LayerNorm."""
     learning_rate_end: float | None = None
-    """Learning rate at total_steps, reached linearly by the derived tree; a search keeps it
-    constant. A run that its minutes end earlier does not reach it. None: it stays constant."""
+    """Learning rate at total_steps. A derived tree reaches it linearly; a search has a constant
+    rate. Set it for long runs. A run that its minutes end does not reach it. None: the rate is
+    always constant."""
     buffer_size: int = 200_000
     """Number of transitions per task that the replay buffer holds. Lower it if memory is short."""
     learning_starts: int = 1_000
@@ -71,22 +72,22 @@ class AgentConfig(LearnerConfig):
     """Entropy temperature of every task at the start, in units of the scaled reward. Lower it if
     scaled rewards are small."""
     critics: int = field(2, changes_run=True, in_model=True)
-    """Number of critics, each of which is a separate network. One is faster; two with critic_reduce
-    min guard against values that are too high."""
+    """Number of critics; each is a separate network. One is faster. Two guard against values that
+    are too high, if critic_reduce is min."""
     critic: Literal["hl_gauss", "mse"] = field("hl_gauss", changes_run=True, in_model=True)
     """Loss of the critics: hl_gauss classifies returns into bins, mse is the squared error. Choose
-    mse if nothing is known about the range of returns."""
+    mse if the range of returns is unknown."""
     critic_bins: int = field(101, changes_run=True, in_model=True)
     """Number of bins of the hl_gauss critic. Raise it if small differences of return matter."""
     critic_range: tuple[float, float] = field((-1.0, 11.0), changes_run=True, in_model=True)
     """Lowest and highest return, after reward_scale, that the hl_gauss critic can express. Widen it
     if a warning says that targets are clamped."""
     critic_linear_to: float | None = field(None, changes_run=True, in_model=True)
-    """Return, after reward_scale, above which the hl_gauss bins grow with the return. Set it if
+    """Return, after reward_scale, above which the hl_gauss bins widen with the return. Set it if
     some tasks have far smaller returns than others. None: all bins have the same width."""
     reward_scale: float = 0.01
-    """Factor on the rewards before they enter the critics. The value 0.01 brings Meta-World's
-    returns into critic_range; choose it for your own tasks."""
+    """Factor on the rewards before they enter the critics. Choose it for your own tasks so that
+    returns are within critic_range; 0.01 does so for Meta-World."""
     normalize_returns: bool = False
     """Divide each task's rewards by the largest discounted return seen so far, before reward_scale.
     Switch it on if the scale of rewards differs a lot between tasks."""
@@ -102,10 +103,11 @@ class AgentConfig(LearnerConfig):
     lack the instructions, because they are slow in bfloat16."""
     cuda_graphs: bool = True
     """On a CUDA device, capture updates as CUDA graphs and update while the environments step.
-    Aggregations, normalize_returns, search.gumbel and ltb switch it off. Switch it off to debug."""
+    Switch it off to debug. Aggregations, normalize_returns, search.gumbel and ltb do without it."""
     actor_averaging: float | None = field(None, changes_run=True, in_model=True)
-    """Exponent of the weight average that acts in evaluation: update t counts as t to this power.
-    With 0 all updates count alike, with 4 mostly the last third. None: the newest weights act."""
+    """Exponent of the weight average that acts in evaluation: update t has the weight t to this
+    power. With 0 all updates count alike; with 4 mostly the last third counts. Raise it if the
+    average lags behind. None: the last iterate acts."""
     reset_at: tuple[int, ...] = ()
     """Numbers of updates after which the derived agent draws its weights from scratch and keeps its
     replay. Set it if many updates per env step make learning stall."""
@@ -135,7 +137,7 @@ class AgentConfig(LearnerConfig):
 
     @property
     def depth_field(self) -> str:
-        """See `LearnerConfig`."""
+        """The field that sets `depth`, for errors."""
         return "the number of agent.widths"
 
 
@@ -144,10 +146,11 @@ class EvaluationConfig:
     """How success is measured."""
 
     episodes: int = 50
-    """Number of episodes per task after training. Meta-World's protocol has 50, one per goal."""
+    """Number of episodes per task after training. Lower it for a quick look; Meta-World's protocol
+    has 50, one per goal."""
     seed: int = 1_000
-    """Seed of the evaluation's environments. It differs from the seed of training, so that the
-    goals do too."""
+    """Seed of the evaluation's environments. Keep it different from the seed of training, so that
+    the goals differ too."""
     every: int = field(0, changes_experiment=False)
     """Number of env steps between evaluations during training, for the progress line. Set it to
     watch success without exploration noise. 0: training is not interrupted."""
@@ -161,9 +164,9 @@ class EvaluationConfig:
 
     @property
     def interim_seed(self) -> int:
-        """Seed of evaluations during training; the episodes of the last one have a different one.
+        """Seed of evaluations during training, different from the seed of the last evaluation.
 
-        Nothing is chosen on the episodes that are reported.
+        So no choice is made on the episodes that are reported.
         """
         return self.seed ^ 1
 

@@ -31,14 +31,16 @@ class LearnerConfig:
     """Longest gradient of an optimiser step; a longer one is scaled down. Set it if single batches
     throw training back. None: gradients are not clipped."""
     weighting: Literal[LossWeights, AggregationName] = field("equal", changes_run=True)
-    """How the tasks' losses become one update.
-    equal: their sum; random: RLW's weights, drawn again in each update; uncertainty: learnt
-    weights, in SAC only of the critics' losses.
-    Each other name is TorchJD's aggregation of the tasks' gradients in the modules that a fixed
-    tree shares. A search sums the losses and notices conflicts instead."""
+    """How the tasks' losses become one update. Change it to compare weightings.
+    equal: the losses are summed.
+    random: each update draws the weights of RLW.
+    uncertainty: the weights are learnt; in SAC only those of the critics' losses.
+    Each other name is TorchJD's aggregation of the tasks' gradients. It is used in the modules that
+    a fixed tree shares. A search sums the losses and notices conflicts instead."""
     conflict_rule: Literal["ignore", Rule] = field("ignore", changes_run=True)
-    """Rule of search.rule that a fixed tree's training follows. With none, conflicts are counted
-    and no gradient is dropped; with ignore, they are not computed. Set it to study conflicts."""
+    """Rule of search.rule that the training of a fixed tree follows. With none, conflicts are
+    counted and no gradient is dropped. With ignore, conflicts are not computed. Set it to study
+    conflicts."""
     compile: bool = False
     """Let torch.compile make a fixed tree's network faster; the first steps take longer. It has no
     effect in a search, with conflict_rule and with aggregations. Switch it on for long runs."""
@@ -52,7 +54,7 @@ class LearnerConfig:
             raise ConfigError(
                 f"agent.conflict_rule: got {self.conflict_rule!r}, expected 'ignore' with the "
                 f"aggregation {self.weighting!r}. Only one of them can treat the shared "
-                "gradients; give up agent.conflict_rule or agent.weighting"
+                "gradients. Leave out agent.conflict_rule or agent.weighting"
             )
 
     @property
@@ -79,26 +81,28 @@ class SearchConfig:
         "conal", changes_run=True, keyword=False
     )
     """What is searched, and how.
-    conal: branch points, all at once; conal_pro: branch points in stages, for many tasks.
-    ltb: Learning to Branch, which searches every module's parent and has neither purely-specific
+    conal: all branch points are searched at once.
+    conal_pro: branch points are searched in stages. Choose it for many tasks.
+    ltb: Learning to Branch searches the parent of every module. It has neither purely-specific
     modules nor conflict noticing.
     recon: everything is shared, and the layers with most conflicts become task-specific."""
     purely_specific: bool = field(True, changes_run=True)
-    """Give each task purely-specific modules in the search space of conal. False is an ablation, in
-    which tasks share branches (the search space of ltb)."""
+    """Give each task purely-specific modules in the search space of conal. Switch it off for an
+    ablation, in which tasks share branches (the search space of ltb)."""
     copies: int = field(4, changes_run=True)
     """Number of modules per layer in the search space of ltb. Raise it for more tasks."""
     specific_layers: int = field(1, changes_run=True)
     """Number of layers that recon makes task-specific (K in its paper). Raise it if tasks conflict
     in many layers."""
     steps: int = field(400_000, keyword=False)
-    """Number of steps of the search, which total_steps includes. The default is a fifth of
-    total_steps. A total_steps below the one it was written for cuts it to a fifth, too."""
+    """Number of steps of the search, which total_steps includes. Raise it if gates are still
+    undecided. A config without it, or with a lowered total_steps, takes a fifth of total_steps."""
     rule: Rule = field("consensus", changes_run=True)
-    """What conal and conal_pro drop in a shared module when tasks conflict.
+    """What conal and conal_pro drop in a shared module if tasks conflict. Change it to compare
+    rules.
     any_pair: one conflicting pair holds the module for all tasks.
     conflicting_tasks: only the gradients of the tasks in a conflict are dropped.
-    and_deeper: as any_pair, and every module after it is held too.
+    and_deeper: one conflicting pair also holds every module after it.
     consensus: a task's gradient is dropped if it opposes the mean of the others.
     none: nothing is dropped."""
     margin: float = 0.0
@@ -114,14 +118,15 @@ class SearchConfig:
     """Learning rate of the gates' optimiser, Adam. Raise it if gates hardly move in a short
     search."""
     validation_share: float = field(0.1, changes_run=True)
-    """Share of the episodes that only the gates learn from. In supervised learning it is a share
-    of the training samples, and counts if the data set has no validation part."""
+    """Share of the episodes that only the gates learn from. Raise it if data are plenty. In
+    supervised learning it is a share of the training samples. It is used only if the data set has
+    no validation part."""
     gumbel: bool = field(False, changes_run=True)
-    """Sample the gates by straight-through Gumbel-softmax instead of mixing all branches. The
-    method ltb always does. Switch it on to train with one branch at a time."""
+    """Sample the gates by straight-through Gumbel-softmax instead of mixing all branches. Switch it
+    on to train with one branch at a time. The method ltb always samples."""
     temperature: tuple[float, float] = (1.0, 0.1)
-    """Gumbel-softmax temperature at the start and the end of the search, or of each stage of
-    conal_pro. A higher end explores longer."""
+    """Gumbel-softmax temperature at the start and at the end of the search, or of each stage of
+    conal_pro. Raise the end to explore longer."""
     gate_every: int = 1
     """Number of weight steps per gate step. Raise it to save time."""
     keep_replay: bool = field(True, keyword=False)
@@ -130,8 +135,8 @@ class SearchConfig:
     only: bool = field(False, keyword=False)
     """Stop after the tree is derived. Switch it on to train the tree later, in a different run."""
     keep_weights: bool = field(False, keyword=False)
-    """Start the derived tree with the weights that its modules and heads have from the search. The
-    paper starts from scratch. Switch it on if the budget after the search is short."""
+    """Start the derived tree with the weights of its modules and heads from the search. Switch it
+    on if the budget after the search is short. The paper trains the tree from scratch."""
 
     def __post_init__(self) -> None:
         not_negative(self, "search", "specific_decay")
@@ -140,12 +145,12 @@ class SearchConfig:
         if self.method != "conal" and not self.purely_specific:
             raise ConfigError(
                 f"search.purely_specific: got False, expected True with search.method "
-                f"{self.method}. Only conal has this ablation"
+                f"{self.method}. Only conal has this ablation. Leave it out"
             )
         if not self.purely_specific and self.rule == "and_deeper":
             raise ConfigError(
                 "search.rule: got 'and_deeper', expected a different rule if "
-                "search.purely_specific is False. It would hold every module; give any_pair"
+                "search.purely_specific is False. It would hold every module. Give any_pair"
             )
         require(0 <= self.margin < 1, "search.margin", self.margin, "0 or more and below 1")
         smoothing = self.smoothing
@@ -172,10 +177,10 @@ class RunConfig:
     """One experiment of any kind. Raises ConfigError if a value is out of its range."""
 
     name: str = field(changes_experiment=False)
-    """Name of the run, part of its folder's name. The default is the name of the YAML file."""
+    """Name of the run, a part of its folder's name. A YAML file's own name is taken without it."""
     total_steps: int
-    """Number of steps of the whole run, search included. They are env steps over all tasks, or, in
-    supervised learning, updates."""
+    """Number of steps of the whole run, search included. Lower it for a quick try. A step is an env
+    step of any task, or an update in supervised learning."""
     agent: LearnerConfig
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     seed: int = field(0, changes_run=True, changes_experiment=False)
@@ -184,10 +189,12 @@ class RunConfig:
     """Device of the networks: auto, cpu, cuda, cuda:N or mps. Name one if auto chooses a device
     that is busy."""
     threads: int | None = field(None, changes_experiment=False)
-    """Number of torch's CPU threads. Small networks learn fastest on one. None: torch decides."""
+    """Number of torch's CPU threads. Raise it for large networks; small ones learn fastest on one
+    thread. None: torch decides."""
     minutes: float | None = None
-    """Wall-clock minutes after which the run's training ends, even before total_steps. A search is
-    finished in any case, and the evaluation comes after it. None: only total_steps ends it."""
+    """Wall-clock minutes after which training ends, even before total_steps. Set it if time is
+    short. A search is always finished, and the evaluation follows. None: only total_steps ends
+    training."""
     checkpoint_minutes: float = field(10.0, changes_experiment=False)
     """Wall-clock minutes between two checkpoints. Lower it if the machine may stop at any time."""
     log_interval: int = field(100, changes_experiment=False)
@@ -214,7 +221,7 @@ class RunConfig:
         elif self.search.only:
             raise ConfigError(
                 f"search.only: got True, expected False if agent.tree is {self.agent.tree!r}. "
-                "There is no search; leave search.only out"
+                "A fixed tree is not searched. Leave out search.only"
             )
 
     def to_yaml(self) -> str:

@@ -29,23 +29,25 @@ class DataConfig:
         "digits",
         "terrain",
     ] = field(changes_run=True)
-    """Name of the data set. The files of digits and terrain come with scikit-learn and matplotlib;
-    every other set needs data.root."""
+    """Name of the data set. Choose digits or terrain for a first try: scikit-learn and matplotlib
+    bring their files. Every other set needs data.root."""
     root: str | None = field(None, changes_experiment=False)
-    """Folder with the data set's files. None: the set needs no folder."""
+    """Folder with the data set's files. Give it for all sets except digits and terrain. None: the
+    set needs no folder."""
     tasks: tuple[str, ...] | None = None
-    """Tasks to learn, in this order: languages for text, attributes for celeba (or all). Give some
-    of them to learn fewer tasks. None: the usual tasks of the set."""
+    """Tasks to learn, in this order: languages of text, attributes of celeba (all names them all).
+    Give a few to learn fewer tasks. None: the usual tasks of the set."""
     size: tuple[int, int] | None = field(None, changes_run=True)
     """Height and width of the images. Lower it for a quick try. None: the published size."""
     tokens: int = 128
-    """Length of a text, in pieces of words; longer texts are cut off. Raise it for long texts."""
+    """Largest number of tokens (pieces of words) in a text; longer texts are cut off. Raise it for
+    long texts."""
     augment: bool = False
-    """Scale, crop and flip training images at random, if the set has that. Switch it on if the
-    network learns the training images by heart."""
+    """Scale, crop and flip training images at random, if the set supports it. Switch it on if the
+    network memorises the training images."""
     workers: int = field(0, changes_experiment=False)
-    """Number of processes that read ahead. Raise it if reading is slower than learning; the batches
-    are the same with any number."""
+    """Number of processes that read ahead. Raise it if reading is slower than learning. The batches
+    are the same for any number."""
 
     def __post_init__(self) -> None:
         positive(self, "data", "tokens")
@@ -64,26 +66,29 @@ class ModelConfig(LearnerConfig):
     learns."""
 
     encoder: Literal["small", "resnet18", "resnet34", "resnet50", "bert"] = "small"
-    """Chain of modules that tasks may share. small: one 3x3 convolution per module; resnet: the
-    stem and four stages; bert: its layers, grouped into agent.modules modules."""
+    """Chain of modules that tasks may share. Choose a resnet for photographs and bert for text.
+    small: each module is one 3x3 convolution.
+    resnet: the modules are the stem and the four stages.
+    bert: the modules are groups of its layers, agent.modules in number."""
     channels: tuple[int, ...] = (16, 32, 32)
-    """Number of channels of each module of the small encoder. Its length is the number of
-    modules."""
+    """Number of channels of each module of the small encoder. The length of the list is the number
+    of modules. Raise them for larger images."""
     strides: tuple[int, ...] = field((1, 2, 1), changes_run=True)
-    """Stride of each module of the small encoder; a stride of 2 halves the resolution. It is as
-    long as agent.channels."""
+    """Stride of each module of the small encoder; a stride of 2 halves the resolution. Give as many
+    as agent.channels."""
     stem: Literal["imagenet", "3x3"] = "imagenet"
-    """First module of a ResNet. imagenet: 7x7 and max-pooling, at a quarter of the resolution; 3x3:
-    at full resolution, for small images."""
+    """First module of a ResNet. Choose 3x3 for small images.
+    imagenet: a 7x7 convolution and max-pooling reduce the resolution to a quarter.
+    3x3: a 3x3 convolution keeps the resolution."""
     dilated: bool = field(False, changes_run=True)
     """Let a ResNet's last two stages keep their resolution and dilate their convolutions. Switch it
     on for tasks that predict every pixel."""
     pretrained: str | None = None
-    """File with torchvision's weights, from which every module of a ResNet starts. None: random
-    weights."""
+    """File with torchvision's weights, from which every module of a ResNet starts. Give one if the
+    data are few. None: the weights are random."""
     bert: str | None = None
-    """Folder of a BERT: config.json, the tokenizer's files and the weights. The encoder bert needs
-    it. None: for all other encoders."""
+    """Folder of a BERT: config.json, the tokenizer's files and the weights. Give it for the encoder
+    bert. None: the encoder is a different one."""
     bert_from_config: bool = False
     """Start BERT with random weights, so that the folder needs no weights. Switch it on to try the
     pipeline."""
@@ -99,24 +104,29 @@ class ModelConfig(LearnerConfig):
     """Dropout in the heads of pixels and of text. Lower it if training and test losses are
     close."""
     optimizer: Literal["adam", "adamw", "sgd"] = field("adam", changes_run=True)
-    """Optimiser of the weights; sgd has a momentum of 0.9. The gates always have Adam."""
+    """Optimiser of the weights; sgd has a momentum of 0.9. Choose the one of the work to compare
+    with. The gates always have Adam."""
     weight_decay: float = 0.0
     """Weight decay of the weights' optimiser. Raise it against overfitting."""
     schedule: Literal["constant", "halve", "poly"] = "constant"
-    """Schedule of the learning rate over the steps since the search, a stage of conal_pro or the
-    training began. halve: half of it every agent.halve_every steps; poly: to 0 at the end, as
-    (1 - share)^0.9."""
+    """Schedule of the learning rate. Steps count from the start of the search, of a stage of
+    conal_pro, or of the training. Choose poly for long training.
+    constant: the rate does not change.
+    halve: the rate is halved every agent.halve_every steps.
+    poly: the rate is multiplied by (1 - share of the steps)^0.9, which is 0 at the end."""
     halve_every: int = 10_000
-    """Number of steps after which the halve schedule halves the learning rate."""
+    """Number of steps after which the schedule halve halves the learning rate. Raise it for longer
+    training."""
     mixed_precision: bool = False
-    """Compute in half precision: float16 with scaled losses on CUDA, bfloat16 on a CPU with
-    instructions for it. Switch it on for speed."""
+    """Compute in half precision: in float16 with scaled losses on CUDA, in bfloat16 on a CPU that
+    has its instructions. Switch it on for speed."""
     select: bool = field(False, changes_run=True)
     """Train the derived tree without the validation part, and keep the weights with the lowest loss
-    there. False: train on both parts and keep the last weights, as the paper does."""
+    on it. Switch it on against overfitting. If it is off, both parts are trained on and the last
+    weights are kept, as in the paper."""
     patience: int | None = None
     """Number of evaluations on the validation part without a lower loss after which training stops.
-    It needs agent.select. None: training does not stop early."""
+    Set it to save time; it needs agent.select. None: training does not stop early."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,12 +143,12 @@ class ModelConfig(LearnerConfig):
         if self.mixed_precision and self.weighting == "nash_mtl":
             raise ConfigError(
                 "agent.weighting: got 'nash_mtl', expected a different one with "
-                "agent.mixed_precision. It depends on the scale of gradients; give up one of them"
+                "agent.mixed_precision. It depends on the scale of gradients. Leave out one of them"
             )
         if self.patience is not None and not self.select:
             raise ConfigError(
                 f"agent.patience: got {self.patience}, expected None without agent.select. "
-                "Give agent.select, too"
+                "Give agent.select too"
             )
 
     @property
@@ -150,7 +160,7 @@ class ModelConfig(LearnerConfig):
 
     @property
     def depth_field(self) -> str:
-        """See `LearnerConfig`."""
+        """The field that sets `depth`, for errors."""
         return f"the number of modules of agent.encoder {self.encoder}"
 
 
@@ -165,8 +175,8 @@ class SupervisedEvaluationConfig:
     """Number of samples per task in one forward pass of validation and test. Raise it for speed,
     lower it if memory is short."""
     reference: str | None = field(None, changes_experiment=False)
-    """File evaluation.json of the run to compare with, such as one with --agent.tree independent;
-    delta_p against it is reported. None: delta_p is not reported."""
+    """File evaluation.json of the run to compare with, such as one with --agent.tree independent.
+    Give it to report delta_p. None: delta_p is not reported."""
 
     def __post_init__(self) -> None:
         positive(self, "evaluation", "every", "batch_size")

@@ -1,6 +1,6 @@
 """Values of declared types: how they are read from YAML or words, and described in errors.
 
-The types are the ones of a config's fields: int, float, bool, str, Literal, tuple and unions.
+The types are those of a config's fields: int, float, bool, str, Literal, tuple and unions.
 """
 
 from __future__ import annotations

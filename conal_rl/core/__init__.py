@@ -17,9 +17,9 @@ from conal_rl.core.tree_network import TreeNetwork
 from conal_rl.literals import Rule
 
 Search = ConalSearch | ConalProStage | LTBSearch | ReconSearch
-"""What makes the network of a search, in which a tree is looked for."""
+"""A search for a tree; it makes the network that is searched."""
 Structure = Tree | Search
-"""What shapes a network: a tree, or the search for one."""
+"""The shape of a network: a tree, or the search for a tree."""
 
 __all__ = [
     "ConalProStage",

@@ -1,7 +1,7 @@
 """The two steps of the bi-level search, `min_alpha L_val(w*(alpha), alpha)`, solved first-order.
 
-One gate step on a validation batch and one weight step on a training batch alternate. Neither
-touches the other's parameters or leaves gradients behind.
+One gate step on a validation batch and one weight step on a training batch alternate. A step
+neither changes the other's parameters nor leaves gradients.
 
 Source: Yue, Zhang, Liang, "Learning Conflict-Noticed Architecture for Multi-Task Learning", AAAI
 2023, algorithm 1.
@@ -26,10 +26,11 @@ def gate_step(
     """Take one step with only the gates, down the gradient of a validation loss.
 
     Args:
-        loss: a scalar.
+        loss: the validation loss, a scalar.
         gates: the optimiser's parameters.
-        optimizer: of the gates.
-        scaler: of mixed precision. The weights have a different one: each counts its own overflows.
+        optimizer: the optimiser of the gates.
+        scaler: the scaler of mixed precision. The weights have a different one, because each counts
+            its own overflows.
     """
     if scaler is not None:
         loss = scaler.scale(loss)
@@ -50,13 +51,13 @@ def weight_step(
     """Take one step with only the optimiser's weights, down the training losses.
 
     Args:
-        losses: one per task, `(task,)`.
-        optimizer: of the weights.
+        losses: one loss per task, `(task,)`.
+        optimizer: the optimiser of the weights.
         rule: conflict noticing or a gradient aggregation. The losses must have been computed in its
             `capture()`.
         max_norm: see `apply_gradients`.
-        combine: what is minimised: the sum of the losses, or a weighted one.
-        scaler: of mixed precision.
+        combine: makes one scalar of the losses: their sum, or a weighted sum.
+        scaler: the scaler of mixed precision.
     """
     weights = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     total = combine(losses)
@@ -72,17 +73,17 @@ def weight_step(
 def decay_specific(
     optimizer: torch.optim.Optimizer, specific: Sequence[nn.Parameter], decay: float
 ) -> None:
-    """Make an optimiser of all weights pull those of purely-specific modules towards zero.
+    """Make an optimiser of all weights decay the weights of purely-specific modules.
 
-    A preference for sharing (ours): a task's own modules must be worth more than this decay costs.
-    It finds known groups of tasks more often. The same decay of all weights does not: see
-    `python -m conal_rl.benchmark groups`.
+    This prefers sharing (ours): a task's own modules must be worth more than the decay costs. The
+    search then recovers known groups of tasks more often. Decay of all weights does not do that:
+    see `python -m conal_rl.benchmark groups`.
 
     Args:
-        optimizer: of all weights; the specific ones move into a group of their own, the last.
+        optimizer: the optimiser of all weights. The specific ones move into its last group.
         specific: the parameters of purely-specific modules.
-        decay: the share of a weight that a step of size 1 takes away. It is decoupled from the
-            gradient if the optimiser can do that (AdamW; Loshchilov and Hutter, ICLR 2019).
+        decay: share of a weight that a step of size 1 removes. It is decoupled from the gradient if
+            the optimiser supports it (AdamW; Loshchilov and Hutter, ICLR 2019).
     """
     moved = {id(p) for p in specific}
     for group in optimizer.param_groups:
@@ -98,12 +99,12 @@ def apply_gradients(
     max_norm: float | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """Unscale, clip, step and clear: parameters change only here.
+    """Unscale, clip, step and clear. Parameters change only here.
 
     Args:
-        optimizer: of the parameters whose gradients are there.
-        max_norm: clip the gradient's global norm to this.
-        scaler: what the loss was scaled by. If gradients overflow it leaves out the step.
+        optimizer: the optimiser of the parameters that have gradients.
+        max_norm: largest global norm of the gradient; a longer one is clipped.
+        scaler: the scaler of the loss. It leaves out the step if gradients overflow.
     """
     if scaler is not None:
         scaler.unscale_(optimizer)

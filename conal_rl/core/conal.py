@@ -1,7 +1,7 @@
 """The search of CoNAL: a trunk, purely-specific modules per task, and gates (figure 1a).
 
 Source: Yue, Zhang, Liang, "Learning Conflict-Noticed Architecture for Multi-Task Learning", AAAI
-2023. Conflict noticing, its other half, is in `conflict.py`.
+2023. Conflict noticing, the other half of CoNAL, is in `conflict.py`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class Supernet(SearchNetwork):
     """All branch points at once, mixed by gates: `z_i = sum_p softmax(alpha_i)_p z_i^(p)`.
 
     The chain has `P - 1` modules. At branch point `p` (1..P) task `i` leaves the trunk after
-    module `p - 1` and goes through its own modules `p..P-1`; point `P` stays to the end. Each
-    task owns one set of purely-specific modules, which the paths from different points share.
+    module `p - 1` and goes through its own modules `p..P-1`. At point `P` it stays on the trunk to
+    the end. A task has one set of purely-specific modules, shared by its paths from all points.
 
     Attributes:
         gates: alpha, `(task, P)`.
-        Others: as `SearchNetwork`.
+        Others: see `SearchNetwork`.
     """
 
     def __init__(self, tasks: Sequence[str], chain: Sequence[LayerFactory], replicas: int = 1):
@@ -44,11 +44,10 @@ class Supernet(SearchNetwork):
         return torch.einsum("rp,rp...->r...", gates, paths)  # each row: sum_p alpha_p z^(p)
 
     def paths(self, x: Tensor) -> Tensor:
-        """The outputs of all branch points, `(row, P, batch, ...)`.
+        """Return the outputs of all branch points, `(row, P, batch, ...)`.
 
-        Layer `p` of a task's own modules takes the `p` paths that are on it: those from points
-        1..p, of which the last is just leaving the trunk. In all these are `P (P - 1) / 2` module
-        runs per task:
+        Layer `p` of a task's own modules runs the `p` paths from the points 1..p; the path from
+        point `p` has just left the trunk. These are `P (P - 1) / 2` module runs per task:
 
             layer          1    2    3
             own modules    1    1    1      the numbers are branch points;
@@ -59,7 +58,7 @@ class Supernet(SearchNetwork):
         if self.replicas > 1:
             x = x.expand(rows, *x.shape[1:])
         trunk = x
-        paths: Tensor | None = None  # that have left the trunk, `(row, path, batch, ...)`
+        paths: Tensor | None = None  # the paths that have left the trunk, `(row, path, batch, ...)`
         for shared, specific in zip(self.trunk, self.specific, strict=True):
             leaving = trunk.expand(rows, *trunk.shape[1:]).unsqueeze(1)
             paths = leaving if paths is None else torch.cat([paths, leaving], dim=1)
@@ -73,7 +72,7 @@ class Supernet(SearchNetwork):
         return list(self.specific.parameters())
 
     def shared_layers(self) -> list[Layer]:
-        """The trunk, from input to output; its modules are the ones tasks can conflict on."""
+        """The trunk, from input to output; tasks can conflict on its modules."""
         return list(self.trunk) if len(self.tasks) > 1 else []
 
     def tree(self) -> Tree:
@@ -104,14 +103,14 @@ class ConalSearch:
 
 
 def derive(gates: Tensor, tasks: Sequence[str]) -> Tree:
-    """The tree of the strongest gates, `p_i = argmax_p alpha_i`; the earliest point wins a tie.
+    """Return the tree of the strongest gates, `p_i = argmax_p alpha_i`; the first wins a tie.
 
     Args:
         gates: alpha, `(task, P)`.
-        tasks: their names.
+        tasks: the names of the tasks.
 
     Raises:
-        ValueError: a gate is NaN or infinite, or the rows are not the tasks.
+        ValueError: a gate is NaN or infinite, or the number of rows is not that of tasks.
     """
     if gates.ndim != 2 or len(gates) != len(tasks):
         raise ValueError(f"gates: got {tuple(gates.shape)}, expected a row for {len(tasks)} tasks")

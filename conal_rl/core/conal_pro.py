@@ -1,10 +1,10 @@
-"""CoNAL-Pro (figure 1c): for many tasks, the search goes in stages from the last branch point up.
+"""CoNAL-Pro (figure 1c): a search in stages for many tasks, from the last branch point up.
 
 In stage `s` every task that is not settled yet has two gates. It joins the others on modules from
 point `p = P - s + 1` on, or it leaves one module earlier into purely-specific modules `p-1..P-1`.
-In stage 1 tasks join the trunk itself, later a new joint branch. Tasks that join are settled: they
-are the group of point `p`. The stage of point 2 is the last: tasks that leave in it have encoders
-of their own. With P = 4 and three modules:
+In stage 1 tasks join the trunk itself; in later stages they join a new joint branch. Tasks that
+join are settled: they are the group of point `p`. The stage of point 2 is the last: each task that
+leaves in it has a whole encoder. With P = 4 and three modules:
 
     module                   1         2         3
     stage 1, p = 4   join    trunk     trunk     trunk
@@ -15,10 +15,10 @@ of their own. With P = 4 and three modules:
                      leave   specific  specific  specific
 
 A stage holds the trunk, the branches of settled groups, one joint branch, and specific branches
-that grow by a module from stage to stage. Only the last stage holds whole encoders, for the tasks
-that no earlier stage has settled. What the paper leaves open (ours): joint and specific modules of
-a stage are new, so that neither side has a lead. The trunk, settled branches and heads keep what
-they have learnt.
+that are a module longer in each stage. Only the last stage holds whole encoders, for the tasks that
+no earlier stage has settled. The paper leaves open how a stage begins. Here (ours) its joint and
+specific modules are new, so that neither has a lead. The trunk, settled branches and heads keep
+their weights.
 
 Source: Yue, Zhang, Liang, "Learning Conflict-Noticed Architecture for Multi-Task Learning", AAAI
 2023.
@@ -43,10 +43,10 @@ JOIN, LEAVE = 0, 1  # the two gates
 
 @dataclass(frozen=True)
 class ConalProStage:
-    """A stage of CoNAL-Pro, and what the stages before it have settled.
+    """A stage of CoNAL-Pro, and the points that earlier stages have settled.
 
     Attributes:
-        number: from 1.
+        number: number of the stage, from 1.
         settled: the branch point of each task's group; None if the task is not settled yet.
 
     Raises:
@@ -76,12 +76,12 @@ class ConalProStage:
 
 
 class StageNetwork(SearchNetwork):
-    """One stage: every task's path through what it shares, and the unsettled tasks' own paths.
+    """One stage: every task's shared path, and the unsettled tasks' specific paths.
 
     Attributes:
         gates: `(unsettled task, 2)`: join, leave.
-        point: the branch point `p` that the stage is about.
-        Others: as `SearchNetwork`.
+        point: the branch point `p` that the stage decides on.
+        Others: see `SearchNetwork`.
 
     Raises:
         ValueError: the stage does not fit the tasks or the chain's length.
@@ -123,9 +123,9 @@ class StageNetwork(SearchNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """Encode `(row, batch, ...)` (or `(1, batch, ...)`, one input for all) to the same rows."""
         rows = self._rows(x)
-        joined, leaving = x, x  # of all rows, of the unsettled ones
+        joined, leaving = x, x  # the paths of all rows, and of the unsettled rows
         for depth, layer in enumerate(self.joint.layers):
-            if layer.count > 1:  # before that, one input for all goes through the trunk once
+            if layer.count > 1:  # before, the trunk runs once on one input for all
                 joined = joined.expand(rows, *joined.shape[1:])
             if depth == self.point - 2:
                 leaving = joined.expand(rows, *joined.shape[1:])[self.open_rows]
@@ -133,7 +133,7 @@ class StageNetwork(SearchNetwork):
                 leaving = self.specific[depth - self.point + 2](leaving)
             joined = layer(joined)
         joined = joined.expand(rows, *joined.shape[1:])
-        # (unsettled row, 2, 1, ...): one gate weight for all numbers of a row.
+        # (unsettled row, 2, 1, ...): a row has one gate weight.
         gates = self.gate_weights().repeat(self.replicas, 1).view(-1, 2, *[1] * (joined.ndim - 1))
         mixed = gates[:, JOIN] * joined[self.open_rows] + gates[:, LEAVE] * leaving
         return joined.index_copy(0, self.open_rows, mixed.to(joined.dtype))
@@ -151,7 +151,7 @@ class StageNetwork(SearchNetwork):
         return self._tree(self._decided())
 
     def next_stage(self) -> ConalProStage | None:
-        """The stage after this one; None if the strongest gates settle all, or at point 2.
+        """The next stage; None if the strongest gates settle all tasks, or at point 2.
 
         Raises:
             ValueError: a gate is NaN or infinite.
@@ -197,7 +197,7 @@ class StageNetwork(SearchNetwork):
     def _tree(self, points: dict[int, int]) -> Tree:
         """The tree of settled groups at their points and the other tasks at `points`.
 
-        Tasks at this stage's point are together, tasks at an earlier one have modules of their own.
+        Tasks at this stage's point are together. Tasks at an earlier point have their own modules.
         """
 
         def label(task: int, settled: int | None, layer: int) -> tuple[str, int]:
@@ -218,15 +218,15 @@ class StageNetwork(SearchNetwork):
 def inherit_weights(
     after: TreeNetwork | SearchNetwork, before: TreeNetwork | SearchNetwork
 ) -> None:
-    """Copy into an encoder what it still needs of the encoder before it in a run.
+    """Copy weights into an encoder from the encoder before it in a run.
 
-    Two cases: from stage to stage of CoNAL-Pro; and to a tree, from a search or from the tree that
-    an earlier stage has settled. In the second case the rows that share a module in the new tree
-    must have shared one before.
+    From a stage of CoNAL-Pro to the next, the trunk and the settled branches are copied. From a
+    search or a tree to a tree, all modules are copied; rows that share a module must have shared
+    one before.
 
     Args:
-        after: gets the weights.
-        before: keeps its own.
+        after: the encoder that gets the weights.
+        before: the encoder that they come from; it is unchanged.
     """
     if isinstance(before, StageNetwork) and isinstance(after, StageNetwork):
         after.inherit_from(before)

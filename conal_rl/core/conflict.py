@@ -34,7 +34,7 @@ def cosines(gram: Tensor) -> Tensor:
 
 
 def held_rows(gram: Tensor, same: Tensor, rule: Rule, margin: float = 0.0) -> Tensor:
-    """Which tasks' gradients are dropped from the modules that they share.
+    """Return which tasks' gradients are dropped from the modules that they share.
 
     Args:
         gram: inner products of the tasks' gradients, `(layer, row, row)`, layers in order from
@@ -42,8 +42,8 @@ def held_rows(gram: Tensor, same: Tensor, rule: Rule, margin: float = 0.0) -> Te
         same: `(layer, row, row)`, true if two different rows run the same module.
         rule: `any_pair` (the authors' final code): one conflicting pair holds the module for all.
             `conflicting_tasks` (their first code): only tasks in a conflicting pair are dropped.
-            `and_deeper` (their variant): as `any_pair`, and a conflict also holds every shared
-            module behind. `consensus` (ours): a task is dropped if it opposes the mean of the
+            `and_deeper` (their variant): as `any_pair`, and a conflict also holds every deeper
+            shared module. `consensus` (ours): a task is dropped if it opposes the mean of the
             others on the module. `none`: nothing is dropped.
         margin: a conflict is a cosine below `-margin`.
 
@@ -80,7 +80,7 @@ def _unknown(rule: str) -> ValueError:
 
 @dataclass(frozen=True)
 class ConflictStatistics:
-    """What was noticed since the start, in the steps that were studied.
+    """Counts and means over the studied steps since the start.
 
     Attributes:
         steps: all weight steps since the start.
@@ -90,11 +90,11 @@ class ConflictStatistics:
             the module that a row runs, `(layer, row)`.
         shared: whether other rows run that module, `(layer, row)`.
         counted: steps in which two rows had gradients of the module that they share,
-            `(layer, row, row)`; the means and shares below are over these.
-        cosine: mean pairwise cosine, `(layer, row, row)`; with smoothing, of the running mean of
-            inner products.
+            `(layer, row, row)`. The following means and shares are over these steps.
+        cosine: mean pairwise cosine, `(layer, row, row)`. With smoothing it is the cosine of the
+            running mean of inner products.
         negative: share of steps in which the pair's cosine was negative, `(layer, row, row)`.
-        conflicting: the same for a cosine below `-margin`.
+        conflicting: share of steps in which it was below `-margin`, `(layer, row, row)`.
     """
 
     steps: int
@@ -113,7 +113,7 @@ class ConflictStatistics:
     def of_tasks(self, shares: Tensor, tasks: int) -> Tensor:
         """Means over pairs of rows as means over pairs of tasks, `(layer, task, task)`."""
 
-        def summed(values: Tensor) -> Tensor:  # over members of an ensemble, copies of a module
+        def summed(values: Tensor) -> Tensor:  # over an ensemble's members
             rows = values.shape[-1] // tasks
             return values.view(-1, rows, tasks, rows, tasks).sum(dim=(1, 3))
 
@@ -132,17 +132,17 @@ class ConflictNoticing:
         optimizer.step()
 
     A module that is held for all its tasks gets a gradient of zero, as in the authors' code. The
-    optimiser still does the rest: momentum moves the module by earlier gradients, and weight decay
-    shrinks a module that is held for long. With Adam's L2 it shrinks by whole steps, because the
-    moments then hold nothing else.
+    optimiser still steps: momentum moves the module by earlier gradients, and weight decay shrinks
+    a module that is held for long. With Adam's L2 decay it shrinks by whole steps, because the
+    moments then consist only of the decay.
 
     Args:
         layers: the shared layers of a `Supernet` or `TreeNetwork`, from input to output.
         rule, margin: see `held_rows`.
-        smoothing: decay in [0, 1) of a running mean of the inner products, on which the rule then
-            decides. With 0 it decides on this step only.
-        study_every: in every so many steps all rules are evaluated and counted. So one run says how
-            often each rule would have held each module.
+        smoothing: decay in [0, 1) of a running mean of the inner products. The rule decides on that
+            mean; with 0 it decides on this step only.
+        study_every: number of steps between two steps in which all rules are evaluated and counted.
+            So one run says how often each rule would have held each module.
 
     Raises:
         ValueError: a value out of range, or an unknown rule.
@@ -180,7 +180,7 @@ class ConflictNoticing:
         self._before = _copied(self._pairs)
 
     def capture(self) -> AbstractContextManager[None]:
-        """The context in which the losses are to be computed."""
+        """Return the context in which the losses must be computed."""
         return self._gradients.capture()
 
     def backward(
@@ -189,7 +189,7 @@ class ConflictNoticing:
         """Backpropagate, and leave out the gradients that the rule drops.
 
         Args:
-            losses, inputs, total: as in `TaskGradients.backward`.
+            losses, inputs, total: see `TaskGradients.backward`.
 
         Returns:
             `(layer, row)`, true if a row's gradient was dropped.
@@ -214,7 +214,7 @@ class ConflictNoticing:
         return self.steps % self.study_every == 0
 
     def count_step(self) -> None:
-        """Count a step. `backward` does so itself, but a CUDA graph that replays it does not."""
+        """Count a step. `backward` counts its own; a CUDA graph that replays it does not."""
         self._studied += self.studying
         self.steps += 1
 
@@ -231,7 +231,7 @@ class ConflictNoticing:
             self._same = _pad([layer.same_module() for layer in self.layers]).to(gram.device)
         if self.smoothing and self._gram is not None:
             gram = torch.lerp(gram, self._gram, self.smoothing)
-        # If half precision overflows, the earlier value stays.
+        # If half precision overflows, the earlier mean is kept.
         known = 0.0 if self._gram is None else self._gram
         finite = torch.where(gram.isfinite(), gram, known)
         self._gram = finite if self._gram is None else self._gram.copy_(finite)
@@ -242,7 +242,7 @@ class ConflictNoticing:
         return held
 
     def _study(self, gram: Tensor, same: Tensor) -> None:
-        """Add this step to the sums that the statistics are made of."""
+        """Add this step to the sums of the statistics."""
         cosine = cosines(gram)
         norms = gram.diagonal(dim1=-2, dim2=-1)
         usable = (norms > 0) & norms.isfinite()  # in half precision they may overflow

@@ -24,19 +24,18 @@ def draw(
 ) -> Axes:
     """Draw a tree, with layers from left to right and task names at the leaves.
 
-    A node is a module. Its size and number and the width of the edge into it show how many tasks
-    run it. The thin grey edges at the end are the heads. Everything is scaled to the size that
-    `ax` has during the call.
+    A node is a module. Its size, its number and the width of its edge show how many tasks run it.
+    The thin grey edges at the end are the heads. All sizes fit the size that `ax` has now.
 
     Args:
-        tasks, layers: as in `Tree`: the names, and the module that each task runs in each layer.
-        ax: where to draw. None makes a figure of a fitting size, which is not in pyplot's list of
+        tasks, layers: see `Tree`: the names, and the module that each task runs in each layer.
+        ax: the axes to draw on. None: a new figure of a fitting size. It is not in pyplot's list of
             open figures (`tree.draw().figure.savefig("tree.pdf")`).
-        title: a line above the tree.
+        title: the line above the tree.
     """
     if ax is None:
         ax = _fitting_axes(tasks, len(layers))
-    # Tasks that share more modules stand closer together, so that no edges cross.
+    # Tasks that share more modules are closer together, so that no edges cross.
     order = sorted(range(len(tasks)), key=lambda task: [layer[task] for layer in layers])
     row = {task: y for y, task in enumerate(order)}
     ax.set_ylim(len(tasks) - 0.4, -0.6)
@@ -72,11 +71,11 @@ class _Node(NamedTuple):
     x: int  # its layer, from 0
     y: float  # the mean of its tasks' rows
     tasks: list[int]
-    parents: list[tuple[float, int]]  # y, and how many tasks come from there
+    parents: list[tuple[float, int]]  # y, and the number of tasks from there
 
 
 def _nodes(layers: Sequence[Sequence[int]], row: dict[int, int]) -> Iterator[_Node]:
-    """Every module, layer by layer; it has several parents only if tasks share again."""
+    """Yield every module, layer by layer; a module has several parents only if tasks rejoin."""
     above: list[float] = []  # the y of each module in the layer before
     for x, layer in enumerate(layers):
         centres = []
@@ -116,7 +115,7 @@ def _edge(
 def _fitting_axes(tasks: Sequence[str], depth: int) -> Axes:
     from matplotlib.figure import Figure
 
-    height = max(0.19 * len(tasks), 0.6)  # inches, of the rows only
+    height = max(0.19 * len(tasks), 0.6)  # inches of the rows only
     width = 0.9 * depth + 0.5 + 0.075 * max(len(name) for name in tasks)
     width = max(width, 3.6)
     above, below = 0.6, 0.35
@@ -135,7 +134,7 @@ def _label_tasks(
     Returns:
         The height of a row and the width of a column, in points.
     """
-    left, start = -0.4, depth - 0.45  # of the columns, of the names, in layers
+    left, start = -0.4, depth - 0.45  # of the columns and of the names, in layers
     box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
     width, row_height = 72 * box.width, 72 * box.height / len(tasks)
     size = min(9.0, 0.75 * row_height)

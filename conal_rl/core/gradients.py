@@ -1,4 +1,4 @@
-"""Every task's own gradients of shared modules: what conflict noticing and aggregation work on.
+"""Every task's own gradients of shared modules, for conflict noticing and aggregation.
 
 A row is a task (or one ensemble member's copy of a task), and row `r` is task `r % tasks`.
 """
@@ -16,10 +16,10 @@ from conal_rl.core.layers import Layer, gradients_of
 
 
 class GradientRule(Protocol):
-    """What a weight step does with the tasks' gradients of shared modules."""
+    """A way to combine the tasks' gradients of shared modules in a weight step."""
 
     def capture(self) -> AbstractContextManager[None]:
-        """The context in which the losses are to be computed."""
+        """Return the context in which the losses must be computed."""
         ...
 
     def backward(
@@ -32,9 +32,9 @@ class GradientRule(Protocol):
 class TaskGradients:
     """Every row's own gradients of `layers`, from as few backward passes as the layers allow.
 
-    Linear layers (`LinearStack`) capture them in the backward pass that training needs anyway.
-    Other modules (`ModuleStack`) do if all tasks share an input. What is left are modules whose
-    rows have inputs of their own: these take a backward pass per task.
+    Linear layers (`LinearStack`) capture them in the backward pass of training. Other modules
+    (`ModuleStack`) do so if all tasks have a shared input. Modules whose rows have different
+    inputs take a backward pass per task.
     """
 
     def __init__(self, layers: Sequence[Layer]):
@@ -42,7 +42,7 @@ class TaskGradients:
 
     @contextmanager
     def capture(self) -> Iterator[None]:
-        """Forward passes in this context leave per-task gradients at the next `backward`."""
+        """Make forward passes in this context prepare for the next `backward`."""
         with ExitStack() as stack:
             for layer in self.layers:
                 stack.enter_context(layer.capture())
@@ -51,22 +51,22 @@ class TaskGradients:
     def backward(
         self, losses: Tensor, inputs: Sequence[Tensor] | None = None, total: Tensor | None = None
     ) -> list[list[Tensor]]:
-        """Backpropagate once; gradients of `layers` are returned, all others accumulate.
+        """Backpropagate once; return the gradients of `layers` and accumulate all others.
 
         Args:
-            losses: each task's own loss `(task,)`; with an ensemble, summed over its members.
-            inputs: the leaves that may receive gradients (default: all).
-            total: what is minimised, if not the sum of `losses`: their weighted sum.
+            losses: each task's own loss `(task,)`, summed over the members of an ensemble.
+            inputs: the leaves that may receive gradients. The default is all.
+            total: the scalar that is minimised. The default is the sum of `losses`.
 
         Returns:
-            For each layer the gradients of its parameters, each `(row, ...)`. They are valid until
+            For each layer, the gradients of its parameters, each `(row, ...)`. They are valid until
             the next captured backward pass.
 
         Raises:
             RuntimeError: the losses were computed outside of `capture()`.
         """
         by_pass = self._by_pass(losses, total)
-        if by_pass and inputs is not None:  # their gradients are known: leave them out
+        if by_pass and inputs is not None:  # their gradients are already known
             known = {id(p) for number in by_pass for p in self.layers[number].parameters()}
             inputs = [p for p in inputs if id(p) not in known]
         if inputs is None or inputs:
@@ -80,10 +80,10 @@ class TaskGradients:
         return gradients
 
     def _by_pass(self, losses: Tensor, total: Tensor | None) -> dict[int, list[Tensor]]:
-        """Gradients of the layers that captured nothing, with a backward pass for each task.
+        """Compute gradients of the layers that captured nothing, in a backward pass per task.
 
         Returns:
-            By the layer's number, for each parameter `(row, ...)`.
+            For each layer, by its number, the gradients of its parameters, each `(row, ...)`.
         """
         by_row: dict[int, list[list[Tensor]]] = {
             number: [[] for _ in layer.index]

@@ -1,8 +1,8 @@
 """The interface of a layer, which holds the weights of several modules and runs all tasks at once.
 
-Task-major throughout: an input is `(row, batch, ...)`. A row is a task or, in an ensemble, one
-member's copy of a task. A layer knows which of its modules each row runs. Its two kinds are
-`LinearStack` (`linear_stack.py`) and `ModuleStack` (`module_stack.py`).
+All tensors are task-major: an input is `(row, batch, ...)`. A row is a task or, in an ensemble, one
+member's copy of a task. A layer knows the module of each row. Its two kinds are `LinearStack`
+(`linear_stack.py`) and `ModuleStack` (`module_stack.py`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class Layer(nn.Module, ABC):
     """One layer of a tree: several modules of the same shape.
 
     While the layer captures, a forward pass prepares for `row_gradients`. The backward pass of
-    training then leaves every row's own gradients there, instead of their sums in the parameters.
+    training then keeps every row's own gradients, instead of their sums in the parameters.
 
     Attributes:
         index: the module that each row runs, `(row,)`, from 0.
-        count: how many modules the layer has.
+        count: number of modules.
         blocks: the index in blocks of rows.
-        captured: what a captured forward pass has left for `row_gradients`; None before it.
+        captured: the data that a captured forward pass keeps for `row_gradients`; None before it.
     """
 
     captured: object | None
@@ -47,13 +47,13 @@ class Layer(nn.Module, ABC):
     def forward(self, x: Tensor, order: RowOrder | None = None, equal_rows: bool = False) -> Tensor:
         """Map `(row, batch, ...)` to `(row, batch, ...)`, each row with its module.
 
-        A layer of one module takes any number of rows. If it captures, an input of one row comes
-        out as all rows.
+        A layer of one module takes any number of rows. If it captures, an input of one row gives an
+        output of all rows.
 
         Args:
-            x: in the order of the index, or in `order`; the output is in the same order.
-            order: one that `arrange` has accepted.
-            equal_rows: a promise that all rows of a module have the same input, which may save
+            x: the input, in the order of the index or in `order`; the output has the same order.
+            order: an order that `arrange` has accepted.
+            equal_rows: whether all rows of a module surely have the same input, which may save
                 work.
         """
 
@@ -64,7 +64,7 @@ class Layer(nn.Module, ABC):
     def run_paths(self, x: Tensor) -> Tensor:
         """Map `(row, path, batch, ...)` to the same: several inputs for each row's module.
 
-        The paths run one after another, because some modules (batch norm) must not mix them.
+        The paths run in sequence, because some modules (batch norm) must not mix them.
         """
         return torch.stack([self(path) for path in x.unbind(1)], dim=1)
 
@@ -72,8 +72,8 @@ class Layer(nn.Module, ABC):
         """Prepare for `forward` on rows in this order.
 
         Returns:
-            How many products this order saves in a pass; None if the layer takes no other order
-            than that of the index.
+            The number of products that this order saves in a pass; None if the layer takes only the
+            order of the index.
         """
         return None
 
@@ -86,7 +86,7 @@ class Layer(nn.Module, ABC):
 
     @contextmanager
     def capture(self) -> Iterator[None]:
-        """A forward pass in this context prepares for `row_gradients`."""
+        """Make a forward pass in this context prepare for `row_gradients`."""
         self.release()
         self._capturing = True
         try:
@@ -102,7 +102,7 @@ class Layer(nn.Module, ABC):
         if self.captured is not None:
             raise RuntimeError(
                 "capture: got a second forward pass of a layer, expected one. "
-                "Compute all losses in one forward pass."
+                "Compute all losses in one forward pass"
             )
 
     @abstractmethod
@@ -110,7 +110,7 @@ class Layer(nn.Module, ABC):
         """Whether row gradients take a backward pass per task, because nothing was captured.
 
         Raises:
-            RuntimeError: this kind of layer captures any input, but there was no `capture`.
+            RuntimeError: the layer can capture any input, but `capture` was not used.
         """
 
     @abstractmethod
@@ -170,12 +170,12 @@ class Layer(nn.Module, ABC):
 
         Args:
             gradients: of each parameter `(row, ...)`, as `row_gradients` returns them.
-            weights: how much each row counts, `(row,)`.
+            weights: the weight of each row, `(row,)`.
         """
         for number, gradient in enumerate(gradients):
             flat = gradient.flatten(1)
             total = flat.new_zeros(self.count, 1, flat.shape[1])
-            # For each module of a block (1 x rows) @ (rows x numbers), all in one batched product.
+            # One batched product: for each module of a block (1 x rows) @ (rows x numbers).
             for block in self.blocks:
                 size, run = block.num_modules, block.rows_per_module
                 rows = slice(block.row_start, block.row_start + size * run)
@@ -194,11 +194,11 @@ class Layer(nn.Module, ABC):
 
 
 LayerFactory = Callable[[tuple[int, ...]], Layer]
-"""Makes a layer for an index of rows; a chain of modules is a sequence of these."""
+"""Makes a layer for an index of rows. A chain of modules is a sequence of these."""
 
 
 class LayerList(nn.ModuleList):
-    """An `nn.ModuleList` of which type checkers know that it holds layers."""
+    """An `nn.ModuleList` that type checkers know to hold layers."""
 
     if TYPE_CHECKING:
 
@@ -216,7 +216,7 @@ class LayerList(nn.ModuleList):
 def gradients_of(
     y: Tensor, wanted: Sequence[Tensor], grad_y: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """The gradients of `wanted`, without freeing the graph; 0 for frozen or unused tensors."""
+    """Return the gradients of `wanted` and keep the graph; 0 for frozen or unused tensors."""
     learning = [tensor for tensor in wanted if tensor.requires_grad]
     gradients = iter(
         torch.autograd.grad(

@@ -21,8 +21,8 @@ class LinearStack(Layer):
     Parameters are stacked along the first dimension: weight `(module, in, out)`, bias, gain and
     shift `(module, 1, out)`. Rows run in one batched product per block of rows.
 
-    It captures any input: every row's own gradients come out of the one backward pass of training,
-    so that per-task gradients of shared modules cost no second pass.
+    It captures any input: the backward pass of training also gives every row's own gradients. So
+    per-task gradients of shared modules need no second pass.
     """
 
     rows: Tensor
@@ -49,13 +49,13 @@ class LinearStack(Layer):
         self.layer_norm = layer_norm
         self.register_buffer("rows", torch.tensor(self.index), persistent=False)
         self.blocks_in_order = self.blocks
-        self._row_weights = torch.empty(0)  # kept from step to step: new memory is slow memory
+        self._row_weights = torch.empty(0)  # kept from step to step, because new memory is slow
 
     def forward(self, x: Tensor, order: RowOrder | None = None, equal_rows: bool = False) -> Tensor:
         """Map `(row, batch, in)` to `(row, batch, out)`, as `Layer.forward`.
 
         With `equal_rows` each module's product is made once, for one of its rows. `row_gradients`
-        are in the order of the index, also if rows come in a different `order`.
+        are in the order of the index, even if the rows have a different `order`.
 
         Raises:
             ValueError: the number of rows does not fit.
@@ -87,7 +87,7 @@ class LinearStack(Layer):
         self,
         x: Tensor,
         blocks: list[Block],
-        rows: Tensor,  # (row,) the module of each, in the order of the index
+        rows: Tensor,  # (row,) the module of each row, in the order of the index
         captured: _RowGradients | None = None,
         order: RowOrder | None = None,
         equal_rows: bool = False,
@@ -124,7 +124,7 @@ class LinearStack(Layer):
         if self.captured is None:
             raise RuntimeError(
                 "losses: got a forward pass outside of capture(), expected one inside. "
-                "Compute them within `with ...capture():`."
+                "Compute them within `with ...capture():`"
             )
         return self.captured
 
@@ -180,7 +180,7 @@ class LinearStack(Layer):
 def linear_chain(
     in_features: int, widths: Sequence[int], layer_norm: bool = False
 ) -> list[LayerFactory]:
-    """A chain of hidden linear layers with ReLU: an MLP's trunk, ready for any tree."""
+    """Return a chain of hidden linear layers with ReLU: the trunk of an MLP, for any tree."""
     sizes = [in_features, *widths]
     return [
         partial(LinearStack, in_features=i, out_features=o, layer_norm=layer_norm)
@@ -189,13 +189,13 @@ def linear_chain(
 
 
 def gram_at_once(modules: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-    """What `Layer.gram` returns, with more products but in fewer kernels.
+    """Return what `Layer.gram` returns, with more products but in fewer kernels.
 
-    Nothing here waits for the device.
+    It does not wait for the device.
 
     Args:
         modules: the module that each row runs, `(row,)`.
-        gradients: of each parameter `(row, ...)`.
+        gradients: the gradients of each parameter, `(row, ...)`.
     """
     vectors = [gradient.flatten(1) for gradient in gradients]
     products = torch.stack([v @ v.T for v in vectors]).sum(dim=0)
@@ -206,9 +206,9 @@ class _RowGradients:
     """Every row's own gradient of each parameter of a `LinearStack`, from one backward pass."""
 
     def __init__(self, weight: Tensor, order: RowOrder | None) -> None:
-        self.order = order  # of the rows in the passes; the gradients are in that of the index
+        self.order = order  # order of the rows in the passes; gradients have the index's order
         self.weight = weight  # (row, in, out), written by the backward pass
-        self.bias: Tensor | None = None  # (row, 1, out); None before it
+        self.bias: Tensor | None = None  # (row, 1, out); None before that pass
         self.norm: tuple[Tensor, ...] = ()  # every row's copy of gain and shift, (row, 1, out)
 
     def fill(self, x: Tensor, grad_y: Tensor) -> None:
@@ -224,8 +224,8 @@ class _RowGradients:
 class _StackedLinear(torch.autograd.Function):
     """`y_r = x_r W_m(r) + b_m(r)` for all rows, without a copy of the weights for each row.
 
-    While rows are captured, the backward pass fills `captured` with every row's own gradients
-    instead of summing these over the rows of a module: the same products, in the same number.
+    While rows are captured, the backward pass fills `captured` with every row's own gradients,
+    instead of their sums over the rows of a module. It takes the same number of products.
     """
 
     @staticmethod
@@ -236,7 +236,7 @@ class _StackedLinear(torch.autograd.Function):
         bias: Tensor,  # (module, 1, out)
         blocks: list[Block],
         captured: _RowGradients | None,
-        equal_rows: bool,  # of each module
+        equal_rows: bool,  # within each module
     ) -> Tensor:
         product_type, given_type = _product_type(x), weight.dtype
         x, weight = x.to(product_type).contiguous(), weight.to(product_type)
@@ -275,7 +275,7 @@ class _StackedLinear(torch.autograd.Function):
                 # Adding to zeros is faster than `bmm` if there are few rows.
                 block.modules(grad_weight).baddbmm_(block.rows(x).mT, rows)
                 block.modules(grad_bias).add_(rows.sum(dim=1, keepdim=True))
-        # In the products' precision: autograd turns them into that of the inputs.
+        # In the precision of the products; autograd converts them to that of the inputs.
         return grad_x, grad_weight, grad_bias, None, None, None
 
 
@@ -283,7 +283,7 @@ _stacked_linear: Callable[..., Tensor] = _StackedLinear.apply
 
 
 def _product_type(x: Tensor) -> torch.dtype:
-    """What matrix products compute in: half precision under `torch.autocast`."""
+    """Return the type of matrix products: half precision under `torch.autocast`."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
@@ -302,7 +302,7 @@ def _linear(
 
 
 def _plain_linear(x: Tensor, weight: Tensor, bias: Tensor, blocks: list[Block]) -> Tensor:
-    """The same in operations that `torch.compile` can follow."""
+    """Compute `_StackedLinear` in operations that `torch.compile` can follow."""
     product_type, given_type = _product_type(x), weight.dtype
     x, weight, bias = x.to(product_type), weight.to(product_type), bias.to(product_type)
     batch = x.shape[1]

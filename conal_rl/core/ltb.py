@@ -1,10 +1,10 @@
-"""Learning to Branch: partially-specific modules, each of which chooses its parent.
+"""Learning to Branch: partially-specific modules that choose their parents.
 
 Every layer has several copies of its module. A copy chooses its parent among the copies of the
 layer before, and a task chooses its copy of the last layer, by Gumbel-softmax. Copies of the first
 layer read the input. With conflict noticing it is CoNAL's ablation without purely-specific modules.
 
-Where we deviate: the choices step on validation data, as CoNAL's gates do. So the methods differ
+Our deviation: the choices learn from validation data, like CoNAL's gates. So the methods differ
 only in their search spaces.
 
 Source: Guo, Lee, Ulbricht, "Learning to Branch for Multi-Task Learning", ICML 2020.
@@ -30,10 +30,10 @@ class LTBSearch:
     """Makes an `LTBNetwork`.
 
     Attributes:
-        copies: of each layer's module.
+        copies: number of copies of each layer's module.
 
     Raises:
-        ValueError: fewer than two copies, which leave nothing to choose.
+        ValueError: fewer than two copies, so that nothing can be chosen.
     """
 
     copies: int
@@ -56,7 +56,7 @@ class LTBNetwork(SearchNetwork):
     Attributes:
         gates: `(choice, copy)`; choices are the copies of layers `2..P-1`, layer by layer, then
             the tasks.
-        Others: as `SearchNetwork`.
+        Others: see `SearchNetwork`.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class LTBNetwork(SearchNetwork):
         # (replica, copy, task, batch, ...); with one input for all there is one "task".
         outputs = torch.stack([x] * self.copies, dim=1)
         for depth, layer in enumerate(self.layers):
-            if depth > 0:  # each copy c: the sum over its parents p, weighted by its gates
+            if depth > 0:  # copy c sums its parents p, weighted by its gates
                 outputs = torch.einsum("cp,rpt...->rct...", parents[depth - 1], outputs)
             run = layer.run_modules if once else layer
             outputs = run(outputs.flatten(0, 2)).unflatten(0, outputs.shape[:3])
         outputs = outputs.expand(-1, -1, len(self.tasks), *outputs.shape[3:])
-        # Each task t: the sum over copies p of the last layer, weighted by the task's gates.
+        # Task t sums the copies p of the last layer, weighted by its gates.
         return torch.einsum("tp,rpt...->rt...", gates[first:], outputs).flatten(0, 1)
 
     def shared_layers(self) -> list[Layer]:

@@ -1,8 +1,8 @@
 """Layers of any `nn.Module`: convolutions, residual blocks, transformer layers.
 
-If all rows have one input, every module runs forward once. The backward pass is cut behind such
-layers. From there it goes back once per row, through that row's modules only, and leaves every
-row's own gradients. On a CPU this is cheaper than vmap: see
+If all rows have a shared input, every module runs forward once. The backward pass is cut at the
+output of such layers. From there it runs once per row, only through that row's modules, and keeps
+every row's own gradients. On a CPU this is cheaper than vmap: see
 `python -m conal_rl.benchmark conflict`.
 """
 
@@ -26,7 +26,7 @@ class ModuleStack(Layer):
     task.
     """
 
-    captured: list[Tensor] | None  # as `row_gradients`; empty before the backward pass
+    captured: list[Tensor] | None  # what `row_gradients` returns; empty before the backward pass
 
     def __init__(self, index: Sequence[int], factory: Callable[[], nn.Module]):
         super().__init__(index)
@@ -35,14 +35,17 @@ class ModuleStack(Layer):
     def forward(self, x: Tensor, order: RowOrder | None = None, equal_rows: bool = False) -> Tensor:
         """Map `(row, batch, ...)` to `(row, batch, ...)`, as `Layer.forward`.
 
-        The rows of a module run together, in one batch, also if they are equal.
+        The rows of a module run together in one batch, even if they are equal.
 
         Raises:
             ValueError: an `order` is given.
             RuntimeError: a second forward pass in one `capture`.
         """
         if order is not None:
-            raise ValueError("order: got one, expected None. Only linear layers take an order.")
+            raise ValueError(
+                "order: got a RowOrder, expected None, because only linear layers take one. "
+                "Leave it out"
+            )
         if self.count == 1 and self.captures and is_one_input(x, len(self.index)):
             return _capture_one_input([self], x)
         if self.count == 1:
@@ -59,7 +62,7 @@ class ModuleStack(Layer):
         return torch.stack([module(x[n].clone()) for n, module in enumerate(self.modules_)])
 
     def needs_pass_per_task(self) -> bool:
-        """See `Layer`: if the rows had inputs of their own."""
+        """See `Layer`: true if the rows had different inputs."""
         return self.captured is None
 
     def row_gradients(self) -> list[Tensor]:
@@ -67,7 +70,7 @@ class ModuleStack(Layer):
         if self.captured is None:
             raise RuntimeError(
                 "row_gradients: got rows with different inputs or no capture(), expected one "
-                "captured input for all rows. Take a backward pass per task."
+                "captured input for all rows. Take a backward pass per task"
             )
         if not self.captured:  # no loss depends on this layer
             return [p.new_zeros(len(self.index), *p.shape) for p in self.parameters()]
@@ -101,7 +104,7 @@ class ModuleStack(Layer):
 
 
 def module_chain(factories: Sequence[Callable[[], nn.Module]]) -> list[LayerFactory]:
-    """A chain of any modules, each given by a function that makes a new one."""
+    """Return a chain of any modules; each function makes a new module."""
     return [partial(ModuleStack, factory=factory) for factory in factories]
 
 
@@ -113,8 +116,8 @@ def run_leading_modules(layers: Sequence[Layer], x: Tensor) -> tuple[Tensor, int
         x: one input for all rows, expanded to `(row, batch, ...)`.
 
     Returns:
-        The output `(row, batch, ...)`, and how many layers have run. The others are to be run on
-        the output.
+        The output `(row, batch, ...)`, and the number of layers that have run. The caller runs the
+        remaining layers on the output.
     """
     leading: list[ModuleStack] = []
     for layer in layers:
@@ -145,8 +148,8 @@ def _capture_one_input(layers: Sequence[ModuleStack], x: Tensor) -> Tensor:
 class _OneInput(torch.autograd.Function):
     """Leading layers of a tree on an input that all rows share: every module runs once.
 
-    The backward pass is cut here: it brings every row's own gradient of the output. Each then goes
-    back through the modules of its row only. So nothing outside of these layers runs once per row.
+    The backward pass is cut here and brings every row's own gradient of the output. Each gradient
+    then goes back only through the modules of its row. So only these layers run once per row.
     """
 
     @staticmethod
@@ -171,7 +174,7 @@ class _OneInput(torch.autograd.Function):
         by_row = [
             path.vjp(grad_y, inputs) for path, grad_y in zip(ctx.paths, grads[0], strict=True)
         ]
-        # First the input's, then layer by layer, parameter by parameter: as `vjp` lists them.
+        # The order of `vjp`: the input first, then layer by layer, parameter by parameter.
         stacked = iter([torch.stack(rows) for rows in zip(*by_row, strict=True)])
         grad_x = next(stacked) if inputs else None
         for captured, module in zip(ctx.captured, ctx.paths[0].modules, strict=True):
@@ -183,7 +186,7 @@ _one_input: Callable[..., Tensor] = _OneInput.apply
 
 
 class _Path(NamedTuple):
-    """The modules that a row runs one after another, and the output of the last of them."""
+    """The modules that a row runs in sequence, and the output of the last one."""
 
     modules: list[nn.Module]
     y: Tensor  # (batch, ...)

@@ -20,10 +20,10 @@ from conal_rl.core.tree_network import TreeNetwork
 
 @dataclass(frozen=True)
 class ReconSearch:
-    """Makes a network with everything shared, to count conflicts in.
+    """Makes a network in which everything is shared, and conflicts are counted.
 
     Attributes:
-        specific: how many layers become task-specific (K).
+        specific: number of layers that become task-specific (K).
 
     Raises:
         ValueError: fewer than one layer.
@@ -39,7 +39,7 @@ class ReconSearch:
     def network(
         self, tasks: Sequence[str], chain: Sequence[LayerFactory], replicas: int = 1
     ) -> TreeNetwork:
-        """The network to count in: hard parameter sharing, without gates.
+        """Return the network in which conflicts are counted: hard parameter sharing, no gates.
 
         Raises:
             ValueError: the chain has fewer than K modules.
@@ -52,16 +52,16 @@ class ReconSearch:
 
 
 def recon_tree(tasks: Sequence[str], conflicts: Sequence[float], specific: int) -> Tree:
-    """The tree in which the layers with most conflicts are each task's own.
+    """Return the tree in which the layers with most conflicts are task-specific.
 
-    The other layers stay shared by all, also those behind a task-specific layer. So tasks may meet
+    All other layers stay shared by all tasks, even after a task-specific layer. So tasks may share
     again.
 
     Args:
-        tasks: their names.
-        conflicts: how often tasks conflicted on each layer, `(layer,)`. Of equal counts the earlier
+        tasks: the names of the tasks.
+        conflicts: number of conflicts on each layer, `(layer,)`. If counts are equal, the earlier
             layer becomes task-specific.
-        specific: how many layers become task-specific (K).
+        specific: number of layers that become task-specific (K).
     """
     most = sorted(range(len(conflicts)), key=lambda layer: -conflicts[layer])[:specific]
     layers = [

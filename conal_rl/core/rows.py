@@ -6,7 +6,7 @@ Linear layers run an index in blocks, one batched product each. `(0, 0, 0, 1, 3,
     row       0   1   2 | 3   4   5
     module    0   0   0 | 1   3   5
 
-The first has 1 module for 3 rows, the second has 3 modules, 2 apart, for 1 row each.
+The first block has 1 module for 3 rows. The second has 3 modules, 2 apart, for 1 row each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Block(NamedTuple):
     """Neighbouring rows whose modules are equally far apart, each with the same number of rows."""
 
     row_start: int  # the first row
-    module_start: int  # its module
+    module_start: int  # the module of the first row
     num_modules: int
     rows_per_module: int
     module_stride: int = 1  # from one module to the next
@@ -46,7 +46,7 @@ class Block(NamedTuple):
         return _strided_view(weight, self.module_start, shape, self.module_stride)
 
     def extended(self, module: int, rows: int) -> Block | None:
-        """This block and the next `rows` rows, which run `module`; None if that is not a block."""
+        """Return this block with `rows` more rows of `module`; None if these are not a block."""
         stride = module - self.module_start if self.num_modules == 1 else self.module_stride
         next_module = self.module_start + self.num_modules * stride
         if rows != self.rows_per_module or stride < 1 or module != next_module:
@@ -55,10 +55,10 @@ class Block(NamedTuple):
 
 
 def _strided_view(x: Tensor, start: int, shape: tuple[int, ...], stride: int = 1) -> Tensor:
-    """A view of contiguous `x`, as slices and reshapes would give it, but in one call.
+    """Return a view of contiguous `x` that slices and reshapes would also give, in one call.
 
-    The view starts at `x[start]`. From one of its matrices to the next it skips `stride` matrices
-    of `x`: with `shape[1]` rows per matrix that are `stride * shape[1] * shape[2]` numbers.
+    The view starts at `x[start]`. Its next matrix is `stride` matrices of `x` further. A matrix has
+    `shape[1]` rows, so that the step is `stride * shape[1] * shape[2]` numbers.
     """
     assert x.is_contiguous()
     width = shape[2]
@@ -67,7 +67,7 @@ def _strided_view(x: Tensor, start: int, shape: tuple[int, ...], stride: int = 1
 
 
 def row_blocks(index: Sequence[int]) -> list[Block]:
-    """Few blocks, in the order of the rows, that cover an index: one batched product each."""
+    """Return few blocks, in the order of the rows, that cover an index."""
     blocks: list[Block] = []
     start = 0
     for module, group in groupby(index):
@@ -85,7 +85,7 @@ class RowOrder(NamedTuple):
     """An order of rows that differs from the order of the index."""
 
     order: Tensor  # (row,) the rows in this order
-    inverse: Tensor  # (row,) where each row stands in it
+    inverse: Tensor  # (row,) the position of each row in it
 
     def sort(self, x: Tensor) -> Tensor:
         """Bring `(row, ...)` into this order."""
@@ -97,5 +97,5 @@ class RowOrder(NamedTuple):
 
 
 def is_one_input(x: Tensor, rows: int) -> bool:
-    """Whether `(row, batch, ...)` is one input for several rows, as it is or expanded."""
+    """Return whether `(row, batch, ...)` is a shared input for several rows, expanded or not."""
     return len(x) == 1 < rows or (len(x) == rows > 1 and x.stride(0) == 0)

@@ -1,4 +1,4 @@
-"""What the networks of all searches have: gates over options, and the tree of the strongest."""
+"""The interface of all searches' networks: gates over options, and the tree of the strongest."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from conal_rl.core.tree_network import TreeNetwork, copy_layers
 
 
 class SearchNetwork(nn.Module, ABC):
-    """Encoders of all tasks that differ in what they share, and gates that mix them.
+    """Encoders of all tasks for every way of sharing, and gates that mix them.
 
     Rows are member-major: row `r` is task `r % tasks` of member `r // tasks`. The `replicas`
-    members of an ensemble (twin critics) have weights of their own and share the gates.
+    members of an ensemble (twin critics) have separate weights and share the gates.
 
     Args:
         tasks: task names.
         chain: one layer factory per module.
-        choices: what is decided, a name for each row of gates.
-        options: how many options each choice has.
-        replicas: members of an ensemble.
+        choices: the name of each decision, one for each row of gates.
+        options: number of options of each choice.
+        replicas: number of members of the ensemble.
 
     Attributes:
         gates: alpha, `(choice, option)`, all ones at the start.
@@ -68,7 +68,7 @@ class SearchNetwork(nn.Module, ABC):
         """The layers with modules that several tasks run, from input to output."""
 
     def strongest(self) -> list[int]:
-        """The option of each choice that its gates prefer; the first one wins a tie.
+        """Return the strongest option of each choice; the first one wins a tie.
 
         Raises:
             ValueError: a gate is NaN or infinite.
@@ -97,7 +97,7 @@ class SearchNetwork(nn.Module, ABC):
     def derive(self) -> TreeNetwork:
         """The network of the strongest gates with the weights learnt so far.
 
-        With gates that are one-hot it computes what this network computes.
+        If the gates are one-hot, it computes the same as this network.
         """
         tree = self.tree()
         if self.replicas > 1:
@@ -114,7 +114,7 @@ class SearchNetwork(nn.Module, ABC):
 
 
 def strongest(gates: Tensor) -> list[int]:
-    """Index of the largest gate in each row `(choice, option)`; the first one wins a tie.
+    """Return the index of the largest gate in each row `(choice, option)`; the first wins a tie.
 
     Raises:
         ValueError: a gate is NaN or infinite.

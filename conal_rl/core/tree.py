@@ -30,20 +30,20 @@ TEXT_WIDTH = 100  # columns of a tree as text
 
 @dataclass(frozen=True)
 class Tree:
-    """Tasks that share a prefix of their layers: a tree, or a forest if layer 1 is split already.
+    """Tasks that share a prefix of their layers: a tree, or a forest if layer 1 is split.
 
-    Equal sharing means equal trees: the modules of each layer are numbered 0, 1, ... in the order
-    in which the tasks first use them. `from_groups` and `from_labels` number them so.
+    Trees that share equally are equal: the modules of each layer are numbered 0, 1, ... in the
+    order in which the tasks first use them. `from_groups` and `from_labels` number them so.
 
     Attributes:
         tasks: unique, printable names, `(task,)`.
         layers: the module that each task runs, `(P - 1, task)`.
         rejoining: whether two tasks part and share a module again in a deeper layer. Recon makes
-            such structures, which are no trees in the strict sense.
+            such structures; strictly they are not trees.
 
     Raises:
-        TreeError: no tasks or no layers, names that repeat, layers of unequal length, modules
-            numbered otherwise, or a wrong value of `rejoining`.
+        TreeError: tasks or layers are missing, names repeat, layers have unequal lengths, modules
+            are numbered differently, or `rejoining` is wrong.
     """
 
     tasks: tuple[str, ...]
@@ -81,7 +81,7 @@ class Tree:
         layers: Iterable[Iterable[Hashable]],
         may_rejoin: bool = False,
     ) -> Tree:
-        """A tree from any labels, `(P - 1, task)`: tasks of equal label share a layer's module.
+        """Return a tree from labels `(P - 1, task)`: tasks of equal label share a layer's module.
 
         Raises:
             TreeError: tasks part and share again, and `may_rejoin` is false.
@@ -96,10 +96,10 @@ class Tree:
         groups: Iterable[Iterable[Iterable[str]]],
         may_rejoin: bool = False,
     ) -> Tree:
-        """A tree from the groups of task names that share a module, for each layer.
+        """Return a tree from each layer's groups of task names that share a module.
 
         Raises:
-            TreeError: a layer lacks a task, has it twice, or names one that is not in `tasks`.
+            TreeError: a layer lacks a task, has it twice, or names a task that is not in `tasks`.
         """
         tasks = tuple(tasks)
         _check_names(tasks)
@@ -126,7 +126,7 @@ class Tree:
         depth: int,
         tasks: Iterable[str] | None = None,
     ) -> Tree:
-        """CoNAL's tree: a task runs the trunk in layers 1..p-1 and its own modules from p on.
+        """Return CoNAL's tree: a task runs the trunk in layers 1..p-1 and its own modules from p.
 
         Args:
             points: the branch point of each task, 1 (nothing shared) to P = depth + 1 (all).
@@ -185,7 +185,7 @@ class Tree:
 
     @property
     def num_tasks(self) -> int:
-        """How many tasks there are."""
+        """The number of tasks."""
         return len(self.tasks)
 
     @property
@@ -217,10 +217,10 @@ class Tree:
         return tuple(parent[module] for module in range(len(parent)))
 
     def branch_points(self) -> tuple[int, ...]:
-        """(task,) the first layer, from 1, whose module only the task runs; P if there is none.
+        """(task,) the first layer, from 1, whose module only the task runs; P if all are shared.
 
-        These are the points given to `from_branch_points`, with one exception. If only one task has
-        the largest point, it has the trunk for itself once the last other task has left. Its point
+        These are the points given to `from_branch_points`, with one exception. If a single task has
+        the largest point, only it runs the trunk after the last other task has left. Its point
         then becomes the second largest. A single task has point 1.
         """
         return tuple(
@@ -236,7 +236,7 @@ class Tree:
         )
 
     def replicate(self, copies: int) -> Tree:
-        """A forest of disjoint copies, as twin critics need: all tasks of copy 1, then of copy 2...
+        """Return a forest of disjoint copies, for twin critics: the tasks of copy 1, then of 2.
 
         Tasks are renamed "reach#1", "reach#2", ...; module j of copy c (from 0) in a layer of n
         modules is module c * n + j. One copy is the tree itself.
@@ -255,11 +255,11 @@ class Tree:
         )
 
     def check(self, tasks: Iterable[str], depth: int) -> Tree:
-        """This tree with its tasks in the order of `tasks`.
+        """Return this tree with its tasks in the order of `tasks`.
 
         Args:
-            tasks: those of a network.
-            depth: the number of its layers.
+            tasks: the tasks of a network.
+            depth: the number of the network's layers.
 
         Raises:
             TreeError: the tree has different tasks or a different depth.
@@ -279,7 +279,7 @@ class Tree:
         return Tree.from_labels(tasks, layers, self.rejoining)
 
     def to_json(self) -> str:
-        """The tree as JSON, one line per layer: the groups of tasks that share a module."""
+        """Return the tree as JSON, one line per layer: the groups of tasks that share a module."""
         layers = ",\n".join(f"    {json.dumps(self.groups(p))}" for p in range(self.depth))
         rejoining = '  "rejoining": true,\n' if self.rejoining else ""
         return (
@@ -289,7 +289,7 @@ class Tree:
 
     @classmethod
     def from_json(cls, text: str) -> Tree:
-        """The tree that `to_json` wrote.
+        """Return the tree that `to_json` wrote.
 
         Raises:
             TreeError: the text is not JSON, has a different format or version, or is not a tree.
@@ -325,7 +325,7 @@ class Tree:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tree:
-        """The tree in the file `path`.
+        """Return the tree in the file `path`.
 
         Raises:
             TreeError: the file cannot be read or holds no valid tree. The message names the file.
@@ -340,13 +340,13 @@ class Tree:
             raise TreeError(f"{path}: {error}") from None
 
     def __str__(self) -> str:
-        """The tree as lines: layers with the same tasks are one line, names are at the leaves.
+        """Return the tree as text; layers with the same tasks are one line, leaves have the names.
 
-        Tasks that leave the same module to run their own are listed together.
+        Tasks that leave the same module for their own modules are listed together.
         """
         tasks, layers = _count(self.num_tasks, "task"), _count(self.depth, "layer")
         header = f"{tasks}, {layers}, {_count(sum(self.modules), 'module')}"
-        if self.rejoining:  # no branches to follow: a line for every layer
+        if self.rejoining:  # it has no branches to follow, so a line for every layer
             lines = [header]
             for p in range(self.depth):
                 lines += _wrap(f"layer {p + 1}: {_sharing(self, p)}", "", "      ")
@@ -364,7 +364,7 @@ def _canonical(labels: Iterable[Hashable]) -> tuple[int, ...]:
 
 
 def _first_meeting(layers: Sequence[Sequence[int]]) -> tuple[int, int, int] | None:
-    """The first layer (from 1) with a module of two tasks that part before it, and the tasks."""
+    """Return the first layer (from 1) whose module two tasks run that parted before, and these."""
     for number, (above, layer) in enumerate(pairwise(layers), start=2):
         first_user: dict[int, int] = {}
         for task, module in enumerate(layer):
@@ -387,7 +387,7 @@ def _check_names(tasks: Sequence[str]) -> None:
 
 
 def _is_nested_list(value: Any, levels: int) -> bool:
-    """Whether `value` is strings under exactly `levels` of lists."""
+    """Return whether `value` is strings in exactly `levels` nested lists."""
     if levels == 0:
         return isinstance(value, str)
     return isinstance(value, list) and all(_is_nested_list(item, levels - 1) for item in value)
@@ -406,10 +406,7 @@ def _branches(tree: Tree, tasks: tuple[int, ...], start: int, indent: str) -> It
             while len({tree.layers[end - 1][task] for task in group}) > 1:
                 end -= 1
         layers = f"layer {end}" if end == start + 1 else f"layers {start + 1}-{end}"
-        if group is single:
-            what = f"{layers} {'each ' if len(single) > 1 else ''}alone: "
-        else:
-            what = f"{layers} shared by "
+        what = f"{layers} {'separate: ' if group is single else 'shared by '}"
         last = group is single or (group is shared[-1] and not single)
         below = indent + ("   " if last else "│  ")
         if end < tree.depth:
@@ -426,7 +423,7 @@ def _sharing(tree: Tree, layer: int) -> str:
     single = [group[0] for group in groups if len(group) == 1]
     parts = [f"shared by {', '.join(group)}" for group in groups if len(group) > 1]
     if single:
-        parts.append(f"{'each ' if len(single) > 1 else ''}alone: {', '.join(single)}")
+        parts.append(f"separate: {', '.join(single)}")
     return "; ".join(parts)
 
 

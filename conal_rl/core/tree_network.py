@@ -1,4 +1,4 @@
-"""A network shaped by a tree: hard parameter sharing and one network per task are two trees."""
+"""A network shaped by a tree; hard parameter sharing and a network per task are two such trees."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TreeNetwork(nn.Module):
         ValueError: the chain's length is not the tree's depth.
     """
 
-    order: Tensor | None  # as `RowOrder`; None: the tree's own order
+    order: Tensor | None  # see `RowOrder`; None: the tree's own order
     inverse: Tensor | None
 
     def __init__(self, tree: Tree, chain: Sequence[LayerFactory]):
@@ -41,10 +41,10 @@ class TreeNetwork(nn.Module):
         self.register_buffer("inverse", inverse, persistent=False)
 
     def _better_order(self) -> Tensor | None:
-        """An order of the rows that takes fewer products, if all layers can run rows in one.
+        """Return an order of the rows that takes fewer products, if all layers accept it.
 
-        In all layers of a tree, the rows of a module are neighbours in it, and the module of most
-        rows comes first. In CoNAL's trees these are the tasks that stay longest on the trunk, then
+        In this order the rows of a module are neighbours in all layers, and the module with most
+        rows is first. In CoNAL's trees the tasks that stay longest on the trunk are first, then
         the single tasks.
         """
         tree = self.tree.layers
@@ -62,7 +62,7 @@ class TreeNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Encode `(task, batch, ...)`, or `(1, batch, ...)` if all tasks see the same input.
 
-        With one input for all tasks each module of a tree runs once, for any number of tasks.
+        With a shared input each module of a tree runs once, for any number of tasks.
 
         Returns:
             `(task, batch, ...)`.
@@ -86,14 +86,14 @@ class TreeNetwork(nn.Module):
         return order.unsort(x)
 
     def _run_once(self, x: Tensor) -> Tensor:
-        """Every module once, on one input `(1, batch, ...)` for all tasks."""
+        """Run every module once, on a shared input `(1, batch, ...)`."""
         for depth, layer in enumerate(self.layers):
             parents = self.tree.parents(depth)
             x = layer.run_modules(_take(x, [0] * len(parents) if depth == 0 else parents))
         return _take(x, self.tree.layers[-1])
 
     def _run_rows(self, x: Tensor, one_input: bool) -> Tensor:
-        """All rows `(row, batch, ...)` layer by layer; of one input, the trunk of modules once."""
+        """Run all rows `(row, batch, ...)` layer by layer; a shared input runs the trunk once."""
         done = 0
         if one_input:
             x, done = run_leading_modules(list(self.layers), x)

@@ -1,8 +1,8 @@
 """Loss weights, and TorchJD's gradient aggregations on the shared segments of a tree.
 
 A segment is all modules, in one layer or several, that the same rows run. Its tasks' gradients are
-aggregated as one Jacobian. Gradients of everything else stay as they are. An ensemble's members
-are networks of their own, with segments of their own.
+aggregated as one Jacobian. All other gradients are unchanged. The members of an ensemble are
+separate networks with separate segments.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _SOLVERS = {
 
 
 def loss_weights(name: LossWeights, tasks: int) -> nn.Module:
-    """A module that makes one loss of the tasks' losses `(task,)`.
+    """Return a module that makes one loss of the tasks' losses `(task,)`.
 
-    `equal`: their sum. `random` (RLW, Lin et al., TMLR 2022): weighted by the softmax of a standard
-    normal, which each call draws again; weights sum to one. `uncertainty` (Kendall et al., CVPR
-    2018): weighted by learnt log variances, which are its parameters.
+    `equal` is their sum. `random` (RLW, Lin et al., TMLR 2022) weights them by the softmax of a
+    standard normal, which each call draws again; the weights sum to one. `uncertainty` (Kendall et
+    al., CVPR 2018) weights them by learnt log variances, the parameters of the module.
     """
     if name == "equal":
         return scalarization.Sum()
@@ -56,7 +56,7 @@ def require_solvers(name: AggregationName) -> None:
 
 
 def segments(layers: Sequence[Layer]) -> dict[tuple[int, ...], list[int]]:
-    """For every set of two or more rows that share modules, the layers in which they do."""
+    """Return, for every set of two or more rows that share modules, the layers of these modules."""
     layers_of_rows: dict[tuple[int, ...], list[int]] = {}
     for number, layer in enumerate(layers):
         for rows in layer.rows_of_modules():
@@ -68,11 +68,11 @@ def segments(layers: Sequence[Layer]) -> dict[tuple[int, ...], list[int]]:
 class Aggregation:
     """Replaces `losses.sum().backward()` and aggregates the gradients of shared modules.
 
-    If all tasks' gradients are equal, the result is their sum (CAGrad: 1 + c times that). A method
-    whose weights sum to one is scaled by the number of tasks, so that shared modules keep their
-    proportion to heads. Nash-MTL sets its own scale, which does not matter to Adam. A task whose
-    gradient vanishes, because it has no label in the batch, is left out: otherwise its zero would
-    be the smallest or the worst gradient.
+    If all tasks' gradients are equal, the result is their sum (for CAGrad, 1 + c times the sum). A
+    method whose weights sum to one is scaled by the number of tasks, so that shared modules keep
+    their proportion to heads. Nash-MTL sets its own scale; Adam ignores it. A task without labels
+    in the batch has a vanishing gradient and is left out. Otherwise its zero would be the smallest
+    or the worst gradient.
 
     GradVac and Nash-MTL remember earlier steps. Checkpoints do not hold that memory.
 
@@ -93,7 +93,7 @@ class Aggregation:
         self._weigh = [] if self._graddrop else [_weights(name, len(r)) for r in self.segments]
 
     def capture(self) -> AbstractContextManager[None]:
-        """The context in which the losses are to be computed."""
+        """Return the context in which the losses must be computed."""
         return self._gradients.capture()
 
     def backward(
@@ -102,7 +102,7 @@ class Aggregation:
         """Backpropagate and aggregate.
 
         Args:
-            losses, inputs, total: as in `TaskGradients.backward`.
+            losses, inputs, total: see `TaskGradients.backward`.
 
         Raises:
             RuntimeError: the losses were computed outside of `capture()`.
@@ -116,7 +116,7 @@ class Aggregation:
                 self._drop_signs(gradients)
 
     def _segment_weights(self, gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """How much each row's gradient counts in each layer, `(row,)`."""
+        """Return the weight of each row's gradient in each layer, `(row,)`."""
         weights = [by_row[0].new_ones(len(by_row[0])) for by_row in gradients]
         if self._graddrop is not None:
             return weights
@@ -127,7 +127,7 @@ class Aggregation:
             products = (
                 torch.stack([grams[n][index][:, index] for n in layers]).sum(dim=0).cpu().double()
             )
-            # Gradients that vanish need no weights. NaN is left to the check of the losses.
+            # Vanishing gradients need no weights. The check of the losses finds NaN.
             if products.isfinite().all() and products.any():
                 segment_weights = weigh(products)
                 for number in layers:
@@ -135,7 +135,7 @@ class Aggregation:
         return weights
 
     def _drop_signs(self, gradients: Sequence[Sequence[Tensor]]) -> None:
-        """GradDrop goes coordinate by coordinate, so it may take a segment module by module."""
+        """Aggregate by GradDrop, which works per coordinate and so may take module by module."""
         assert self._graddrop is not None
         for layer, by_row in zip(self.layers, gradients, strict=True):
             for module, rows in enumerate(layer.rows_of_modules()):
@@ -176,7 +176,7 @@ def _weigh_present(weigh: Callable[[Tensor], Tensor], products: Tensor) -> Tenso
 
 
 def _nash_weights(tasks: int) -> Callable[[Tensor], Tensor]:
-    # TorchJD wants the Jacobian but uses only inner products: any root of the Gram matrix will do.
+    # TorchJD takes a Jacobian but uses only inner products, so any root of the Gram matrix works.
     weighting = aggregation.NashMTL(n_tasks=tasks).weighting
 
     def weigh(products: Tensor) -> Tensor:
@@ -192,8 +192,8 @@ class ConflictNoticingWeighting(aggregation.Weighting[Tensor]):
     """TorchJD's weights for conflict noticing: 0 for every gradient that a rule drops, else 1.
 
     Args:
-        rule, margin: see `conal_rl.core.conflict.held_rows`. TorchJD knows no order of modules, so
-            `and_deeper` would be `any_pair`; it is refused.
+        rule, margin: see `conal_rl.core.conflict.held_rows`. TorchJD has no order of modules, so
+            that `and_deeper` would be `any_pair`; it is refused.
 
     Raises:
         ValueError: the rule is unknown, or `and_deeper`.
@@ -204,7 +204,7 @@ class ConflictNoticingWeighting(aggregation.Weighting[Tensor]):
         if rule == "and_deeper":
             raise ValueError(
                 "rule: got 'and_deeper', expected one that needs no order of modules. "
-                "Use ConflictNoticing."
+                "Use ConflictNoticing"
             )
         self.rule, self.margin = rule, margin
         self(torch.eye(2))  # an unknown rule is refused here
@@ -219,10 +219,10 @@ class ConflictNoticingWeighting(aggregation.Weighting[Tensor]):
 class ConflictNoticingAggregator(aggregation.GramianWeightedAggregator):
     """Conflict noticing for users of TorchJD, for `torchjd.autojac.jac_to_grad`.
 
-    With `any_pair` the parameters of a Jacobian are held while any two tasks conflict.
+    With `any_pair` the parameters of a Jacobian are held if any two tasks conflict.
 
     Args:
-        rule, margin: as in `ConflictNoticingWeighting`.
+        rule, margin: see `ConflictNoticingWeighting`.
     """
 
     def __init__(self, rule: Rule = "any_pair", margin: float = 0.0):

@@ -43,8 +43,10 @@ def _build(env_id: str, other_names: Sequence[str]) -> gym.Env[Any, Any]:
             f"{close}"
         ) from error
     except (gym.error.Error, ImportError) as error:  # for example, the env's package is missing
-        raise SuiteError(f"task {env_id!r}: gymnasium cannot make it: {error}") from error
+        raise SuiteError(
+            f"task {env_id!r}: got {error}, expected an env that gymnasium can make"
+        ) from error
     except Exception as error:  # the env's own code may raise anything
         raise SuiteError(
-            f"task {env_id!r}: gymnasium cannot make it: {of_user_code(error)}"
+            f"task {env_id!r}: got {of_user_code(error)}, expected an env that gymnasium can make"
         ) from error

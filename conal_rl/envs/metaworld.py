@@ -75,7 +75,9 @@ def _find_class(name: str) -> type[SawyerXYZEnv] | None:
     try:
         imported = importlib.import_module(module)
     except Exception as error:  # the user's own code may raise anything
-        raise SuiteError(f"task {name!r}: cannot import {module}: {of_user_code(error)}") from error
+        raise SuiteError(
+            f"task {name!r}: got {of_user_code(error)}, expected a module {module} that loads"
+        ) from error
     cls = getattr(imported, attribute, None)
     if isinstance(cls, type) and issubclass(cls, SawyerXYZEnv):
         return cls
@@ -84,10 +86,12 @@ def _find_class(name: str) -> type[SawyerXYZEnv] | None:
     if cls is None:
         classes = [key for key, value in vars(imported).items() if isinstance(value, type)]
         close = did_you_mean(attribute, classes)
-        raise SuiteError(f"task {name!r}: {module} does not define {attribute}{close}")
+        raise SuiteError(
+            f"task {name!r}: got {attribute}, expected a name that {module} defines{close}"
+        )
     raise SuiteError(
         f"task {name!r}: got {attribute}, expected a subclass of a Meta-World env. "
-        f"Name a gymnasium env by its registered ID, such as {module}:{attribute}-v0."
+        f"Name a gymnasium env by its registered ID, such as {module}:{attribute}-v0"
     )
 
 
@@ -99,7 +103,9 @@ def _users_code(name: str) -> Iterator[None]:
     except Exception as error:  # the user's own code may raise anything
         if name in TASK_NAMES or isinstance(error, ConalError):
             raise
-        raise SuiteError(f"task {name!r}: cannot be made: {of_user_code(error)}") from error
+        raise SuiteError(
+            f"task {name!r}: got {of_user_code(error)}, expected an env that can be made"
+        ) from error
 
 
 def env_class(name: str) -> type[SawyerXYZEnv]:
@@ -288,7 +294,9 @@ def require_display() -> None:
     """
     named = {"MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
     if sys.platform == "linux" and not named:
-        raise ConalError("no display to render on: set MUJOCO_GL=egl or MUJOCO_GL=osmesa")
+        raise ConalError(
+            "MUJOCO_GL: got no value and no display, expected egl or osmesa. Set MUJOCO_GL=egl"
+        )
 
 
 CAMERA_SIZE = 240
@@ -318,9 +326,10 @@ class Camera:
         except Exception as error:  # each OpenGL library fails differently, even by AttributeError
             backend = os.environ.get("MUJOCO_GL", "unset")
             raise ConalError(
-                f"MuJoCo cannot render here with MUJOCO_GL={backend}. Try egl or osmesa."
+                f"MUJOCO_GL: got {backend}, which cannot render here, expected a backend that can. "
+                "Try egl or osmesa"
             ) from error
-        # The image is turned by half a turn. A flip would also swap left and right.
+        # The image is upside down. A half turn corrects it; a flip would also swap left and right.
         return np.ascontiguousarray(image[::-1, ::-1])
 
     def close(self) -> None:

@@ -78,14 +78,16 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
             raise
         except Exception as error:  # the env's own code may raise anything
             if isinstance(error, TypeError) and "keyword argument" in str(error):
-                problem = f"reset does not take seed and options: {error}. Correct the env."
+                problem = (
+                    f"reset: got {error}, expected that it takes seed and options. Correct the env"
+                )
             else:
-                problem = f"reset fails: {of_user_code(error)}"
+                problem = f"reset: got {of_user_code(error)}, expected no error. Correct the env"
             raise SuiteError(f"{self._where}: {problem}") from error
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise ObservationError(
                 f"{self._where}: reset: got {_short(answer)}, expected an observation and an "
-                "info. Correct the env."
+                "info. Correct the env"
             )
         return self._observation(answer[0]), answer[1]
 
@@ -100,20 +102,21 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
             raise
         except Exception as error:  # the env's own code may raise anything
             raise SuiteError(
-                f"{self._where}: step {self._step} of the episode fails: {of_user_code(error)}"
+                f"{self._where}: step: got {of_user_code(error)} at step {self._step} of the "
+                "episode, expected no error. Correct the env"
             ) from error
         fits = isinstance(answer, tuple) and len(answer) == 5 and isinstance(answer[4], Mapping)
         if not fits:
             raise ObservationError(
                 f"{self._where}: step: got {_short(answer)}, expected an observation, a "
-                "reward, terminated, truncated and an info. Correct the env."
+                "reward, terminated, truncated and an info. Correct the env"
             )
         obs, given, terminated, truncated, own_info = answer
         info = dict(own_info)  # a copy, because the env may return the same object again
         if np.ndim(cast(Any, given)) or not isinstance(given, SupportsFloat):
             raise ObservationError(
                 f"{self._where}: reward: got {_short(given)} at step {self._step} of the "
-                "episode, expected a number. Correct the env."
+                "episode, expected a number. Correct the env"
             )
         reward = float(given)
         if not math.isfinite(reward):
@@ -123,7 +126,7 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
             if np.size(info[key]) != 1:
                 raise ObservationError(
                     f"{self._where}: info[{key!r}]: got {_short(info[key])} at step "
-                    f"{self._step} of the episode, expected true or false. Correct the env."
+                    f"{self._step} of the episode, expected true or false. Correct the env"
                 )
         if "success" in info or "is_success" in info:
             self._solved = bool(self._solved or info.get("success"))
@@ -139,7 +142,7 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
             raise ObservationError(
                 f"{self._where}: observation: got the shape {np.shape(obs)} at step {self._step} "
                 f"of the episode, expected the shape ({self._length},) of its space. "
-                "Correct the env."
+                "Correct the env"
             )
         out: Observation = self._empty.copy()
         with np.errstate(over="ignore"):  # a number too large for float32 becomes inf
@@ -151,7 +154,7 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
     def _error(self, what: str) -> ObservationError:
         return ObservationError(
             f"{self._where}: {what}: got NaN or inf at step {self._step} of the episode, expected "
-            "finite numbers. Correct the env."
+            "finite numbers. Correct the env"
         )
 
 
@@ -251,7 +254,9 @@ class SuiteVecEnv(VecEnv):
             ValueError: The tasks or the number of envs differ from those of `state`, or these envs
                 cannot resume an episode.
         """
-        raise ValueError("state: these envs can only begin new episodes")
+        raise ValueError(
+            "state: got a state, expected none, because these envs can only begin new episodes"
+        )
 
 
 class TaskVecEnv(SuiteVecEnv, DummyVecEnv):
@@ -317,26 +322,26 @@ def _common_obs_dim(names: Sequence[str], envs: Sequence[gym.Env[Any, Any]]) -> 
         if not isinstance(env.action_space, Box):
             raise SuiteError(
                 f"task {name!r}: action space: got {env.action_space}, expected a Box. "
-                "Wrap the env so that a continuous action selects one of its actions."
+                "Wrap the env so that a continuous action selects one of its actions"
             )
         actions = env.action_space
         if len(actions.shape) != 1 or not actions.is_bounded() or actions.dtype.kind != "f":
             raise SuiteError(
                 f"task {name!r}: action space: got {actions}, expected a 1-D Box of "
                 "floating-point numbers with finite bounds. Wrap the env, for example in "
-                "gymnasium's RescaleAction or TransformAction."
+                "gymnasium's RescaleAction or TransformAction"
             )
         obs = env.observation_space
         if not isinstance(obs, Box) or len(obs.shape) != 1:
             raise SuiteError(
                 f"task {name!r}: observation space: got {obs}, expected a 1-D Box. "
-                "Wrap the env, for example in gymnasium's FlattenObservation."
+                "Wrap the env, for example in gymnasium's FlattenObservation"
             )
         if not _same_actions(env.action_space, envs[0].action_space):
             raise SuiteError(
                 f"task {name!r}: action space: got {env.action_space}, expected "
                 f"{envs[0].action_space} as for task {names[0]!r}. "
-                "Wrap one of the envs, for example in gymnasium's RescaleAction."
+                "Wrap one of the envs, for example in gymnasium's RescaleAction"
             )
     return max(env.observation_space.shape[0] for env in envs)  # type: ignore[index]
 

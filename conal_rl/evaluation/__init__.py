@@ -9,14 +9,16 @@ from conal_rl.errors import ConalError
 
 @contextlib.contextmanager
 def _loading_mujoco() -> Iterator[None]:
-    """Raise ConalError if the OpenGL that MUJOCO_GL names fails, as it does in many ways."""
+    """Raise ConalError if the OpenGL that MUJOCO_GL names fails."""
     try:
         yield
     except Exception as error:
         if "MUJOCO_GL" not in os.environ:
             raise
         backend = os.environ["MUJOCO_GL"]
-        raise ConalError(f"MUJOCO_GL: got {backend}, which MuJoCo cannot load: {error}") from error
+        raise ConalError(
+            f"MUJOCO_GL: got {backend} ({error}), expected a backend that MuJoCo can load. Try egl"
+        ) from error
 
 
 with _loading_mujoco():

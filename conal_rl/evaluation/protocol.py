@@ -153,7 +153,8 @@ def evaluate_policy(
         raise ConfigError(f"engine: got {engine!r}, expected official or native")
     if engine == "native" and not is_published(suite):
         raise SuiteError(
-            "engine: got 'native', which has only Meta-World's own tasks. Give official."
+            "engine: got 'native', expected 'official', because native has only Meta-World's own "
+            "tasks"
         )
     if is_published(suite):
         outcomes, returns = _evaluate_officially(policy, suite, episodes, seed, engine, progress)
@@ -288,7 +289,7 @@ def _evaluate_vec_env(
     returns: dict[str, list[float]] = {task: [] for task in envs.tasks}
     successes: dict[str, list[bool | None]] = {task: [] for task in envs.tasks}
     count = _counter(progress, int(targets.sum()))
-    steps = np.zeros_like(targets)  # of the episodes under way
+    steps = np.zeros_like(targets)  # of the current episodes
     try:
         require_fit(policy, envs.tasks, envs.observation_space)
         observations = cast(NDArray[np.float32], envs.reset())
@@ -300,8 +301,8 @@ def _evaluate_vec_env(
             if endless.any():
                 task = envs.tasks[int(endless.argmax()) // per_task]
                 raise SuiteError(
-                    f"{task}: an episode has not ended in {ENDLESS:,} steps. Give the env a time "
-                    "limit (max_episode_steps)."
+                    f"{task}: got an episode of over {ENDLESS:,} steps, expected an end. Give the "
+                    "env a time limit (max_episode_steps)"
                 )
             for i in np.flatnonzero(dones & (done_counts < targets)):
                 done_counts[i] += 1
@@ -332,12 +333,12 @@ def _counter(progress: Progress | None, wanted: int) -> Callable[[], None]:
 
 
 def require_fit(policy: Policy, tasks: Sequence[str], space: gym.Space[Any]) -> None:
-    """Raise ObservationError if a policy says that it has different tasks or observations.
+    """Raise ObservationError if a policy has different tasks or observations.
 
     Args:
-        policy: may say so by `tasks` and `observation_space`.
-        tasks: of the suite, in order.
-        space: of the suite's observations.
+        policy: the policy; its `tasks` and `observation_space` are checked if it has them.
+        tasks: the tasks of the suite, in order.
+        space: the space of the suite's observations.
     """
     policy_tasks: Sequence[str] | None = getattr(policy, "tasks", None)
     if policy_tasks is not None and tuple(policy_tasks) != tuple(tasks):

@@ -44,7 +44,9 @@ def prepare_videos(suite: str | Sequence[str], directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{directory}: the folder cannot be made: {error.strerror}") from error
+        raise ConfigError(
+            f"{directory}: got {error.strerror}, expected a writable folder"
+        ) from error
 
 
 def record_videos(

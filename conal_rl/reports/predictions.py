@@ -41,7 +41,7 @@ def draw_predictions(folder: Path, config: SupervisedConfig, count: int, device:
         if not tasks:
             raise ConfigError(
                 f"{folder}: got a run on {config.data.set}, expected a task that predicts pixels. "
-                "Give a different folder."
+                "Give a different folder"
             )
         with torch.no_grad():
             predictions = network(batch.inputs.to(target_device))

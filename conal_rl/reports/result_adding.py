@@ -42,7 +42,7 @@ _SEARCH = ("search_steps", "search_seconds")
 
 
 class Label(NamedTuple):
-    """What a run's folder does not say about it."""
+    """Facts about a run that its folder does not contain."""
 
     study: str
     method: str
@@ -53,11 +53,11 @@ class Label(NamedTuple):
 def add_run(folder: Path, results_folder: Path, label: Label) -> str:
     """Add a finished run to a results folder, and return the run's name there.
 
-    Writes its line of runs.csv, its lines of success.csv and episodes.csv or of metrics.csv, a
-    curve of about 100 lines and its trees. All of it is written, or nothing.
+    It writes the run's line of runs.csv, its lines of success.csv and episodes.csv or of
+    metrics.csv, a curve of about 100 lines, and its trees. It writes all of them or nothing.
 
     Raises:
-        ConfigError: the label, or the results folder, is wrong, or has a run of this name.
+        ConfigError: the label or the results folder is wrong, or the name is taken.
         CheckpointError: `folder` is not a finished run, or a file in it is damaged.
     """
     require_name("--study", label.study)
@@ -69,12 +69,14 @@ def add_run(folder: Path, results_folder: Path, label: Label) -> str:
     with _alone(results_folder):
         before = read_results(results_folder)
         if name in before.by_name:
-            raise ConfigError(f"--name: got {name!r}, expected a run that is not there yet.")
+            raise ConfigError(f"--name: got {name!r}, expected a name that runs.csv does not have")
         try:
             after = _with(before, run, report, config, label, name)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise CheckpointError(f"{folder}: damaged, not a finished run: {reason}") from error
+            raise CheckpointError(
+                f"{folder}: got a damaged run ({reason}), expected a finished one"
+            ) from error
         check_rows(after)
         files = csv_files(after)
         for path, text in (
@@ -90,15 +92,17 @@ def add_run(folder: Path, results_folder: Path, label: Label) -> str:
 def _finished(run: Run) -> tuple[Mapping[str, Any], AnyConfig]:
     if not run.evaluation_path.is_file():
         raise CheckpointError(
-            f"{run.evaluation_path}: got no file, expected a finished run. Let the run end."
+            f"{run.evaluation_path}: got no file, expected a finished run. Let the run end"
         )
     report = read_json(run.evaluation_path)
     if not isinstance(report, dict) or not {"success", "scores"} & report.keys():
-        raise CheckpointError(f"{run.evaluation_path}: got no success and no scores of tasks.")
+        raise CheckpointError(
+            f"{run.evaluation_path}: got no success or scores, expected those of tasks"
+        )
     if str(report.get("suite")).startswith("mt") and report.get("engine") != "official":
         raise CheckpointError(
             f"{run.evaluation_path}: engine: got {report.get('engine')!r}, expected 'official'. "
-            "Evaluate the run with the official engine."
+            "Evaluate the run with the official engine"
         )
     return report, run.config()
 
@@ -106,10 +110,10 @@ def _finished(run: Run) -> tuple[Mapping[str, Any], AnyConfig]:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Let processes that add runs at the same time wait for each other."""
-    import fcntl  # not above: Windows has no such module, and only this needs it
+    import fcntl  # imported here because Windows lacks it
 
     if not folder.is_dir():
-        raise ConfigError(f"--results: got {folder}, expected a folder with runs.csv.")
+        raise ConfigError(f"--results: got {folder}, expected a folder with runs.csv")
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -160,7 +164,7 @@ def _with(
 
 
 def success_rows(run: str, weights: str, report: Mapping[str, Any]) -> list[SuccessRow]:
-    """The lines of success.csv that an evaluation.json makes; none of a supervised run."""
+    """Return an evaluation.json as lines of success.csv; a supervised run has no lines."""
     episodes = report.get("episodes_per_task", 0)
     return [
         SuccessRow(
@@ -176,7 +180,7 @@ def success_rows(run: str, weights: str, report: Mapping[str, Any]) -> list[Succ
 
 
 def episodes_rows(run: str, weights: str, report: Mapping[str, Any]) -> list[EpisodesRow]:
-    """The lines of episodes.csv: the outcome of each episode, for tasks that define success."""
+    """Return the lines of episodes.csv: each episode's outcome, for tasks that define success."""
     return [
         EpisodesRow(run, weights, task, "".join("01"[bool(outcome)] for outcome in outcomes))
         for task, outcomes in report.get("episodes", {}).items()
@@ -195,12 +199,12 @@ def _metrics(run: str, report: Mapping[str, Any]) -> list[MetricRow]:
 
 
 def overrides(config: AnyConfig, trees: str) -> str:
-    """The words after `train` that repeat a run, except its seed and folder.
+    """Return the words after `train` that repeat a run, without its seed and folder.
 
     The preset comes first, then every option by which the run differs from it.
 
     Args:
-        config: of the run.
+        config: the config of the run.
         trees: the file that `--agent.tree` names, if the run had a file.
 
     Raises:
@@ -209,7 +213,7 @@ def overrides(config: AnyConfig, trees: str) -> str:
     if config.name not in presets():
         raise ConfigError(
             f"name: got {config.name!r}, expected a preset, one of {', '.join(presets())}. "
-            "Write the preset's name into the run's config.yaml."
+            "Write the preset's name into the run's config.yaml"
         )
     words = [config.name]
     searches = config.agent.tree == "search"
@@ -246,7 +250,7 @@ def _trees(run: Run) -> str | None:
 
 
 def _curve(run: Run) -> str | None:
-    """About 100 lines of progress.csv, evenly spaced; those of an evaluation are all kept."""
+    """Return about 100 evenly spaced lines of progress.csv, and every line of an evaluation."""
     path = run.progress_path
     if not path.is_file():
         return None
@@ -255,14 +259,16 @@ def _curve(run: Run) -> str | None:
             lines = list(csv.DictReader(file))
         return thinned(lines)
     except (UnicodeDecodeError, csv.Error, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged, not the log of a run: {error}") from error
+        raise CheckpointError(
+            f"{path}: got a damaged file ({error}), expected the log of a run"
+        ) from error
 
 
 def thinned(lines: Sequence[Mapping[str, str]]) -> str:
-    """The text of a curve's file, from the lines of a progress.csv.
+    """Return the text of a curve's file, from the lines of a progress.csv.
 
     Raises:
-        LookupError, ValueError: they are not those of a run.
+        LookupError, ValueError: the lines are not from a run.
     """
     evaluated = {i for i, x in enumerate(lines) if x.get("evaluation/mean_success")}
     last = len(lines) - 1
@@ -279,6 +285,6 @@ def thinned(lines: Sequence[Mapping[str, str]]) -> str:
 
 
 def _digits(cell: str | None) -> str:
-    """A number with six digits, which is what a curve needs."""
+    """Return a number with six digits, enough for a curve."""
     value = float(cell) if cell else math.nan
     return f"{value:.6g}" if math.isfinite(value) else ""

@@ -1,7 +1,7 @@
-"""Documents whose tables are made from `results/`: found by their markers, checked, rewritten.
+"""Documents with tables from `results/`: found by their markers, checked and rewritten.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`, each on a line of its own. `NAME`
-is a name of `result_tables.table`. Everything outside of the markers is written by hand.
+A table is between `<!-- table: NAME -->` and `<!-- end -->`, each on a separate line. `NAME` is a
+name of `result_tables.table`. Everything outside of the markers is written by hand.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _END = "<!-- end -->"
 
 
 def pages(root: Path) -> list[Path]:
-    """The documents of a checkout: Markdown files at its root and below `docs/`."""
+    """Return the documents of a checkout: Markdown files at its root and below `docs/`."""
     return [*sorted(root.glob("*.md")), *sorted((root / "docs").rglob("*.md"))]
 
 
 def tables(page: Path, results: Results) -> Iterator[tuple[str, str]]:
-    """Name and present text of every table that a document asks for.
+    """Yield the name and the current text of every table that a document asks for.
 
     Raises:
         ConfigError: a marker is not closed, or names a table that cannot be made.
@@ -34,7 +34,7 @@ def tables(page: Path, results: Results) -> Iterator[tuple[str, str]]:
 
 
 def rewritten(page: Path, results: Results) -> str:
-    """The document with every table as the data have it now.
+    """Return the document with every table made from the current data.
 
     Raises:
         ConfigError: a marker is not closed, or names a table that cannot be made.
@@ -51,11 +51,11 @@ def _read(page: Path) -> str:
     try:
         return page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{page}: cannot be read: {error}") from error
+        raise ConfigError(f"{page}: got {error}, expected a readable file") from error
 
 
 def _markers(page: Path, text: str) -> list[tuple[int, str]]:
-    """Line, from 0, and name of every marker."""
+    """Return the line, from 0, and the name of every marker."""
     found: list[tuple[int, str]] = []
     opened = False
     for number, line in enumerate(text.splitlines()):
@@ -68,7 +68,7 @@ def _markers(page: Path, text: str) -> list[tuple[int, str]]:
             opened = False
     if opened:
         number, name = found[-1]
-        raise ConfigError(f"{page}:{number + 1}: got no {_END} after table {name}. Add the line.")
+        raise ConfigError(f"{page}:{number + 1}: got no {_END} after table {name}. Add the line")
     return found
 
 

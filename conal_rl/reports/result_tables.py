@@ -20,34 +20,34 @@ from conal_rl.reports.results import MetricRow, Results, RunRow
 
 Lines = list[str]
 EXTRAS = "runs"
-"""The table of measurements.csv with figures of runs that runs.csv has no column for."""
+"""The table of measurements.csv with figures of runs for which runs.csv lacks a column."""
 _EXTRA_ROWS = {
     "search_updates": "updates of the search",
     "updates": "updates of the derived agent",
     "steps_per_second": "env steps per second after the search",
     "training_success": "success in training, last 20 episodes",
 }
-_POINTS = 10  # of a curve in a table
+_POINTS = 10  # points of a curve in a table
 
 
 def table(name: str, results: Results) -> str:
-    """The table of a marker's name, such as `seeds mt10`, in Markdown.
+    """Return the table of a marker's name, such as `seeds mt10`, in Markdown.
 
     Raises:
         ConfigError: the kind, study or run is unknown, or its data are damaged.
     """
     kind, *words = name.split()
     if kind not in KINDS:
-        raise ConfigError(f"table: got {name!r}, expected one of {', '.join(KINDS)} and a study.")
+        raise ConfigError(f"table: got {name!r}, expected one of {', '.join(KINDS)} and a study")
     make, least, most = KINDS[kind]
     if not least <= len(words) <= most:
-        raise ConfigError(f"table: got {name!r}, expected {least} to {most} words after {kind}.")
+        raise ConfigError(f"table: got {name!r}, expected {least} to {most} words after {kind}")
     return "\n".join(make(results, *words))
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95% interval of a mean by Student's t; NaN for fewer than two values."""
-    from scipy import stats  # not above: slow, and of no use for most commands
+    """Return the 95% interval of a mean by Student's t; NaN for fewer than two values."""
+    from scipy import stats  # imported here because it is slow
 
     if len(values) < 2:
         return math.nan, math.nan
@@ -56,7 +56,7 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def mean_success(results: Results, run: str, weights: str = "final") -> float:
-    """Mean over the tasks of one evaluation; NaN if it was not evaluated.
+    """Return the mean over the tasks of one evaluation; NaN if it was not evaluated.
 
     A run whose success by task is not kept has its mean in measurements.csv.
     """
@@ -219,10 +219,10 @@ def _measured(results: Results, name: str, per: str | None = None) -> Lines:
     cells = results.measured(name)
     if not cells:
         known = ", ".join(dict.fromkeys(row.table for row in results.measurements))
-        raise ConfigError(f"table: got {name!r}, expected one of measurements.csv: {known}.")
+        raise ConfigError(f"table: got {name!r}, expected one of measurements.csv: {known}")
     columns = list(dict.fromkeys(column for _, column in cells))
     if per is not None and per not in columns:
-        raise ConfigError(f"table: {name}: got {per!r}, expected one of {', '.join(columns)}.")
+        raise ConfigError(f"table: {name}: got {per!r}, expected one of {', '.join(columns)}")
 
     def cell(row: str, column: str) -> str:
         value = cells.get((row, column))
@@ -239,7 +239,7 @@ def _measured(results: Results, name: str, per: str | None = None) -> Lines:
 def _curve(results: Results, study: str) -> Lines:
     runs = [run for run in results.of_study(study) if results.curve_path(run.run).is_file()]
     if not runs:
-        raise ConfigError(f"table: got curve {study}, expected a study with a kept curve.")
+        raise ConfigError(f"table: got curve {study}, expected a study with a kept curve")
     rows = []
     for run, label in zip(runs, _labels(runs), strict=True):
         with results.curve_path(run.run).open(encoding="utf-8", newline="") as file:
@@ -253,7 +253,7 @@ def _curve(results: Results, study: str) -> Lines:
 
 
 def _trees(results: Results, run: str) -> Lines:
-    from conal_rl.reports.result_trees import read_trees  # not above: it imports torch
+    from conal_rl.reports.result_trees import read_trees  # imported here because it imports torch
 
     lines = []
     for network, tree in read_trees(results.tree_path(run)).items():
@@ -277,14 +277,14 @@ def _by(runs: Sequence[RunRow], key: Callable[[RunRow], Key]) -> dict[Key, list[
 
 
 def _labels(runs: Sequence[RunRow]) -> list[str]:
-    """Seeds, if they tell the runs apart; otherwise their names without the study's."""
+    """Return seeds if all differ; otherwise the runs' names without the study's name."""
     if len({run.seed for run in runs}) == len(runs):
         return [f"seed {run.seed}" for run in runs]
     return [run.run.removeprefix(f"{run.study}-") for run in runs]
 
 
 def _options(run: RunRow) -> list[str]:
-    """A run's options one by one, without the preset and what the method says already."""
+    """Return a run's options one by one, without the preset and the method's options."""
     found = re.split(r" (?=--)", run.overrides)[1:]
     return [o for o in found if o not in ("--agent.tree shared", "--agent.tree independent")]
 
@@ -306,7 +306,7 @@ def _mean(results: Results, run: RunRow, weights: str) -> str:
 
 
 def _over_episodes(results: Results, run: RunRow, weights: str) -> str:
-    from conal_rl.evaluation import mean_interval  # not above: it imports Meta-World
+    from conal_rl.evaluation import mean_interval  # imported here because it imports Meta-World
 
     rows = [row for row in results.success if row.run == run.run and row.weights == weights]
     rates = [row.rate for row in rows if row.successes is not None]
@@ -322,7 +322,7 @@ def _search_seconds(results: Results, run: RunRow) -> float | None:
 
 
 def _extra_rows(results: Results, runs: Sequence[RunRow]) -> list[list[str]]:
-    """Figures that were noted for some of the runs; a row only if there are any."""
+    """Return rows of figures that were noted for at least one of the runs."""
     extras = results.measured(EXTRAS)
     return [
         [label, *(_number(extras.get((run.run, column), "-")) for run in runs)]
@@ -332,12 +332,12 @@ def _extra_rows(results: Results, runs: Sequence[RunRow]) -> list[list[str]]:
 
 
 def _number(text: str) -> str:
-    """With commas between thousands."""
+    """Return a number with commas between thousands."""
     return f"{int(text):,}" if text.isdigit() else text
 
 
 def _commit(commit: str) -> str:
-    """Seven digits of a hash, and whether the checkout had been edited."""
+    """Return seven digits of a hash, and whether the checkout was edited."""
     return f"`{commit[:7]}{'-dirty' * commit.endswith('-dirty')}`" if commit else "-"
 
 
@@ -370,4 +370,4 @@ KINDS: Mapping[str, tuple[Callable[..., Lines], int, int]] = {
     "curve": (_curve, 1, 1),
     "trees": (_trees, 1, 1),
 }
-"""Kinds of tables, and how many words may follow: a study, table or run, and an option."""
+"""Kinds of tables, and the number of words after each: a study, table or run, and an option."""

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def read_trees(path: Path) -> dict[str, Tree]:
-    """The trees in a run's file, by network: `actor` and `critic`, or `encoder`.
+    """Return the trees in a run's file, by network: `actor` and `critic`, or `encoder`.
 
     Raises:
-        TreeError: the file is missing or damaged; the message names it.
+        TreeError: the file is missing or damaged. The error names it.
     """
     content = read_json(path, TreeError)
     try:
@@ -30,11 +30,11 @@ def read_trees(path: Path) -> dict[str, Tree]:
             networks = {"encoder": content}
         return {name: Tree.from_json(json.dumps(found)) for name, found in networks.items()}
     except (TreeError, LookupError, TypeError) as error:
-        raise TreeError(f"{path}: got no trees ({error}), expected a run's tree.json.") from error
+        raise TreeError(f"{path}: got no trees ({error}), expected a run's tree.json") from error
 
 
 def draw_study(results: Results, study: str) -> Figure:
-    """A row for every run of a study whose trees are kept, a column for every network.
+    """Draw a row for every run of a study with kept trees, and a column for every network.
 
     Raises:
         ConfigError: unknown study.
@@ -44,7 +44,7 @@ def draw_study(results: Results, study: str) -> Figure:
 
     runs = [run for run in results.of_study(study) if results.tree_path(run.run).is_file()]
     if not runs:
-        raise TreeError(f"study: got {study!r}, of which no trees are kept.")
+        raise TreeError(f"study: got {study!r}, expected a study with kept trees")
     trees = {run: read_trees(results.tree_path(run.run)) for run in runs}
     columns = max(map(len, trees.values()))
     tasks = max(tree.num_tasks for found in trees.values() for tree in found.values())

@@ -1,7 +1,7 @@
 """Results as data: the CSV files of `results/`, read, checked and written.
 
-`results/README.md` explains every file and column. A row of a file is an object of the class that
-has the file's columns as fields; `return` is the field `return_`.
+`results/README.md` explains every file and column. A row of a file is an object of a class whose
+fields are the file's columns; the column `return` is the field `return_`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from conal_rl.errors import ConfigError
 from conal_rl.runs.files import draft_file
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""Of a run and of a study; a run's files are named after it."""
+"""The form of a run's or a study's name; a run's files are named after it."""
 METHOD = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -52,7 +52,7 @@ class SuccessRow:
 
     @property
     def rate(self) -> float:
-        """Share of successful episodes; NaN for a task that defines no success."""
+        """Share of successful episodes; NaN if the task does not define success."""
         return math.nan if self.successes is None else self.successes / self.episodes
 
 
@@ -79,7 +79,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A line of measurements.csv. `value` keeps the digits with which it was noted."""
+    """A line of measurements.csv. `value` keeps the digits of the note."""
 
     table: str
     row: str
@@ -92,7 +92,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class MissingRow:
-    """A line of missing.csv: what is not kept of a run, and why."""
+    """A line of missing.csv: data of a run that are not kept, and the reason."""
 
     run: str
     what: str
@@ -120,7 +120,7 @@ _KEYS: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True)
 class Results:
-    """Everything in a results folder; the files of trees and curves are read where needed."""
+    """Everything in a results folder; the files of trees and curves are read when needed."""
 
     folder: Path
     runs: tuple[RunRow, ...] = ()
@@ -135,29 +135,29 @@ class Results:
         object.__setattr__(self, "by_name", {row.run: row for row in self.runs})
 
     def of_study(self, study: str) -> list[RunRow]:
-        """The runs of a study, in the file's order. Raises ConfigError if there are none."""
+        """Return the runs of a study in the file's order; raise ConfigError if it is empty."""
         found = [row for row in self.runs if row.study == study]
         if not found:
             known = ", ".join(sorted({row.study for row in self.runs})) or "nothing yet"
-            raise ConfigError(f"study: got {study!r}, expected one of: {known}. Correct its name.")
+            raise ConfigError(f"study: got {study!r}, expected one of: {known}. Correct its name")
         return found
 
     def rates(self, run: str, weights: str = "final") -> dict[str, float]:
-        """Success of each task in one evaluation; empty if it is not kept by task."""
+        """Return the success of each task in one evaluation; empty if it is not kept by task."""
         rows = [row for row in self.success if row.run == run and row.weights == weights]
         return {row.task: row.rate for row in rows}
 
     def measured(self, table: str) -> dict[tuple[str, str], str]:
-        """The values of a table of measurements.csv by row and column; empty if unknown."""
+        """Return a table of measurements.csv by row and column; empty if unknown."""
         rows = [row for row in self.measurements if row.table == table]
         return {(row.row, row.column): row.value for row in rows}
 
     def tree_path(self, run: str) -> Path:
-        """Where a run's trees are, if they are kept."""
+        """Return the path of a run's trees, if they are kept."""
         return self.folder / "trees" / f"{run}.json"
 
     def curve_path(self, run: str) -> Path:
-        """Where a run's curve is, if it is kept."""
+        """Return the path of a run's curve, if it is kept."""
         return self.folder / "curves" / f"{run}.csv"
 
 
@@ -169,7 +169,7 @@ def read_results(folder: Path) -> Results:
             trees (a curve) nor a line in missing.csv. The message names the file and line.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: got no folder, expected one with runs.csv. Give --results.")
+        raise ConfigError(f"{folder}: got no folder, expected one with runs.csv. Give --results")
     rows = {name: tuple(_read(folder / f"{name}.csv", kind)) for name, kind in _FILES.items()}
     results = Results(folder, **rows)
     check_rows(results)
@@ -184,25 +184,25 @@ def _read(path: Path, kind: type[Row]) -> list[Row]:
         text = path.read_text(encoding="utf-8")
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{path}: got {error.strerror}, expected a readable file") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: got damaged text ({error}), expected a CSV file.") from error
+        raise ConfigError(f"{path}: got damaged text ({error}), expected a CSV file") from error
     columns = column_names(kind)
     if not lines or lines[0] != columns:
         got = ",".join(lines[0]) if lines else "nothing"
-        raise ConfigError(f"{path}: header: got {got}, expected {','.join(columns)}.")
+        raise ConfigError(f"{path}: header: got {got}, expected {','.join(columns)}")
     return [_row(f"{path}:{number}", kind, line) for number, line in enumerate(lines[1:], 2)]
 
 
 def column_names(kind: type[Any]) -> list[str]:
-    """The header of the file whose rows are of this class."""
+    """Return the header of the file whose rows are of this class."""
     return [column.name.rstrip("_") for column in fields(kind)]
 
 
 def _row(where: str, kind: type[Row], cells: Sequence[str]) -> Row:
     columns = fields(kind)
     if len(cells) != len(columns):
-        raise ConfigError(f"{where}: got {len(cells)} cells, expected {len(columns)}.")
+        raise ConfigError(f"{where}: got {len(cells)} cells, expected {len(columns)}")
     values = []
     for column, cell in zip(columns, cells, strict=True):
         convert, expected = _CONVERSIONS[str(column.type)]
@@ -210,7 +210,7 @@ def _row(where: str, kind: type[Row], cells: Sequence[str]) -> Row:
             values.append(convert(cell))
         except ValueError as error:
             name = column.name.rstrip("_")
-            raise ConfigError(f"{where}: {name}: got {cell!r}, expected {expected}.") from error
+            raise ConfigError(f"{where}: {name}: got {cell!r}, expected {expected}") from error
     return kind(*values)
 
 
@@ -238,11 +238,11 @@ def check_rows(results: Results) -> None:
             where = f"{path}:{number}"
             key = tuple(getattr(row, column) for column in _KEYS[name])
             if key in seen:
-                raise ConfigError(f"{where}: got {' '.join(key)} twice, expected it once.")
+                raise ConfigError(f"{where}: got {' '.join(key)} twice, expected it once")
             seen.add(key)
             run = getattr(row, "run", None)
             if run is not None and run not in results.by_name:
-                raise ConfigError(f"{where}: run: got {run!r}, expected a run of runs.csv.")
+                raise ConfigError(f"{where}: run: got {run!r}, expected a run of runs.csv")
             _check_row(where, row)
     _check_episodes(results)
 
@@ -257,15 +257,15 @@ def _check_row(where: str, row: Any) -> None:
         if row.episodes < 1 or not allowed:
             raise ConfigError(
                 f"{where}: successes: got {row.successes} of {row.episodes} episodes, "
-                "expected a number from 0 to the episodes."
+                "expected a number from 0 to the episodes"
             )
     elif isinstance(row, EpisodesRow) and not re.fullmatch("[01]+", row.outcomes):
-        raise ConfigError(f"{where}: outcomes: got {row.outcomes!r}, expected 0s and 1s.")
+        raise ConfigError(f"{where}: outcomes: got {row.outcomes!r}, expected 0s and 1s")
     elif isinstance(row, Measurement):
         try:
             _finite(row.value)
         except ValueError as error:
-            raise ConfigError(f"{where}: value: got {row.value!r}, expected a number.") from error
+            raise ConfigError(f"{where}: value: got {row.value!r}, expected a number") from error
 
 
 def _check_episodes(results: Results) -> None:
@@ -278,7 +278,7 @@ def _check_episodes(results: Results) -> None:
             expected = "no line" if total is None else f"{total.successes} of {total.episodes}"
             raise ConfigError(
                 f"{where}: outcomes: got {found[1]} successes of {found[0]}, "
-                f"expected what success.csv says: {expected}."
+                f"expected what success.csv says: {expected}"
             )
 
 
@@ -287,26 +287,26 @@ def _check_kept(results: Results) -> None:
     for run in results.by_name:
         for what, path in (("trees", results.tree_path(run)), ("curve", results.curve_path(run))):
             if not path.is_file() and (run, what) not in missing:
-                raise ConfigError(f"{path}: got no file, expected it or a line in missing.csv.")
+                raise ConfigError(f"{path}: got no file, expected it or a line in missing.csv")
 
 
 def require_name(where: str, name: str) -> None:
     """Raise ConfigError if this cannot name a run or a study."""
     if not NAME.fullmatch(name):
         allowed = "letters, digits, '.', '_' and '-', a letter or digit first"
-        raise ConfigError(f"{where}: got {name!r}, expected {allowed}.")
+        raise ConfigError(f"{where}: got {name!r}, expected {allowed}")
 
 
 def require_method(where: str, method: str) -> None:
-    """Raise ConfigError if this is not a method's name as the data write it."""
+    """Raise ConfigError if this is not a method's name in the data."""
     if not METHOD.fullmatch(method):
         raise ConfigError(
-            f"{where}: got {method!r}, expected small letters, digits and '_', as in conal_pro."
+            f"{where}: got {method!r}, expected small letters, digits and '_', as in conal_pro"
         )
 
 
 def to_csv(kind: type[Any], rows: Iterable[Any]) -> str:
-    """The text of a file with these rows, header included."""
+    """Return the text of a file with these rows, header included."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(column_names(kind))
@@ -324,7 +324,7 @@ def _cell(value: Any) -> str:
 
 
 def csv_files(results: Results) -> dict[Path, str]:
-    """Every CSV file of the folder as it should be, by its path."""
+    """Return the text of every CSV file of the folder, by its path."""
     return {
         results.folder / f"{name}.csv": to_csv(kind, getattr(results, name))
         for name, kind in _FILES.items()
@@ -346,4 +346,6 @@ def write_files(files: Mapping[Path, str]) -> None:
                 draft = drafts.enter_context(draft_file(path))
                 draft.write_text(text, encoding="utf-8", newline="")
     except OSError as error:
-        raise ConfigError(f"{error.filename}: cannot be written: {error.strerror}") from error
+        raise ConfigError(
+            f"{error.filename}: got {error.strerror}, expected a writable file"
+        ) from error

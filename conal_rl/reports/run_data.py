@@ -91,7 +91,7 @@ class ConflictRecord:
 
     @property
     def steps(self) -> str:
-        """What one step of the run is."""
+        """The unit of the run's steps."""
         return "env steps" if isinstance(self.config, Config) else "updates"
 
 
@@ -100,14 +100,14 @@ def read_record(folder: Path, name: str) -> ConflictRecord:
 
     Raises:
         CheckpointError: `folder` does not exist, has no data on conflicts, or has damaged JSON.
-        ConfigError: `folder` has no config, or a damaged one.
+        ConfigError: the config of `folder` is missing or damaged.
     """
     run = Run(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: got no folder, expected a run. Check the path.")
+        raise CheckpointError(f"{folder}: got no folder, expected a run. Check the path")
     if not run.config_path.is_file():
         raise ConfigError(
-            f"{run.config_path}: got no file, expected a run's config. Check the path."
+            f"{run.config_path}: got no file, expected a run's config. Check the path"
         )
     config = run.config()
     stages = sorted(
@@ -131,7 +131,7 @@ def read_record(folder: Path, name: str) -> ConflictRecord:
     if not negative and not phases:
         raise CheckpointError(
             f"{folder}: got a run without counted conflicts, expected some. "
-            "Train with a search, or with --agent.conflict-rule none, which counts conflicts."
+            "Train with a search, or with --agent.conflict-rule none, which counts conflicts"
         )
     searched = None if search is None else search.steps
     return ConflictRecord(name, _method(config, phases), config, phases, searched, negative, gates)
@@ -140,10 +140,9 @@ def read_record(folder: Path, name: str) -> ConflictRecord:
 def read_scalars(folder: Path) -> dict[str, Curve]:
     """Return the conflict and gate scalars of a run's TensorBoard files, by tag.
 
-    Each process that worked on the run left one file. If a later process logged from step s on,
-    then points of earlier files from step s on are left out: the resume abandoned them. Of two
-    values at one step, the last written counts. A file's damaged end is skipped, as TensorBoard
-    does.
+    Each process of the run left one file. If a later process logged from step s on, the points of
+    earlier files from step s on are left out, because the resume abandoned them. Of two values at
+    one step, the last written counts. A file's damaged end is skipped, as in TensorBoard.
 
     Raises:
         CheckpointError: a file cannot be read.
@@ -154,7 +153,7 @@ def read_scalars(folder: Path) -> dict[str, Curve]:
             files.append(_read_events(path))
         except OSError as error:
             raise CheckpointError(
-                f"{path}: got {error.strerror!r}, expected a readable file. Check its permissions."
+                f"{path}: got {error.strerror!r}, expected a readable file. Check its permissions"
             ) from error
     values_of_tags: dict[str, dict[int, float]] = {}
     end = math.inf
@@ -218,7 +217,7 @@ def read_phase(path: Path) -> Phase | None:
 def _damaged(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(
         f"{path}: got a damaged file or one of an older version ({reason}), expected the results "
-        "of a phase. Give a different run."
+        "of a phase. Give a different run"
     )
 
 

@@ -59,7 +59,7 @@ def read_success(folder: Path, name: str) -> SuccessLog:
             rows = list(csv.DictReader(file))
     except OSError as error:
         raise CheckpointError(
-            f"{path}: got {error.strerror!r}, expected a readable file. Give a run's folder."
+            f"{path}: got {error.strerror!r}, expected a readable file. Give a run's folder"
         ) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise _damaged(path, error) from error
@@ -72,7 +72,7 @@ def read_success(folder: Path, name: str) -> SuccessLog:
     if not names:
         raise CheckpointError(
             f"{path}: got no column success/TASK, expected at least one. "
-            "Give an RL run whose tasks report success."
+            "Give an RL run whose tasks report success"
         )
     try:
         return SuccessLog(
@@ -88,7 +88,7 @@ def read_success(folder: Path, name: str) -> SuccessLog:
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{path}: got a damaged file ({error}), expected lines of metrics. Give a different run."
+        f"{path}: got a damaged file ({error}), expected lines of metrics. Give a different run"
     )
 
 

@@ -34,17 +34,19 @@ def save_checkpoint(
 ) -> Path:
     """Write `checkpoints/step-NNNNNNNNN` in a run's folder and return its path.
 
-    A complete checkpoint is never replaced: if a step is saved twice, the second name ends in `.1`.
+    A complete checkpoint is never replaced: a step that is saved again gets a name that ends in
+        `.1`.
 
     Args:
-        folder: of the run.
-        step: of the whole run.
-        tensors: each group becomes one safetensors file; its name is letters, digits, `_`, `-`.
+        folder: the folder of the run.
+        step: the step of the whole run.
+        tensors: tensors by group and name. A group becomes one safetensors file, named after it;
+            the name has letters, digits, `_` and `-`.
         state: JSON types with text keys; becomes state.json.
-        keep: how many of the newest checkpoints stay, this one included.
+        keep: number of the newest checkpoints that stay, this one included.
 
     Raises:
-        CheckpointError: the disk refuses; the older checkpoints are as they were.
+        CheckpointError: the disk refuses. The older checkpoints are unchanged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -59,7 +61,7 @@ def save_checkpoint(
             shutil.rmtree(abandoned, ignore_errors=True)
         with draft_folder(final) as draft:
             for group, named in tensors.items():
-                # A contiguous tensor, as replay data is, goes to the file without a copy.
+                # A contiguous tensor, such as replay data, is written without a copy.
                 contiguous = {name: tensor.contiguous() for name, tensor in named.items()}
                 save_file(contiguous, draft / _file_of(group))
             (draft / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
@@ -72,7 +74,9 @@ def save_checkpoint(
             # No newline at the end: a manifest that lost its last byte must not parse.
             (draft / _MANIFEST).write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{final}: cannot be written: {error}") from error
+        raise CheckpointError(
+            f"{final}: got {error}, expected a writable folder. Free some space"
+        ) from error
     for path in older[: max(0, len(older) + 1 - keep)]:
         doomed = path.with_name(f".removing-{path.name}")
         os.rename(path, doomed)
@@ -86,11 +90,11 @@ def load_checkpoint(
     """Return a checkpoint's tensors by group, on the CPU, and its state.
 
     Args:
-        folder: a run's folder, whose newest checkpoint is meant, or a checkpoint's own.
-        groups: the tensor groups to read; the others are not checked either. None reads all.
+        folder: the folder of a checkpoint, or of a run, whose newest checkpoint is loaded.
+        groups: the tensor groups to read and check. None: all.
 
     Raises:
-        CheckpointError: a file is missing or is not as it was written; the message names it.
+        CheckpointError: a file is missing or has changed; the message names it.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -100,18 +104,23 @@ def load_checkpoint(
     else:
         complete = checkpoints_of(folder)
         if not complete:
-            raise CheckpointError(f"{folder / 'checkpoints'}: there is no complete checkpoint")
+            raise CheckpointError(
+                f"{folder / 'checkpoints'}: got no complete checkpoint, expected one. "
+                "Give a different run"
+            )
         checkpoint = complete[-1]
     files = _read_manifest(checkpoint)
     wanted = sorted(set(files) - {_STATE} if groups is None else map(_file_of, groups))
     for name in (_STATE, *wanted):
         if name not in files:
-            raise CheckpointError(f"{checkpoint / name}: is not part of this checkpoint")
+            raise CheckpointError(
+                f"{checkpoint / name}: got no such file in the manifest, expected one"
+            )
         _check(checkpoint / name, files[name])
     try:
         tensors = {Path(name).stem: load_file(checkpoint / name) for name in wanted}
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint}: cannot be read: {error}") from error
+        raise CheckpointError(f"{checkpoint}: got {error}, expected readable files") from error
     return tensors, read_json(checkpoint / _STATE)
 
 
@@ -140,29 +149,35 @@ def _sha256(path: Path) -> str:
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, tuple[int, str]]:
-    """Return length and SHA-256 of each of the checkpoint's files."""
+    """Return the length and the SHA-256 of every file of a checkpoint."""
     path = checkpoint / _MANIFEST
     if not path.is_file():
-        raise CheckpointError(f"{path}: missing, so the checkpoint is not complete")
+        raise CheckpointError(
+            f"{path}: got no file, expected the manifest of a complete checkpoint"
+        )
     manifest = read_json(path)
     try:
         files = manifest["files"]
         plain = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
     except (LookupError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged, this is not a checkpoint's manifest") from error
+        raise CheckpointError(
+            f"{path}: got a damaged file, expected a checkpoint's manifest"
+        ) from error
     for name in plain:
-        # A name from a stranger's manifest must not lead out of the checkpoint.
+        # A name in a manifest must not lead out of the checkpoint.
         if name != _STATE and not re.fullmatch(r"[\w-]+\.safetensors", name):
-            raise CheckpointError(f"{path}: damaged, {name!r} is not a checkpoint's file")
+            raise CheckpointError(f"{path}: got {name!r}, expected the name of a checkpoint's file")
     return plain
 
 
 def _check(path: Path, written: tuple[int, str]) -> None:
     """Raise CheckpointError if a file differs from what the manifest says."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: missing")
+        raise CheckpointError(f"{path}: got no file, expected one of the checkpoint")
     size = path.stat().st_size
     if size != written[0]:
         raise CheckpointError(f"{path}: got {size} bytes, expected {written[0]}")
     if _sha256(path) != written[1]:
-        raise CheckpointError(f"{path}: changed since it was written (SHA-256)")
+        raise CheckpointError(
+            f"{path}: got different bytes (SHA-256), expected those that were written"
+        )

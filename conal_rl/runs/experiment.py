@@ -43,16 +43,16 @@ class Experiment(Protocol):
 
     @property
     def precision(self) -> Precision:
-        """What the networks compute in; it is decided once per run."""
+        """The precision of the networks, decided once per run."""
         ...
 
     @property
     def learners(self) -> Mapping[str, Learner]:
-        """What learns a tree now, by the network's name."""
+        """The learners of the current trees, by the network's name."""
         ...
 
     def start(self) -> None:
-        """Make the first networks, and refuse whatever would fail later.
+        """Make the first networks, and raise early what would fail later.
 
         Raises:
             ConalError: the run cannot work; nothing has been written yet.
@@ -67,7 +67,7 @@ class Experiment(Protocol):
         Args:
             tensors: by group and name, as `state` returned them.
             state: what `state` returned.
-            precision: that of the run; None if it is to be decided again.
+            precision: the recorded precision of the run; None: it is decided again.
 
         Raises:
             ConalError: the checkpoint is damaged, or belongs to a different config.
@@ -103,11 +103,11 @@ class Experiment(Protocol):
         ...
 
     def save_weights(self, folder: Path, finished: bool) -> None:
-        """Write the weights that evaluation reads; `finished`: the training is over."""
+        """Write the weights that evaluation reads; `finished` says that training is over."""
         ...
 
     def evaluate(self) -> tuple[dict[str, Any], RenderableType]:
-        """Return what evaluation.json says of the network, and a table to print."""
+        """Return the content of evaluation.json, and a table to print."""
         ...
 
 
@@ -117,12 +117,12 @@ def decide_precision(
     recorded: Precision | None = None,
     on_cuda: Precision = "bfloat16",
 ) -> Precision:
-    """Return the precision of a run, and say in one line if it is not what a user may expect.
+    """Return the precision of a run, and print one line if a user may expect a different one.
 
     Args:
-        device: where the run computes.
-        mixed: its `agent.mixed_precision`.
-        recorded: what the run computed in so far, which it keeps.
+        device: the device of the run.
+        mixed: the run's `agent.mixed_precision`.
+        recorded: the precision of the run so far, which it keeps.
         on_cuda: the half precision of CUDA devices.
     """
     precision = recorded or choose_precision(mixed, device, on_cuda)
@@ -152,20 +152,20 @@ def search_space(config: RunConfig, tasks: tuple[str, ...]) -> Search:
     if len(tasks) < 2:
         raise ConfigError(
             f"agent.tree: got 'search', expected a fixed tree, because {tasks[0]} is the only task "
-            "and nothing can be shared. Give independent."
+            "and nothing can be shared. Give independent"
         )
     return first_structure(config.search, len(tasks))
 
 
 def require_compiler(device: torch.device) -> None:
     """Raise ConfigError if torch.compile does not work on this machine."""
-    from torch._dynamo.exc import TorchDynamoException  # not above: it takes a second
+    from torch._dynamo.exc import TorchDynamoException  # imported here because it takes a second
 
     try:
         torch.compile(torch.neg)(torch.ones(1, device=device))
     except TorchDynamoException as error:
         reason = " ".join(str(error).split("\n\n")[0].split())
         raise ConfigError(
-            f"agent.compile: got True, but torch.compile does not work here ({reason}). Leave it "
-            "out."
+            f"agent.compile: got True, expected False here, because torch.compile fails "
+            f"({reason}). Leave it out"
         ) from error

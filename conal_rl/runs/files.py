@@ -17,8 +17,8 @@ from conal_rl.errors import CheckpointError, ConalError
 def draft_file(path: Path) -> Iterator[Path]:
     """Yield a path to write to; after the block, the file there replaces `path` in one step.
 
-    If the block fails or the process dies, `path` is as it was. The draft lies next to `path` and
-    has its suffix, from which some writers choose a format. An OSError names `path`.
+    If the block fails or the process dies, `path` is unchanged. The draft is next to `path`
+    and has its suffix, because some writers choose a format by it. An OSError names `path`.
     """
     draft = path.with_name(f".{os.getpid()}.{path.name}")
     try:
@@ -35,9 +35,9 @@ def draft_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def draft_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to write files into; after the block, it takes the place of `path`.
+    """Yield an empty folder to write files into; after the block, it replaces `path`.
 
-    If the block fails, `path` is as it was. If the process dies, `.NAME.draft` or `.NAME.old` may
+    If the block fails, `path` is unchanged. If the process dies, `.NAME.draft` or `.NAME.old` may
     stay next to it, and the next call removes them.
     """
     draft, old = (path.with_name(f".{path.name}.{kind}") for kind in ("draft", "old"))
@@ -58,7 +58,7 @@ def draft_folder(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or a folder's entries, to the disk, so that a rename never precedes them."""
+    """Flush a file, or a folder's entries, to the disk, so that a rename never precedes them."""
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -86,6 +86,6 @@ def read_json(path: Path, problem: type[ConalError] = CheckpointError) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise problem(f"{path}: cannot be read: {error.strerror}") from error
+        raise problem(f"{path}: got {error.strerror}, expected a readable file") from error
     except (ValueError, RecursionError) as error:
-        raise problem(f"{path}: is not JSON: {error}") from error
+        raise problem(f"{path}: got {error}, expected JSON") from error

@@ -45,13 +45,16 @@ class Run:
                 resume = f", or resume the run there with --resume {folder}"
                 raise ConfigError(
                     f"--out: got {folder}, expected a new or empty folder. Give a different one"
-                    f"{resume if checkpoints_of(folder) else ''}."
+                    f"{resume if checkpoints_of(folder) else ''}"
                 )
             run = cls(folder)
             atomic_write(run.config_path, config.to_yaml())
             write_json(run.versions_path, versions() | {"precision": precision})
         except OSError as error:
-            raise ConfigError(f"{error.filename}: cannot make the run: {error.strerror}") from error
+            raise ConfigError(
+                f"{error.filename}: got {error.strerror}, expected a writable folder. Give a "
+                "different --out"
+            ) from error
         return run
 
     @classmethod
@@ -63,16 +66,19 @@ class Run:
             ConfigError: it has no config.yaml.
         """
         if not folder.is_dir():
-            raise CheckpointError(f"{folder}: there is no such folder")
+            raise CheckpointError(f"{folder}: got no folder, expected a run. Check the path")
         if not any(folder.iterdir()):
-            raise CheckpointError(f"{folder}: the folder is empty")
+            raise CheckpointError(f"{folder}: got an empty folder, expected a run. Check the path")
         run = cls(folder)
         if not run.config_path.is_file():
-            raise ConfigError(f"{run.config_path}: missing. Give the folder of a run.")
+            raise ConfigError(
+                f"{run.config_path}: got no file, expected a config. Give the folder of a run"
+            )
         if not checkpoints_of(folder):
             raise CheckpointError(
-                f"{run.checkpoints_path}: there is no complete checkpoint to resume from. Wait for "
-                "the process that trains here, or start the run again with a different --out."
+                f"{run.checkpoints_path}: got no complete checkpoint, expected one to resume from. "
+                "Wait for the process that trains here, or start the run again with a different "
+                "--out"
             )
         return run
 
@@ -83,7 +89,7 @@ class Run:
         Raises:
             CheckpointError: a different process holds the lock.
         """
-        import fcntl  # not above: Windows lacks it, and evaluation needs no lock
+        import fcntl  # imported here because Windows lacks it, and evaluation needs no lock
 
         descriptor = os.open(self.folder, os.O_RDONLY)
         try:
@@ -91,7 +97,8 @@ class Run:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise CheckpointError(
-                    f"{self.folder}: a different process trains here. Wait for it, or stop it."
+                    f"{self.folder}: got a run that a different process trains, expected an idle "
+                    "one. Wait for the process, or stop it"
                 ) from error
             except OSError:
                 pass  # some network file systems cannot lock a folder
@@ -104,7 +111,7 @@ class Run:
         return load_config(self.config_path)
 
     def precision(self) -> Precision | None:
-        """Read the precision that the run computes in; None if its files do not tell.
+        """Read the precision that the run computes in; None if no file records it.
 
         Raises:
             CheckpointError: versions.json or model.json is damaged.
@@ -149,12 +156,12 @@ class Run:
 
     @property
     def evaluation_path(self) -> Path:
-        """What the evaluation after training says."""
+        """The result of the evaluation after training."""
         return self.folder / "evaluation.json"
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file, which is empty if the file is missing."""
+    """Return the JSON object in a file, or an empty one if the file is missing."""
     if not path.exists():
         return {}
     content = read_json(path)
@@ -172,7 +179,7 @@ def _precision(path: Path, name: Any) -> Precision:
 
 
 def find_run(text: str) -> Path:
-    """Return the folder that a command line names.
+    """Return the folder of a run that a command line names.
 
     Args:
         text: a path, or `pretrained:NAME` for weights that come with the package.
@@ -199,12 +206,15 @@ def run_of(path: Path) -> Run:
     """
     path = path.resolve()
     if not path.is_dir():
-        raise CheckpointError(f"{path}: there is no such folder")
+        raise CheckpointError(
+            f"{path}: got no folder, expected a run or a checkpoint. Check the path"
+        )
     if (path / "state.json").is_file():
         return Run(path.parents[1])
     if not any((path / part).is_dir() for part in ("model", "checkpoints")):
         raise CheckpointError(
-            f"{path}: expected a run, which has model/ or checkpoints/, or one of its checkpoints"
+            f"{path}: got a different folder, expected a run (with model/ or checkpoints/) or "
+            "one of its checkpoints. Check the path"
         )
     return Run(path)
 
@@ -227,7 +237,7 @@ def versions() -> dict[str, str | int | None]:
 
 
 def _new_folder(parent: Path, config: RunConfig) -> Path:
-    """Make and return a folder that is new even if runs start within one second."""
+    """Make and return a new folder, also if several runs start within one second."""
     stem = f"{config.name}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     for attempt in range(1000):
         folder = parent / (f"{stem}-{attempt}" if attempt else stem)
@@ -236,13 +246,15 @@ def _new_folder(parent: Path, config: RunConfig) -> Path:
         except FileExistsError:
             continue
         return folder
-    raise ConfigError(f"{parent / stem}: exists a thousand times. Give --out.")
+    raise ConfigError(
+        f"{parent / stem}: got a thousand folders of this name, expected fewer. Give --out"
+    )
 
 
 def _commit() -> str | None:
-    """Return the commit of this package's checkout, with `-dirty` if files have changed since."""
+    """Return the commit of this package's checkout, with `-dirty` if files have changed."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # installed: a repository further up is not ours
+    if not (root / ".git").exists():  # installed: a repository in a parent folder is not ours
         return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

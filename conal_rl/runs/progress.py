@@ -42,7 +42,7 @@ class StopRequest:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Note signals in this block: the first asks training to stop, a second interrupts it."""
+        """Handle signals in this block: the first asks training to stop, a second interrupts it."""
         signals = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self._note) for number in signals}
         try:
@@ -55,21 +55,21 @@ class StopRequest:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
-        print("stopping after this step; writing a checkpoint", file=sys.stderr)
+        print("The run stops after this step and writes a checkpoint.", file=sys.stderr)
 
 
 class ContinuedCSV(CSVOutputFormat):
     """SB3's CSV log, which continues the lines of an earlier process.
 
-    Lines logged after the checkpoint that the run resumes from are dropped: they will come again.
-    A last line that was cut short is dropped too.
+    Lines after the checkpoint are dropped, because the resumed run logs them again. An incomplete
+    last line is dropped too.
 
     Args:
-        path: of the log.
-        steps: of the checkpoint.
+        path: the path of the log.
+        steps: the steps of the checkpoint.
 
     Raises:
-        CheckpointError: the file is not such a log.
+        CheckpointError: the file is not the log of a run.
     """
 
     def __init__(self, path: Path, steps: int):
@@ -84,8 +84,8 @@ class ContinuedCSV(CSVOutputFormat):
                         kept.append(line)
             except (csv.Error, KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(
-                    f"{path}: damaged, this is not the log of a run. Move it away; the resumed run "
-                    "then begins a new one."
+                    f"{path}: got a damaged file, expected the log of a run. Move it away; the "
+                    "resumed run then begins a new one"
                 ) from error
         with draft_file(path) as draft:  # SB3 keeps writing to this file under its new name
             super().__init__(str(draft))
@@ -96,11 +96,14 @@ class ContinuedCSV(CSVOutputFormat):
 
 def make_logger(folder: Path, steps: int) -> Logger:
     """Return a log to progress.csv and TensorBoard files in `folder`; it continues at `steps`."""
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # not above: it is slow
+    from tensorboard.compat.proto.event_pb2 import (
+        Event,
+        SessionLog,
+    )  # imported here because it is slow
 
     table = ContinuedCSV(folder / "progress.csv", steps)
     curves = TensorBoardOutputFormat(str(folder))
-    # TensorBoard then leaves out what an earlier process has logged beyond these steps.
+    # TensorBoard then leaves out what an earlier process logged after these steps.
     start = SessionLog(status=SessionLog.START)
     curves.writer._get_file_writer().add_event(Event(step=steps + 1, session_log=start))
     return Logger(folder=str(folder), output_formats=[table, curves])
@@ -113,7 +116,7 @@ class PhaseDisplay:
         phase: name of the phase.
         step: the step that it continues at.
         until: the step that it ends at.
-        seconds_left: returns the seconds after which it ends in any case.
+        seconds_left: returns the seconds after which it ends early.
     """
 
     def __init__(self, phase: str, step: int, until: int, seconds_left: Callable[[], float]):
@@ -142,7 +145,7 @@ class PhaseDisplay:
         return (step - self._first) / max(time.monotonic() - self._began, 1e-9)
 
     def due(self) -> bool:
-        """Return whether the bar has not moved for half a second; the next answer is then no."""
+        """Return whether half a second has passed since this last returned True."""
         now = time.monotonic()
         due = now - self._shown > 0.5
         if due:
@@ -160,7 +163,7 @@ class PhaseDisplay:
         )
 
     def line(self, step: int, outcome: str) -> None:
-        """Print a line, unless there is a bar."""
+        """Print a line, except if a bar is shown."""
         if self._progress.disable:
             self.console.print(
                 f"{self.phase}: {step:,} of {self.until:,} steps, "
@@ -174,22 +177,22 @@ class PhaseDisplay:
         return f"{max(min(seconds, self._seconds_left()), 0) / 60:.0f} min left"
 
     def close(self) -> None:
-        """Take the bar down."""
+        """Remove the bar."""
         self._progress.stop()
 
 
 @dataclass
 class Session:
-    """A stretch of training in one phase, as the experiment that trains sees it.
+    """A part of the training, within one phase: its limits, its log and its checkpoints.
 
     Attributes:
         phase: name of the phase.
         step: the step of the whole run that it continues at.
         until: the step of the whole run that it ends at.
-        logger: where metrics go.
+        logger: takes the metrics.
         stop: says whether the user has asked to stop.
         elapsed: returns the seconds of the whole run so far.
-        seconds_left: returns the seconds after which it ends in any case.
+        seconds_left: returns the seconds after which it ends early.
         save: writes a checkpoint.
         save_seconds: seconds between two checkpoints.
         display: the phase's progress.
@@ -220,7 +223,7 @@ class Session:
         return self.seconds_left() <= 0
 
     def save_if_due(self) -> None:
-        """Write a checkpoint if the last one is old enough; call it when nothing is half done."""
+        """Write a checkpoint if the last one is old enough. Call it between two whole steps."""
         if time.monotonic() - self._saved > self.save_seconds:
             self.save()
             self._saved = time.monotonic()

@@ -1,4 +1,4 @@
-"""A run from its first step to its evaluation, whatever its experiment learns."""
+"""A run from its first step to its evaluation, for any experiment."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Phase = Literal["search", "train", "done"]
 
 
 class Trainer:
-    """One run: its folder, its experiment, and the phase that it is in.
+    """One run: its folder, its experiment, and its phase.
 
     Attributes:
         phase: search, then train, then done; a run on fixed trees begins with train.
@@ -39,7 +39,7 @@ class Trainer:
         self.run, self.experiment, self.config = run, experiment, experiment.config
         self.phase: Phase = phase
         self.search_steps, self.search_seconds = 0, 0.0
-        self._seconds_before = 0.0  # of earlier processes
+        self._seconds_before = 0.0  # seconds of earlier processes
         self._began = time.monotonic()
         self._stop = StopRequest()
 
@@ -48,7 +48,7 @@ class Trainer:
         """Begin a run in a new folder.
 
         Raises:
-            ConalError: the experiment or the folder cannot be made; then there is no folder.
+            ConalError: the experiment or the folder cannot be made. No folder is left.
         """
         experiment.start()
         phase: Phase = "search" if experiment.config.agent.tree == "search" else "train"
@@ -58,7 +58,7 @@ class Trainer:
     def resume(cls, run: Run, experiment: Experiment) -> Trainer:
         """Continue from the newest checkpoint of `run`.
 
-        If something is left to train, the run's config.yaml keeps what the new config changes.
+        If steps are left to train, config.yaml is rewritten with the new config.
 
         Raises:
             ConfigError: the config describes a different run.
@@ -71,7 +71,7 @@ class Trainer:
             trainer._restore_progress(state)
         except (LookupError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{run.folder}: state.json does not describe a run: {error}"
+                f"{run.folder}: state.json: got a damaged file ({error}), expected a run's state"
             ) from error
         trainer._require_same_run(began)
         changed = "agent.mixed_precision" in experiment.config.differences(began)
@@ -83,7 +83,7 @@ class Trainer:
         return trainer
 
     def run_phases(self) -> int:
-        """Do what is left of search, training and evaluation; return the exit status."""
+        """Run the remaining phases: search, training, evaluation. Return the exit status."""
         with self._stop.watching():
             self._logger = make_logger(self.run.folder, self.experiment.steps)
             if self.phase == "train" and not self.run.tree_path.exists():
@@ -116,7 +116,7 @@ class Trainer:
             numbers = [s.number for s in structures if isinstance(s, ConalProStage)]
             if not self._learn(steps * max(numbers) // stages if numbers else steps):
                 return False
-            self._checkpoint()  # what follows may fail: a disk may be full
+            self._checkpoint()  # the next writes may fail, for example on a full disk
             if numbers:
                 self._report_conflicts(f"search-stage-{max(numbers)}.json")
             if not self.experiment.next_stage():
@@ -170,7 +170,7 @@ class Trainer:
         Console().print(table)
 
     def _report_conflicts(self, name: str) -> None:
-        """Write gates and conflicts since the phase, or the stage of a search, began."""
+        """Write gates and conflicts since the start of the phase, or of the search's stage."""
         learners = self.experiment.learners
         if any(learner.noticing for learner in learners.values()):
             searching = self.phase == "search"
@@ -184,7 +184,7 @@ class Trainer:
             write_json(self.run.folder / name, report, indent=None)
 
     def _write_trees(self, trees: tuple[Tree, ...]) -> None:
-        from matplotlib.figure import Figure  # not above: it would slow every start
+        from matplotlib.figure import Figure  # imported here because it would slow every start
 
         atomic_write(self.run.tree_path, self.experiment.trees_json(trees))
         figure = Figure(figsize=(7 * len(trees), 6), layout="constrained")
@@ -212,18 +212,18 @@ class Trainer:
         self.search_seconds = float(state["search_seconds"])
 
     def _require_same_run(self, began: RunConfig) -> None:
-        """Raise ConfigError if the config changes what the run is or says that it was."""
+        """Raise ConfigError if the config changes a field that a resume must keep."""
         fixed = marked(type(self.config), "changes_run")
         for path, (now, then) in self.config.differences(began).items():
             searched = path.startswith("search.") and self.phase != "search"
             if path in fixed or (searched and path != "search.only"):
                 raise ConfigError(
                     f"{path}: got {now!r}, expected {then!r}, which {self.run.folder} began with. "
-                    "Start a new run."
+                    "Start a new run"
                 )
 
     def _continue(self, began: RunConfig) -> None:
-        """Go back to training if steps are left, and keep what the config changes for that."""
+        """Return to training if steps are left, and rewrite config.yaml for it."""
         if self.phase == "done" and self.experiment.steps < self.config.total_steps:
             self.phase = "train"
         if self.phase != "done":
@@ -234,8 +234,8 @@ class Trainer:
         idle = [p for p in changed if p.startswith(("total_steps", "agent.", "search.", "env."))]
         if idle:
             print(
-                f"{self.run.folder}: all {self.experiment.steps:,} steps are done, and only the "
-                f"evaluation follows. {', '.join(idle)}: no effect. Give more total_steps.",
+                f"{', '.join(idle)}: no effect, because all {self.experiment.steps:,} steps of "
+                f"{self.run.folder} are done. Only the evaluation follows. Raise total_steps.",
                 file=sys.stderr,
             )
 
@@ -244,14 +244,14 @@ class Trainer:
         return self._seconds_before + time.monotonic() - self._began
 
     def _seconds_left(self) -> float:
-        """Return the seconds after which training ends, whatever total_steps is."""
+        """Return the seconds until `minutes` end training; infinity without `minutes`."""
         if self.config.minutes is None or self.phase != "train":
             return math.inf
         return 60 * self.config.minutes - self._elapsed()
 
     def _say_how_to_resume(self) -> None:
         print(
-            f"stopped at {self.experiment.steps:,} steps; resume with: "
+            f"The run stopped at {self.experiment.steps:,} steps. Resume it with: "
             f"python -m conal_rl.train --resume {shlex.quote(str(self.run.folder))}",
             file=sys.stderr,
         )

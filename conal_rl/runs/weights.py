@@ -40,11 +40,11 @@ UNFIT = (
     TypeError,
     ValueError,
 )
-"""Errors of tensors and descriptions that do not belong to a network."""
+"""Errors that tensors and descriptions of a different network raise."""
 
 
 def reason(error: Exception) -> str:
-    """Return an error's text in one line; torch names the first wrong parameter in its second."""
+    """Return an error's text in one line; torch's second line names the parameter."""
     return " ".join(line.strip() for line in str(error).splitlines()[:2])
 
 
@@ -54,7 +54,7 @@ def is_finite(network: nn.Module) -> bool:
 
 
 def require_finite(network: nn.Module, updates: int) -> None:
-    """Raise ConalError if a weight is not finite: it must not replace a sound checkpoint."""
+    """Raise ConalError if a weight is not finite, so that it never replaces a sound checkpoint."""
     if not is_finite(network):
         raise diverged("a weight is not finite", updates)
 
@@ -70,7 +70,7 @@ def structure_from_json(data: Any) -> Structure:
     """Return the tree or the search space that `structure_to_json` described.
 
     Raises:
-        TreeError, LookupError, TypeError, ValueError: the data describe no tree or space.
+        TreeError, LookupError, TypeError, ValueError: the data describe neither.
     """
     if "space" not in data:
         return Tree.from_json(json.dumps(data))
@@ -83,15 +83,15 @@ def structure_from_json(data: Any) -> Structure:
 
 
 def write_model(folder: Path, about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Write `model.json` and `model.safetensors` as `folder`; an older model there is replaced.
+    """Write `model.json` and `model.safetensors` as `folder`; an older model is replaced.
 
     Raises:
-        CheckpointError: `folder` holds something else, or the disk refuses; it is as it was.
+        CheckpointError: `folder` holds other files, or the disk refuses. It is unchanged.
     """
     folder = folder.resolve()
     if folder.exists() and not (folder.is_dir() and all(map(_may_go, folder.iterdir()))):
         raise CheckpointError(
-            f"{folder}: holds something other than a model. Name a new folder for the weights."
+            f"{folder}: got other files in it, expected a model or no folder. Give a new folder"
         )
     try:
         with draft_folder(folder) as draft:
@@ -101,11 +101,11 @@ def write_model(folder: Path, about: Mapping[str, Any], weights: Mapping[str, Te
             (draft / _JSON).write_text(text, encoding="utf-8")
             shutil.copymode(draft / _JSON, draft / _WEIGHTS)  # safetensors lets only the owner read
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: cannot be written: {error}") from error
+        raise CheckpointError(f"{folder}: got {error}, expected a writable folder") from error
 
 
 def _may_go(path: Path) -> bool:
-    """Return whether this is a model's file, or one that desktops and network drives leave."""
+    """Return whether a file is of a model, or litter of a desktop or a network drive."""
     litter = (".DS_Store", "Thumbs.db", "desktop.ini")
     return path.name in (_JSON, _WEIGHTS, *litter) or path.name.startswith(".nfs")
 
@@ -118,14 +118,18 @@ def read_model(folder: Path) -> tuple[Any, dict[str, Tensor]]:
     """
     if (folder / "model" / _JSON).is_file():
         raise CheckpointError(
-            f"{folder}: this is a run's folder. Give {folder / 'model'}, which holds its weights."
+            f"{folder}: got a run's folder, expected one of weights. Give {folder / 'model'}"
         )
     about = read_json(folder / _JSON)
     try:
         data = (folder / _WEIGHTS).read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(
+            f"{error.filename}: got {error.strerror}, expected a readable file"
+        ) from error
     digest = about.get("sha256") if isinstance(about, dict) else None
     if hashlib.sha256(data).hexdigest() != digest:
-        raise CheckpointError(f"{folder / _WEIGHTS}: damaged, or of a different network (SHA-256)")
+        raise CheckpointError(
+            f"{folder / _WEIGHTS}: got different bytes (SHA-256), expected those of model.json"
+        )
     return about, load(data)

@@ -89,12 +89,12 @@ def read_config(folder: Path) -> "BertConfig":
 
     path = folder / _CONFIG
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: got no folder, expected a BERT's. Check the path.")
+        raise CheckpointError(f"{folder}: got no folder, expected a BERT's. Check the path")
     about = read_json(path)
     kind = about.get("model_type", "bert") if isinstance(about, dict) else None
     if kind != "bert":
         raise CheckpointError(
-            f"{path}: got the model type {kind!r}, expected 'bert'. Use a different folder."
+            f"{path}: got the model type {kind!r}, expected 'bert'. Use a different folder"
         )
     try:
         return BertConfig.from_dict(about)
@@ -102,7 +102,7 @@ def read_config(folder: Path) -> "BertConfig":
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"{path}: got values that do not fit ({reason}), expected a BERT's config. "
-            "Use a different folder."
+            "Use a different folder"
         ) from error
 
 
@@ -193,7 +193,7 @@ def _read_bert(folder: Path, pooler: bool) -> dict[str, Tensor]:
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise CheckpointError(
-            f"{folder}: got no weights, expected {' or '.join(_WEIGHTS)}. Use a different folder."
+            f"{folder}: got no weights, expected {' or '.join(_WEIGHTS)}. Use a different folder"
         )
     tensors = read_weights(path)
     prefix = "bert." if any(name.startswith("bert.") for name in tensors) else ""

@@ -243,14 +243,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise CheckpointError(f"{path}: got no file, expected weights. Check the path.")
+        raise CheckpointError(f"{path}: got no file, expected weights. Check the path")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise CheckpointError(
-            f"{path}: got {error.strerror!r}, expected a readable file. Check its permissions."
+            f"{path}: got {error.strerror!r}, expected a readable file. Check its permissions"
         ) from error
     except (
         SafetensorError,
@@ -272,7 +272,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _not_weights(path: Path) -> CheckpointError:
     return CheckpointError(
-        f"{path}: got a damaged or different file, expected only named tensors. Download it again."
+        f"{path}: got a damaged or different file, expected only named tensors. Download it again"
     )
 
 
@@ -295,7 +295,7 @@ def check_fit(
     if listed:
         raise CheckpointError(
             f"{source}: got weights {listed}, expected those of the network. "
-            "Use the weights of the same encoder."
+            "Use the weights of the same encoder"
         )
 
 

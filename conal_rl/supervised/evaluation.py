@@ -109,7 +109,7 @@ def read_reference(config: SupervisedConfig, tasks: Mapping[str, Task]) -> Score
     if not Path(path).is_file():
         raise ConfigError(
             f"evaluation.reference: got {path}, which does not exist, expected an evaluation.json. "
-            "Check the path."
+            "Check the path"
         )
     content = read_json(Path(path))
     try:
@@ -117,19 +117,19 @@ def read_reference(config: SupervisedConfig, tasks: Mapping[str, Task]) -> Score
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: got different content, expected the evaluation.json of a supervised run. "
-            "Use a different reference."
+            "Use a different reference"
         ) from error
     if content.get("set") != config.data.set:
         raise ConfigError(
             f"evaluation.reference: got the data set {content.get('set')} in {path}, "
-            f"expected {config.data.set}. Use a different reference."
+            f"expected {config.data.set}. Use a different reference"
         )
     ours = {name: dict.fromkeys(task.metric().names, 0.0) for name, task in tasks.items()}
     try:
         delta_p(ours, reference)  # raises if the reference does not fit
     except ConalError as error:
         raise ConfigError(
-            f"evaluation.reference: {path}: {error}. Use a different reference."
+            f"evaluation.reference: {path}: {error}. Use a different reference"
         ) from error
     return reference
 
@@ -215,12 +215,14 @@ def load_network(
     problem = make_problem(replace(config, agent=agent))
     try:
         if about["tasks"] != list(problem.tasks):
-            raise ValueError(f"the tasks are {', '.join(about['tasks'])}")
+            raise ValueError(
+                f"tasks: got {', '.join(about['tasks'])}, expected those of the config"
+            )
         network = MultiTaskNetwork(problem, structure_from_json(about["structure"]))
         network.load_state_dict(weights)
     except UNFIT as error:
         raise CheckpointError(
             f"{path}: got weights that do not fit ({reason(error)}), expected those of its config. "
-            "Use a different checkpoint."
+            "Use a different checkpoint"
         ) from error
     return network.to(get_device(device)), problem

@@ -86,7 +86,7 @@ def image_problem(config: SupervisedConfig) -> Problem:
     if agent.encoder == "bert":
         raise ConfigError(
             f"agent.encoder: got 'bert', expected small or a resnet for the images of {data.set}. "
-            "Choose a different encoder."
+            "Choose a different encoder"
         )
     allowed = "2 or more, because of batch norm"
     require(agent.batch_size > 1, "agent.batch_size", agent.batch_size, allowed)
@@ -131,7 +131,7 @@ def _chain(agent: ModelConfig, channels: int, name: str) -> list[LayerFactory]:
     if channels != 3:
         raise ConfigError(
             f"agent.encoder: got {agent.encoder!r}, expected small, because images of {name} have "
-            f"{channels} channel. Choose small."
+            f"{channels} channel. Choose small"
         )
     return resnet_chain(_DEPTHS[agent.encoder], agent.stem, agent.dilated)
 
@@ -142,7 +142,7 @@ def _prepare(agent: ModelConfig) -> Callable[[nn.Module], None]:
     if agent.encoder not in _DEPTHS:
         raise ConfigError(
             f"agent.pretrained: got {agent.pretrained!r}, expected no value for the encoder "
-            f"{agent.encoder}. Remove it, or choose a resnet."
+            f"{agent.encoder}. Remove it, or choose a resnet"
         )
     return partial(load_torchvision, weights=agent.pretrained)
 

@@ -81,7 +81,7 @@ def root_of(config: SupervisedConfig, holds: str) -> Path:
     """Return the data set's folder; raise ConfigError if the config does not name it."""
     if config.data.root is None:
         raise ConfigError(
-            f"data.root: got no value, expected the folder with {holds}. Give --data.root DIR."
+            f"data.root: got no value, expected the folder with {holds}. Give --data.root DIR"
         )
     return Path(config.data.root).expanduser()
 
@@ -106,5 +106,5 @@ def require_full_batch(samples: int, batch_size: int, part: Part) -> None:
         which = names.get(part, f"the {part} part")
         raise ConfigError(
             f"agent.batch_size: got {batch_size}, expected at most {samples}, the samples in "
-            f"{which}. Use a smaller batch."
+            f"{which}. Use a smaller batch"
         )

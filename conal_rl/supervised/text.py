@@ -135,12 +135,12 @@ def _bert(config: SupervisedConfig) -> tuple[Path, BertConfig]:
     if agent.bert is None:
         raise ConfigError(
             "agent.bert: got no value, expected a folder with config.json, vocab.txt and weights "
-            "of a BERT. Give --agent.bert DIR."
+            "of a BERT. Give --agent.bert DIR"
         )
     if agent.pretrained is not None:
         raise ConfigError(
             f"agent.pretrained: got {agent.pretrained!r}, expected no value, because the weights "
-            "are in agent.bert. Remove it."
+            "are in agent.bert. Remove it"
         )
     require(config.data.size is None, "data.size", config.data.size, f"no value, {because}")
     folder = Path(agent.bert).expanduser()
@@ -165,12 +165,12 @@ def _tokenizer(folder: Path, about: BertConfig) -> Any:
     if tokenizer.vocab_size > about.vocab_size:
         raise ConfigError(
             f"agent.bert: got {tokenizer.vocab_size} lines in {folder}/vocab.txt, expected at most "
-            f"{about.vocab_size}, as config.json says. Use files of the same model."
+            f"{about.vocab_size}, as config.json says. Use files of the same model"
         )
     if tokenizer.pad_token_id != about.pad_token_id:  # the model would read padding as text
         raise ConfigError(
             f"agent.bert: got id {tokenizer.pad_token_id} of [PAD] in {folder}/vocab.txt, expected "
-            f"{about.pad_token_id}, as config.json says. Use files of the same model."
+            f"{about.pad_token_id}, as config.json says. Use files of the same model"
         )
     return tokenizer
 

@@ -299,7 +299,7 @@ def through_a_checkpoint(
 @pytest.mark.parametrize("n_steps", [1, 3])
 @pytest.mark.parametrize("steps", [4, 50])
 def test_state_and_restore(steps: int, n_steps: int, same_episodes: bool) -> None:
-    """The restored buffer samples the same, and goes on storing the same."""
+    """The restored buffer samples the same, and then stores the same."""
     one, two = (make_buffer(40, 2, 3, 0.3, n_steps, normalize_returns=True) for _ in range(2))
     feeder = Feeder([0, 1, 0], 2)
     for step in range(steps):
@@ -327,7 +327,7 @@ def test_state_and_restore(steps: int, n_steps: int, same_episodes: bool) -> Non
 @given(st.data(), st.integers(1, 5), st.integers(1, 3))
 @settings(max_examples=40, deadline=None)
 def test_normalised_returns_by_hand(data: st.DataObject, envs: int, tasks: int) -> None:
-    """Rewards by the largest discounted sum of the task's, whatever env and episode it is of."""
+    """Rewards are divided by the task's largest discounted sum over all envs and episodes."""
     plain, buffer = (
         make_buffer(300, tasks, envs, gamma=0.5, normalize_returns=on) for on in (False, True)
     )
@@ -358,7 +358,7 @@ def test_normalised_returns_by_hand(data: st.DataObject, envs: int, tasks: int) 
 
 @pytest.mark.parametrize("size", [30, 50])
 def test_restore_refuses_rings_of_another_size(size: int) -> None:
-    """A wrapped ring has no place in one of another size: some rows would be there unwritten."""
+    """A full ring does not fit a ring of a different size: some rows would be unwritten."""
     one = make_buffer(40, 1, 1)
     feeder = Feeder([0], 1)
     for _ in range(45):
@@ -423,7 +423,7 @@ def test_n_step_returns_by_hand(data: st.DataObject, n: int, envs: int) -> None:
     feeder = Feeder([env % 2 for env in range(envs)], 2)
     steps = data.draw(st.lists(st.lists(st.integers(0, 3), min_size=envs, max_size=envs)))
     episodes: list[list[list[tuple[int, bool]]]] = [[[]] for _ in range(envs)]
-    for step in steps:  # 0 ends an episode, 1 cuts it off, and the others go on
+    for step in steps:  # 0 ends an episode, 1 cuts it off, and the others continue
         for env, what in enumerate(step):
             episodes[env][-1].append((feeder.count + env, what == 0))
             if what <= 1:

@@ -161,8 +161,8 @@ def test_independent_tasks_learn_as_if_alone(
         single = make_agent(Tree.independent(TASKS[:1], 2), TARGETS[:1], seed=task, **settings)
         copy_task(single, agent, task)
         # Without discounts, the last field.
-        alone = [TaskBatch(*(x[task : task + 1] for x in batch[:5])) for batch in batches]
-        feed(single, monkeypatch, iter(alone))
+        of_one = [TaskBatch(*(x[task : task + 1] for x in batch[:5])) for batch in batches]
+        feed(single, monkeypatch, iter(of_one))
         singles.append(single)
     agent.train(gradient_steps=4, batch_size=16)
     for task, single in enumerate(singles):
@@ -174,7 +174,7 @@ def test_independent_tasks_learn_as_if_alone(
 
 
 def test_a_shared_tree_sums_the_tasks_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Noticing conflicts by the rule `none` changes nothing; another rule does."""
+    """Noticing conflicts by the rule `none` changes nothing; a different rule does."""
     fixed_noise(monkeypatch)
     tree = Tree.shared(TASKS, 2)
     rules = ("ignore", "none", "any_pair")
@@ -192,7 +192,7 @@ def test_a_shared_tree_sums_the_tasks_gradients(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("terminates, value", [(False, 2.0), (True, 1.0)])
 def test_bootstraps_through_truncation_only(terminates: bool, value: float) -> None:
-    """A reward of 1 at each step, episodes of one step, gamma 1/2: worth 2 if they go on."""
+    """A reward of 1 at each step, episodes of one step, gamma 1/2: worth 2 if they continue."""
     env = make_env([None], length=1, terminates=terminates)
     agent = make_agent(
         Tree.shared(env.tasks, 2), env=env, gamma=0.5, ent_coef=0.0, tau=0.2, learning_rate=1e-2
@@ -348,7 +348,7 @@ def test_gates_follow_the_gradient_of_the_validation_loss(
 
 
 def test_validation_data_reaches_the_gates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With other validation data the weights take the same step, the gates another one."""
+    """With other validation data the weights take the same step, the gates a different one."""
     states = []
     for seed in (1, 2):
         agent = make_agent(None, TARGETS, gate_learning_rate=0.01)
@@ -627,7 +627,7 @@ def test_divergence_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     broken.rewards[1, 0] = torch.inf
     feed(agent, monkeypatch, iter([broken]))
     agent.train(gradient_steps=1, batch_size=16)
-    with pytest.raises(ConalError, match="training diverged"):
+    with pytest.raises(ConalError, match="diverged"):
         agent.dump_logs()
     searching = make_agent(None, TARGETS)
     with torch.no_grad():

@@ -144,7 +144,7 @@ def test_sb3s_evaluate_policy() -> None:
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("temperature", ["auto", "auto_0.1"])
 def test_zip_file(tree: str, temperature: str, tmp_path: Path) -> None:
-    """SB3's save and load, with optimiser states, without an env and with one; training goes on."""
+    """SB3's save and load, with optimiser states, with and without an env; training continues."""
     settings = SEARCH | {"gate_every": 2, "reward_scale": 0.5, "critic_reduce": "mean"}
     agent = make_agent(TREES[tree], ent_coef=temperature, **settings)
     agent.learn(96)
@@ -297,9 +297,9 @@ def test_sb3s_tables_take_long_names_that_begin_alike(capsys: pytest.CaptureFixt
     env = TaskVecEnv("toy", [Task(name, Target) for name in names])
     agent = ConalSAC(env=env, verbose=1, widths=(8,), learning_starts=50, seed=0)
     agent.learn(200, log_interval=4)
-    told = capsys.readouterr().out
-    assert all(f"{name} " in told for name in names)
-    assert "gates_actor" not in told
+    printed = capsys.readouterr().out
+    assert all(f"{name} " in printed for name in names)
+    assert "gates_actor" not in printed
 
 
 def test_targets_that_the_critics_cannot_express_are_told() -> None:
@@ -422,8 +422,8 @@ def test_recon_counts_every_step() -> None:
 def test_recon_counts_in_plain_training() -> None:
     agent = make_agent(ReconSearch(1), rule="any_pair")
     assert {noticing.rule for noticing in agent.noticing.values()} == {"none"}
-    alone = make_agent(ReconSearch(1), (0.5,))
-    assert all(tree == Tree.independent(TASKS[:1], 2) for tree in alone.derive())
+    agent_of_one = make_agent(ReconSearch(1), (0.5,))
+    assert all(tree == Tree.independent(TASKS[:1], 2) for tree in agent_of_one.derive())
 
 
 def test_and_deeper_is_refused_for_ltb() -> None:
@@ -432,7 +432,7 @@ def test_and_deeper_is_refused_for_ltb() -> None:
 
 
 def exchanged() -> TaskVecEnv:
-    """An env of the same spaces, whose tasks are in another order."""
+    """An env of the same spaces, whose tasks are in a different order."""
     return TaskVecEnv("toy", [Task(name, Target) for name in reversed(TASKS)])
 
 

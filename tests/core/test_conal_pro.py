@@ -252,9 +252,9 @@ def test_tasks_share_the_trunk_and_then_their_groups_branch(
     for number in range(1, depth + 1):
         for i, one in enumerate(network.tasks):
             for j, other in enumerate(network.tasks[:i]):
-                for found, at, alone in ((joint, joint_points, set()), (tree, points, leaving)):
+                for found, at, leavers in ((joint, joint_points, set()), (tree, points, leaving)):
                     trunk = number < min(at[i], at[j])
-                    branch = at[i] == at[j] <= number and not {one, other} & alone
+                    branch = at[i] == at[j] <= number and not {one, other} & leavers
                     layer = found.layers[number - 1]
                     assert (layer[i] == layer[j]) == (trunk or branch)
     settled = tuple(None if name in leaving else p for p, name in zip(joint_points, network.tasks))
@@ -453,7 +453,7 @@ def test_wrong_rows_are_refused(replicas: int, rows: int) -> None:
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch norm beside a skip connection, as in ResNet-18."""
+    """Two 3x3 convolutions with batch norm, and a skip connection, as in ResNet-18."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -561,7 +561,7 @@ def test_no_stage_is_larger_than_the_supernet() -> None:
 
 
 def pro_search(problem: Signs, steps: int) -> Tree:
-    """All stages, one after another."""
+    """All stages in sequence."""
     stage: ConalProStage | None = ConalProStage.first(4)
     network: StageNetwork | None = None
     while stage is not None:

@@ -377,7 +377,7 @@ CALM = [[1.0, 0.0], [1.0, 0.0]]
 
 def test_smoothing_decides_on_the_mean_of_inner_products() -> None:
     # Inner products 4, -6, -1. With decay 0.5 the running mean is 4, -1, -1; with 0.9 it is
-    # 4, 3, 2.6; without smoothing the step decides alone.
+    # 4, 3, 2.6; without smoothing only the current step decides.
     steps = [
         [[2.0, 0.0], [2.0, 0.0]],
         [[2.0, 1.0], [-3.0, 0.0]],
@@ -404,11 +404,11 @@ def test_smoothing_decides_on_the_mean_of_inner_products() -> None:
 def test_smoothing_remembers_tasks_that_skip_a_step() -> None:
     """As under sampled gates: the third task opposes two, who do not run the module this time."""
     together = [[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]
-    alone = [[0.0, 0.0], [0.0, 0.0], [-1.0, 0.0]]
+    unopposed = [[0.0, 0.0], [0.0, 0.0], [-1.0, 0.0]]
     for smoothing, remembers in ((0.0, False), (0.9, True)):
         given_ = Given("consensus", tasks=3, smoothing=smoothing)
         assert given_.step(together, together)[0] == [False, False, True]
-        assert given_.step(alone, alone)[0] == [False, False, remembers]
+        assert given_.step(unopposed, unopposed)[0] == [False, False, remembers]
 
 
 def test_smoothing_recovers_from_a_conflict_that_is_over() -> None:
@@ -436,7 +436,7 @@ def test_statistics_are_shares_of_steps() -> None:
     assert found.held["consensus"].tolist() == [[0, 0, 0], [0.25, 0.25, 0.25]]
     for rule in set(RULES) - {"none"}:
         assert found.module_held[rule].tolist() == [[0, 0, 0], [0.5, 0.5, 0.5]]
-    # A pair is counted where both have a gradient: task 3 has none in the last step.
+    # A pair is counted if both have a gradient; in the last step task 3 lacks one.
     assert found.counted[1].tolist() == [[0, 4, 3], [4, 0, 3], [3, 3, 0]]
     third = 1 / 3
     negative = torch.tensor([[0, 0.25, third], [0.25, 0, third], [third, third, 0]])

@@ -20,7 +20,7 @@ TREES = {
     "shared": Tree.shared("abcd", 3),
     "mixed": Tree.from_branch_points([3, 4, 4, 1, 3], 3),
     "grouped": Tree.from_labels("abcde", ["aabba", "aabbc", "xybbc"]),
-    "alone": Tree.from_branch_points([1, 1, 2, 2], 3),
+    "separate": Tree.from_branch_points([1, 1, 2, 2], 3),
     "rejoining": Tree.from_labels("abc", ["aab", "aab", "abb"], True),
 }
 KINDS = ["plain", "norm", "conv", "batch norm", "modules, then linear"]

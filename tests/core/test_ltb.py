@@ -175,7 +175,7 @@ def test_the_tree_follows_the_parents() -> None:
 
     a and d take copy 3 of layer 3, b and e copy 1, c copy 2. Copies 1 and 3 of layer 3 take copy 2
     of layer 2, copy 2 takes copy 1. Copies 1 and 2 of layer 2 take copies 3 and 1 of layer 1;
-    copy 3 is not in use, whatever its parent.
+    copy 3 is not in use, with any parent.
     """
     network = LTBSearch(3).network("abcde", linear_chain(IN, [4] * 3))
     for unused in range(3):

@@ -128,7 +128,7 @@ def test_text_by_hand() -> None:
     assert str(recon_tree(["reach", "push"], [0, 2, 1], 1)) == (
         "2 tasks, 3 layers, 4 modules\n"
         "layer 1: shared by reach, push\n"
-        "layer 2: each alone: reach, push\n"
+        "layer 2: separate: reach, push\n"
         "layer 3: shared by reach, push"
     )
 

@@ -40,9 +40,9 @@ def mt50_tree() -> Tree:
     names = [f"a-rather-long-task-name-{i}-v3" for i in range(50)]
     big, pairs = names[:26], [names[i : i + 2] for i in range(26, 50, 2)]
     halves = [big[:20], big[20:]]
-    alone = [[name] for name in names[20:]]
+    single = [[name] for name in names[20:]]
     return Tree.from_groups(
-        names, [[names], [big, *pairs], [*halves, *pairs], [big[:15], big[15:20], *alone]]
+        names, [[names], [big, *pairs], [*halves, *pairs], [big[:15], big[15:20], *single]]
     )
 
 
@@ -296,14 +296,14 @@ def test_text_of_ten_tasks() -> None:
         "│  ├─ layer 2 shared by 7 tasks\n"
         "│  │  ├─ layer 3 shared by push, pick-place, drawer-open, button-press-topdown,"
         " window-close\n"
-        "│  │  └─ layer 3 each alone: reach, window-open\n"
-        "│  └─ layers 2-3 alone: drawer-close\n"
-        "└─ layers 1-3 each alone: door-open, peg-insert-side"
+        "│  │  └─ layer 3 separate: reach, window-open\n"
+        "│  └─ layers 2-3 separate: drawer-close\n"
+        "└─ layers 1-3 separate: door-open, peg-insert-side"
     )
 
 
 def test_text_of_one_task() -> None:
-    assert str(Tree.shared(["a"], 1)) == "1 task, 1 layer, 1 module\n└─ layer 1 alone: a"
+    assert str(Tree.shared(["a"], 1)) == "1 task, 1 layer, 1 module\n└─ layer 1 separate: a"
 
 
 def test_text_wraps_and_merges_runs() -> None:
@@ -462,8 +462,8 @@ def test_text_of_rejoining_tasks_is_a_line_for_each_layer() -> None:
     assert str(HOURGLASS) == (
         "3 tasks, 4 layers, 7 modules\n"
         "layer 1: shared by a, b, c\n"
-        "layer 2: each alone: a, b, c\n"
-        "layer 3: shared by a, c; alone: b\n"
+        "layer 2: separate: a, b, c\n"
+        "layer 3: shared by a, c; separate: b\n"
         "layer 4: shared by a, b, c"
     )
 

@@ -50,7 +50,7 @@ def test_every_aggregation_is_compared() -> None:
 
 
 def test_segments_are_what_the_same_tasks_share() -> None:
-    # Layer 1: {a, b, e} and {c, d}; layer 2: {a, b}, {c, d}, e alone; layer 3: {c, d} alone stay.
+    # Layer 1: {a, b, e} and {c, d}; layer 2: {a, b}, {c, d}, {e}; in layer 3 only {c, d} share.
     network = TreeNetwork(Tree.from_labels("abcde", ["aaccA", "aaccB", "xyccz"]), chain(3))
     assert segments(network.shared_layers()) == {(0, 1): [0, 1], (2, 3): [0, 1, 2]}
     twins = TreeNetwork(Tree.shared("ab", 2).replicate(2), chain(2))

@@ -66,7 +66,7 @@ def png(path: Path, array: Array) -> None:
 
 
 def write_pascal(root: Path, split: str = "train", size: tuple[int, int] = (8, 10)) -> Written:
-    """Four images; of people: with parts, without parts, only another thing with parts, none."""
+    """Four images: people with parts, people without, only a different thing with parts, empty."""
     first = 0 if split == "train" else 4
     rng = np.random.default_rng(1 + first)
     names = [f"2008_00000{first + number}" for number in range(4)]

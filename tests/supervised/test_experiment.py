@@ -111,7 +111,7 @@ def test_gates_step_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("schedule", ["constant", "halve", "poly"])
 def test_step_sizes_by_hand(schedule: str) -> None:
-    """They begin anew with the training, and with each stage of CoNAL-Pro's."""
+    """Step sizes start again with the training, and with each stage of CoNAL-Pro."""
 
     def rates(training: SupervisedExperiment, steps: range) -> list[float]:
         found: list[float] = []
@@ -245,8 +245,8 @@ def test_retraining_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(SupervisedExperiment, "train_trees", spied)
     run(tmp_path / "run", *DIGITS)
-    searched, anew, optimizer = states
-    assert changed(searched, anew) and isinstance(optimizer, dict)
+    searched, drawn, optimizer = states
+    assert changed(searched, drawn) and isinstance(optimizer, dict)
     run(tmp_path / "kept", *DIGITS, "--search.keep-weights")
     searched, kept, _ = states[3:]
     assert not changed(searched, kept)
@@ -358,7 +358,7 @@ def test_no_finite_validation_loss(
     assert (
         capsys.readouterr()
         .err.splitlines()[-1]
-        .startswith("error: no validation loss has been finite after 12 updates: training diverged")
+        .startswith("error: no validation loss has been finite after 12 updates")
     )
 
 

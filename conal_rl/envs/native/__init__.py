@@ -28,7 +28,7 @@ def require_exact() -> None:
     if installed != EXACT_FOR:
         raise SuiteError(
             f"native engine: got {_listed(installed)}, expected {_listed(EXACT_FOR)}. "
-            "Install these versions, or use the official engine (--env.engine official)."
+            "Install these versions, or use the official engine (--env.engine official)"
         )
 
 

@@ -122,7 +122,7 @@ class Episodes:
         if not is_published(names):
             raise SuiteError(
                 f"native engine: got the tasks {', '.join(names)}, expected only Meta-World's "
-                "own tasks. Use conal_rl.envs.make, which takes the official engine for subclasses."
+                "own tasks. Use conal_rl.envs.make, which takes the official engine for subclasses"
             )
         if envs_per_task < 1:
             raise ValueError(f"envs_per_task: got {envs_per_task}, expected at least 1")
@@ -230,7 +230,7 @@ class Episodes:
         raise ObservationError(
             f"task {self.names[task]!r}, env {k} of the task: {what}: got NaN or inf at step "
             f"{self.lengths[i]} of the episode, expected finite numbers. MuJoCo has warned "
-            f"{rows.warnings[i]} times in this episode. A warning means an unstable simulation."
+            f"{rows.warnings[i]} times in this episode. A warning means an unstable simulation"
         )
 
     def state(self) -> EnvState | None:

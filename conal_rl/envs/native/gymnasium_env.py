@@ -74,7 +74,7 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv[Floats, npt.NDArray[Any], Any]):
         if num_envs not in (1, per_task * len(self.tasks)):
             raise ValueError(
                 f"num_envs: got {num_envs}, expected a multiple of the {len(self.tasks)} tasks of "
-                f"{suite}. Give such a number, or only envs_per_task."
+                f"{suite}. Give such a number, or only envs_per_task"
             )
         self.render_mode = render_mode
         self.episodes = Episodes(

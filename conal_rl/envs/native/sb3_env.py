@@ -153,5 +153,5 @@ class NativeVecEnv(SuiteVecEnv):
         if len(list(self._get_indices(indices))) != self.num_envs:
             raise NotImplementedError(
                 "indices: got some of the envs, expected all of them: the native engine has no "
-                'env objects. Use engine="official".'
+                'env objects. Use engine="official"'
             )

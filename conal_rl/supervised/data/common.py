@@ -150,7 +150,7 @@ class _Loader:
         if not len(self):
             raise ConfigError(
                 f"batch_size: got {batch_size}, expected a batch from {items} samples. "
-                "Use a smaller batch or more samples."
+                "Use a smaller batch or more samples"
             )
 
     def set_epoch(self, epoch: int) -> None:
@@ -370,7 +370,7 @@ def split(dataset: Indexed[T], share: float, seed: int) -> tuple[Part[T], Part[T
     if not 0 < first < len(dataset):
         raise ConfigError(
             f"share: got {share}, expected a share that gives both parts some of the "
-            f"{len(dataset)} samples. Use a share closer to 0.5."
+            f"{len(dataset)} samples. Use a share closer to 0.5"
         )
     order = np.random.default_rng(seed).permutation(len(dataset))
     parts = np.sort(order[:first]), np.sort(order[first:])

@@ -23,7 +23,7 @@ class DataError(ConalError):
 
 
 def data_error(
-    where: Path | str, got: str, expected: str, advice: str = "Download the data set again."
+    where: Path | str, got: str, expected: str, advice: str = "Download the data set again"
 ) -> DataError:
     """Return the error to raise if the file `where` holds `got` instead of `expected`."""
     return DataError(f"{where}: got {got}, expected {expected}. {advice}")
@@ -31,7 +31,7 @@ def data_error(
 
 def missing_file(path: Path, what: str) -> DataError:
     """Return the error to raise if the file `path`, described by `what`, does not exist."""
-    return data_error(path, "no file", what, "Check the data set's folder.")
+    return data_error(path, "no file", what, "Check the data set's folder")
 
 
 @contextmanager

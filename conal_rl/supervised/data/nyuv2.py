@@ -201,7 +201,7 @@ def _number(folder: Path) -> Callable[[str], int]:
     def number(name: str) -> int:
         stem = name.removesuffix(".npy")
         if not stem.isdecimal():
-            advice = "Rename or remove the file."
+            advice = "Rename or remove the file"
             raise data_error(folder / name, repr(name), "a number as name, such as 0.npy", advice)
         return int(stem)
 

@@ -42,7 +42,7 @@ LABELS: dict[Name, tuple[str, ...]] = {
 }
 """Names of each benchmark's classes or tags, in XTREME's order; a label is an index into it."""
 
-_OTHER_BERT = "Use a different folder of a BERT."
+_OTHER_BERT = "Use a different folder of a BERT"
 IGNORED = -100
 """The tag of every token except a word's first piece."""
 
@@ -296,7 +296,7 @@ def _lines(path: Path) -> list[str]:
         content = path.read_bytes()
     except OSError as error:
         got = f"{error.strerror or error}"
-        raise data_error(path, got, "a readable file", "Check the folder.") from error
+        raise data_error(path, got, "a readable file", "Check the folder") from error
     try:
         text = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
