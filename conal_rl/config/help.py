@@ -6,12 +6,11 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import re
 import textwrap
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-LINE = 96
-"""Room for the text of a field in its source line."""
 LONGEST_CHOICE = 60
 """Letters of a list of choices that stands next to its option; a longer one is in the text."""
 
@@ -103,13 +102,9 @@ def _texts(section: type[Any]) -> dict[str, str]:
 
 
 def _joined(text: str) -> str:
-    """Join the lines of a text, except if the next word would still have fitted into a line."""
+    """Join the lines of a text, except those that explain one choice: `name: text`."""
     first, *rest = text.splitlines()
-    joined, last = first, first
-    for line in rest:
-        on_purpose = len(last) + 1 + len(line.split()[0]) <= LINE
-        joined, last = joined + ("\n" if on_purpose else " ") + line, line
-    return joined
+    return first + "".join(("\n" if re.match(r"[a-z0-9_]+: ", line) else " ") + line for line in rest)
 
 
 def _values(kind: Any) -> tuple[str, str]:
