@@ -177,7 +177,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="invalid YAML"):
         load_config(tmp_path / "binary.yaml")
-    with pytest.raises(ConfigError, match="did you mean cartpole"):
+    with pytest.raises(ConfigError, match="Did you mean cartpole"):
         load_config("cartpol")
 
 

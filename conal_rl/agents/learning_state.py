@@ -1,4 +1,4 @@
-"""All that learning changes in an agent, as the tensors and JSON types of a checkpoint."""
+"""The state of learning of an agent, as the tensors and JSON types of a checkpoint."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _GROUPS = {
 }
 """A learner's groups, and their names in the agent's checkpoint."""
 _GATES = "optimizer_gates"
-"""In an agent's checkpoint it holds the gates of all networks, numbered from 0."""
+"""The group of an agent's checkpoint with the gates of all networks, numbered from 0."""
 
 
 class LearningState(NamedTuple):
-    """The parts of an agent that learning changes, and the random streams that it draws from.
+    """The parts of an agent that learning changes, and its random streams.
 
     Attributes:
         algorithm: SB3's counters, and the action space, which draws the first actions.
         replay: transitions.
-        queue: updates that wait; networks, optimisers, temperatures, loss weights, conflicts.
+        queue: pending updates, networks, optimisers, temperatures, loss weights, conflicts.
         recent: the last episodes.
     """
 
@@ -78,10 +78,10 @@ class LearningState(NamedTuple):
         return groups | learnt, state
 
     def restore(self, groups: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> None:
-        """Load what `save` returned for an agent that was built alike.
+        """Load what `save` returned for an agent with equal settings.
 
         Raises:
-            CheckpointError: it was of an agent with different tasks, trees or sizes.
+            CheckpointError: the agent had different tasks, trees or sizes.
         """
         algorithm, update = self.algorithm, self.queue.update
         with checkpoint_that_fits():
@@ -97,7 +97,7 @@ class LearningState(NamedTuple):
             algorithm.num_timesteps = state["steps"]
             algorithm._n_updates = state["updates"]
             self.queue.pending = state.get("put_off", 0)
-            # SB3 sets it after a step of the envs, but updates that wait come before.
+            # SB3 sets it after a step of the envs, but pending updates come before.
             algorithm._current_progress_remaining = state.get("progress_left", 1.0)
             algorithm._episode_num = state["episodes"]
             torch.set_rng_state(groups["random"]["torch"])
@@ -147,17 +147,19 @@ def _number_of_gates(name: str, learners: Mapping[str, Learner]) -> str:
 
 @contextmanager
 def checkpoint_that_fits() -> Iterator[None]:
-    """Turn what a checkpoint of a different agent raises in this context into CheckpointError."""
+    """Raise CheckpointError for any error of a different agent's checkpoint in this context."""
     try:
         yield
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         cause = f"{error} is missing" if isinstance(error, KeyError) else reason(error)
-        raise CheckpointError(f"the checkpoint does not fit this config: {cause}") from error
+        raise CheckpointError(
+            f"checkpoint: got a different agent ({cause}), expected one that fits the config"
+        ) from error
 
 
 @contextmanager
 def zip_of_this_version(path: object) -> Iterator[None]:
-    """Turn what a zip file of a different version raises in this context into CheckpointError."""
+    """Raise CheckpointError for any error of a different version's zip file in this context."""
     try:
         yield
     except (AttributeError, ImportError, MissingSettings) as error:

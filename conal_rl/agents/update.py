@@ -29,7 +29,7 @@ CLAMPED = "clamped_targets"
 
 
 class Parts(NamedTuple):
-    """The parts of an update besides the critics' step."""
+    """The parts of an update that are not due every time."""
 
     actor: bool
     gates: bool
@@ -41,14 +41,14 @@ class Temperatures:
 
     Args:
         tasks: number of tasks.
-        target_entropy: of every task's policy, in nats.
+        target_entropy: target entropy of every task's policy, in nats.
         fixed: the temperature `()` of every task; None if they are learnt.
         log: logarithm `(1,)` of the learnt temperatures at the start; None if they are fixed.
-        learning_rate: of the optimiser of learnt temperatures.
+        learning_rate: learning rate of learnt temperatures.
 
     Attributes:
         log: logarithms of learnt temperatures, `(task,)`; None if they are fixed.
-        optimizer: of `log`; None if they are fixed.
+        optimizer: the optimiser of `log`; None if they are fixed.
     """
 
     def __init__(
@@ -87,16 +87,16 @@ class SACUpdate:
 
     Args:
         policy: the actor, the critics and the target critics.
-        temperatures: of the tasks.
-        settings: read in every update, so that they may change between updates.
-        search: how conflicts are noticed and gates step.
-        learning_rate: of weights and temperatures, at the start.
+        temperatures: the temperatures of the tasks.
+        settings: the agent's settings; every update reads them, so that they may change.
+        search: the settings of conflict noticing and of gate steps.
+        learning_rate: learning rate of weights and temperatures at the start.
         targets_every: number of critic updates per step of the target critics.
 
     Attributes:
-        learners: of the `actor` and the `critic`.
-        gates: of the networks that have gates, by the same names.
-        captures: whether each update runs the same kernels, so that they can be captured.
+        learners: the learners of the `actor` and the `critic`.
+        gates: the gates of the networks that have gates, by the same names.
+        captures: whether updates can be captured, because each runs the same kernels.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class SACUpdate:
         )
 
     def _compile(self) -> None:
-        torch.compiler.reset()  # it compiles a function only for a few networks
+        torch.compiler.reset()  # torch compiles a function only for a few networks
         if self.learners["actor"].rule is None:
             self.policy.actor.compile_training()
         if self.learners["critic"].rule is None:
@@ -169,13 +169,15 @@ class SACUpdate:
             ConalError: the gates have not moved or are not finite, or no conflicts were counted.
         """
         if self.gates and all(bool((g == g[:, :1]).all()) for g in self.gates.values()):
-            raise ConalError("no tree can be derived: the gates have not moved, as with no update")
+            raise ConalError(
+                "tree: got gates that have not moved, expected moved ones. Search for longer"
+            )
         return self.learners["actor"].tree(), self.learners["critic"].tree()
 
     def next_stage(self) -> tuple[Structure, Structure] | None:
         """Return CoNAL-Pro's next stage by the strongest gates; None after the last one.
 
-        If only actor or critics are settled, their tree comes with the other's stage.
+        If only the actor or only the critics are settled, their tree comes with the other's stage.
 
         Raises:
             ConalError: the gates are not finite.
@@ -204,10 +206,10 @@ class SACUpdate:
             set_learning_rate(self.temperatures.optimizer, learning_rate)
 
     def anneal_gates(self, left: float) -> None:
-        """Set the temperature of Gumbel gates; `left` of the training is left, from 1 to 0."""
+        """Set the temperature of Gumbel gates; `left` is the remaining share, from 1 to 0."""
         for learner in self.learners.values():
             stage = learner.structure
-            # Of CoNAL-Pro's first N stages, which are equally long, this is the last.
+            # This is the last of CoNAL-Pro's first N stages, which are equally long.
             stages = stage.number if isinstance(stage, ConalProStage) else 1
             learner.anneal(min(1.0, stages * left))
         critic, target = self.policy.critic.encoder, self.policy.critic_target.encoder
@@ -251,7 +253,7 @@ class SACUpdate:
         return metrics
 
     def step_weights(self, batch: TaskBatch, acting: bool = True) -> dict[str, Tensor]:
-        """Step the critics and, if `acting`, the temperatures before and the actor after them.
+        """Step the critics and, if `acting`, the temperatures before them and the actor after them.
 
         Returns:
             Scalars `()` on the device for the log, by their names under `train/`.
@@ -297,7 +299,10 @@ class SACUpdate:
         if "actor" in self.gates:
             actions, log_prob = self.policy.actor.sample(batch.observations)
             losses["actor"] = self.losses.of_actor(batch, actions, log_prob, temperature)
-        for name, of_tasks in losses.items():  # after both forward passes, which the gates mix
+        for (
+            name,
+            of_tasks,
+        ) in losses.items():  # after both forward passes, because the gates mix them
             self.learners[name].step_gates(of_tasks)
         if "critic" in self.gates:
             with torch.no_grad():

@@ -1,4 +1,4 @@
-"""When updates run, and how: one by one, or as captured graphs while the environments step."""
+"""The schedule of updates: one by one, or as captured graphs while the environments step."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from conal_rl.envs.vec_env import SuiteVecEnv
 
 
 class UpdateQueue:
-    """Updates that wait until the environments step, and the graphs captured of them.
+    """Pending updates, and their captured graphs.
 
-    Without graphs an update never waits. With graphs, updates within `learn` wait until the
-    environments have begun a step; the device then works at the same time. An update learns from
-    what the replay held before that step.
+    Without graphs an update runs at once. With graphs, updates within `learn` are pending until
+    the environments begin a step; the device then works at the same time. An update learns from
+    the replay as it was before that step.
 
     Args:
         update: the function that does one update.
-        device: of the networks.
+        device: the device of the networks.
 
     Attributes:
-        pending: number of updates that wait.
+        pending: number of pending updates.
         graphs: captured graphs; None if nothing is captured.
     """
 
@@ -42,12 +42,12 @@ class UpdateQueue:
 
     @property
     def waits(self) -> bool:
-        """Whether updates wait for the environments to step."""
+        """Whether updates are pending until the environments step."""
         return self.graphs is not None and self._learning
 
     @contextmanager
     def learning(self, env: object, finish: Callable[[], None]) -> Iterator[None]:
-        """Let updates wait in this context; `finish` does them while `env` steps."""
+        """Keep updates pending in this context; `finish` does them while `env` steps."""
         self._learning = True
         if isinstance(env, SuiteVecEnv):
             env.on_step_started = finish
@@ -59,14 +59,14 @@ class UpdateQueue:
                 env.on_step_started = None
 
     def take(self) -> int:
-        """Return the number of updates that wait, and let none wait any longer."""
+        """Return the number of pending updates, and set it to 0."""
         pending, self.pending = self.pending, 0
         return pending
 
     def run(self, replay: TaskReplayBuffer, batch_size: int, number: int) -> dict[str, Tensor]:
         """Do the update of this `number`, which counts from 0; return scalars for the log.
 
-        After it, weights are drawn from scratch if that is due, and the actor is averaged.
+        It then draws weights from scratch if a reset is due, and averages the actor.
         """
         metrics = self._compute(replay, batch_size, number)
         policy, done = self.update.policy, number + 1
@@ -85,7 +85,9 @@ class UpdateQueue:
         stepping = self.update.noticing.items()
         noticing = [one for n, one in stepping if one.layers and (parts.actor or n != "actor")]
         rings = replay.training, replay.validation
-        places = [ring.data.data_ptr() for ring in rings]  # a different replay may be loaded
+        places = [
+            ring.data.data_ptr() for ring in rings
+        ]  # because a different replay may be loaded
         kind = "update", batch_size, parts, *places, *(one.studying for one in noticing)
 
         def count() -> None:
@@ -100,8 +102,8 @@ class UpdateQueue:
     def act(self, observation: Tensor) -> Tensor:
         """Return stochastic actions `(row, action)` in [-1, 1] of a captured graph.
 
-        The rows `(row, feature + task)` are of the environments that the agent learns from: the
-        same number, of the same tasks, in each call.
+        The rows `(row, feature + task)` come from the agent's environments: every call has the same
+        number of rows of the same tasks.
         """
         assert self.graphs is not None
         policy = self.update.policy
@@ -115,7 +117,7 @@ class UpdateQueue:
         return actions
 
     def prepare(self) -> None:
-        """Make the optimisers' steps fit for graphs, or for none; captured graphs are dropped."""
+        """Adapt the optimisers to capture, or to its absence; captured graphs are dropped."""
         self._learning_rate: float | None = None
         for optimizer in self.update.optimizers():
             prepare_optimizer(optimizer, self._device if self.graphs is not None else None)

@@ -15,13 +15,13 @@ Encoder = TreeNetwork | SearchNetwork
 def make_encoder(
     structure: Structure, tasks: Sequence[str], chain: Sequence[LayerFactory], replicas: int = 1
 ) -> Encoder:
-    """The encoder of a structure.
+    """Return the encoder of a structure.
 
     Args:
         structure: the tree, or the search.
-        tasks: their names.
+        tasks: the names of the tasks.
         chain: one layer factory per module.
-        replicas: members of an ensemble; each has separate weights.
+        replicas: number of members of an ensemble; each has separate weights.
 
     Raises:
         ValueError: the structure does not fit the tasks or the chain.
@@ -32,10 +32,10 @@ def make_encoder(
 
 
 class EncoderNetwork(nn.Module):
-    """An encoder and whatever reads its output; a subclass makes both.
+    """An encoder and the modules that read its output; a subclass makes both.
 
     Attributes:
-        encoder: what `make_encoder` returned.
+        encoder: the encoder of `make_encoder`.
     """
 
     encoder: Encoder

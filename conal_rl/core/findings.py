@@ -1,4 +1,4 @@
-"""Why a tree is what it is: a learner's gates and conflicts, for logs and reports."""
+"""A learner's gates and conflicts, which explain its tree, for logs and reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conal_rl.core.learner import Learner
 
 
 def gate_weights(learner: Learner) -> dict[str, list[float]]:
-    """The softmax of each choice's gates, by the choice's name; empty without gates."""
+    """Return the softmax of each choice's gates, by the choice's name; empty without gates."""
     if not isinstance(learner.encoder, SearchNetwork):
         return {}
     weights = learner.encoder.gates.softmax(dim=1).tolist()
@@ -19,7 +19,7 @@ def gate_weights(learner: Learner) -> dict[str, list[float]]:
 
 
 def log_scalars(learner: Learner, name: str) -> dict[str, float]:
-    """Gates and conflicts for a log, by tag; `name` is that of the network."""
+    """Return gates and conflicts for a log, by tag; `name` is the network's."""
     scalars = {
         f"gates_{name}/{choice}/{option}": weight
         for choice, row in gate_weights(learner).items()
@@ -41,10 +41,10 @@ def log_scalars(learner: Learner, name: str) -> dict[str, float]:
 
 
 def findings(learner: Learner) -> dict[str, Any]:
-    """Gates and conflicts as JSON types.
+    """Return gates and conflicts as JSON types.
 
-    Conflicts are `(layer, task)` and `(layer, task, task)`, means over an ensemble's members;
-    `layers` has the numbers of these layers, which are those with a shared module, from 1.
+    Conflicts are `(layer, task)` and `(layer, task, task)`, means over the members of an ensemble.
+    `layers` has the numbers, from 1, of the layers with a shared module.
     """
     report: dict[str, Any] = {"gates": gate_weights(learner)}
     noticing = learner.noticing
@@ -73,7 +73,7 @@ def findings(learner: Learner) -> dict[str, Any]:
 
 
 def _layer_numbers(learner: Learner) -> list[int]:
-    """The numbers of the layers with a shared module, from 1."""
+    """Return the numbers of the layers with a shared module, from 1."""
     tree, tasks = learner.structure, len(learner.tasks)
     if not isinstance(tree, Tree):
         return list(range(1, len(learner.encoder.shared_layers()) + 1))

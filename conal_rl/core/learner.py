@@ -33,17 +33,17 @@ OptimizerMaker = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class LearnerSettings:
-    """How a network learns, whatever its data.
+    """How a network learns, for data of any kind.
 
     Attributes:
-        rule, margin, smoothing: of `conal_rl.core.ConflictNoticing`.
-        hold: notice conflicts also on a fixed tree, not only in a search.
+        rule, margin, smoothing: see `conal_rl.core.ConflictNoticing`.
+        hold: notice conflicts on a fixed tree too, not only in a search.
         weighting: `equal`, `random` or `uncertainty` weights of the tasks' losses, or one of
-            `conal_rl.core.weighting.AGGREGATIONS`. An aggregation works on what a fixed tree
-            shares, unless conflicts are noticed there.
-        specific_decay: of `conal_rl.core.bilevel.decay_specific`; 0 for none.
-        gate_learning_rate: of Adam.
-        gumbel_temperature: of Gumbel gates `(start, end)`; None for the softmax.
+            `conal_rl.core.weighting.AGGREGATIONS`. An aggregation works on the shared
+            modules of a fixed tree, except if conflicts are noticed on them.
+        specific_decay: decay of `conal_rl.core.bilevel.decay_specific`; 0: no decay.
+        gate_learning_rate: learning rate of the gates' Adam.
+        gumbel_temperature: temperature of Gumbel gates `(start, end)`; None for the softmax.
     """
 
     rule: Rule
@@ -57,7 +57,7 @@ class LearnerSettings:
 
 
 class Total(nn.Module):
-    """The sum of the tasks' losses: what plain multi-task training minimises."""
+    """The sum of the tasks' losses, the objective of plain multi-task training."""
 
     def forward(self, losses: Tensor) -> Tensor:
         """A scalar from `(task,)`."""
@@ -71,18 +71,18 @@ class Learner:
         encoder: the encoder of `structure`.
         weights: all parameters of the network except the gates.
         structure: the encoder's tree or search.
-        tasks: their names.
+        tasks: the names of the tasks.
         make_optimizer: makes the optimiser of the weights.
         settings: how the network learns.
-        likelihoods: whether losses may be taken for negative log-likelihoods, as uncertainty
-            weights need. An actor's losses may not, and then stay equal.
-        scales: scale losses up, and gradients down again, because float16 would lose them.
+        likelihoods: whether the losses are negative log-likelihoods, which uncertainty weights
+            need. An actor's losses are not; their weights then stay equal.
+        scales: scale losses up and gradients down, because float16 would lose small gradients.
 
     Attributes:
-        optimizer: of the weights and of learnt loss weights.
-        gate_optimizer: Adam of the gates; None without gates.
-        scaler, gate_scaler: of the two; None unless losses are scaled.
-        rule: what changes the gradients of shared modules; None if nothing does.
+        optimizer: the optimiser of the weights and of learnt loss weights.
+        gate_optimizer: the gates' Adam; None without gates.
+        scaler, gate_scaler: the scalers of both; None if losses are not scaled.
+        rule: changes the gradients of shared modules; None: they are not changed.
         noticing: the rule, if it is conflict noticing.
         loss_weights: makes one loss of the tasks' losses.
 
@@ -124,7 +124,7 @@ class Learner:
 
     def _conflict_noticing(self) -> ConflictNoticing | None:
         settings, shared = self.settings, self.encoder.shared_layers()
-        if isinstance(self.structure, ReconSearch):  # which counts the conflicts of plain training
+        if isinstance(self.structure, ReconSearch):  # it counts the conflicts of plain training
             return ConflictNoticing(
                 shared, "none", settings.margin, settings.smoothing, study_every=1
             )
@@ -138,10 +138,10 @@ class Learner:
         return ConflictNoticing(shared, settings.rule, settings.margin, settings.smoothing)
 
     def _weigh(self, weighting: str, likelihoods: bool) -> None:
-        from conal_rl.core import weighting as ways  # not above: solvers take a second
+        from conal_rl.core import weighting as ways  # imported here because solvers take a second
 
         if weighting in ways.AGGREGATIONS:
-            ways.require_solvers(weighting)  # also for the trees that come after a search
+            ways.require_solvers(weighting)  # in a search too, for the derived trees
             self.rule = self.rule or ways.Aggregation(self.encoder.shared_layers(), weighting)
         elif weighting not in ways.LOSS_WEIGHTS:
             known = ", ".join([*ways.LOSS_WEIGHTS, *ways.AGGREGATIONS])
@@ -155,7 +155,7 @@ class Learner:
     # Steps.
 
     def capture(self) -> AbstractContextManager[None]:
-        """The forward pass of the training losses belongs into this context."""
+        """Return the context in which the training losses must be computed."""
         return nullcontext() if self.rule is None else self.rule.capture()
 
     def step(self, losses: Tensor, max_norm: float | None = None) -> None:
@@ -171,7 +171,7 @@ class Learner:
         """Set the temperature of Gumbel gates.
 
         Args:
-            left: the share that is left of the search, or of a stage of it, from 1 to 0.
+            left: the remaining share of the search, or of a stage, from 1 to 0.
         """
         temperature = self.settings.gumbel_temperature
         if temperature is not None and isinstance(self.encoder, SearchNetwork):
@@ -181,7 +181,7 @@ class Learner:
     # In a checkpoint.
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The optimisers by `weights` and `gates`, without gates only the first."""
+        """Return the optimisers by `weights` and, with gates, `gates`."""
         named = {"weights": self.optimizer, "gates": self.gate_optimizer}
         return {name: optimizer for name, optimizer in named.items() if optimizer is not None}
 
@@ -190,9 +190,9 @@ class Learner:
         return {name: scaler for name, scaler in named.items() if scaler is not None}
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """What learning remembers besides weights and gates: tensors by group, and JSON types.
+        """Return the state of learning without weights and gates: tensors by group, JSON types.
 
-        An aggregation's memory is not in it.
+        It does not have the memory of an aggregation.
         """
         tensors = {f"optimizer_{n}": optimizer_tensors(o) for n, o in self.optimizers().items()}
         tensors["loss_weights"] = dict(self.loss_weights.state_dict())
@@ -206,25 +206,25 @@ class Learner:
     def restore(
         self, tensors: Mapping[str, dict[str, Tensor]], counters: Mapping[str, Any]
     ) -> None:
-        """Resume from what `state` returned for a learner that was built alike.
+        """Resume from the `state` of a learner with equal arguments.
 
         Raises:
             KeyError: a group is missing.
-            ValueError, RuntimeError: tensors belong to other parameters.
+            ValueError, RuntimeError: tensors belong to different parameters.
         """
         self.loss_weights.load_state_dict(tensors["loss_weights"])
         for name, optimizer in self.optimizers().items():
             restore_optimizer(optimizer, tensors[f"optimizer_{name}"])
         for name, scaler in self._scalers().items():
-            if state := counters["scalers"].get(name):  # none if the run began without float16
+            if state := counters["scalers"].get(name):  # missing if the run began without float16
                 scaler.load_state_dict(state)
         if self.noticing is not None:
             self.noticing.restore(tensors["conflict"], counters["noticing"])
 
-    # What comes after a search.
+    # The end of a search or of a stage.
 
     def tree(self) -> Tree:
-        """The fixed tree; in a search, that of the strongest gates or of the conflicts so far.
+        """Return the fixed tree; in a search, the tree of the strongest gates or of the conflicts.
 
         Raises:
             ConalError: the gates are not finite, or no conflicts have been counted.
@@ -239,12 +239,14 @@ class Learner:
             return Tree.independent(self.tasks, len(self.encoder.layers))
         statistics = self.noticing.statistics() if self.noticing else None
         if statistics is None:
-            raise ConalError("no tree can be derived: no conflicts have been counted")
+            raise ConalError(
+                "tree: got no counted conflicts, expected some to derive it from. Search for longer"
+            )
         counts = (statistics.conflicting * statistics.counted).sum(dim=(1, 2))
         return recon_tree(self.tasks, counts.tolist(), self.structure.specific)
 
     def next_stage(self) -> ConalProStage | None:
-        """CoNAL-Pro's next stage by the strongest gates, if there is one to come.
+        """Return CoNAL-Pro's next stage by the strongest gates; None after the last one.
 
         Raises:
             ConalError: the gates are not finite.
@@ -257,8 +259,8 @@ class Learner:
 
 @contextmanager
 def _no_tree() -> Iterator[None]:
-    """Turn what is wrong with gates in this context into ConalError."""
+    """Raise ConalError for an error of the gates in this context."""
     try:
         yield
     except ValueError as error:
-        raise ConalError(f"no tree can be derived: {error}") from error
+        raise ConalError(f"tree: {error}") from error

@@ -1,4 +1,4 @@
-"""Torch's optimisers: their learning rate, and what they remember in a checkpoint."""
+"""Torch's optimisers: their learning rate, and their state in a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return what an optimiser remembers (Adam's moments), by parameter and name."""
+    """Return the state of an optimiser (Adam's moments), by parameter and name."""
     return {
         f"{index}.{key}": tensor
         for index, slots in optimizer.state_dict()["state"].items()
@@ -27,10 +27,10 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimiser of the same parameters what `optimizer_tensors` returned.
+    """Restore an optimiser of the same parameters from what `optimizer_tensors` returned.
 
     Raises:
-        ValueError: the tensors belong to other parameters.
+        ValueError: the tensors belong to different parameters.
     """
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -38,8 +38,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         slots.setdefault(int(index), {})[key] = tensor
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, moments in slots.items():
-        for tensor in moments.values():  # torch takes any, and a fused step runs past their ends
+        for (
+            tensor
+        ) in moments.values():  # torch takes any shape, and a fused step then writes out of bounds
             shape = parameters[number].shape if number < len(parameters) else None
             if tensor.dim() and tensor.shape != shape:
-                raise ValueError(f"an optimiser's moments have the shape {tuple(tensor.shape)}")
+                raise ValueError(f"optimiser: got moments {tuple(tensor.shape)}, expected {shape}")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})

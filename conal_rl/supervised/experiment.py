@@ -59,7 +59,7 @@ class SupervisedExperiment:
     """A data set, and a network that learns its tasks together.
 
     Args:
-        config: of the run.
+        config: the config of the run.
 
     Raises:
         ConalError: the data set or the reference cannot be read.
@@ -73,15 +73,15 @@ class SupervisedExperiment:
         self.device = get_device(config.device)
         self.precision: Precision
         self._step = 0
-        self._first_step = 0  # of the phase
+        self._first_step = 0  # first step of the phase
         self._best = BestWeights()
         self._forget_losses()
 
     def start(self) -> None:
-        """Make the first network, and refuse whatever would fail later.
+        """Make the first network, and raise early what would fail later.
 
         Raises:
-            ConalError: data cannot be read, or a tree does not fit.
+            ConalError: the data cannot be read, or a tree does not fit.
         """
         self._set_precision(None)
         structure = _fixed_tree(self.config, self.tasks) or search_space(self.config, self.tasks)
@@ -97,7 +97,7 @@ class SupervisedExperiment:
 
         Raises:
             CheckpointError: the checkpoint is damaged or does not fit the config.
-            ConfigError: it belongs to different tasks.
+            ConfigError: the checkpoint belongs to different tasks.
         """
         self.config = self.config.with_whole_paths()
         try:
@@ -105,14 +105,15 @@ class SupervisedExperiment:
             if state["tasks"] != list(self.tasks):
                 raise ConfigError(
                     f"data.tasks: got {', '.join(self.tasks)}, expected {tasks}, which the run "
-                    "began with. Start a new run."
+                    "began with. Start a new run"
                 )
             self._set_precision(precision)
             self._build(structure_from_json(state["structure"]))
             self._fill(tensors, state)
         except UNFIT as error:
             raise CheckpointError(
-                f"the checkpoint does not fit this config: {reason(error)}"
+                f"checkpoint: got a different run ({reason(error)}), expected one that fits the "
+                "config"
             ) from error
 
     @property
@@ -122,7 +123,7 @@ class SupervisedExperiment:
 
     @property
     def learners(self) -> dict[str, Learner]:
-        """The encoder's."""
+        """The learner of the encoder."""
         return {"encoder": self.learner}
 
     def learn(self, session: Session) -> None:
@@ -148,14 +149,16 @@ class SupervisedExperiment:
             session.save_if_due()
             if session.display.due():
                 session.display.show(self._step, self._outcome())
-        if self._selects and not self._best.weights:  # the minutes ended before the first look
+        if (
+            self._selects and not self._best.weights
+        ):  # the minutes ended before the first evaluation
             self._look_at_validation(session.logger)
         if self._summed:
             self._log(session)
         if self._selects and not session.stopped:
             if not self._best.weights:
                 raise diverged("no validation loss has been finite", self._step)
-            if not is_finite(self.network):  # the last step spoilt them
+            if not is_finite(self.network):  # the last step spoilt the weights
                 self.network.load_state_dict(self._best.weights)
 
     def next_stage(self) -> bool:
@@ -173,7 +176,7 @@ class SupervisedExperiment:
         return (self.learner.tree(),)
 
     def train_trees(self, trees: tuple[Tree, ...]) -> None:
-        """Continue with a network of this tree, from scratch unless the weights are kept."""
+        """Continue with a network of this tree, from scratch, except if weights are kept."""
         self._first_step = self._step
         before = self.network
         self._build(trees[0])
@@ -214,7 +217,7 @@ class SupervisedExperiment:
         return groups, state
 
     def save_weights(self, folder: Path, finished: bool) -> None:
-        """Write the network's weights; those that selection prefers, if training has finished."""
+        """Write the network's weights; after training, the selected weights."""
         about = {
             "format": FORMAT,
             "version": VERSION,
@@ -228,8 +231,8 @@ class SupervisedExperiment:
     def evaluate(self) -> tuple[dict[str, Any], Table]:
         """Return the scores on the test part, as JSON types and as a table."""
         if self._step == self._first_step:
-            print("there was no update: the network has learnt nothing", file=sys.stderr)
-        if self._best.weights:  # not before, because training continues from the last weights
+            print("The run made no update: the network has learnt nothing.", file=sys.stderr)
+        if self._best.weights:  # only now, because training continues from the last weights
             self.network.load_state_dict(self._best.weights)
         report = test(self.network, self.problem, self.config, self.device, self.precision)
         selected = {"selected_step": self._best.step if self._best.weights else None}
@@ -286,7 +289,7 @@ class SupervisedExperiment:
         self._autocast = autocast(self.device, self.precision)
 
     def _try_out(self) -> None:
-        """Read first batches and open what is needed later, so that it fails before the run."""
+        """Read first batches and open all files, so that errors come before the run."""
         for task in self.problem.tasks.values():
             task.metric()  # may lack a package
         if self.config.agent.compile:
@@ -300,7 +303,7 @@ class SupervisedExperiment:
             self.problem.loader("both", self.config.agent.batch_size, True)
 
     def _update(self, batches: Iterator[Batch], validation: Iterator[Batch]) -> None:
-        """Step the weights, and in a search then the gates."""
+        """Step the weights and then, in a search, the gates."""
         self.network.train()
         self._set_rates()
         with self.learner.capture():
@@ -371,7 +374,7 @@ class SupervisedExperiment:
         return self._selects and patience is not None and self._best.looks_since >= patience
 
     def _mean_losses(self) -> dict[str, float]:
-        """Return mean losses since the last log line. Raises ConalError if one is not finite."""
+        """Return mean losses since the last log line; raise ConalError if one is not finite."""
         means = dict(zip(self.tasks, (self._sums / max(self._summed, 1)).tolist(), strict=True))
         for task, mean in means.items():
             if not math.isfinite(mean):

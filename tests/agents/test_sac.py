@@ -632,7 +632,7 @@ def test_divergence_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     searching = make_agent(None, TARGETS)
     with torch.no_grad():
         searching.gates["actor"][0, 0] = torch.nan
-    with pytest.raises(ConalError, match="no tree can be derived"):
+    with pytest.raises(ConalError, match=r"^tree: "):
         searching.derive()
 
 

@@ -262,7 +262,7 @@ FIELDS = (
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_json_of_strangers(field: str, shared_model: Path, tmp_path: Path) -> None:
-    """Whatever stands in a field: an agent that predicts, or one clear error."""
+    """Any value of a field gives an agent that predicts, or one clear error."""
     folder = copy_of(shared_model, tmp_path)
     content = (folder / "model.json").read_text()
 

@@ -452,7 +452,7 @@ def test_statistics_are_shares_of_steps() -> None:
 
 
 def test_statistics_say_if_any_task_of_a_module_was_held() -> None:
-    # Consensus drops task 3 alone, from the module that tasks 1 and 2 run as well.
+    # Consensus drops only task 3, from the module that tasks 1 and 2 run too.
     given_ = Given("consensus", tasks=3, study_every=1)
     given_.step([[1.0, 0.0], [2.0, 1.0], [-1.0, 1.0]], [[1.0, 0.0]] * 3)
     found = given_.statistics()
