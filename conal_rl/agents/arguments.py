@@ -68,6 +68,14 @@ class Arguments:
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     sb3: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @classmethod
+    def of(cls, settings: AgentConfig | None, search: SearchConfig | None) -> Arguments:
+        """Return the arguments of a call, with defaults for what is None."""
+        return cls(
+            AgentConfig() if settings is None else settings,
+            SearchConfig() if search is None else search,
+        )
+
     def __post_init__(self) -> None:
         if not isinstance(self.settings, AgentConfig):
             raise TypeError(f"settings: got {self.settings!r}, expected an AgentConfig")
@@ -109,19 +117,35 @@ class Arguments:
         )
 
     def with_settings(self, settings: AgentConfig) -> Arguments:
-        """Return these arguments with different settings for the same networks.
+        """Return these arguments with different settings for an agent that exists.
 
         Raises:
-            ConfigError: the networks depend on a field that differs.
+            ConfigError: a field differs that the agent read when it was made.
         """
-        for name in sorted(marked(AgentConfig, "in_model")):
+        if not isinstance(settings, AgentConfig):
+            raise ConfigError(f"settings: got {settings!r}, expected an AgentConfig")
+        for name in sorted({one.name for one in dataclasses.fields(settings)} - LIVE):
             new, old = getattr(settings, name), getattr(self.settings, name)
             if new != old:
                 raise ConfigError(
-                    f"agent.{name}: got {new!r}, expected {old!r}, because the networks depend "
-                    "on it. Make a new agent"
+                    f"agent.{name}: got {new!r}, expected {old!r}, which the agent was made with. "
+                    "Make a new agent"
                 )
         return dataclasses.replace(self, settings=settings)
+
+    def with_loop(self, attributes: Mapping[str, Any], expected: Mapping[str, Any]) -> Arguments:
+        """Return these arguments with the numbers of SB3's loop that differ from the `expected`.
+
+        Users of SB3 set them on an agent, such as `agent.batch_size = 64`.
+        """
+        changed = {
+            name: attributes[name]
+            for name, value in expected.items()
+            if isinstance(value, int | float)
+            and isinstance(attributes.get(name), int | float)
+            and attributes[name] != value
+        }
+        return dataclasses.replace(self, sb3=self.sb3 | changed)
 
     def loop(self, tasks: int, actions: int, searching: bool) -> dict[str, Any]:
         """Return the attributes of SB3's loop, by name.
@@ -150,6 +174,17 @@ class Arguments:
         }
         return attributes | self.sb3
 
+
+LIVE = frozenset(
+    {
+        *("actor_every", "batch_size", "critic_reduce", "max_grad_norm", "normalize_actor_loss"),
+        *("reset_at", "reward_scale", "tau", "updates"),
+    }
+)
+"""Settings that every update reads, so that they may change while an agent learns."""
+
+LIVE_LOOP = ("batch_size", "gradient_steps", "tau")
+"""Attributes of SB3's loop that hold some of them."""
 
 LOOP = frozenset(Arguments().loop(tasks=1, actions=1, searching=False))
 """Attributes of SB3's loop that are filled from the settings."""
@@ -180,7 +215,16 @@ def split_keywords(keywords: Mapping[str, Any]) -> Given:
                 f"{name}: got {keywords[name]!r}, expected nothing, because the agent has a "
                 "task-balanced replay. Leave it out"
             )
-    nested = dict(keywords.get("policy_kwargs") or {})
+    nested = keywords.get("policy_kwargs") or {}
+    if not isinstance(nested, Mapping):
+        raise ConfigError(f"policy_kwargs: got {nested!r}, expected a dict")
+    nested = dict(nested)
+    for name in ("settings", "tasks", "actor_tree", "critic_tree"):
+        if name in nested:
+            keyword = "tree" if name.endswith("tree") else name
+            raise ConfigError(
+                f"policy_kwargs: got {name!r}, expected a keyword of the agent. Give {keyword}"
+            )
     ours = {name: nested.pop(name) for name in nested.keys() & KEYWORDS}
     if twice := ours.keys() & keywords.keys():
         raise ConfigError(f"{min(twice)}: got a keyword and a value in policy_kwargs, expected one")

@@ -163,6 +163,8 @@ def zip_of_this_version(path: object) -> Iterator[None]:
     try:
         yield
     except (AttributeError, ImportError, MissingSettings) as error:
+        if isinstance(error, AttributeError) and "Can't get attribute" not in str(error):
+            raise  # not from unpickling a class that has a different name now
         raise CheckpointError(
             f"{path}: got a zip file of a different version of conal_rl ({reason(error)}), "
             "expected one with settings. Load it with the version that saved it, and export it "

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from stable_baselines3 import SAC
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from torch import Tensor, nn
 
 from conal_rl.agents import arguments
-from conal_rl.agents.arguments import LOOP, Arguments
+from conal_rl.agents.arguments import LIVE_LOOP, LOOP, Arguments
 from conal_rl.agents.checks import require_task_ids, require_tasks, structures_of, task_names
 from conal_rl.agents.episode_stats import Means, RecentEpisodes, record
 from conal_rl.agents.learning_state import LearningState, Tensors, zip_of_this_version
@@ -92,15 +93,12 @@ class ConalSAC(SAC):
             _init_setup_model=False,
             **given.sb3,
         )
-        for (
-            name
-        ) in LOOP:  # `_setup_model` fills them; a value found here was an argument of SB3's `load`
+        for name in LOOP:  # `_setup_model` fills them; what is there later, SB3's `load` was given
             vars(self).pop(name, None)
         self._counted: dict[str, Any] = {}  # conflicts and episodes, for `save`
         if not _init_setup_model:  # SB3's `load` fills in the saved attributes and sets up
             return
-        whole = Arguments(settings or AgentConfig(), search or SearchConfig())
-        self._arguments = whole.with_keywords(given.ours)
+        self._arguments = Arguments.of(settings, search).with_keywords(given.ours)
         if self.settings.mixed_precision and not has_bfloat16(self.device):
             warnings.warn(f"mixed_precision: {EMULATED}. Give False", stacklevel=2)
         names = task_names(tasks, self.env)
@@ -123,8 +121,7 @@ class ConalSAC(SAC):
             given = self.target_update_interval
             raise ValueError(f"target_update_interval: got {given}, expected 1 or more")
         self._arguments = arguments.move_arguments(vars(self), self.structures)
-        actions = int(np.prod(self.action_space.shape or ()))
-        vars(self).update(self._arguments.loop(len(self.tasks), actions, self.searching))
+        vars(self).update(self._loop())
         self.policy_kwargs = {**self.policy_kwargs, "settings": self.settings}
         gated = any(not isinstance(each, Tree | ReconSearch) for each in self.structures)
         self.replay_buffer_kwargs = {
@@ -161,13 +158,19 @@ class ConalSAC(SAC):
 
     @property
     def settings(self) -> AgentConfig:
-        """The agent's settings. Assign new ones to change them; SB3's loop reads its part once."""
+        """The agent's settings. Assign new ones to change those that every update reads."""
         return self._arguments.settings
 
     @settings.setter
     def settings(self, settings: AgentConfig) -> None:
         self._arguments = self._arguments.with_settings(settings)
         self.update.settings = settings
+        vars(self).update({name: self._loop()[name] for name in LIVE_LOOP})
+        self.queue.forget()
+
+    def _loop(self) -> dict[str, Any]:
+        actions = get_action_dim(self.action_space)
+        return self._arguments.loop(len(self.tasks), actions, self.searching)
 
     @property
     def search(self) -> SearchConfig:
@@ -346,6 +349,7 @@ class ConalSAC(SAC):
 
     def save(self, *given: Any, **named: Any) -> None:
         """Write a zip file, like SB3's method."""
+        self._arguments = self._arguments.with_loop(vars(self), self._loop())
         self._counted = {"recent": self.recent.state()}
         for name, noticing in self.noticing.items():
             tensors, counters = noticing.state()

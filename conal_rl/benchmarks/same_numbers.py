@@ -224,10 +224,14 @@ def _kept_seconds(folder: Path, case: Case, commit: str) -> float | None:
             f"--keep: got {folder}, expected a folder of base runs. Choose a different folder"
         )
     if record.is_file():
-        kept = json.loads(record.read_text(encoding="utf-8"))
-        seconds = kept.pop("seconds")
-        if kept == _description(case, commit) and seconds is not None:
-            return float(seconds)
+        try:
+            kept = json.loads(record.read_text(encoding="utf-8"))
+        except ValueError:
+            kept = None  # a process died while it wrote
+        if folder.is_dir() and isinstance(kept, dict):
+            seconds = kept.pop("seconds", None)
+            if kept == _description(case, commit) and isinstance(seconds, int | float):
+                return float(seconds)
         shutil.rmtree(folder, ignore_errors=True)
     return None
 

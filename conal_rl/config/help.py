@@ -104,7 +104,8 @@ def _texts(section: type[Any]) -> dict[str, str]:
 def _joined(text: str) -> str:
     """Join the lines of a text, except those that explain one choice: `name: text`."""
     first, *rest = text.splitlines()
-    return first + "".join(("\n" if re.match(r"[a-z0-9_]+: ", line) else " ") + line for line in rest)
+    breaks = ("\n" if re.match(r"[a-z0-9_]+: ", line) else " " for line in rest)
+    return first + "".join(space + line for space, line in zip(breaks, rest))
 
 
 def _values(kind: Any) -> tuple[str, str]:

@@ -72,7 +72,7 @@ def add_run(folder: Path, results_folder: Path, label: Label) -> str:
             raise ConfigError(f"--name: got {name!r}, expected a name that runs.csv does not have")
         try:
             after = _with(before, run, report, config, label, name)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(
                 f"{folder}: got a damaged run ({reason}), expected a finished one"
@@ -258,7 +258,7 @@ def _curve(run: Run) -> str | None:
         with path.open(encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file))
         return thinned(lines)
-    except (UnicodeDecodeError, csv.Error, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, csv.Error, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: got a damaged file ({error}), expected the log of a run"
         ) from error

@@ -248,6 +248,9 @@ def check_rows(results: Results) -> None:
 
 
 def _check_row(where: str, row: Any) -> None:
+    for column, value in vars(row).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}: {column}: got {value}, expected a finite number")
     if isinstance(row, RunRow):
         require_name(f"{where}: run", row.run)
         require_name(f"{where}: study", row.study)

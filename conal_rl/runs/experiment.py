@@ -136,8 +136,8 @@ def decide_precision(
         )
     elif mixed and precision == "single":
         print(
-            "agent.mixed_precision: the run computes in single precision, because it began on a "
-            "machine without instructions for bfloat16.",
+            "agent.mixed_precision: the run computes in single precision, because this machine, or "
+            "the one that it began on, lacks instructions for bfloat16.",
             file=sys.stderr,
         )
     return precision

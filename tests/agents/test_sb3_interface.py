@@ -521,7 +521,7 @@ def test_an_env_without_a_one_hot_is_refused() -> None:
         ({"conflict_smoothing": 0.1}, "conflict_smoothing: .*smoothing"),
         ({"hold_after_search": True}, "hold_after_search: .*conflict_rule"),
         ({"gumbel_temperature": (1.0, 0.5)}, "gumbel_temperature: .*temperature"),
-        ({"conflict_rule": "none"}, "conflict_rule: .*give rule"),
+        ({"conflict_rule": "none"}, "^conflict_rule: .* rule"),
         ({"tree": ReconSearch(1), "specific_layers": 2}, "specific_layers: "),
         ({"method": "recon"}, "method"),
         ({"env": None}, "env: got None"),

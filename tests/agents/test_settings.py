@@ -183,7 +183,7 @@ def test_conflict_rule_is_of_fixed_trees() -> None:
     searching = agent(settings=AgentConfig(conflict_rule="any_pair"), rule="none")
     assert {noticing.rule for noticing in searching.noticing.values()} == {"none"}
     for tree in (None, (None, SHARED)):
-        with pytest.raises(ConfigError, match=r"conflict_rule: .*give rule"):
+        with pytest.raises(ConfigError, match=r"^conflict_rule: .* rule"):
             agent(tree=tree, conflict_rule="any_pair")
 
 
@@ -224,7 +224,7 @@ def test_load_keeps_and_replaces_what_only_sb3_can_say(tmp_path: Path) -> None:
     [
         ({"gamma": 2.0}, "agent.gamma"),
         ({"conflict_margin": 0.1}, "conflict_margin: .*margin"),
-        ({"conflict_rule": "none"}, "conflict_rule: .*give rule"),
+        ({"conflict_rule": "none"}, "^conflict_rule: .* rule"),
         ({"copies": 3}, "copies: "),
     ],
 )
