@@ -165,15 +165,15 @@ def _results(options: argparse.Namespace) -> None:
     from conal_rl.reports.result_pages import pages, rewritten, tables
     from conal_rl.reports.results import write_files
 
-    found = pages(options.results.resolve().parent)
+    paths = pages(options.results.resolve().parent)
     if options.write:
-        texts = {path: rewritten(path, results) for path in found}
+        texts = {path: rewritten(path, results) for path in paths}
         changed = {p: text for p, text in texts.items() if p.read_text(encoding="utf-8") != text}
         write_files(changed)
         for path in changed:
             print(path)
         return
-    for path in found:
+    for path in paths:
         for name, text in tables(path, results):
             print(f"{path}: {name}\n\n{text}\n")
 

@@ -31,5 +31,5 @@ for name, aggregator in AGGREGATORS.items():
         held += all(not p.grad.any() for p in model.parameters() if p.grad is not None)
         optimizer.step()
         optimizer.zero_grad()
-    shown = ", ".join(f"{loss.item():.3f}" for loss in losses)
-    print(f"{name}: losses {shown}; the model was held still in {held} of 100 steps")
+    text = ", ".join(f"{loss.item():.3f}" for loss in losses)
+    print(f"{name}: losses {text}; the model was held still in {held} of 100 steps")

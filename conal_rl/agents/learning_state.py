@@ -116,8 +116,8 @@ def _learners_state(learners: Mapping[str, Learner]) -> tuple[Tensors, dict[str,
         tensors, counters = learner.state()
         groups |= {here.format(name): tensors[g] for g, here in _GROUPS.items() if g in tensors}
         if learner.gates is not None:
-            own, number = "0.", _number_of_gates(name, learners)
-            moments = {number + key.removeprefix(own): t for key, t in tensors[_GATES].items()}
+            first, number = "0.", _number_of_gates(name, learners)
+            moments = {number + key.removeprefix(first): t for key, t in tensors[_GATES].items()}
             groups[_GATES] = groups.get(_GATES, {}) | moments
         if "noticing" in counters:
             noticing[name] = counters["noticing"]
@@ -133,9 +133,9 @@ def _restore_learners(
         named = {group: pattern.format(name) for group, pattern in _GROUPS.items()}
         tensors = {group: groups[there] for group, there in named.items() if there in groups}
         if learner.gates is not None:
-            own, number = "0.", _number_of_gates(name, learners)
+            first, number = "0.", _number_of_gates(name, learners)
             moments = {key: t for key, t in groups[_GATES].items() if key.startswith(number)}
-            tensors[_GATES] = {own + key.removeprefix(number): t for key, t in moments.items()}
+            tensors[_GATES] = {first + key.removeprefix(number): t for key, t in moments.items()}
         learner.restore(tensors, {"noticing": noticing.get(name)})
 
 

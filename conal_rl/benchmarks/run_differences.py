@@ -179,8 +179,8 @@ def _newest_checkpoint(run: Path) -> Path:
         step, _, again = path.name.removeprefix("step-").partition(".")
         return int(step), int(again or 0)
 
-    found = list((run / "checkpoints").glob("step-*"))
-    return max(found, key=order) if found else run / "checkpoints" / "none"
+    checkpoints = list((run / "checkpoints").glob("step-*"))
+    return max(checkpoints, key=order) if checkpoints else run / "checkpoints" / "none"
 
 
 def _only(in_old: bool) -> str:

@@ -281,8 +281,8 @@ def run_both(
                 seconds = run_case(old_checkout, case, folder)
                 _record(folder, case, commit, seconds)
             outcomes[case.name] = _against(case, seconds, folder, new_runs / case.name)
-            found = len(outcomes[case.name].differences)
-            print(f"{case.name}: {_verdict(found)}", file=sys.stderr)
+            count = len(outcomes[case.name].differences)
+            print(f"{case.name}: {_verdict(count)}", file=sys.stderr)
     return outcomes
 
 

@@ -33,20 +33,20 @@ def print_help(config: Any, description: str, names: str) -> None:
     parser.add_argument(
         "NAME_OR_YAML", help=f"The name of a config, or a YAML file. The names are {names}."
     )
-    own = parser.add_argument_group("options")
-    own.add_argument("-h", "--help", action="help", help="Show this help and exit.")
-    own.add_argument(
+    options = parser.add_argument_group("options")
+    options.add_argument("-h", "--help", action="help", help="Show this help and exit.")
+    options.add_argument(
         "--out",
         metavar="DIR",
         help="Folder of the new run. Give one if scripts must find it. The default is "
         "runs/NAME-SEED-TIME.",
     )
-    own.add_argument(
+    options.add_argument(
         "--resume",
         metavar="DIR",
         help="Folder of a run to resume. The run has its own config; give no name with it.",
     )
-    _add_fields(own, config, "")
+    _add_fields(options, config, "")
     for one in dataclasses.fields(config):
         section = getattr(config, one.name)
         if dataclasses.is_dataclass(section):

@@ -56,20 +56,20 @@ def _read(page: Path) -> str:
 
 def _markers(page: Path, text: str) -> list[tuple[int, str]]:
     """Return the line, from 0, and the name of every marker."""
-    found: list[tuple[int, str]] = []
+    markers: list[tuple[int, str]] = []
     opened = False
     for number, line in enumerate(text.splitlines()):
         if match := _BEGIN.fullmatch(line):
             if opened:
                 break
-            found.append((number, match[1]))
+            markers.append((number, match[1]))
             opened = True
         elif line == _END:
             opened = False
     if opened:
-        number, name = found[-1]
+        number, name = markers[-1]
         raise ConfigError(f"{page}:{number + 1}: got no {_END} after table {name}. Add the line")
-    return found
+    return markers
 
 
 def _made(page: Path, name: str, results: Results) -> str:

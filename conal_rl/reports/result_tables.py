@@ -100,10 +100,10 @@ def _weights(results: Results, study: str) -> Lines:
 def _methods(results: Results, study: str) -> Lines:
     rows = []
     for method, runs in _by(results.of_study(study), lambda run: run.method).items():
-        found = [mean_success(results, run.run) for run in runs]
+        means = [mean_success(results, run.run) for run in runs]
         known = (run.seconds for run in runs)
         minutes = ", ".join("-" if s is None else f"{s / 60:.0f}" for s in known)
-        rows.append([f"`{method}`", str(len(runs)), *_summary(found), _each(found), minutes])
+        rows.append([f"`{method}`", str(len(runs)), *_summary(means), _each(means), minutes])
     return _markdown(
         ["method", "seeds", "mean success", "95% t interval", "by seed", "minutes by seed"], rows
     )
@@ -127,21 +127,21 @@ def _choices(results: Results, study: str) -> Lines:
     extras = results.measured(study)
     columns = list(dict.fromkeys(column for _, column in extras))
     rows = []
-    for (method, changed), own in _by(
+    for (method, changed), of_choice in _by(
         runs, lambda run: (run.method, " ".join(o for o in options[run.run] if o not in common))
     ).items():
-        found = [mean_success(results, run.run) for run in own]
-        steps = [run.steps for run in own if run.steps is not None]
+        means = [mean_success(results, run.run) for run in of_choice]
+        steps = [run.steps for run in of_choice if run.steps is not None]
         measured = [
-            ", ".join(_number(extras.get((run.run, column), "-")) for run in own)
+            ", ".join(_number(extras.get((run.run, column), "-")) for run in of_choice)
             for column in columns
         ]
         rows.append(
             [
                 f"`{method}`",
                 f"`{changed}`" if changed else "nothing",
-                ", ".join(str(run.seed) for run in own),
-                _each(found),
+                ", ".join(str(run.seed) for run in of_choice),
+                _each(means),
                 *measured,
                 f"{fmean(steps) / 1e6:.2f}M" if steps else "-",
             ]
@@ -154,8 +154,8 @@ def _studies(results: Results, *studies: str) -> Lines:
     rows = []
     for study in studies:
         for method, runs in _by(results.of_study(study), lambda run: run.method).items():
-            found = [mean_success(results, run.run) for run in runs]
-            known = [value for value in found if math.isfinite(value)]
+            means = [mean_success(results, run.run) for run in runs]
+            known = [value for value in means if math.isfinite(value)]
             rows.append(
                 [
                     study,
@@ -173,16 +173,16 @@ def _studies(results: Results, *studies: str) -> Lines:
 
 def _returns(results: Results, study: str) -> Lines:
     runs = results.of_study(study)
-    own: dict[str, dict[str, str]] = {run.run: {} for run in runs}
+    of_run: dict[str, dict[str, str]] = {run.run: {} for run in runs}
     for row in results.success:
-        if row.run in own and row.weights == "final" and row.return_ is not None:
-            own[row.run][row.task] = f"{row.return_:g}"
-    tasks = list(dict.fromkeys(task for cells in own.values() for task in cells))
+        if row.run in of_run and row.weights == "final" and row.return_ is not None:
+            of_run[row.run][row.task] = f"{row.return_:g}"
+    tasks = list(dict.fromkeys(task for cells in of_run.values() for task in cells))
     rows = [
         [
             label,
             _commit(run.commit),
-            *(own[run.run].get(task, "-") for task in tasks),
+            *(of_run[run.run].get(task, "-") for task in tasks),
             "-" if run.seconds is None else f"{run.seconds:.0f}",
         ]
         for run, label in zip(runs, _labels(runs), strict=True)
@@ -193,11 +193,11 @@ def _returns(results: Results, study: str) -> Lines:
 def _metrics(results: Results, study: str, part: str = "test") -> Lines:
     runs = results.of_study(study)
     names = {run.run for run in runs}
-    own = [row for row in results.metrics if row.run in names and row.part == part]
-    columns = list(dict.fromkeys((row.task, row.metric) for row in own))
+    scores = [row for row in results.metrics if row.run in names and row.part == part]
+    columns = list(dict.fromkeys((row.task, row.metric) for row in scores))
     rows = []
     for method, group in _by(runs, lambda run: run.method).items():
-        cells = [_score(own, {run.run for run in group}, column) for column in columns]
+        cells = [_score(scores, {run.run for run in group}, column) for column in columns]
         rows.append([f"`{method}`", str(len(group)), *cells])
     heading = [f"{task} ({metric.replace('_', ' ')})" for task, metric in columns]
     return _markdown(["method", "seeds", *heading], rows)
@@ -228,9 +228,9 @@ def _measured(results: Results, name: str, per: str | None = None) -> Lines:
         value = cells.get((row, column))
         if value is None:
             return "-"
-        shown = _number(value)
+        text = _number(value)
         reference = None if per in (None, column) else cells.get((row, str(per)))
-        return shown if reference is None else f"{shown} ({float(reference) / float(value):.2f})"
+        return text if reference is None else f"{text} ({float(reference) / float(value):.2f})"
 
     rows = [[row, *(cell(row, c) for c in columns)] for row in dict.fromkeys(r for r, _ in cells)]
     return _markdown(["", *columns], rows)
@@ -285,8 +285,8 @@ def _labels(runs: Sequence[RunRow]) -> list[str]:
 
 def _options(run: RunRow) -> list[str]:
     """Return a run's options one by one, without the preset and the method's options."""
-    found = re.split(r" (?=--)", run.overrides)[1:]
-    return [o for o in found if o not in ("--agent.tree shared", "--agent.tree independent")]
+    options = re.split(r" (?=--)", run.overrides)[1:]
+    return [o for o in options if o not in ("--agent.tree shared", "--agent.tree independent")]
 
 
 def _summary(values: Sequence[float]) -> tuple[str, str]:

@@ -47,14 +47,14 @@ def draw_study(results: Results, study: str) -> Figure:
         raise TreeError(f"study: got {study!r}, expected a study with kept trees")
     trees = {run: read_trees(results.tree_path(run.run)) for run in runs}
     columns = max(map(len, trees.values()))
-    tasks = max(tree.num_tasks for found in trees.values() for tree in found.values())
+    tasks = max(tree.num_tasks for of_run in trees.values() for tree in of_run.values())
     size = (4.2 * columns, (0.19 * tasks + 0.7) * len(runs))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(runs), columns, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
-    for (run, found), row in zip(trees.items(), panels, strict=True):
-        for (network, tree), axes in zip(found.items(), row, strict=False):
+    for (run, of_run), row in zip(trees.items(), panels, strict=True):
+        for (network, tree), axes in zip(of_run.items(), row, strict=False):
             axes.set_axis_on()
             tree.draw(axes)
             axes.set_title(f"{run.run}, {network}", size=8, color=INK, parse_math=False)

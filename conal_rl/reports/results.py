@@ -136,11 +136,11 @@ class Results:
 
     def of_study(self, study: str) -> list[RunRow]:
         """Return the runs of a study in the file's order; raise ConfigError if it is empty."""
-        found = [row for row in self.runs if row.study == study]
-        if not found:
+        rows = [row for row in self.runs if row.study == study]
+        if not rows:
             known = ", ".join(sorted({row.study for row in self.runs})) or "nothing yet"
             raise ConfigError(f"study: got {study!r}, expected one of: {known}. Correct its name")
-        return found
+        return rows
 
     def rates(self, run: str, weights: str = "final") -> dict[str, float]:
         """Return the success of each task in one evaluation; empty if it is not kept by task."""
@@ -275,12 +275,12 @@ def _check_episodes(results: Results) -> None:
     counted = {(row.run, row.weights, row.task): row for row in results.success}
     for number, row in enumerate(results.episodes, 2):
         total = counted.get((row.run, row.weights, row.task))
-        found = (len(row.outcomes), row.outcomes.count("1"))
-        if total is None or found != (total.episodes, total.successes):
+        counts = (len(row.outcomes), row.outcomes.count("1"))
+        if total is None or counts != (total.episodes, total.successes):
             where = results.folder / f"episodes.csv:{number}"
             expected = "no line" if total is None else f"{total.successes} of {total.episodes}"
             raise ConfigError(
-                f"{where}: outcomes: got {found[1]} successes of {found[0]}, "
+                f"{where}: outcomes: got {counts[1]} successes of {counts[0]}, "
                 f"expected what success.csv says: {expected}"
             )
 
