@@ -38,10 +38,10 @@ $(ENGINE): $(STAMP) $(wildcard conal_rl/envs/native/*.py)
 	@$(BIN)/python -m tests.helpers.compile_engine
 	@touch $@
 
-test: $(ENGINE) ## quick tests, at most 3 minutes on 2 idle cores (ARGS='tests/core -k tree' chooses)
+test: $(ENGINE) ## quick tests; the last line is their time (ARGS='tests/core -k tree' chooses)
 	$(PYTEST) -m "not slow and not long" $(ARGS)
 
-test-all: $(ENGINE) ## all tests that CI runs, the quick ones included, in 7 minutes on 2 idle cores
+test-all: $(ENGINE) ## all tests that CI runs, the quick ones included
 	$(PYTEST) -m "not long" $(ARGS)
 
 test-long: $(ENGINE) ## what takes longer: run it by hand and record it in tests/LONG.md
