@@ -42,7 +42,12 @@ def test_a_fresh_clone_installs_and_trains(tmp_path: Path) -> None:
         pytest.skip("there is no make or no git")
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-    subprocess.run(["make", "test", "ARGS=tests/core/test_tree.py"], cwd=clone, check=True)
-    few = "--total-steps 20000 --evaluation.episodes 1 --out runs/few"
-    subprocess.run(["make", "mt10", f"ARGS={few}"], cwd=clone, check=True)
+    # The search must be long enough for two episodes of every task.
+    few = "--total-steps 30000 --search.steps 15000 --agent.learning-starts 100"
+    options = f"{few} --evaluation.episodes 1 --out runs/few"
+    try:
+        subprocess.run(["make", "test", "ARGS=tests/core/test_tree.py"], cwd=clone, check=True)
+        subprocess.run(["make", "mt10", f"ARGS={options}"], cwd=clone, check=True)
+    finally:
+        shutil.rmtree(clone / ".venv", ignore_errors=True)  # gigabytes
     assert (clone / "runs" / "few" / "evaluation.json").is_file()
