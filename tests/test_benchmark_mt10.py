@@ -78,6 +78,7 @@ def test_every_row_has_a_different_config(table: dict[str, list[str]]) -> None:
     assert len(slugs) == len(table)
 
 
+@pytest.mark.slow
 def test_finished_runs_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
 
@@ -128,6 +129,7 @@ def test_a_run_of_different_settings_is_refused(
         (run / "checkpoints" / "step-5").mkdir(parents=True, exist_ok=True)
 
 
+@pytest.mark.slow
 def test_a_row_of_a_different_recipe_is_marked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +147,7 @@ def test_a_row_of_a_different_recipe_is_marked(
         assert ("HPS *" in output) is ("a different recipe" in output) is marked
 
 
+@pytest.mark.slow
 def test_derived_settings_do_not_mark_a_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,6 +197,7 @@ def test_a_folder_without_a_run_is_not_changed(
     assert notes.read_text(encoding="utf-8") == "mine"
 
 
+@pytest.mark.slow
 def test_rows_of_a_different_budget_are_not_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,6 +262,7 @@ def test_a_failed_run_is_reported_by_its_last_line(
     assert str(failed.value) == message
 
 
+@pytest.mark.slow
 def test_rows_that_need_the_same_run_share_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

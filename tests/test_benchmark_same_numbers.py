@@ -224,6 +224,7 @@ def test_command_compares_with_a_commit(
     assert len(worktrees.stdout.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_kept_runs_of_a_different_commit_run_again(repository: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     command = ["same-numbers", "--base", "HEAD", "--keep", str(kept)]

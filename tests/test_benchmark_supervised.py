@@ -126,6 +126,7 @@ def test_a_failed_run_is_named_in_one_line(
     assert "\n" not in error
 
 
+@pytest.mark.slow
 def test_predictions_of_terrain_become_a_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

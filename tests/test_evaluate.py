@@ -485,6 +485,7 @@ def test_command_ends_quietly_on_ctrl_c(run_folder: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("command", ["evaluate", "train"])
+@pytest.mark.slow
 def test_command_without_the_named_opengl(command: str, run_folder: Path, tmp_path: Path) -> None:
     """MuJoCo fails on import then, so this takes a process of its own.
 

@@ -76,6 +76,7 @@ def test_commands_are_light(command: str) -> None:
     assert imported(f"conal_rl.{command}", "matplotlib", "mujoco", "metaworld") == []
 
 
+@pytest.mark.slow
 def test_runs_leave_figures_and_physics_out() -> None:
     assert imported("conal_rl.runs.trainer", "matplotlib", "mujoco", "metaworld") == []
 

@@ -15,6 +15,7 @@ OLD = Path(__file__).parent / "data" / "old_runs"
 
 
 @pytest.mark.parametrize(("name", "steps"), [("cartpole", 980), ("digits", 12)])
+@pytest.mark.slow
 def test_an_old_run_resumes_and_evaluates(name: str, steps: int, tmp_path: Path) -> None:
     run = Path(shutil.copytree(OLD / name, tmp_path / name))
     before = rows(run)

@@ -382,6 +382,7 @@ def overlap(artists: Sequence[Any]) -> bool:
 
 
 @pytest.mark.parametrize("count", first_quick([10, 50]))
+@pytest.mark.slow
 def test_names_do_not_overlap(tmp_path: Path, count: int) -> None:
     tasks = [f"button-press-topdown-{number}-v3" for number in range(count)]
     run = record(tmp_path / "many", tasks=tasks)

@@ -52,6 +52,7 @@ def test_finds_each_tasks_best_action(tree: str) -> None:
     assert (distances(train(TREES[tree], 1_000 if TREES[tree] is None else 1_800)) < 0.25).all()
 
 
+@pytest.mark.slow
 def test_with_a_classifying_critic_and_learnt_temperatures() -> None:
     agent = train(
         TREES["shared"],

@@ -209,6 +209,7 @@ def test_a_stage_goes_on_with_what_the_one_before_learnt() -> None:
         assert not torch.isclose(theirs[1], mine[1][[1, 3]]).all()
 
 
+@pytest.mark.slow
 def test_what_a_search_has_learnt_of_losses_and_returns_goes_on() -> None:
     given: dict[str, Any] = {"weighting": "uncertainty", "normalize_returns": True}
     before = make_agent(CONAL, **given)

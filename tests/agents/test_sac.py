@@ -193,6 +193,7 @@ def test_a_shared_tree_sums_the_tasks_gradients(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("terminates, value", [(False, 2.0), (True, 1.0)])
+@pytest.mark.slow
 def test_bootstraps_through_truncation_only(terminates: bool, value: float) -> None:
     """A reward of 1 at each step, episodes of one step, gamma 1/2: worth 2 if they continue."""
     env = make_env([None], length=1, terminates=terminates)

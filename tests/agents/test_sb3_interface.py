@@ -43,6 +43,7 @@ class Memory(KVWriter):
 
 
 @pytest.mark.parametrize("tree", ["search", "pair"])
+@pytest.mark.slow
 def test_same_seed_same_agent(tree: str) -> None:
     agents = []
     for _ in range(2):
@@ -292,6 +293,7 @@ def test_an_env_without_names_needs_them() -> None:
     assert make_agent(None, env=env, tasks=["a", "b"]).tasks == ("a", "b")
 
 
+@pytest.mark.slow
 def test_sb3s_tables_take_long_names_that_begin_alike(capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"some_package.of_mine.envs:Pendulum{kind}-v1" for kind in ("Heavy", "Light")]
     env = TaskVecEnv("toy", [Task(name, Target) for name in names])
@@ -302,6 +304,7 @@ def test_sb3s_tables_take_long_names_that_begin_alike(capsys: pytest.CaptureFixt
     assert "gates_actor" not in printed
 
 
+@pytest.mark.slow
 def test_targets_that_the_critics_cannot_express_are_told() -> None:
     """Rewards of -1 for ever: a value of -100 where the range ends at -1."""
     kinds: dict[str, Any] = {"critic": "hl_gauss", "learning_starts": 10}

@@ -116,6 +116,7 @@ def noisy_regression(functions: int, rule: Rule, seed: int) -> Regression:
 
 
 @pytest.mark.parametrize("seed", first_quick(range(4)))
+@pytest.mark.slow
 def test_equal_tasks_stay_on_the_trunk_and_others_leave_it(seed: int) -> None:
     """Equal tasks learn from eight times the noisy samples where they share."""
     points = {}
@@ -137,6 +138,7 @@ def test_any_pair_holds_the_trunk_of_many_equal_tasks_by_noise() -> None:
 
 
 @pytest.mark.parametrize("seed", first_quick(range(4)))
+@pytest.mark.slow
 def test_noticing_drives_tasks_in_conflict_off_the_trunk(seed: int) -> None:
     """Three tasks want y, three want -y, through the same read-out: they cannot share to the end.
 

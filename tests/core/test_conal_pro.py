@@ -575,6 +575,7 @@ def pro_search(problem: Signs, steps: int) -> Tree:
 
 
 @pytest.mark.parametrize("seed", first_quick(range(2)))
+@pytest.mark.slow
 def test_equal_tasks_join_and_opposite_tasks_do_not(seed: int) -> None:
     """Of equal tasks one may stray, as it loses next to nothing."""
     equal = pro_search(Signs([1.0, 1.0, 1.0, 1.0], seed), steps=150)

@@ -378,10 +378,12 @@ def test_drawing_into_given_axes() -> None:
 
 @settings(max_examples=10, deadline=None)
 @given(trees(max_tasks=12, max_depth=6))
+@pytest.mark.slow
 def test_drawing_any_tree(tree: Tree) -> None:
     check_drawing(tree, tree.draw())
 
 
+@pytest.mark.slow
 def test_matplotlib_is_imported_only_to_draw() -> None:
     code = (
         "import sys; from conal_rl.core.tree import Tree; str(Tree.shared('ab', 1));"

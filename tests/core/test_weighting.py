@@ -66,6 +66,7 @@ def chain(depth: int) -> Any:
 @pytest.mark.parametrize("kind", ["norm", "conv"])
 @pytest.mark.parametrize("tree", [MIXED, GROUPED], ids=["mixed", "grouped"])
 @pytest.mark.parametrize("name", TORCHJD)
+@pytest.mark.slow
 def test_segments_are_aggregated_as_torchjd_does(
     name: AggregationName, tree: Tree, kind: str
 ) -> None:

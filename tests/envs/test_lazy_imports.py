@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_metaworld_is_imported_only_if_needed() -> None:
     code = (
         "import sys, conal_rl.envs; conal_rl.envs.make('cartpole')\n"

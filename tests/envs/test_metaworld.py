@@ -126,6 +126,7 @@ def test_success_at_any_step_counts(engine: Any) -> None:
 
 
 @ENGINES
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_rollout(engine: Any) -> None:
     def rollout(seed: int) -> Any:
         envs: Any = make(["reach-v3", "push-v3"], envs_per_task=2, seed=seed, engine=engine)

@@ -151,6 +151,7 @@ def test_resnets_equal_plain_functions(depth: Depth, stem: StemName) -> None:
 
 
 @pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.slow
 def test_dilation_keeps_the_values_of_the_strided_network(depth: Depth) -> None:
     """Every fourth place of the dilated network equals a place of the strided one."""
     state = make_weights(depth, dtype=torch.float64)

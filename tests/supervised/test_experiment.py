@@ -206,6 +206,7 @@ NYUV2 = ["--search.validation-share", "0.4", "--total-steps", "30", "--search.st
 
 
 @pytest.mark.parametrize("select", [False, True])
+@pytest.mark.slow
 def test_parts_are_for_what_they_are_for(
     select: bool, seen: dict[tuple[str, Part, bool], set[bytes]], tmp_path: Path
 ) -> None:
@@ -230,6 +231,7 @@ def test_parts_are_for_what_they_are_for(
     }
 
 
+@pytest.mark.slow
 def test_retraining_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights and optimiser of the search are left behind."""
     states: list[Any] = []
@@ -298,6 +300,7 @@ def test_selection(
     assert read(folder)["selected_step"] == kept
 
 
+@pytest.mark.slow
 def test_training_resumes_from_the_last_weights(tmp_path: Path) -> None:
     words = [*DIGITS, "--agent.tree", "shared", "--agent.select", "--evaluation.every", "2"]
     words += ["--agent.schedule", "constant", "--agent.learning-rate", "0.1"]
@@ -382,6 +385,7 @@ def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("way", first_quick(["conal", "held"]))
+@pytest.mark.slow
 def test_bfloat16_on_a_cpu_learns_alike(way: str, tmp_path: Path) -> None:
     longer = ["--total-steps", "60", "--search.steps", "30", "--log-interval", "15"]
     words = [*DIGITS, *WAYS[way], *longer, "--agent.learning-rate", "0.01"]
@@ -485,6 +489,7 @@ def test_compiled_is_eager() -> None:
 
 
 @pytest.mark.parametrize("way", ["conal", "held", "mgda"])
+@pytest.mark.slow
 def test_steps_that_capture_gradients_are_eager(way: str) -> None:
     training = started(*WAYS[way], "--agent.compile")
     assert training._forward is training.network

@@ -429,6 +429,7 @@ def test_a_config_in_python_makes_the_same_problem() -> None:
     assert list(make_problem(config).tasks) == list(METRICS["digits"])
 
 
+@pytest.mark.slow
 def test_problems_do_not_import_optional_packages() -> None:
     heavy = ["transformers", "sklearn", "PIL", "scipy", "torchmetrics", "seqeval"]
     code = (

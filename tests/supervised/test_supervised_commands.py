@@ -180,6 +180,7 @@ def test_unlabelled_truth_is_left_blank(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("method", first_quick(METHODS, 2))
+@pytest.mark.slow
 def test_searches_resume_as_if_never_stopped(method: str, tmp_path: Path) -> None:
     """Runs stop in the search and in training; some also stop as a search or a stage ends."""
     words = [*DIGITS, *METHODS[method]]
@@ -205,6 +206,7 @@ FIXED: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize("name", FIXED)
+@pytest.mark.slow
 def test_fixed_trees_resume_as_if_never_stopped(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +279,7 @@ def test_selection_resumes_as_if_never_stopped(tmp_path: Path) -> None:
     require_equal(whole, run_in_parts(tmp_path / "parts", words, (7, 8, 11)))
 
 
+@pytest.mark.slow
 def test_runs_stopped_between_stages_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,6 +202,7 @@ def test_a_damaged_checkpoint_is_named(
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_its_entries_is_refused(
     stopped: dict[str, Path], one_line: Any, tmp_path: Path
 ) -> None:

@@ -315,6 +315,7 @@ def weights(run: Path) -> bytes:
     return (run / "model" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_single_precision_without_bfloat16_instructions(
     toy: str,
     tmp_path: Path,
@@ -331,6 +332,7 @@ def test_single_precision_without_bfloat16_instructions(
     assert weights(tmp_path / "mixed-precision") == weights(tmp_path / "no-mixed-precision")
 
 
+@pytest.mark.slow
 def test_a_resume_keeps_the_precision_of_the_run(
     toy: str,
     tmp_path: Path,
@@ -355,6 +357,7 @@ def test_a_resume_keeps_the_precision_of_the_run(
     assert weights(tmp_path / "here") == weights(tmp_path / "moved")
 
 
+@pytest.mark.slow
 def test_a_resume_can_change_the_precision(
     toy: str, tmp_path: Path, machine: Callable[[bool], None]
 ) -> None:

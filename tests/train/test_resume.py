@@ -73,6 +73,7 @@ def test_an_evaluation_that_was_due_at_the_stop_comes_after_it(toy: str, tmp_pat
     assert evaluated == [120, 160, 320]
 
 
+@pytest.mark.slow
 def test_curves_of_a_resumed_run_are_one_branch(tmp_path: Path) -> None:
     """Lines logged after the checkpoint that a run resumes from come again, once."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -136,6 +137,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
             assert torch.equal(tensor, again[group][name]), f"{group}: {name}"
 
 
+@pytest.mark.slow
 def test_stopped_twice_in_every_phase(toy: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [toy, "--out", str(run)]
@@ -202,6 +204,7 @@ def test_resume_with_more_steps(finished: Path, tmp_path: Path) -> None:
     assert (run / "tree.json").read_bytes() == (finished / "tree.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_last_checkpoint_is_written(toy: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
 
@@ -218,6 +221,7 @@ def test_ctrl_c_while_the_last_checkpoint_is_written(toy: str, tmp_path: Path) -
     assert evaluation(run)["steps"] == 320
 
 
+@pytest.mark.slow
 def test_resume_after_a_power_cut(toy: str, tmp_path: Path) -> None:
     """Without a last checkpoint: what was logged after the newest one comes again, once."""
     run = tmp_path / "run"

@@ -31,6 +31,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", first_quick(METHODS))
+@pytest.mark.slow
 def test_other_searches(method: str, toy: str, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = [*DEEPER, "--search.method", method, *METHODS[method]]
@@ -59,6 +60,7 @@ def test_other_searches(method: str, toy: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", first_quick(["conal", "conal_pro", "ltb", "recon"]))
+@pytest.mark.slow
 def test_the_searchs_weights_are_kept(
     method: str, toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +87,7 @@ def test_the_searchs_weights_are_kept(
         assert same == [keeps] * 3
 
 
+@pytest.mark.slow
 def test_conal_pro_moves_from_stage_to_stage(
     toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +162,7 @@ def test_a_search_is_kept_if_its_end_fails(
     assert evaluation(run)["search_steps"] == 160
 
 
+@pytest.mark.slow
 def test_a_stage_leaves_its_conflicts_and_gates(toy: str, tmp_path: Path) -> None:
     """Of every task that was not settled before. `report conflicts` draws all stages."""
     run = tmp_path / "run"

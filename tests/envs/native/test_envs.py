@@ -84,6 +84,7 @@ def test_rollouts_across_resets_equal_the_official_ones() -> None:
     assert_same_rollout(PAIR, per_task=2, steps=1_010)
 
 
+@pytest.mark.slow
 def test_a_subclass_of_an_official_env_runs_its_own_code() -> None:
     """The suite's envs are then official ones, so a subclass may change any step or reset."""
     suite = [f"{__name__}:Lazy", f"{__name__}:Ends", "push-v3"]
@@ -304,6 +305,7 @@ def test_vector_env_steps_equal_the_official_ones() -> None:
     ours.close()
 
 
+@pytest.mark.slow
 def test_metaworlds_evaluation_accepts_the_vector_env() -> None:
     class Agent:
         def eval_action(self, observations: Any) -> Any:
@@ -388,6 +390,7 @@ def test_more_threads_than_tasks_take_below_20_mb_per_env(per_task: int) -> None
     episodes.close()
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_freed_in_a_step_stops_its_threads() -> None:
     before = threading.active_count()
     for _ in range(3):
@@ -447,6 +450,7 @@ def test_a_seed_of_the_vector_env_fixes_the_goals() -> None:
         MetaWorldVectorEnv("mt1:reach-v3", task_select="all")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_unseeded_envs_of_one_task_have_different_goals() -> None:
     envs = [gym.make("conal_rl/MT1-v3", task="reach-v3") for _ in range(4)]
     assert len({tuple(env.reset()[0][36:39]) for env in envs}) > 1
