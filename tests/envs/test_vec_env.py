@@ -144,14 +144,11 @@ def test_repeated_env_ids_are_separate_tasks() -> None:
     assert make(["Short-v0", "Short-v0"]).tasks == ("Short-v0", "Short-v0#2")
 
 
-def test_an_env_of_a_users_module_is_a_task(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "my_tasks.py").write_text(
+def test_an_env_of_a_users_module_is_a_task(scratch: Path) -> None:
+    (scratch / "my_tasks.py").write_text(
         "import gymnasium as gym\n"
         "gym.register('Mine-v0', entry_point='gymnasium.envs.classic_control:PendulumEnv')\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
     envs: Any = make(["my_tasks:Mine-v0", "Pendulum-v1"])
     assert envs.reset().shape == (2, 5)
 
