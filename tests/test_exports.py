@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import conal_rl
-from conal_rl.errors import CheckpointError
+from conal_rl.errors import CheckpointError, ConfigError
 
 
 @pytest.mark.parametrize("name", sorted(set(conal_rl.__all__) - {"__version__"}))
@@ -42,3 +42,8 @@ def test_load_run_gives_an_agent_that_acts() -> None:
 def test_load_run_names_a_missing_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="missing-run"):
         conal_rl.load_run(tmp_path / "missing-run")
+
+
+def test_load_run_names_a_device_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match=r"^device: got 'gpu'"):
+        conal_rl.load_run("pretrained:mt10", device="gpu")

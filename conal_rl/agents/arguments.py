@@ -10,7 +10,10 @@ import numpy as np
 from stable_baselines3.common.utils import LinearSchedule
 
 from conal_rl.config import AgentConfig, SearchConfig, marked, with_values
+from conal_rl.config.checks import require, require_seed
+from conal_rl.config.values import convert, describe, quoted
 from conal_rl.core import Structure, Tree
+from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError
 
 _AGENT = marked(AgentConfig, "keyword")
@@ -24,26 +27,68 @@ _RENAMED = {
 _OF_THE_SPACE = ("purely_specific", "copies", "specific_layers")
 
 
-def _whole_steps(train_freq: Any) -> Any:
+def _whole(name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number of at least `least`; the error names the keyword."""
+    try:
+        number: int = convert(int, value)
+    except ValueError:
+        raise ConfigError(f"{name}: got {quoted(value)}, expected an integer") from None
+    require(number >= least, name, number, f"{least} or more")
+    return number
+
+
+def _update_every(train_freq: Any) -> int | None:
     """Return SB3's train_freq as update_every; None if it counts episodes."""
     if not isinstance(train_freq, tuple | list):
-        return train_freq
-    frequency, unit = train_freq
-    return frequency if getattr(unit, "value", unit) == "step" else None
+        return _whole("train_freq", train_freq)
+    units = [getattr(unit, "value", unit) for unit in train_freq[1:]]
+    known = len(units) == 1 and units[0] in ("step", "episode")
+    require(known, "train_freq", train_freq, "a number, or a pair such as (1, 'episode')")
+    frequency = _whole("train_freq", train_freq[0])
+    return frequency if units == ["step"] else None
 
 
-def _start_of_temperature(ent_coef: Any) -> Any:
-    """Return SB3's ent_coef as initial_temperature; None if the temperature is fixed."""
-    if not (isinstance(ent_coef, str) and ent_coef.startswith("auto")):
+def _updates(gradient_steps: Any) -> int | None:
+    """Return SB3's gradient_steps as updates; None if it is -1: as many as vector steps."""
+    if isinstance(gradient_steps, int) and gradient_steps == -1:
         return None
-    return ent_coef.removeprefix("auto").removeprefix("_") or 1.0
+    return _whole("gradient_steps", gradient_steps)
 
+
+def _initial_temperature(ent_coef: Any) -> float | None:
+    """Return SB3's ent_coef as initial_temperature; None if the temperature is fixed."""
+    learnt = isinstance(ent_coef, str) and (ent_coef == "auto" or ent_coef.startswith("auto_"))
+    given = ent_coef[len("auto_") :] or 1.0 if learnt else ent_coef
+    try:
+        value: float = convert(float, given)
+    except ValueError:
+        value = -1.0
+    fits = value > 0 if learnt else value >= 0
+    require(fits, "ent_coef", ent_coef, "'auto', 'auto_0.1' with a start above 0, or 0 or more")
+    return value if learnt else None
+
+
+def _learning_rate(rate: Any) -> float | None:
+    """Return a learning rate; None if it is a schedule."""
+    if callable(rate):
+        return None
+    try:
+        return convert(float, rate)
+    except ValueError:
+        raise ConfigError(
+            f"learning_rate: got {quoted(rate)}, expected a number or a schedule"
+        ) from None
+
+
+_SAVED = marked(AgentConfig, "changes_run") - {"tree", "gamma", "n_steps"} | {"initial_temperature"}
+_SAVED_SEARCH = marked(SearchConfig, "changes_run")
+"""Fields that a saved agent keeps. Its file has no replay, so that gamma and n_steps may change."""
 
 _SB3: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "learning_rate": ("learning_rate", lambda rate: None if callable(rate) else rate),
-    "train_freq": ("update_every", _whole_steps),
-    "gradient_steps": ("updates", lambda steps: steps if steps >= 0 else None),
-    "ent_coef": ("initial_temperature", _start_of_temperature),
+    "learning_rate": ("learning_rate", _learning_rate),
+    "train_freq": ("update_every", _update_every),
+    "gradient_steps": ("updates", _updates),
+    "ent_coef": ("initial_temperature", _initial_temperature),
 }
 """For each of SB3's keywords, its setting and its value there; None: not expressible."""
 
@@ -108,7 +153,8 @@ class Arguments:
                     sb3[name] = value
                 else:
                     given[setting] = expressed
-        if given.get("target_entropy") == "auto":
+        entropy = given.get("target_entropy")
+        if isinstance(entropy, str) and entropy == "auto":
             given["target_entropy"] = None
         of_agent = {name: given[name] for name in given.keys() & _AGENT}
         of_search = {name: given[name] for name in given.keys() & _SEARCH}
@@ -132,6 +178,18 @@ class Arguments:
                     "Make a new agent"
                 )
         return dataclasses.replace(self, settings=settings)
+
+    def require_same_networks(self, loaded: Arguments) -> None:
+        """Check the arguments of an agent that is `loaded` from a file of an agent with these.
+
+        Raises:
+            ConfigError: a field differs that the saved weights, optimisers or counts depend on.
+        """
+        for section, fields in (("settings", _SAVED), ("search", _SAVED_SEARCH)):
+            old, new = getattr(self, section), getattr(loaded, section)
+            for name in sorted(fields):
+                _require_saved(name, getattr(new, name), getattr(old, name))
+        _require_saved("ent_coef", loaded.sb3.get("ent_coef"), self.sb3.get("ent_coef"))
 
     def with_loop(self, attributes: Mapping[str, Any], expected: Mapping[str, Any]) -> Arguments:
         """Return these arguments with the numbers of SB3's loop that differ from the `expected`.
@@ -175,6 +233,17 @@ class Arguments:
         return attributes | self.sb3
 
 
+_SB3_KINDS: dict[str, Any] = {
+    "verbose": int,
+    "target_update_interval": int,
+    "stats_window_size": int,
+    "seed": int | None,
+    "use_sde": bool,
+    "use_sde_at_warmup": bool,
+    "optimize_memory_usage": bool,
+}
+"""Types of keywords that only SB3 has, whose errors do not name them."""
+
 LIVE = frozenset(
     {
         *("actor_every", "batch_size", "critic_reduce", "max_grad_norm", "normalize_actor_loss"),
@@ -188,6 +257,15 @@ LIVE_LOOP = ("batch_size", "gradient_steps", "tau")
 
 LOOP = frozenset(Arguments().loop(tasks=1, actions=1, searching=False))
 """Attributes of SB3's loop that are filled from the settings."""
+
+
+def _require_saved(name: str, new: Any, old: Any) -> None:
+    if new != old:
+        new, old = ("auto" if each is None else each for each in (new, old))
+        raise ConfigError(
+            f"{name}: got {quoted(new)}, expected {quoted(old)}, which the agent was saved with. "
+            "Make a new agent"
+        )
 
 
 class MissingSettings(Exception):
@@ -209,16 +287,14 @@ def split_keywords(keywords: Mapping[str, Any]) -> Given:
         ConfigError: a name is given twice.
         ValueError: SB3 would use a replay that is not balanced over tasks.
     """
+    keywords = {**keywords, **of_sb3(keywords)}
     for name in ("replay_buffer_class", "optimize_memory_usage"):
-        if keywords.get(name):
+        if keywords.get(name) is not None and keywords[name] is not False:
             raise ValueError(
                 f"{name}: got {keywords[name]!r}, expected nothing, because the agent has a "
                 "task-balanced replay. Leave it out"
             )
-    nested = keywords.get("policy_kwargs") or {}
-    if not isinstance(nested, Mapping):
-        raise ConfigError(f"policy_kwargs: got {nested!r}, expected a dict")
-    nested = dict(nested)
+    nested = dict(keywords.get("policy_kwargs") or {})
     for name in ("settings", "tasks", "actor_tree", "critic_tree"):
         if name in nested:
             keyword = "tree" if name.endswith("tree") else name
@@ -231,6 +307,34 @@ def split_keywords(keywords: Mapping[str, Any]) -> Given:
     ours |= {name: keywords[name] for name in keywords.keys() & KEYWORDS}
     rest = keywords.keys() - KEYWORDS - {"policy_kwargs", "replay_buffer_class"}
     return Given(ours, nested, {name: keywords[name] for name in rest})
+
+
+def of_sb3(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords that only SB3 has and whose values are checked here.
+
+    Raises:
+        ConfigError: a value is of the wrong type or out of its range.
+    """
+    checked: dict[str, Any] = {}
+    for name in keywords.keys() & _SB3_KINDS.keys():
+        value, kind = keywords[name], _SB3_KINDS[name]
+        value = value.item() if isinstance(value, np.generic) else value
+        try:
+            checked[name] = convert(kind, value)
+        except ValueError:
+            expected = describe(kind)
+            raise ConfigError(f"{name}: got {quoted(value)}, expected {expected}") from None
+    for name in ("policy_kwargs", "replay_buffer_kwargs"):
+        value = keywords.get(name)
+        fits = value is None or isinstance(value, Mapping)
+        require(fits, name, value, "a dict")
+    for name in checked.keys() & {"target_update_interval", "stats_window_size"}:
+        require(checked[name] >= 1, name, checked[name], "1 or more")
+    if checked.get("seed") is not None:
+        require_seed("seed", checked["seed"])
+    if "device" in keywords:
+        checked["device"] = resolve_device("device", str(keywords["device"]))
+    return checked
 
 
 def require_fitting(
@@ -261,11 +365,14 @@ def move_arguments(
 
     Raises:
         MissingSettings: the attributes are of an older zip file, which has no settings.
-        ConfigError: see `Arguments.with_keywords` and `require_fitting`.
+        ConfigError: see `Arguments.with_keywords`, `Arguments.require_same_networks` and
+            `require_fitting`.
     """
     if "_arguments" not in attributes:
         raise MissingSettings("settings are missing")
     loaded = {name: attributes.pop(name) for name in SETTINGS & attributes.keys()}
     require_fitting(loaded, structures, structures)
-    arguments: Arguments = attributes["_arguments"]
-    return arguments.with_keywords(loaded)
+    saved: Arguments = attributes["_arguments"]
+    arguments = saved.with_keywords(loaded)
+    saved.require_same_networks(arguments)
+    return arguments

@@ -64,7 +64,8 @@ def task_names(tasks: Sequence[str] | None, env: Any) -> tuple[str, ...]:
             "tasks: got None and an environment without task names, expected names. Give "
             "tasks=[...], in the order of the one-hot at the end of its observations"
         )
-    if isinstance(names, str) or not names:
+    is_list = isinstance(names, Sequence) and not isinstance(names, str | bytes)
+    if not is_list or not names:
         raise ValueError(f"tasks: got {names!r}, expected a list of names")
     return Tree.shared(names, depth=1).tasks
 

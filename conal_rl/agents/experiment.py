@@ -298,7 +298,8 @@ def load_run(run: str | Path, device: str = "auto") -> ConalSAC:
 
     Raises:
         CheckpointError: the run does not exist, or its files are damaged.
-        ConfigError: the run's config.yaml is damaged, or the run is a supervised one.
+        ConfigError: the run's config.yaml is damaged, the run is a supervised one, or this machine
+            lacks the device.
     """
     return load_policy(find_run(str(run)), device)[0]
 

@@ -116,7 +116,11 @@ class TaskActor(TaskNetwork):
         self, tasks: Sequence[str], tree: Structure, features: int, actions: int, **net: Any
     ):
         super().__init__(tasks, tree, features, outputs=2 * actions, **net)
-        self.distribution = SquashedDiagGaussianDistribution(actions)
+        self.actions = actions
+
+    def _distribution(self) -> SquashedDiagGaussianDistribution:
+        # A new one each time: it keeps the graph of its parameters, which nobody can copy.
+        return SquashedDiagGaussianDistribution(self.actions)
 
     def _parameters_of(self, features: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = self(features).flatten(0, 1).chunk(2, dim=-1)
@@ -125,12 +129,15 @@ class TaskActor(TaskNetwork):
     def act(self, features: Tensor, deterministic: bool = False) -> Tensor:
         """Actions in [-1, 1], `(task, batch, action)`, for features `(task, batch, feature)`."""
         mean, log_std = self._parameters_of(features)
-        action = self.distribution.actions_from_params(mean, log_std, deterministic=deterministic)
+        action = self._distribution().actions_from_params(
+            mean, log_std, deterministic=deterministic
+        )
         return action.unflatten(0, features.shape[:2])
 
     def sample(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Reparameterised actions `(task, batch, action)` and log-probabilities `(task, batch)`."""
-        action, log_prob = self.distribution.log_prob_from_params(*self._parameters_of(features))
+        parameters = self._parameters_of(features)
+        action, log_prob = self._distribution().log_prob_from_params(*parameters)
         shape = features.shape[:2]
         return action.unflatten(0, shape), log_prob.unflatten(0, shape)
 

@@ -117,9 +117,6 @@ class ConalSAC(SAC):
     def _setup_model(self) -> None:
         self.tasks = tuple(self.tasks)  # a list after SB3's `load`
         require_tasks(self.tasks, self.env)
-        if self.target_update_interval < 1:
-            given = self.target_update_interval
-            raise ValueError(f"target_update_interval: got {given}, expected 1 or more")
         self._arguments = arguments.move_arguments(vars(self), self.structures)
         vars(self).update(self._loop())
         self.policy_kwargs = {**self.policy_kwargs, "settings": self.settings}
@@ -317,9 +314,7 @@ class ConalSAC(SAC):
         require_tasks(self.tasks, env)
         super().set_env(env, force_reset)
 
-    def _update_info_buffer(
-        self, infos: list[dict[str, Any]], dones: np.ndarray | None = None
-    ) -> None:
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: Any = None) -> None:
         super()._update_info_buffer(infos, dones)
         assert isinstance(self._last_obs, np.ndarray)
         self.recent.take(infos, self._last_obs)
@@ -338,14 +333,18 @@ class ConalSAC(SAC):
     # On disk.
 
     @classmethod
-    def load(cls, path: Any, *given: Any, **named: Any) -> "ConalSAC":
+    def load(
+        cls, path: Any, env: GymEnv | None = None, device: Any = "auto", *given: Any, **named: Any
+    ) -> "ConalSAC":
         """Return the agent in a zip file, like SB3's method; keywords replace its settings.
 
         Raises:
             CheckpointError: a different version of conal_rl saved the file.
+            ConfigError: a keyword is wrong, or the saved networks depend on it.
         """
+        checked = arguments.of_sb3({**named, "device": device})
         with zip_of_this_version(path):
-            return super().load(path, *given, **named)
+            return super().load(path, env, checked.pop("device"), *given, **(named | checked))
 
     def save(self, *given: Any, **named: Any) -> None:
         """Write a zip file, like SB3's method."""
@@ -374,9 +373,8 @@ class ConalSAC(SAC):
             self.largest_returns = self.replay_buffer.largest_returns.largest
 
     def set_parameters(self, *given: Any, **named: Any) -> None:
-        """Load parameters, like SB3's method."""
+        """Load parameters, like SB3's method; they may come from a different device."""
         super().set_parameters(*given, **named)
-        # They may come from a different device.
         self.queue.prepare()
 
     def _excluded_save_params(self) -> list[str]:
@@ -410,6 +408,7 @@ class ConalSAC(SAC):
 
         Raises:
             CheckpointError: a file is missing, damaged, or of a different kind or version.
+            ConfigError: this machine lacks the device.
         """
         about, weights = read_model(Path(folder))
         return cls.from_model(about, weights, device, Path(folder))
@@ -422,10 +421,11 @@ class ConalSAC(SAC):
 
         Raises:
             CheckpointError: they do not describe an agent. The error names `source`.
+            ConfigError: this machine lacks the device.
         """
+        agent = cls(device=device, _init_setup_model=False)
         with of_an_agent(source):
             model = read_description(about, source)
-            agent = cls(device=device, _init_setup_model=False)
             agent.observation_space = model.observation_space
             agent.action_space = model.action_space
             agent.n_envs, agent.num_timesteps, agent.has_critics = 1, model.steps, model.critics

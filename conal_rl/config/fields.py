@@ -67,7 +67,7 @@ def with_values(section: Section, path: str, values: Mapping[str, Any]) -> Secti
     for name, value in values.items():
         try:
             converted[name] = convert(kinds[name], value)
-        except (ValueError, OverflowError):
+        except ValueError:
             expected = describe(kinds[name])
             raise ConfigError(f"{path}.{name}: got {quoted(value)}, expected {expected}") from None
     return dataclasses.replace(section, **converted)  # type: ignore[type-var]

@@ -123,7 +123,10 @@ def convert(kind: Any, value: Any) -> Any:
             return tuple(convert(k, v) for k, v in zip(kinds, value, strict=True))
     elif kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         # YAML 1.1 reads 3e-4, which has no dot, as text.
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond the range
+            raise ValueError from None
         if math.isfinite(number):
             return number
     elif kind is type(value):

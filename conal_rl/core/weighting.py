@@ -146,8 +146,9 @@ class Aggregation:
 
 def _weights(name: AggregationName, tasks: int) -> Callable[[Tensor], Tensor]:
     """The method as a function from a Gram matrix `(task, task)` to weights `(task,)`."""
+    # Functions of this file, not closures: agents that hold them can be copied and pickled.
     if name == "nash_mtl":
-        return _nash_weights(tasks)
+        return partial(_weigh_by_nash, aggregation.NashMTL(n_tasks=tasks).weighting)
     makers: dict[AggregationName, Callable[[], Callable[[Tensor], Tensor]]] = {
         "pcgrad": aggregation.PCGradWeighting,
         "cagrad": lambda: aggregation.CAGradWeighting(c=0.5),  # as LibMTL
@@ -157,14 +158,23 @@ def _weights(name: AggregationName, tasks: int) -> Callable[[Tensor], Tensor]:
         "aligned_mtl": aggregation.AlignedMTLWeighting,
         "upgrad": aggregation.UPGradWeighting,
     }
-    weighting = makers[name]()
-
-    def weigh(products: Tensor) -> Tensor:
-        # The scale of the gradients changes no weights, but TorchJD drops very small gradients.
-        weights = weighting(products / products.trace())
-        return weights if name in ("pcgrad", "gradvac") else weights * len(products)
-
+    weigh = partial(_weigh_by, makers[name](), name not in ("pcgrad", "gradvac"))
     return weigh if name == "gradvac" else partial(_weigh_present, weigh)
+
+
+def _weigh_by(weighting: Callable[[Tensor], Tensor], sum_to_one: bool, products: Tensor) -> Tensor:
+    """Weights of TorchJD's method, scaled by the number of tasks if they sum to one."""
+    # The scale of the gradients changes no weights, but TorchJD drops very small gradients.
+    weights = weighting(products / products.trace())
+    return weights * len(products) if sum_to_one else weights
+
+
+def _weigh_by_nash(weighting: Callable[[Tensor], Tensor], products: Tensor) -> Tensor:
+    # TorchJD takes a Jacobian but uses only inner products, so any root of the Gram matrix works.
+    values, vectors = torch.linalg.eigh(products)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You are solving a parameterized problem")
+        return weighting(vectors * values.clamp(min=0).sqrt())
 
 
 def _weigh_present(weigh: Callable[[Tensor], Tensor], products: Tensor) -> Tensor:
@@ -173,19 +183,6 @@ def _weigh_present(weigh: Callable[[Tensor], Tensor], products: Tensor) -> Tenso
     weights = torch.ones_like(products.diagonal())
     weights[present] = weigh(products[present][:, present])
     return weights
-
-
-def _nash_weights(tasks: int) -> Callable[[Tensor], Tensor]:
-    # TorchJD takes a Jacobian but uses only inner products, so any root of the Gram matrix works.
-    weighting = aggregation.NashMTL(n_tasks=tasks).weighting
-
-    def weigh(products: Tensor) -> Tensor:
-        values, vectors = torch.linalg.eigh(products)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "You are solving a parameterized problem")
-            return weighting(vectors * values.clamp(min=0).sqrt())
-
-    return weigh
 
 
 class ConflictNoticingWeighting(aggregation.Weighting[Tensor]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.callbacks import (
+    BaseCallback,
     CheckpointCallback,
     EvalCallback,
     StopTrainingOnMaxEpisodes,
@@ -134,6 +136,28 @@ def test_callbacks(tmp_path: Path) -> None:
     assert (tmp_path / "agent_60_steps.zip").is_file()
     best = ConalSAC.load(tmp_path / "best_model.zip", device="cpu")
     assert best.num_timesteps == 2 * 25
+
+
+@pytest.mark.parametrize("tree", ["search", "shared"])
+def test_an_agent_is_copied_at_any_time(tree: str) -> None:
+    class Copies(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps in (2, 60):
+                copies.append(copy.deepcopy(self.model))
+            return True
+
+    copies: list[Any] = []
+    weighting = {"weighting": "gradvac"} if tree == "shared" else SEARCH
+    agent = make_agent(TREES[tree], **weighting)
+    agent.learn(96, callback=Copies())
+    copies += [copy.deepcopy(agent), pickle.loads(pickle.dumps(agent))]
+    before = copy.deepcopy(agent.policy.state_dict())
+    for each in copies[-2:]:
+        assert same_tensors(each.policy.state_dict(), before)
+    for each in copies:
+        each.learn(24, reset_num_timesteps=False)
+    assert same_tensors(agent.policy.state_dict(), before)
+    assert not same_tensors(copies[-1].policy.state_dict(), before)
 
 
 def test_sb3s_evaluate_policy() -> None:
@@ -513,10 +537,10 @@ def test_an_env_without_a_one_hot_is_refused() -> None:
         ({"policy_kwargs": {"actor_averaging": -1.5}}, "agent.actor_averaging"),
         ({"policy_kwargs": {"widths": (8,)}, "widths": (8,)}, "widths: "),
         ({"policy_kwargs": {"net_arch": [8]}}, "net_arch"),
-        ({"train_freq": 0}, "agent.update_every"),
-        ({"gradient_steps": 0}, "agent.updates"),
-        ({"ent_coef": "auto_0"}, "agent.initial_temperature"),
-        ({"learning_rate": "fast"}, "agent.learning_rate"),
+        ({"train_freq": 0}, "train_freq: got 0"),
+        ({"gradient_steps": 0}, "gradient_steps: got 0"),
+        ({"ent_coef": "auto_0"}, "ent_coef: got 'auto_0'"),
+        ({"learning_rate": "fast"}, "learning_rate: got 'fast'"),
         ({"settings": {"gamma": 0.9}}, "settings: "),
         ({"search": {"rule": "none"}}, "search: "),
         ({"critic": "huber"}, "agent.critic: "),

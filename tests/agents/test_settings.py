@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3 import SAC
 
 from conal_rl.agents import ConalSAC
+from conal_rl.agents.arguments import KEYWORDS
 from conal_rl.config import AgentConfig, SearchConfig, marked
 from conal_rl.core import ConalProStage, ConalSearch, LTBSearch, ReconSearch, Structure, Tree
-from conal_rl.errors import CheckpointError, ConfigError
+from conal_rl.errors import CheckpointError, ConalError, ConfigError
 from tests.helpers.toy import make_env, tasks_named
 
 TASKS = tasks_named(2)
@@ -226,6 +230,9 @@ def test_load_keeps_and_replaces_what_only_sb3_can_say(tmp_path: Path) -> None:
         ({"conflict_margin": 0.1}, "conflict_margin: .*margin"),
         ({"conflict_rule": "none"}, "^conflict_rule: .* rule"),
         ({"copies": 3}, "copies: "),
+        ({"seed": -1}, "seed: got -1"),
+        ({"target_update_interval": 0}, "target_update_interval: got 0"),
+        ({"device": "gpu"}, "device: got 'gpu'"),
     ],
 )
 def test_load_refuses_what_the_constructor_refuses(
@@ -233,7 +240,40 @@ def test_load_refuses_what_the_constructor_refuses(
 ) -> None:
     path = saved(tmp_path)
     with pytest.raises(ConfigError, match=named):
+        ConalSAC.load(path, **{"device": "cpu", **keyword})
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        {"ent_coef": 0.2},
+        {"ent_coef": "auto_0.5"},
+        {"initial_temperature": 0.5},
+        {"weighting": "uncertainty"},
+        {"widths": (4,)},
+        {"rule": "none"},
+        {"specific_decay": 0.1},
+        {"search": SearchConfig(method="recon")},
+    ],
+)
+def test_load_refuses_what_saved_networks_depend_on(
+    keyword: dict[str, Any], tmp_path: Path
+) -> None:
+    path = saved(tmp_path)
+    name, value = next(iter(keyword.items()))
+    if name == "ent_coef":
+        name = "ent_coef" if value == 0.2 else "initial_temperature"
+    with pytest.raises(
+        ConfigError, match=f"^{'method' if name == 'search' else name}: got .*saved"
+    ):
         ConalSAC.load(path, device="cpu", **keyword)
+
+
+def test_load_refuses_a_learnt_temperature_for_a_fixed_one(tmp_path: Path) -> None:
+    path = saved(tmp_path, ent_coef=0.2)
+    assert ConalSAC.load(path, device="cpu", ent_coef=0.2).ent_coef == 0.2
+    with pytest.raises(ConfigError, match=r"^ent_coef: got 'auto', expected 0\.2"):
+        ConalSAC.load(path, device="cpu", ent_coef="auto")
 
 
 def test_a_zip_file_without_settings_is_refused() -> None:
@@ -247,3 +287,29 @@ def test_a_zip_file_needs_its_settings(tmp_path: Path) -> None:
     agent(tree=SHARED).save(tmp_path / "agent.zip", exclude=["_arguments"])
     with pytest.raises(CheckpointError, match=r"agent\.zip: got a zip file of a different version"):
         ConalSAC.load(tmp_path / "agent.zip", device="cpu")
+
+
+BAD: list[Any] = [
+    *(None, math.nan, math.inf, -1, -1.5, 0, True, "text", "3", b"x", [], [1, 2], (), (1,), {}),
+    *((-1, "episode"), (1, "foo"), np.array([1.0, 2.0]), np.array(3), np.float32(2.5), object()),
+]
+SB3S = set(inspect.signature(SAC.__init__).parameters) - {"self", "policy", "env"}
+NAMES = sorted((KEYWORDS | SB3S | {"tasks", "tree", "settings", "search"}) - {"_init_setup_model"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bad_argument_is_named(name: str) -> None:
+    """The agent is made, or an error of one line names the argument."""
+    env = make_env((-0.5, 0.5))
+    for value in BAD:
+        try:
+            ConalSAC(env=env, **{**SMALL, name: value})
+        except (TypeError, ValueError, ConalError) as error:
+            assert name in str(error), (value, str(error))
+            assert "\n" not in str(error)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    made = agent(seed=np.int64(3), train_freq=np.int32(2), gamma=np.float32(0.5))
+    assert (made.seed, made.settings.update_every, made.settings.gamma) == (3, 2, 0.5)
