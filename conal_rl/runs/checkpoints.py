@@ -133,6 +133,11 @@ def _order(checkpoint: Path) -> tuple[int, int]:
     return int(step), int(attempt or 0)
 
 
+def newest_step(folder: Path) -> int:
+    """Return the step of a run's newest checkpoint; 0 without one."""
+    return max((_order(path)[0] for path in checkpoints_of(folder)), default=0)
+
+
 def checkpoints_of(folder: Path) -> list[Path]:
     """Return a run's checkpoints, oldest first."""
     paths = (folder / "checkpoints").glob("step-*")

@@ -17,7 +17,7 @@ from conal_rl.config import RunConfig, marked
 from conal_rl.core import ConalProStage, Tree
 from conal_rl.core.findings import findings
 from conal_rl.errors import CheckpointError, ConfigError
-from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
+from conal_rl.runs.checkpoints import load_checkpoint, newest_step, save_checkpoint
 from conal_rl.runs.experiment import Experiment
 from conal_rl.runs.files import atomic_write, write_json
 from conal_rl.runs.folder import Run
@@ -74,12 +74,18 @@ class Trainer:
                 f"{run.folder}: state.json: got a damaged file ({error}), expected a run's state"
             ) from error
         trainer._require_same_run(began)
-        changed = "agent.mixed_precision" in experiment.config.differences(began)
+        finished = (
+            state["phase"] == "done" and newest_step(run.folder) >= trainer.config.total_steps
+        )
+        changed = "agent.mixed_precision" in trainer.config.differences(began) and not finished
+        recorded = None if changed else run.precision()
         try:
-            experiment.restore(tensors, state, None if changed else run.precision())
+            experiment.restore(tensors, state, recorded)
         except CheckpointError as error:
             raise CheckpointError(f"{run.folder}: {error}") from error
         trainer._continue(began)
+        if recorded != "float16" and not finished:  # it stays recorded on a CPU, which lacks it
+            run.record_precision(experiment.precision)
         return trainer
 
     def run_phases(self) -> int:
@@ -216,7 +222,9 @@ class Trainer:
         fixed = marked(type(self.config), "changes_run")
         for path, (now, then) in self.config.differences(began).items():
             searched = path.startswith("search.") and self.phase != "search"
-            if path in fixed or (searched and path != "search.only"):
+            if path == "search.only" and not now:
+                continue  # the rest of a run that was a search only
+            if path in fixed or searched:
                 raise ConfigError(
                     f"{path}: got {now!r}, expected {then!r}, which {self.run.folder} began with. "
                     "Start a new run"
@@ -228,7 +236,6 @@ class Trainer:
             self.phase = "train"
         if self.phase != "done":
             atomic_write(self.run.config_path, self.config.to_yaml())
-            self.run.record_precision(self.experiment.precision)
             return
         changed = self.config.differences(began)
         idle = [p for p in changed if p.startswith(("total_steps", "agent.", "search.", "env."))]

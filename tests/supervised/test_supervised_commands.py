@@ -24,6 +24,7 @@ from conal_rl.config import SupervisedConfig, load_config
 from conal_rl.core import Tree
 from conal_rl.reports import predictions
 from conal_rl.runs.checkpoints import load_checkpoint
+from conal_rl.runs.folder import Run
 from conal_rl.supervised.experiment import SupervisedExperiment
 from conal_rl.supervised.problem import make_problem
 from tests.helpers.supervised_runs import DIGITS, METHODS, TASKS, TINY, read, rows, run, stop_at
@@ -226,6 +227,17 @@ def test_fixed_trees_resume_as_if_never_stopped(
         assert encoder["rule"] == "none" and encoder["gates"] == {}
         assert len(encoder["mean_cosine"]) == len(tree.layers)
     require_equal(whole, run_in_parts(tmp_path / "parts", words, (5, 12)))
+
+
+def test_float16_stays_recorded_on_a_cpu(tmp_path: Path) -> None:
+    """A run of a GPU that continues on a CPU, and may go back."""
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(4, patch)
+        assert train.main([*DIGITS, "--out", str(folder), "--agent.mixed-precision"]) == 130
+    Run(folder).record_precision("float16")
+    assert train.main(["--resume", str(folder)]) == 0
+    assert Run(folder).precision() == "float16"
 
 
 @pytest.mark.slow

@@ -373,6 +373,22 @@ def test_a_resume_can_change_the_precision(
         assert precision(run) == expected
 
 
+def test_a_finished_run_keeps_its_precision(
+    finished: Path,
+    tmp_path: Path,
+    machine: Callable[[bool], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = copied(finished, tmp_path / "run")
+    machine(True)
+    before = evaluation(run)
+    assert precision(run) == "single"
+    assert train.main(["--resume", str(run), "--agent.mixed-precision"]) == 0
+    assert "agent.mixed_precision: no effect" in capsys.readouterr().err
+    assert precision(run) == "single"
+    assert evaluation(run)["returns"] == before["returns"]
+
+
 def test_precision_of_a_run_before_it_was_recorded(finished: Path, tmp_path: Path) -> None:
     """Version 0.1.0 kept an agent's precision only with its weights."""
     run = copied(finished, tmp_path / "run")

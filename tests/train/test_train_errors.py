@@ -194,6 +194,7 @@ def test_what_a_search_was_cannot_be_changed_afterwards(
         ("gate-learning-rate", 0.5),
         ("keep-replay", False),
         ("keep-weights", True),
+        ("only", True),
     ):
         error = one_line("--resume", str(stopped["train"]), f"--search.{name}", str(value).lower())
         assert error.startswith(f"search.{name.replace('-', '_')}: got {value}, ")
