@@ -22,6 +22,7 @@ from conal_rl.core.findings import log_scalars
 from conal_rl.core.learner import Learner
 from conal_rl.core.optimizers import set_learning_rate
 from conal_rl.errors import CheckpointError, ConfigError, TreeError, diverged
+from conal_rl.files import user_path
 from conal_rl.literals import Precision
 from conal_rl.runs.experiment import (
     Tensors,
@@ -413,7 +414,7 @@ def _fixed_tree(config: SupervisedConfig, tasks: tuple[str, ...]) -> Tree | None
         return Tree.shared(tasks, depth)
     if config.agent.tree == "independent":
         return Tree.independent(tasks, depth)
-    path = Path(config.agent.tree)
+    path = user_path(config.agent.tree)
     try:
         return Tree.load(path).check(tasks, depth)
     except TreeError as error:
