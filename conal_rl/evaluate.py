@@ -15,7 +15,7 @@ from conal_rl.cli import Parser, add_data_root, exit_status
 from conal_rl.config import SupervisedConfig
 from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError
-from conal_rl.files import user_path, write_json
+from conal_rl.runs.files import write_json
 from conal_rl.runs.folder import find_run, run_of
 
 
@@ -51,8 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     add_data_root(parser)
     result = "The file for the result in JSON. The default is no file."
     folder = "The folder for a video of each Meta-World task. The default is no video."
-    parser.add_argument("--json", type=user_path, metavar="FILE", help=result)
-    parser.add_argument("--video", type=user_path, metavar="DIR", help=folder)
+    parser.add_argument("--json", type=Path, metavar="FILE", help=result)
+    parser.add_argument("--video", type=Path, metavar="DIR", help=folder)
     return parser
 
 

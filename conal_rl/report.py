@@ -18,8 +18,8 @@ from conal_rl.cli import Parser, add_data_root, exit_status, wide_console
 from conal_rl.config import SupervisedConfig
 from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError
-from conal_rl.files import atomic_write, user_path
 from conal_rl.reports.run_data import NETWORKS, ConflictRecord, mean_over_pairs, read_record
+from conal_rl.runs.files import atomic_write
 from conal_rl.runs.folder import run_of
 
 if TYPE_CHECKING:
@@ -43,32 +43,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     conflicts.add_argument(
         "runs",
-        type=user_path,
+        type=Path,
         nargs="+",
         metavar="RUN",
         help="The folders of runs that have a search or --agent.conflict-rule.",
     )
     conflicts.add_argument(
-        "--out", type=user_path, default=Path("report"), metavar="DIR", help=_OUT_HELP
+        "--out", type=Path, default=Path("report"), metavar="DIR", help=_OUT_HELP
     )
     conflicts.set_defaults(make=_conflicts)
     success = what.add_parser(
         "success", help="Draw the success during training, over env steps and minutes."
     )
     success.add_argument(
-        "runs", type=user_path, nargs="+", metavar="RUN", help="The folders of RL runs."
+        "runs", type=Path, nargs="+", metavar="RUN", help="The folders of RL runs."
     )
-    success.add_argument(
-        "--out", type=user_path, default=Path("report"), metavar="DIR", help=_OUT_HELP
-    )
+    success.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help=_OUT_HELP)
     success.set_defaults(make=_success)
     predictions = what.add_parser(
         "predictions",
         help="Draw input, prediction and truth of a supervised run that predicts pixels.",
     )
-    predictions.add_argument("run", type=user_path, metavar="RUN", help="The folder of the run.")
+    predictions.add_argument("run", type=Path, metavar="RUN", help="The folder of the run.")
     predictions.add_argument(
-        "--out", type=user_path, default=Path("report"), metavar="DIR", help=_OUT_HELP
+        "--out", type=Path, default=Path("report"), metavar="DIR", help=_OUT_HELP
     )
     predictions.add_argument(
         "--images",
@@ -101,10 +99,7 @@ def _add_results(results: argparse.ArgumentParser) -> None:
         help="Rewrite the documents between their markers instead of printing the tables.",
     )
     what.add_argument(
-        "--add",
-        type=user_path,
-        metavar="RUN",
-        help="Add the finished run in this folder to the data.",
+        "--add", type=Path, metavar="RUN", help="Add the finished run in this folder to the data."
     )
     what.add_argument(
         "--trees", metavar="STUDY", help="Draw the trees of this study into the folder of --out."
@@ -112,7 +107,7 @@ def _add_results(results: argparse.ArgumentParser) -> None:
     add = results.add_argument
     add(
         "--results",
-        type=user_path,
+        type=Path,
         default=Path("results"),
         metavar="DIR",
         help="The folder of the data. Documents are next to it. The default is results.",
@@ -129,7 +124,7 @@ def _add_results(results: argparse.ArgumentParser) -> None:
     add("--name", help="The name of an added run. The default is STUDY-METHOD-SEED.")
     add(
         "--out",
-        type=user_path,
+        type=Path,
         default=Path("docs"),
         metavar="DIR",
         help="The folder for the picture of --trees. The default is docs.",

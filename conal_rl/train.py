@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -27,12 +26,11 @@ def run(arguments: Sequence[str]) -> int:
     if command.config.threads is not None:
         torch.set_num_threads(command.config.threads)
     resolve_device("device", command.config.device)
-    runs = Path("runs").absolute()  # an env may leave the working folder
     if command.resume is not None:
         run = Run.open(command.resume)
         with run.locked():
             return Trainer.resume(run, _experiment(command.config)).run_phases()
-    trainer = Trainer.start(_experiment(command.config), command.out, runs)
+    trainer = Trainer.start(_experiment(command.config), command.out)
     with trainer.run.locked():
         return trainer.run_phases()
 

@@ -31,7 +31,6 @@ from conal_rl.errors import (
     SuiteError,
     TreeError,
 )
-from conal_rl.files import user_path
 from conal_rl.literals import Precision
 from conal_rl.runs.checkpoints import load_checkpoint
 from conal_rl.runs.experiment import (
@@ -60,7 +59,6 @@ class SACExperiment:
         import conal_rl.evaluation  # noqa: F401 - it runs last; fail now if it does not load
 
         self.config = config
-        self._folder = Path.cwd()  # of relative paths; an env may leave it
         self.env = make(config.env.suite, config.env.envs_per_task, config.seed, config.env.engine)
         self.agent: ConalSAC
         self.precision: Precision
@@ -78,7 +76,7 @@ class SACExperiment:
         middle = (env.action_space.low + env.action_space.high) / 2
         env.step(np.tile(middle, (env.num_envs, 1)))
         env.seed(config.seed)
-        trees = _fixed_trees(config, env.tasks, self._folder)
+        trees = _fixed_trees(config, env.tasks)
         if trees is None:
             _require_updates(config, env.num_tasks)
         self._decide_precision(None)
@@ -348,8 +346,8 @@ def _require_updates(config: Config, tasks: int) -> None:
         )
 
 
-def _fixed_trees(config: Config, tasks: tuple[str, ...], folder: Path) -> tuple[Tree, Tree] | None:
-    """Return the trees that `agent.tree` names, in `folder` or elsewhere; None for a search."""
+def _fixed_trees(config: Config, tasks: tuple[str, ...]) -> tuple[Tree, Tree] | None:
+    """Return the trees that `agent.tree` names, or None for a search."""
     depth = len(config.agent.widths)
     if config.agent.tree == "search":
         return None
@@ -357,7 +355,7 @@ def _fixed_trees(config: Config, tasks: tuple[str, ...], folder: Path) -> tuple[
         return (Tree.shared(tasks, depth),) * 2
     if config.agent.tree == "independent":
         return (Tree.independent(tasks, depth),) * 2
-    return load_trees(folder / user_path(config.agent.tree), tasks, depth)
+    return load_trees(Path(config.agent.tree), tasks, depth)
 
 
 def make_agent(

@@ -10,7 +10,7 @@ from conal_rl.benchmarks.study import finish
 from conal_rl.config import Config, load_config
 from conal_rl.envs.metaworld import suite_tasks
 from conal_rl.evaluation import Evaluation
-from conal_rl.files import atomic_write, read_json
+from conal_rl.runs.files import atomic_write, read_json
 
 
 def write_together(parts: Sequence[Path], suite: str | Sequence[str], evaluation: Path) -> None:

@@ -27,7 +27,7 @@ from conal_rl.envs import make
 from conal_rl.envs.metaworld import suite_tasks
 from conal_rl.errors import ConfigError
 from conal_rl.evaluation import evaluate_policy
-from conal_rl.files import atomic_write, draft_file, user_path
+from conal_rl.runs.files import atomic_write, draft_file
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,11 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, help="Train with this seed. The default is %(default)s."
     )
     parser.add_argument(
-        "--out",
-        type=user_path,
-        required=True,
-        metavar="DIR",
-        help="Keep the agents in this folder.",
+        "--out", type=Path, required=True, metavar="DIR", help="Keep the agents in this folder."
     )
     return parser
 

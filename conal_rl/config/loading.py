@@ -16,7 +16,6 @@ from conal_rl.config.rl import Config
 from conal_rl.config.supervised import SupervisedConfig
 from conal_rl.config.values import convert, describe, parse_options, quoted, suggestion
 from conal_rl.errors import ConfigError
-from conal_rl.files import read_text, user_path
 
 AnyConfig = Config | SupervisedConfig
 
@@ -74,7 +73,7 @@ def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
             f"Leave out {extra}"
         )
     if resume is not None:
-        words = [str(user_path(resume) / "config.yaml")]
+        words = [str(Path(resume) / "config.yaml")]
         if not Path(words[0]).is_file():
             raise ConfigError(
                 f"command line: --resume: got {resume}, expected a run's folder, which has a "
@@ -87,9 +86,7 @@ def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
             f"command line: got {given_words}, expected one of {names}, or a YAML file"
         )
     config = _load(words[0], given, keep_search=resume is not None)
-    # Absolute, because an env may leave the working folder.
-    out, resume = (user_path(folder).absolute() if folder else None for folder in (out, resume))
-    return CommandLine(config, out, resume)
+    return CommandLine(config, Path(out) if out else None, Path(resume) if resume else None)
 
 
 def _load(name: str, overrides: Mapping[str, Any], keep_search: bool = False) -> AnyConfig:
@@ -128,7 +125,7 @@ def _read(name: str, above: tuple[str, ...] = ()) -> list[_Layer]:
     path: Any = resources.files("conal_rl") / "configs" / f"{name}.yaml"
     source = f"{name}.yaml"
     if name not in presets():
-        path, source = user_path(name), name
+        path, source = Path(name), name
         if not path.suffix and not path.exists():
             close = difflib.get_close_matches(name, presets(), 1)
             hint = f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(presets())}"
@@ -160,7 +157,7 @@ def _read(name: str, above: tuple[str, ...] = ()) -> list[_Layer]:
 def _read_flat(path: Any, source: str) -> dict[str, Any]:
     """Read a YAML file; return its nested sections as `{"section.field": value}`."""
     try:
-        data = yaml.load(read_text(path), _Loader)
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"{source}: got {error.strerror}, expected a readable file") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from conal_rl.core import drawing
 from conal_rl.errors import TreeError
-from conal_rl.files import atomic_write, read_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -316,7 +315,13 @@ class Tree:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `to_json` to `path`, all or nothing. Raises OSError if that fails."""
-        atomic_write(Path(path), self.to_json())
+        path = Path(path)
+        part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            part.write_text(self.to_json(), encoding="utf-8")
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tree:
@@ -326,7 +331,7 @@ class Tree:
             TreeError: the file cannot be read or holds no valid tree. The message names the file.
         """
         try:
-            return cls.from_json(read_text(Path(path)))
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise TreeError(f"{path}: {error.strerror or error}") from None
         except UnicodeDecodeError:

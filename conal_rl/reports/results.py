@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from conal_rl.errors import ConfigError
-from conal_rl.files import new_draft, read_text, replace_files, sync
+from conal_rl.runs.files import draft_file
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """The form of a run's or a study's name; a run's files are named after it."""
@@ -181,7 +181,7 @@ def _read(path: Path, kind: type[Row]) -> list[Row]:
     if not path.exists():
         return []
     try:
-        text = read_text(path)
+        text = path.read_text(encoding="utf-8")
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except OSError as error:
         raise ConfigError(f"{path}: got {error.strerror}, expected a readable file") from error
@@ -337,18 +337,17 @@ def csv_files(results: Results) -> dict[Path, str]:
 def write_files(files: Mapping[Path, str]) -> None:
     """Write several text files: all of them, or none if one cannot be written.
 
+    Every file is first written as a draft next to its place. Drafts replace the files at the end.
+
     Raises:
         ConfigError: the disk refuses.
     """
     try:
-        with ExitStack() as stack:
-            drafts = {}
+        with ExitStack() as drafts:
             for path, text in files.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                drafts[path] = stack.enter_context(new_draft(path))
-                drafts[path].write_text(text, encoding="utf-8", newline="")
-                sync(drafts[path])
-            replace_files(drafts)
+                draft = drafts.enter_context(draft_file(path))
+                draft.write_text(text, encoding="utf-8", newline="")
     except OSError as error:
         raise ConfigError(
             f"{error.filename}: got {error.strerror}, expected a writable file"

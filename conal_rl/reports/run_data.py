@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from conal_rl.config import AnyConfig, Config
 from conal_rl.errors import CheckpointError, ConfigError
-from conal_rl.files import read_json
+from conal_rl.runs.files import read_json
 from conal_rl.runs.folder import Run
 
 Array = NDArray[np.float64]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from conal_rl.errors import CheckpointError
-from conal_rl.files import read_text
 from conal_rl.reports.run_data import Array
 from conal_rl.reports.style import COLOURS, FAINT, INK, dress, legend, line_styles
 from conal_rl.runs.folder import Run
@@ -57,7 +55,8 @@ def read_success(folder: Path, name: str) -> SuccessLog:
     """
     path = Run(folder).progress_path
     try:
-        rows = list(csv.DictReader(io.StringIO(read_text(path))))
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
     except OSError as error:
         raise CheckpointError(
             f"{path}: got {error.strerror!r}, expected a readable file. Give a run's folder"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conal_rl.errors import CheckpointError
-from conal_rl.files import draft_folder, open_regular, read_json
+from conal_rl.runs.files import draft_folder, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,7 +147,7 @@ def checkpoints_of(folder: Path) -> list[Path]:
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     block = memoryview(bytearray(1 << 20))
-    with open_regular(path) as file:
+    with open(path, "rb", buffering=0) as file:
         while size := file.readinto(block):
             digest.update(block[:size])
     return digest.hexdigest()

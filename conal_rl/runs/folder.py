@@ -15,9 +15,9 @@ from typing import Any, get_args
 
 from conal_rl.config import AnyConfig, RunConfig, load_config
 from conal_rl.errors import CheckpointError, ConfigError
-from conal_rl.files import atomic_write, read_json, user_path, write_json
 from conal_rl.literals import Precision
 from conal_rl.runs.checkpoints import checkpoints_of
+from conal_rl.runs.files import atomic_write, read_json, write_json
 from conal_rl.version import __version__
 
 _PACKAGES = ("gymnasium", "metaworld", "mujoco", "numpy", "stable-baselines3", "torch")
@@ -31,19 +31,15 @@ class Run:
 
     @classmethod
     def create(
-        cls,
-        config: RunConfig,
-        out: Path | None = None,
-        precision: Precision = "single",
-        runs: Path = Path("runs"),
+        cls, config: RunConfig, out: Path | None = None, precision: Precision = "single"
     ) -> Run:
-        """Make the folder, by default `NAME-SEED-TIME` in `runs`, with config.yaml, versions.json.
+        """Make the folder, by default `runs/NAME-SEED-TIME`, with config.yaml and versions.json.
 
         Raises:
             ConfigError: `out` holds files already or cannot be made.
         """
         try:
-            folder = out or _new_folder(runs, config)
+            folder = out or _new_folder(Path("runs"), config)
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
                 resume = f", or resume the run there with --resume {folder}"
@@ -193,7 +189,7 @@ def find_run(text: str) -> Path:
     """
     kind, _, name = text.partition(":")
     if kind != "pretrained":
-        return user_path(text)
+        return Path(text)
     shipped = Path(__file__).parents[1] / "pretrained"
     names = sorted(path.name for path in shipped.glob("*") if (path / "model").is_dir())
     if name not in names:

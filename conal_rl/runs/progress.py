@@ -27,7 +27,7 @@ from stable_baselines3.common.logger import (
 )
 
 from conal_rl.errors import CheckpointError
-from conal_rl.files import draft_file, read_text
+from conal_rl.runs.files import draft_file
 
 
 class StopRequest:
@@ -76,13 +76,13 @@ class ContinuedCSV(CSVOutputFormat):
         header, kept = "", list[str]()
         if path.exists():
             try:
-                lines = read_text(path).splitlines(keepends=True)
+                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
                 header, *whole = [line for line in lines if line.endswith("\n")] or [""]
                 rows = csv.DictReader([header, *whole])
                 for line, row in zip(whole, rows, strict=True):
                     if float(row["time/total_timesteps"]) <= steps:
                         kept.append(line)
-            except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
+            except (csv.Error, KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(
                     f"{path}: got a damaged file, expected the log of a run. Move it away; the "
                     "resumed run then begins a new one"

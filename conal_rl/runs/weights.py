@@ -24,7 +24,7 @@ from conal_rl.core import (
     Tree,
 )
 from conal_rl.errors import CheckpointError, TreeError, diverged
-from conal_rl.files import draft_folder, open_regular, read_json, whole_folder
+from conal_rl.runs.files import draft_folder, read_json
 
 _JSON, _WEIGHTS = "model.json", "model.safetensors"
 _SPACES: dict[str, Callable[..., Search]] = {
@@ -120,11 +120,9 @@ def read_model(folder: Path) -> tuple[Any, dict[str, Tensor]]:
         raise CheckpointError(
             f"{folder}: got a run's folder, expected one of weights. Give {folder / 'model'}"
         )
-    folder = whole_folder(folder)
     about = read_json(folder / _JSON)
     try:
-        with open_regular(folder / _WEIGHTS) as file:
-            data = file.read()
+        data = (folder / _WEIGHTS).read_bytes()
     except OSError as error:
         raise CheckpointError(
             f"{error.filename}: got {error.strerror}, expected a readable file"

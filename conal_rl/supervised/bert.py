@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from conal_rl.core import module_chain
 from conal_rl.core.layers import LayerFactory
 from conal_rl.errors import CheckpointError, ConfigError, import_extra
-from conal_rl.files import read_json
+from conal_rl.runs.files import read_json
 from conal_rl.supervised.encoders import check_fit, fill, read_weights
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from conal_rl.config import SupervisedConfig
 from conal_rl.errors import CheckpointError, ConalError, ConfigError
-from conal_rl.files import read_json
 from conal_rl.literals import Precision
 from conal_rl.runs.checkpoints import load_checkpoint
+from conal_rl.runs.files import read_json
 from conal_rl.runs.weights import UNFIT, read_model, reason, structure_from_json
 from conal_rl.supervised.data.common import Batch, SharedLoader, TaskLoaders
 from conal_rl.supervised.metrics import LOWER_IS_BETTER, Scores, delta_p, total_error

@@ -22,7 +22,6 @@ from conal_rl.core.findings import log_scalars
 from conal_rl.core.learner import Learner
 from conal_rl.core.optimizers import set_learning_rate
 from conal_rl.errors import CheckpointError, ConfigError, TreeError, diverged
-from conal_rl.files import user_path
 from conal_rl.literals import Precision
 from conal_rl.runs.experiment import (
     Tensors,
@@ -414,7 +413,7 @@ def _fixed_tree(config: SupervisedConfig, tasks: tuple[str, ...]) -> Tree | None
         return Tree.shared(tasks, depth)
     if config.agent.tree == "independent":
         return Tree.independent(tasks, depth)
-    path = user_path(config.agent.tree)
+    path = Path(config.agent.tree)
     try:
         return Tree.load(path).check(tasks, depth)
     except TreeError as error:
