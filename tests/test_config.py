@@ -188,7 +188,7 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     assert isinstance(config.agent.tau, float)
 
 
-def test_overrides() -> None:
+def test_overrides_change_fields_of_any_type() -> None:
     words = (
         "--agent.batch-size 64 --agent.learning_rate=1e-4 --search.only --seed 3 --env.suite a b"
     )
@@ -238,7 +238,7 @@ def test_a_smaller_budget_shrinks_the_search() -> None:
     assert load_config("mt10", both).search.steps == 7_000
 
 
-def test_a_file_may_begin_from_another(tmp_path: Path) -> None:
+def test_a_file_may_have_a_different_file_as_its_base(tmp_path: Path) -> None:
     """A preset, or a file next to it, is the base; lists are replaced, sections are merged."""
     below = tmp_path / "sub" / "below.yaml"
     below.parent.mkdir()
@@ -375,7 +375,7 @@ def test_search_only_needs_a_search() -> None:
         load_config("mt10", ["--search.only", "--agent.tree", "shared"])
 
 
-def test_command_line(tmp_path: Path) -> None:
+def test_the_command_line_gives_config_and_folders(tmp_path: Path) -> None:
     config, out, resume = parse_command_line(["--seed", "7", "mt10", "--out", "here"], "")
     here = Path.cwd() / "here"
     assert (config, out, resume) == (load_config("mt10", ["--seed", "7"]), here, None)
@@ -400,7 +400,7 @@ def test_command_line(tmp_path: Path) -> None:
         (["--resume", "nowhere"], "--resume: got nowhere"),
     ],
 )
-def test_command_line_errors(argv: list[str], message: str) -> None:
+def test_errors_of_the_command_line_say_what_is_wrong(argv: list[str], message: str) -> None:
     assert message in command_line_error(*argv)
 
 

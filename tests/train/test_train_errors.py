@@ -138,7 +138,7 @@ CHECKPOINT_FILES = ("manifest.json", "state.json", "policy.safetensors", "replay
 
 
 @pytest.mark.parametrize("name", CHECKPOINT_FILES)
-def test_resume_from_a_truncated_checkpoint(
+def test_a_truncated_checkpoint_is_named(
     name: str, stopped: dict[str, Path], one_line: Any, tmp_path: Path
 ) -> None:
     run = copied(stopped["train"], tmp_path)
@@ -232,7 +232,7 @@ def test_a_state_without_its_entries_is_refused(
         assert one_line("--resume", str(run)).startswith(f"{run}: state.json: ")
 
 
-def test_an_env_that_breaks(one_line: Any, tmp_path: Path) -> None:
+def test_an_env_that_breaks_is_named(one_line: Any, tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     suite = [TASKS[0], "tests.helpers.toy:Broken-v0"]
     path.write_text(yaml.safe_dump(CONFIG | {"env": {"suite": suite}, "log_interval": 1000}))
