@@ -123,9 +123,15 @@ class Arguments:
 
     def __post_init__(self) -> None:
         if not isinstance(self.settings, AgentConfig):
-            raise TypeError(f"settings: got {self.settings!r}, expected an AgentConfig")
+            raise TypeError(
+                f"settings: got {self.settings!r}, expected an AgentConfig. "
+                "Give load_config(NAME).agent"
+            )
         if not isinstance(self.search, SearchConfig):
-            raise TypeError(f"search: got {self.search!r}, expected a SearchConfig")
+            raise TypeError(
+                f"search: got {self.search!r}, expected a SearchConfig. "
+                "Give load_config(NAME).search"
+            )
 
     def with_keywords(self, keywords: Mapping[str, Any]) -> Arguments:
         """Return these arguments with some of `SETTINGS` replaced; single fields win.
@@ -169,7 +175,9 @@ class Arguments:
             ConfigError: a field differs that the agent read when it was made.
         """
         if not isinstance(settings, AgentConfig):
-            raise ConfigError(f"settings: got {settings!r}, expected an AgentConfig")
+            raise ConfigError(
+                f"settings: got {settings!r}, expected an AgentConfig. Give load_config(NAME).agent"
+            )
         for name in sorted({one.name for one in dataclasses.fields(settings)} - LIVE):
             new, old = getattr(settings, name), getattr(self.settings, name)
             if new != old:
@@ -303,7 +311,10 @@ def split_keywords(keywords: Mapping[str, Any]) -> Given:
             )
     ours = {name: nested.pop(name) for name in nested.keys() & KEYWORDS}
     if twice := ours.keys() & keywords.keys():
-        raise ConfigError(f"{min(twice)}: got a keyword and a value in policy_kwargs, expected one")
+        raise ConfigError(
+            f"{min(twice)}: got a keyword and a value in policy_kwargs, expected one. "
+            "Leave out one of them"
+        )
     ours |= {name: keywords[name] for name in keywords.keys() & KEYWORDS}
     rest = keywords.keys() - KEYWORDS - {"policy_kwargs", "replay_buffer_class"}
     return Given(ours, nested, {name: keywords[name] for name in rest})

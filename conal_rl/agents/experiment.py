@@ -106,7 +106,8 @@ class SACExperiment:
                 self._next_evaluation = min(self._next_evaluation, planned)
         except (AttributeError, LookupError, TypeError, ValueError, TreeError) as error:
             raise CheckpointError(
-                f"state.json: got a damaged file ({error}), expected the state of a run"
+                f"state.json: got a damaged file ({error}), expected the state of a run. "
+                "Start a new run"
             ) from error
         if tasks != self.env.tasks:
             raise SuiteError(
@@ -264,7 +265,8 @@ class SACExperiment:
             self._seed_envs()
         except (KeyError, TypeError) as error:
             raise CheckpointError(
-                f"state.json: got damaged episodes ({error}), expected those of the envs"
+                f"state.json: got damaged episodes ({error}), expected those of the envs. "
+                "Start a new run"
             ) from error
 
     def _plan_evaluation(self, steps: int) -> None:

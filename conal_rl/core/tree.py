@@ -328,11 +328,12 @@ class Tree:
         try:
             return cls.from_json(read_text(Path(path)))
         except OSError as error:
-            raise TreeError(f"{path}: {error.strerror or error}") from None
+            reason = error.strerror or error
+            raise TreeError(f"{path}: got {reason}, expected a tree. Check the path") from None
         except UnicodeDecodeError:
-            raise TreeError(f"{path}: got no text file, expected JSON") from None
+            raise TreeError(f"{path}: got no text file, expected JSON. Check the path") from None
         except TreeError as error:
-            raise TreeError(f"{path}: {error}") from None
+            raise TreeError(f"{path}: {error}. Correct the file") from None
 
     def __str__(self) -> str:
         """Return the tree as text; layers with the same tasks are one line, leaves have the names.

@@ -147,14 +147,15 @@ def evaluate_policy(
             observations, or its actions are NaN or of a different shape.
     """
     if episodes < 1:
-        raise ConfigError(f"episodes: got {episodes}, expected 1 or more")
+        raise ConfigError(f"episodes: got {episodes}, expected 1 or more. Give more episodes")
     require_seed("seed", seed)
     if engine not in ("official", "native"):
-        raise ConfigError(f"engine: got {engine!r}, expected official or native")
+        raise ConfigError(f"engine: got {engine!r}, expected official or native. Give one of them")
     if engine == "native" and not is_published(suite):
         raise SuiteError(
             "engine: got 'native', expected 'official', because native has only Meta-World's own "
-            "tasks"
+            "tasks. "
+            "Give official"
         )
     if is_published(suite):
         outcomes, returns = _evaluate_officially(policy, suite, episodes, seed, engine, progress)
@@ -347,5 +348,6 @@ def require_fit(policy: Policy, tasks: Sequence[str], space: gym.Space[Any]) -> 
     if expected is not None and expected.shape != space.shape:
         raise ObservationError(
             f"observations: got the shape {space.shape} from the suite, expected {expected.shape}, "
-            "which the policy takes"
+            "which the policy takes. "
+            "Give the suite of its training"
         )

@@ -390,7 +390,8 @@ def _require_same_names(what: str, values: Mapping[str, Any], reference: Mapping
     if set(values) != set(reference) or not values:
         raise ConalError(
             f"{what}: got {sorted(values)}, expected those of the reference (at least one): "
-            f"{sorted(reference)}"
+            f"{sorted(reference)}. "
+            "Use a different reference"
         )
 
 
@@ -400,7 +401,10 @@ def _change(task: str, name: str, value: float, reference: float) -> float:
             f"{name} of {task}: got an unknown metric, expected one of `LOWER_IS_BETTER`"
         )
     if not 0 < reference < math.inf:
-        raise ConalError(f"{name} of {task}: got the reference {reference}, expected more than 0")
+        raise ConalError(
+            f"{name} of {task}: got the reference {reference}, expected more than 0. "
+            "Use a different reference"
+        )
     return (-1) ** LOWER_IS_BETTER[name] * (value - reference) / reference
 
 

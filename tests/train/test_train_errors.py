@@ -34,7 +34,7 @@ from tests.helpers.toy_runs import CONFIG, TASKS, copied, state
         (["--agent.critic-range", "-1e300", "1e300"], "agent.critic_range"),
         (["--agent.buffer-size", "100000000000"], "buffer_size"),
         (["--env.suite", "no_such_module:Env-v0", "Pendulum-v1"], "no_such_module"),
-        (["--agent.bath-size", "3"], "did you mean --agent.batch-size?"),
+        (["--agent.bath-size", "3"], "Did you mean --agent.batch-size?"),
         (["--agent.batch-size", "many"], "agent.batch_size: got 'many', expected an integer"),
         (["--agent.batch-size", "1.5"], "agent.batch_size: got 1.5, expected an integer"),
         (["--agent.buffer-size", "-1"], "agent.buffer_size: got -1, expected more than 0"),
