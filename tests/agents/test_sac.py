@@ -692,7 +692,7 @@ def test_settings_read_only_once_are_refused_later(name: str, value: Any) -> Non
 
 
 def test_changed_settings_survive_saving(tmp_path: Path) -> None:
-    """A loaded agent goes on as the saved one would, whichever way its settings were changed."""
+    """A loaded agent continues like the saved one, in whichever way its settings were changed."""
     agent = make_agent(Tree.shared(TASKS, 2), TARGETS)
     agent.settings = dataclasses.replace(agent.settings, batch_size=7, tau=0.5)
     agent.learning_rate, agent.learning_starts = 0.1, 33

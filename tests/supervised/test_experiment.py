@@ -262,7 +262,7 @@ def test_retraining_begins_from_scratch(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     "losses, kept, stopped",
     [
-        ([3.0, 1.0, 2.0, 1.0, 0.5], 6, 12),  # the fourth look is no lower: patience is up
+        ([3.0, 1.0, 2.0, 1.0, 0.5], 6, 12),  # the fourth look is not lower: patience is up
         ([3.0, 1.0, 2.0, 0.5, 0.7], 12, 14),  # looks are every three steps and after the last
         ([1.0, 3.0, 0.9, 0.8, 0.7], 14, 14),
         ([float("nan"), 3.0, 4.0, 2.0, 1.0], 14, 14),
