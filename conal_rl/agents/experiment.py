@@ -67,7 +67,7 @@ class SACExperiment:
         self._next_evaluation = config.evaluation.every  # the first step at which it is due
 
     def start(self) -> None:
-        """Make the first agent, and raise early what would fail later.
+        """Make the first agent. Errors that could come later are raised now.
 
         Raises:
             ConalError: an env is broken, a tree does not fit, or a search would be too short.

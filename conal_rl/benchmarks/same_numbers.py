@@ -213,7 +213,7 @@ def _git(*arguments: str) -> str:
 
 
 def _kept_seconds(folder: Path, case: Case, commit: str) -> float | None:
-    """Return the seconds of a finished base run in `folder`; None, with an empty folder, if not.
+    """Return the seconds of a finished base run in `folder`; else empty it and return None.
 
     Raises:
         ConfigError: this script has not made the folder.

@@ -360,7 +360,7 @@ def _canonical(labels: Iterable[Hashable]) -> tuple[int, ...]:
 
 
 def _first_meeting(layers: Sequence[Sequence[int]]) -> tuple[int, int, int] | None:
-    """Return the first layer (from 1) whose module two tasks run that parted before, and these."""
+    """Return the first layer (from 1) in which two tasks that parted share again, and the two."""
     for number, (above, layer) in enumerate(pairwise(layers), start=2):
         first_user: dict[int, int] = {}
         for task, module in enumerate(layer):

@@ -130,7 +130,7 @@ def evaluate_policy(
     Both engines then play the same episodes. All other tasks run on `conal_rl.envs.make`, with
     whole episodes and the success that `info["is_success"]` says at their end. Each env gives a
     fixed number of episodes, so that short ones are not favoured (as in SB3's `evaluate_policy`).
-    Subclasses of Meta-World's envs belong to these; their goals are drawn with replacement.
+    The other tasks include subclasses of Meta-World's envs; their goals are drawn with replacement.
 
     Args:
         policy: acts as an SB3 algorithm does.
@@ -173,7 +173,7 @@ def evaluate_policy(
 
 
 Outcomes = tuple[dict[str, list[bool] | None], dict[str, float]]
-"""Per task: success of each episode (None where undefined), and the mean return."""
+"""Per task: success of each episode (None if undefined), and the mean return."""
 
 
 class _EpisodeRecorder(gym.Wrapper[Any, Any, Any, Any]):

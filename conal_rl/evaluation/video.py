@@ -31,7 +31,7 @@ VIDEO_TRIES = 10
 
 
 def prepare_videos(suite: str | Sequence[str], directory: Path) -> None:
-    """Make the folder of `record_videos`, and refuse what it would refuse.
+    """Make the folder for `record_videos`, and raise its errors before the evaluation.
 
     Raises:
         SuiteError: the suite is not Meta-World's.

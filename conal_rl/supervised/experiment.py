@@ -79,7 +79,7 @@ class SupervisedExperiment:
         self._forget_losses()
 
     def start(self) -> None:
-        """Make the first network, and raise early what would fail later.
+        """Make the first network. Errors that could come later are raised now.
 
         Raises:
             ConalError: the data cannot be read, or a tree does not fit.

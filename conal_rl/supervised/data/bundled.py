@@ -104,7 +104,7 @@ class Terrain:
     None. For the same reason an error relative to the depth means little.
 
     The input depends on the normals, but many normals give the same input value, and no depth is
-    visible in it. Slopes along the light's direction are visible, slopes across it hardly.
+    visible in it. Slopes along the light's direction are visible. Slopes across it hardly are.
 
     The map has 5 by 6 square regions of 64 by 64 cells, with three cells between them: 18 for
     training, 6 for validation, 6 for the test. Gradients use one cell beyond a region, so no
