@@ -230,7 +230,7 @@ def _old(path: Path) -> Path:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove the drafts of processes that are no longer alive on this machine."""
+    """Remove the drafts of processes that have ended on this machine."""
     for draft in folder.glob(f"{_DRAFT}*"):
         process = re.match(r"\d+", draft.name.removeprefix(_DRAFT))
         if process is None or _alive(int(process[0])):

@@ -222,5 +222,5 @@ def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
         path.mkdir()
     else:
         path.symlink_to("/dev/zero" if kind == "device" else path)
-    with pytest.raises(CheckpointError, match=rf"^{path}: got .*, expected a readable file$"):
+    with pytest.raises(CheckpointError, match=rf"^{path}: got .*, expected a readable file\. "):
         read_json(path)

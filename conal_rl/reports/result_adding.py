@@ -265,7 +265,9 @@ def _curve(run: Run) -> str | None:
     try:
         return thinned(list(csv.DictReader(io.StringIO(read_text(path)))))
     except OSError as error:
-        raise CheckpointError(f"{path}: got {error.strerror}, expected a readable file") from error
+        raise CheckpointError(
+            f"{path}: got {error.strerror}, expected a readable file. Check its permissions"
+        ) from error
     except (ArithmeticError, csv.Error, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: got a damaged file ({error}), expected the log of a run. Restore the file"

@@ -398,7 +398,8 @@ def _require_same_names(what: str, values: Mapping[str, Any], reference: Mapping
 def _change(task: str, name: str, value: float, reference: float) -> float:
     if name not in LOWER_IS_BETTER:
         raise ConalError(
-            f"{name} of {task}: got an unknown metric, expected one of `LOWER_IS_BETTER`"
+            f"{name} of {task}: got an unknown metric, expected one of `LOWER_IS_BETTER`. "
+            "Add it there"
         )
     if not 0 < reference < math.inf:
         raise ConalError(
