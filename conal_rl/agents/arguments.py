@@ -66,13 +66,8 @@ def _initial_temperature(ent_coef: Any) -> float | None:
     except ValueError:
         value = -1.0
     fits = value > 0 if learnt else value >= 0
-    require(
-        fits,
-        "ent_coef",
-        ent_coef,
-        "'auto', 'auto_0.1' with a start above 0, or 0 or more",
-        "Give one",
-    )
+    expected = "'auto', 'auto_0.1' with a start above 0, or 0 or more"
+    require(fits, "ent_coef", ent_coef, expected, "Give one")
     return value if learnt else None
 
 

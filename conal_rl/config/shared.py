@@ -213,8 +213,8 @@ class RunConfig:
             layers, specific = self.agent.depth, self.search.specific_layers
             expected = f"at most {layers}, {self.agent.depth_field}"
             if self.search.method == "recon":
-                field_ = "search.specific_layers"
-                require(specific <= layers, field_, specific, expected, f"Lower {field_}")
+                name = "search.specific_layers"
+                require(specific <= layers, name, specific, expected, f"Lower {name}")
             # With search.only the search may use the whole budget; otherwise a step is left to
             # train the tree.
             longest = self.total_steps - (not self.search.only)
