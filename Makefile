@@ -32,8 +32,8 @@ mt10: $(STAMP) ## search, train and evaluate on Meta-World MT10
 cartpole: $(STAMP) ## the same on CartPole variants, in minutes
 	$(BIN)/python -m conal_rl.train cartpole $(ARGS)
 
-# The first compilation of the engine takes half a minute; done here, so that two test processes do
-# not do it at once, and no tier's time counts it.
+# The first compilation of the engine takes half a minute. It is done here, so that two test
+# processes do not do it at once, and the time of the tests does not include it.
 $(ENGINE): $(STAMP) $(wildcard conal_rl/envs/native/*.py)
 	@$(BIN)/python -m tests.helpers.compile_engine
 	@touch $@
@@ -44,7 +44,7 @@ test: $(ENGINE) ## quick tests; the last line is their time (ARGS='tests/core -k
 test-all: $(ENGINE) ## all tests that CI runs, the quick ones included
 	$(PYTEST) -m "not long" $(ARGS)
 
-test-long: $(ENGINE) ## what takes longer: run it by hand and record it in tests/LONG.md
+test-long: $(ENGINE) ## slow tests: run them by hand and record them in tests/LONG.md
 	$(PYTEST) -m long $(ARGS)
 	@echo "Add a line to tests/LONG.md:"
 	@echo "| $$(date +%F) | $$(git rev-parse --short HEAD) | passed | MACHINE |"

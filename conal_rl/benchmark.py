@@ -315,7 +315,10 @@ def _require(
         given = getattr(options, name, None)
         for value in given if isinstance(given, list) else [given]:
             if value is not None and not holds(value):
-                raise ConfigError(f"--{name.replace('_', '-')}: got {value}, expected {limit}")
+                raise ConfigError(
+                    f"--{name.replace('_', '-')}: got {value}, expected {limit}. "
+                    "Give a different number"
+                )
 
 
 def _engine(options: argparse.Namespace, console: Console) -> None:
@@ -385,10 +388,14 @@ def _mt10(options: argparse.Namespace, console: Console) -> None:
     for row in rows:
         if row not in known:
             names = ", ".join(map(repr, known))
-            raise ConfigError(f"--rows: got {row!r}, expected some of {names}")
+            raise ConfigError(
+                f"--rows: got {row!r}, expected some of {names}. Quote names with spaces"
+            )
     other = "minutes" if options.table == "methods" else "steps"
     if (value := getattr(options, other)) is not None:
-        raise ConfigError(f"--{other}: got {value}, expected no value for {options.table}")
+        raise ConfigError(
+            f"--{other}: got {value}, expected no value for {options.table}. Leave it out"
+        )
     out = options.out or Path("runs") / f"mt10-{options.table}"
     seeds = range(options.seeds)
     if options.table == "methods":

@@ -35,8 +35,8 @@ def _parser() -> argparse.ArgumentParser:
         "The seed of the goals and of the envs. The default is the run's evaluation.seed. "
         "Change it to draw different goals."
     )
-    parser.add_argument("--episodes", type=int, help=episodes)
-    parser.add_argument("--seed", type=int, help=seed)
+    parser.add_argument("--episodes", type=int, metavar="N", help=episodes)
+    parser.add_argument("--seed", type=int, metavar="N", help=seed)
     parser.add_argument(
         "--engine",
         choices=("official", "native"),
@@ -46,11 +46,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device",
         default="auto",
-        help="The device of the network, such as cpu or cuda. The default is %(default)s.",
+        help="The device of the network, such as cpu or cuda. The default is %(default)s. "
+        "Name one if auto chooses a device that is busy.",
     )
     add_data_root(parser)
-    result = "The file for the result in JSON. The default is no file."
-    folder = "The folder for a video of each Meta-World task. The default is no video."
+    result = "The file for the result in JSON. By default, no file is written."
+    folder = "The folder for a video of each Meta-World task. By default, no video is made."
     parser.add_argument("--json", type=Path, metavar="FILE", help=result)
     parser.add_argument("--video", type=Path, metavar="DIR", help=folder)
     return parser
@@ -64,7 +65,10 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """
     options = _parser().parse_args(arguments)
     if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
-        raise ConfigError(f"--json: got {options.json}, expected a file in a folder that exists")
+        raise ConfigError(
+            f"--json: got {options.json}, expected a file in a folder that exists. "
+            "Make the folder first"
+        )
     config = run_of(options.path).config()
     resolve_device("--device", options.device)
     if isinstance(config, SupervisedConfig):

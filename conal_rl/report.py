@@ -40,6 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     conflicts = what.add_parser(
         "conflicts",
         help="Show how often the tasks' gradients conflict, which tasks conflict, and the gates.",
+        description="Draw how often the tasks' gradients conflict (conflicts.png), which tasks "
+        "conflict (cosines-RUN.png) and the gates (gates-RUN.png). Print how often each rule "
+        "would have dropped a gradient.",
     )
     conflicts.add_argument(
         "runs",
@@ -53,16 +56,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     conflicts.set_defaults(make=_conflicts)
     success = what.add_parser(
-        "success", help="Draw the success during training, over env steps and minutes."
+        "success",
+        help="Draw the success during training, over env steps and minutes.",
+        description="Draw the mean success of each run during training, over env steps and "
+        "minutes (success.png), and the success of each task (success-RUN.png).",
     )
     success.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="The folders of RL runs."
     )
     success.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help=_OUT_HELP)
     success.set_defaults(make=_success)
-    predictions = what.add_parser(
-        "predictions",
-        help="Draw input, prediction and truth of a supervised run that predicts pixels.",
+    _add_predictions(
+        what.add_parser(
+            "predictions",
+            help="Draw input, prediction and truth of a supervised run that predicts pixels.",
+        )
+    )
+    _add_results(
+        what.add_parser("results", help="Print the tables of results/, or add a run to it.")
+    )
+    return parser
+
+
+def _add_predictions(predictions: argparse.ArgumentParser) -> None:
+    predictions.description = (
+        "Draw test images of a supervised run that predicts pixels: input, prediction and truth of "
+        "each task (predictions-RUN.png)."
     )
     predictions.add_argument("run", type=Path, metavar="RUN", help="The folder of the run.")
     predictions.add_argument(
@@ -72,19 +91,17 @@ def _parser() -> argparse.ArgumentParser:
         "--images",
         type=int,
         default=4,
+        metavar="N",
         help="The number of test images, one per row. The default is %(default)s.",
     )
     add_data_root(predictions)
     predictions.add_argument(
         "--device",
         default="cpu",
-        help="The device that computes the predictions. The default is %(default)s.",
+        help="The device that computes the predictions, such as cpu or cuda. The default is "
+        "%(default)s.",
     )
     predictions.set_defaults(make=_predictions)
-    _add_results(
-        what.add_parser("results", help="Print the tables of results/, or add a run to it.")
-    )
-    return parser
 
 
 def _add_results(results: argparse.ArgumentParser) -> None:
@@ -112,8 +129,8 @@ def _add_results(results: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="The folder of the data. Documents are next to it. The default is results.",
     )
-    add("--study", help="The study that an added run belongs to, such as study-mt10.")
-    add("--method", help="The method of an added run, such as hps or conal_pro.")
+    add("--study", help="The study of an added run, such as study-mt10. --add needs it.")
+    add("--method", help="The method of an added run, such as hps or conal_pro. --add needs it.")
     add(
         "--machine",
         default="unnamed",
@@ -197,7 +214,9 @@ def _predictions(options: argparse.Namespace) -> None:
             f"{options.run}: got an RL run, expected a supervised run. Give a different folder"
         )
     if options.images < 1:
-        raise ConfigError(f"--images: got {options.images}, expected 1 or more")
+        raise ConfigError(
+            f"--images: got {options.images}, expected 1 or more. Give a different number"
+        )
     resolve_device("--device", options.device)
     config = config.with_root(options.root)
     figure = draw_predictions(options.run, config, options.images, options.device)

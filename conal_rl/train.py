@@ -1,4 +1,4 @@
-"""`python -m conal_rl.train NAME_OR_YAML`: search, derive, train and evaluate in one budget."""
+"""`python -m conal_rl.train NAME_OR_YAML` searches trees, trains them and evaluates, in one run."""
 
 from __future__ import annotations
 

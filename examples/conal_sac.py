@@ -1,4 +1,4 @@
-"""`ConalSAC` used as any algorithm of Stable-Baselines3: learn, callbacks, evaluate, save, load.
+"""`ConalSAC` used like any algorithm of Stable-Baselines3: learn, callbacks, evaluate, save, load.
 
 It searches a tree for seven CartPole variants, then trains the tree. Run it with
 `python examples/conal_sac.py`; it takes less than a minute, too short to balance every pole.
@@ -22,7 +22,7 @@ settings = {
     "device": "cpu",
 }
 
-agent = ConalSAC(env=env, **settings)  # without a tree it searches one
+agent = ConalSAC(env=env, **settings)  # without a tree, `learn` searches one
 agent.learn(2_100)
 tree = agent.derive()
 print(tree[0])

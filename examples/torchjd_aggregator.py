@@ -23,7 +23,7 @@ for name, aggregator in AGGREGATORS.items():
     held = 0
     for _ in range(100):
         x = torch.randn(64, 4)
-        # Both losses pull at the same weights; they agree until the better compromise is reached.
+        # Both losses change the same weights. They agree until the best compromise is reached.
         goals = [x[:, :2], x[:, :2] + 0.5 * x[:, 2:]]
         losses = [(model(x) - goal).square().mean() for goal in goals]
         backward(losses, parallel_chunk_size=1)  # one gradient for each loss

@@ -1,4 +1,4 @@
-"""Three tasks on two trees: which of them conflict on a shared module, and who should share.
+"""Three tasks on two trees: which tasks conflict on a shared module, and which should share it.
 
 The tasks `up` and `also up` are the same function, `down` is its opposite, so the right tree has
 two groups. Run it with `python examples/tree_and_conflicts.py`; it takes a few seconds.

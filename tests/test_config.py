@@ -113,8 +113,8 @@ def test_yaml_round_trip_is_exact(config: Config, tmp_path_factory: pytest.TempP
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ("agent: {batchsize: 3}", "agent.batchsize: no such field; did you mean agent.batch_size?"),
-        ("batch_size: 3", "batch_size: no such field; did you mean agent.batch_size?"),
+        ("agent: {batchsize: 3}", "agent.batchsize: got an unknown field"),
+        ("batch_size: 3", "batch_size: got an unknown field"),
         ("agent: {batch_size: 0}", "agent.batch_size: got 0, expected more than 0"),
         ("agent: {batch_size: 2.5}", "agent.batch_size: got 2.5, expected an integer"),
         ("agent: {batch_size: true}", "agent.batch_size: got True, expected an integer"),
@@ -164,6 +164,24 @@ def test_an_error_says_field_value_and_what_is_allowed(
     assert error_of(tmp_path, MINIMAL + extra).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("extra", "advice"),
+    [
+        ("agent: {batchsize: 3}", "Did you mean agent.batch_size?"),
+        ("batch_size: 3", "Did you mean agent.batch_size?"),
+        ("agent: {critic: mes}", "Did you mean mse?"),
+        ("search: {method: conal-pro}", "Did you mean conal_pro?"),
+        ("agent: {gamma: 2}", "See python -m conal_rl.train --help"),
+        ("agent: {gamma: much}", "See python -m conal_rl.train --help"),
+        ("agent: {zzzz: 2}", "See python -m conal_rl.train --help"),
+        ("data: {set: digits}", "Leave it out"),
+        ("search: {steps: 1000}", "Lower search.steps, or raise total_steps"),
+    ],
+)
+def test_an_error_says_what_to_do(tmp_path: Path, extra: str, advice: str) -> None:
+    assert error_of(tmp_path, MINIMAL + extra).endswith(f". {advice}")
+
+
 def test_what_has_no_default_is_asked_for(tmp_path: Path) -> None:
     assert error_of(tmp_path, "env: {suite: mt10}").startswith("total_steps: got no value")
     assert error_of(tmp_path, "total_steps: 3").startswith("env.suite: got no value")
@@ -188,7 +206,7 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     assert isinstance(config.agent.tau, float)
 
 
-def test_overrides() -> None:
+def test_overrides_change_fields_of_any_type() -> None:
     words = (
         "--agent.batch-size 64 --agent.learning_rate=1e-4 --search.only --seed 3 --env.suite a b"
     )
@@ -238,7 +256,7 @@ def test_a_smaller_budget_shrinks_the_search() -> None:
     assert load_config("mt10", both).search.steps == 7_000
 
 
-def test_a_file_may_begin_from_another(tmp_path: Path) -> None:
+def test_a_file_may_have_a_different_file_as_its_base(tmp_path: Path) -> None:
     """A preset, or a file next to it, is the base; lists are replaced, sections are merged."""
     below = tmp_path / "sub" / "below.yaml"
     below.parent.mkdir()
@@ -291,11 +309,11 @@ def test_a_smaller_budget_than_the_bases_shrinks_the_search(tmp_path: Path) -> N
         ("base: broken.yaml", "broken.yaml: agent.batch_size: got 0, expected more than 0"),
         (
             "base: mt10\ndata: {set: digits}",
-            "mine.yaml: data.set: no such field here",
+            "mine.yaml: data.set: got a field of supervised learning",
         ),
         (
             "base: digits\nenv: {suite: mt10}",
-            "mine.yaml: env.suite: no such field here",
+            "mine.yaml: env.suite: got a field of reinforcement learning",
         ),
         ("base: mt10\ntotal_steps: many", "mine.yaml: total_steps: got 'many', expected an inte"),
     ],
@@ -375,7 +393,7 @@ def test_search_only_needs_a_search() -> None:
         load_config("mt10", ["--search.only", "--agent.tree", "shared"])
 
 
-def test_command_line(tmp_path: Path) -> None:
+def test_the_command_line_gives_config_and_folders(tmp_path: Path) -> None:
     config, out, resume = parse_command_line(["--seed", "7", "mt10", "--out", "here"], "")
     assert (config, out, resume) == (load_config("mt10", ["--seed", "7"]), Path("here"), None)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
@@ -389,17 +407,17 @@ def test_command_line(tmp_path: Path) -> None:
     [
         ([], "command line: got no name, expected one of cartpole"),
         (["mt10", "mt50"], "command line: got mt10 mt50, expected one of"),
-        (["mt10", "--agent.batchsize", "3"], "did you mean --agent.batch-size?"),
+        (["mt10", "--agent.batchsize", "3"], "Did you mean --agent.batch-size?"),
         (["mt10", "--agent.batch_size", "x"], "command line: agent.batch_size: got 'x'"),
         (["mt10", "--agent.batch_size"], "--agent.batch_size: got no value"),
         (["mt10", "--agent.batch_size", "3", "4"], "command line: got mt10 4, expected"),
-        (["mt10", "-x"], "-x: no such option"),
+        (["mt10", "-x"], "-x: got an unknown option"),
         (["--resume", "a", "mt10"], "--resume: got mt10"),
         (["--resume", "a", "--out", "b"], "--resume: got --out"),
         (["--resume", "nowhere"], "--resume: got nowhere"),
     ],
 )
-def test_command_line_errors(argv: list[str], message: str) -> None:
+def test_errors_of_the_command_line_say_what_is_wrong(argv: list[str], message: str) -> None:
     assert message in command_line_error(*argv)
 
 
@@ -439,6 +457,6 @@ def test_sections_say_what_is_learnt(tmp_path: Path) -> None:
     assert isinstance(supervised, SupervisedConfig)
     assert (supervised.search.steps, supervised.agent.depth) == (2, 3)
     both = "total_steps: 10\ndata: {set: digits}\nenv: {suite: mt10}\n"
-    assert error_of(tmp_path, both).startswith("env.suite: no such field here")
+    assert error_of(tmp_path, both).startswith("env.suite: got a field of reinforcement learning")
     assert error_of(tmp_path, "total_steps: 10\n").startswith("env.suite: got no value")
     assert error_of(tmp_path, "data: {set: digits}\n").startswith("total_steps: got no value")

@@ -92,7 +92,7 @@ def parse(words: list[str]) -> None:
 
     Raises:
         ConfigError: ours does not understand them.
-        AssertionError: make has no such target, or there is no such script.
+        AssertionError: make lacks the target, or the script does not exist.
     """
     if words[0] == "make":
         # What make would run; its options, as ARGS, are parsed with it.
@@ -113,10 +113,10 @@ def make_prints(words: list[str]) -> str:
     """The commands that `make WORDS` would run.
 
     Raises:
-        AssertionError: there is no such target.
+        AssertionError: make lacks the target.
     """
     if shutil.which("make") is None:
-        pytest.skip("there is no make")
+        pytest.skip("make is not installed")
     # Not the variables of a make that runs these tests, such as its ARGS.
     own = ("MAKE", "MFLAGS", "ARGS")
     env = {name: value for name, value in os.environ.items() if not name.startswith(own)}

@@ -83,7 +83,7 @@ def test_unknown_shipped_weights_are_refused(name: str, capsys: pytest.CaptureFi
 # Intervals
 
 
-def test_wilson_against_the_formula_worked_by_hand_and_scipy() -> None:
+def test_wilson_equals_the_formula_by_hand_and_scipy() -> None:
     # 0 of 50: the upper limit is z^2 / (n + z^2) = 3.8415 / 53.8415.
     assert wilson(0.0, 50) == pytest.approx((0.0, 0.071348), abs=1e-6)
     assert wilson(1.0, 50) == pytest.approx((0.928652, 1.0), abs=1e-6)
@@ -301,7 +301,9 @@ def test_the_table_counts_tasks_with_success() -> None:
         (SuiteError, {"suite": ("reach-v3", "CartPole-v1")}),
     ],
 )
-def test_bad_arguments(kind: type[Exception], arguments: dict[str, Any]) -> None:
+def test_bad_arguments_are_refused_in_one_line(
+    kind: type[Exception], arguments: dict[str, Any]
+) -> None:
     with pytest.raises(kind) as caught:
         evaluate_policy(Still(), **{"suite": "cartpole", **arguments})
     assert "\n" not in str(caught.value)
@@ -311,7 +313,7 @@ def test_bad_arguments(kind: type[Exception], arguments: dict[str, Any]) -> None
 
 
 @pytest.mark.slow
-def test_video_of_a_whole_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_shows_a_whole_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("imageio")
     monkeypatch.setenv("MUJOCO_GL", "egl")
     suite = "mt1:drawer-close-v3"
@@ -347,7 +349,7 @@ def test_the_first_solved_episode_of_ten_is_filmed(
     assert path.is_file() and episodes == (solved_at or 10)
 
 
-def test_video_without_opengl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_without_opengl_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)

@@ -35,14 +35,14 @@ def test_there_are_five_short_examples() -> None:
 
 
 @pytest.mark.slow
-def test_evaluate_pretrained(run: Run) -> None:
+def test_evaluate_pretrained_prints_a_high_success(run: Run) -> None:
     rates = numbers(r"(\d+)%", run("evaluate_pretrained.py"))
     assert len(rates) == 11  # ten tasks and their mean
     assert rates[-1] >= 90
 
 
 @pytest.mark.slow
-def test_own_tasks(run: Run, scratch: Path) -> None:
+def test_own_tasks_leaves_a_finished_run(run: Run, scratch: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         run("own_tasks.py")
     assert ended.value.code == 0
@@ -51,14 +51,14 @@ def test_own_tasks(run: Run, scratch: Path) -> None:
 
 
 @pytest.mark.slow
-def test_conal_sac(run: Run) -> None:
+def test_conal_sac_prints_a_tree_and_a_return(run: Run) -> None:
     shown = run("conal_sac.py")
     assert "7 tasks" in shown  # the tree
     (balanced,) = numbers(r"an episode: (\d+)", shown)
     assert balanced > 0
 
 
-def test_tree_and_conflicts(run: Run) -> None:
+def test_tree_and_conflicts_finds_the_opposite_task(run: Run) -> None:
     shown = run("tree_and_conflicts.py")
     one, two = re.findall(r"squared errors \[(.*)\]", shown)
     assert max(map(float, two.split(","))) < 0.01 < max(map(float, one.split(",")))
@@ -66,6 +66,6 @@ def test_tree_and_conflicts(run: Run) -> None:
     assert (alike, opposite) == (0, 100)
 
 
-def test_torchjd_aggregator(run: Run) -> None:
+def test_torchjd_aggregator_holds_the_model(run: Run) -> None:
     mean, noticing = numbers(r"in (\d+) of 100 steps", run("torchjd_aggregator.py"))
     assert mean == 0 < noticing

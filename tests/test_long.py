@@ -39,7 +39,7 @@ def test_the_cartpole_preset_solves_every_variant(tmp_path: Path) -> None:
 def test_a_fresh_clone_installs_and_trains(tmp_path: Path) -> None:
     """As README says: clone, then make; the budget is small."""
     if shutil.which("make") is None or shutil.which("git") is None:
-        pytest.skip("there is no make or no git")
+        pytest.skip("make or git is not installed")
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     # The search must be long enough for two episodes of every task.

@@ -155,7 +155,7 @@ def labels(figure: Figure) -> dict[str, Any]:
 # TensorBoard files
 
 
-def test_scalars_of_one_process(tmp_path: Path) -> None:
+def test_scalars_of_one_process_are_read_by_tag(tmp_path: Path) -> None:
     log(tmp_path, {10: {TAG: 0.25, "train/loss": 3.0}, 20: {TAG: 0.5, "gates_actor/a b/1": 0.75}})
     scalars = read_scalars(tmp_path)
     assert scalars.keys() == {TAG, "gates_actor/a b/1"}
@@ -612,7 +612,9 @@ def progress(folder: Path, text: str) -> Path:
     return folder
 
 
-def test_success_over_steps_and_minutes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_success_is_drawn_over_steps_and_minutes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     header = ["success/b", "success/mean", "time/total_timesteps", "success/a", "time/minutes"]
     lines = [",,10,,0.5,", "0.5,0.5,20,,1,", "1,0.6,30,0.2,1.5,0.4"]
     table = "\n".join([",".join([*header, "evaluation/mean_success"]), *lines])

@@ -111,13 +111,15 @@ def test_means_are_those_that_were_printed(runs: str, kept: Results) -> None:
     assert tuple(f"{mean:.3f}" for mean in found) == PRINTED[runs]
 
 
-def test_means_of_trees_with_pick_place_shared(kept: Results) -> None:
+def test_means_of_changed_trees_equal_the_printed_ones(kept: Results) -> None:
     found = [mean_success(kept, f"mt10-pick-place-tree-{seed}") for seed in (1, 2)]
     assert found == pytest.approx([0.926, 0.840])
 
 
 @pytest.mark.parametrize("weights, printed", [("final", 0.9615), ("newest", 0.9325)])
-def test_mean_of_four_seeds(weights: str, printed: float, kept: Results) -> None:
+def test_mean_of_four_seeds_equals_the_printed_one(
+    weights: str, printed: float, kept: Results
+) -> None:
     means = [mean_success(kept, run.run, weights) for run in kept.of_study("mt10")]
     assert len(means) == 4
     assert fmean(means) == pytest.approx(printed)
@@ -170,7 +172,7 @@ def some(folder: Path, **rows: Any) -> Results:
     return Results(folder, runs, success, **rows)
 
 
-def test_t_interval_against_student() -> None:
+def test_t_interval_equals_students_table() -> None:
     # t(0.975, 2) = 4.302653; the standard deviation of 1, 2, 3 is 1.
     low, high = t_interval([1, 2, 3])
     assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
@@ -267,7 +269,7 @@ def test_line_that_is_there_twice_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "run,study\n", "\x00", 'run,"\n'])
-def test_file_with_another_header_is_refused(text: str, tmp_path: Path) -> None:
+def test_file_with_a_different_header_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "runs.csv").write_text(text)
     with pytest.raises(ConfigError, match=r"runs\.csv: "):
         read_results(tmp_path)

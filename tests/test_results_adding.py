@@ -175,7 +175,7 @@ def damage(run: Path, how: str) -> None:
         *("evaluation.json", "versions.json", "progress.csv", "tree.json"),
     ],
 )
-def test_bad_run_leaves_the_data_alone(
+def test_bad_run_does_not_change_the_data(
     how: str, tmp_path: Path, empty: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_run(rl_run(tmp_path / "first"), empty, LABEL)

@@ -37,7 +37,7 @@ def assert_same(
         assert all(torch.equal(loaded[group][name], named[name]) for name in named)
 
 
-def test_create_and_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_created_run_can_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = load_config("mt10")
     first, second = Run.create(config), Run.create(config)
@@ -141,7 +141,7 @@ def test_run_of_a_run_and_of_its_checkpoint(tmp_path: Path) -> None:
             run_of(wrong).config()
 
 
-def test_checkpoint_round_trip(tmp_path: Path) -> None:
+def test_a_checkpoint_loads_as_it_was_saved(tmp_path: Path) -> None:
     expected = tensors()
     path = save_checkpoint(tmp_path, 123, expected, STATE)
     assert path == tmp_path / "checkpoints" / "step-000000123"

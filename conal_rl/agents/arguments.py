@@ -32,8 +32,8 @@ def _whole(name: str, value: Any, least: int = 1) -> int:
     try:
         number: int = convert(int, value)
     except ValueError:
-        raise ConfigError(f"{name}: got {quoted(value)}, expected an integer") from None
-    require(number >= least, name, number, f"{least} or more")
+        raise ConfigError(f"{name}: got {quoted(value)}, expected an integer. Give one") from None
+    require(number >= least, name, number, f"{least} or more", "Give a larger number")
     return number
 
 
@@ -43,7 +43,9 @@ def _update_every(train_freq: Any) -> int | None:
         return _whole("train_freq", train_freq)
     units = [getattr(unit, "value", unit) for unit in train_freq[1:]]
     known = len(units) == 1 and units[0] in ("step", "episode")
-    require(known, "train_freq", train_freq, "a number, or a pair such as (1, 'episode')")
+    require(
+        known, "train_freq", train_freq, "a number, or a pair such as (1, 'episode')", "Give one"
+    )
     frequency = _whole("train_freq", train_freq[0])
     return frequency if units == ["step"] else None
 
@@ -64,7 +66,8 @@ def _initial_temperature(ent_coef: Any) -> float | None:
     except ValueError:
         value = -1.0
     fits = value > 0 if learnt else value >= 0
-    require(fits, "ent_coef", ent_coef, "'auto', 'auto_0.1' with a start above 0, or 0 or more")
+    expected = "'auto', 'auto_0.1' with a start above 0, or 0 or more"
+    require(fits, "ent_coef", ent_coef, expected, "Give one")
     return value if learnt else None
 
 
@@ -76,7 +79,7 @@ def _learning_rate(rate: Any) -> float | None:
         return convert(float, rate)
     except ValueError:
         raise ConfigError(
-            f"learning_rate: got {quoted(rate)}, expected a number or a schedule"
+            f"learning_rate: got {quoted(rate)}, expected a number or a schedule. Give one"
         ) from None
 
 
@@ -123,9 +126,15 @@ class Arguments:
 
     def __post_init__(self) -> None:
         if not isinstance(self.settings, AgentConfig):
-            raise TypeError(f"settings: got {self.settings!r}, expected an AgentConfig")
+            raise TypeError(
+                f"settings: got {self.settings!r}, expected an AgentConfig. "
+                "Give load_config(NAME).agent"
+            )
         if not isinstance(self.search, SearchConfig):
-            raise TypeError(f"search: got {self.search!r}, expected a SearchConfig")
+            raise TypeError(
+                f"search: got {self.search!r}, expected a SearchConfig. "
+                "Give load_config(NAME).search"
+            )
 
     def with_keywords(self, keywords: Mapping[str, Any]) -> Arguments:
         """Return these arguments with some of `SETTINGS` replaced; single fields win.
@@ -169,7 +178,9 @@ class Arguments:
             ConfigError: a field differs that the agent read when it was made.
         """
         if not isinstance(settings, AgentConfig):
-            raise ConfigError(f"settings: got {settings!r}, expected an AgentConfig")
+            raise ConfigError(
+                f"settings: got {settings!r}, expected an AgentConfig. Give load_config(NAME).agent"
+            )
         for name in sorted({one.name for one in dataclasses.fields(settings)} - LIVE):
             new, old = getattr(settings, name), getattr(self.settings, name)
             if new != old:
@@ -303,7 +314,10 @@ def split_keywords(keywords: Mapping[str, Any]) -> Given:
             )
     ours = {name: nested.pop(name) for name in nested.keys() & KEYWORDS}
     if twice := ours.keys() & keywords.keys():
-        raise ConfigError(f"{min(twice)}: got a keyword and a value in policy_kwargs, expected one")
+        raise ConfigError(
+            f"{min(twice)}: got a keyword and a value in policy_kwargs, expected one. "
+            "Leave out one of them"
+        )
     ours |= {name: keywords[name] for name in keywords.keys() & KEYWORDS}
     rest = keywords.keys() - KEYWORDS - {"policy_kwargs", "replay_buffer_class"}
     return Given(ours, nested, {name: keywords[name] for name in rest})
@@ -323,13 +337,15 @@ def of_sb3(keywords: Mapping[str, Any]) -> dict[str, Any]:
             checked[name] = convert(kind, value)
         except ValueError:
             expected = describe(kind)
-            raise ConfigError(f"{name}: got {quoted(value)}, expected {expected}") from None
+            raise ConfigError(
+                f"{name}: got {quoted(value)}, expected {expected}. Give a different value"
+            ) from None
     for name in ("policy_kwargs", "replay_buffer_kwargs"):
         value = keywords.get(name)
         fits = value is None or isinstance(value, Mapping)
-        require(fits, name, value, "a dict")
+        require(fits, name, value, "a dict", "Give one")
     for name in checked.keys() & {"target_update_interval", "stats_window_size"}:
-        require(checked[name] >= 1, name, checked[name], "1 or more")
+        require(checked[name] >= 1, name, checked[name], "1 or more", "Give a larger number")
     if checked.get("seed") is not None:
         require_seed("seed", checked["seed"])
     if "device" in keywords:

@@ -21,7 +21,9 @@ def structures_of(
     """
     pair = tree if isinstance(tree, tuple) else (tree, tree)
     if len(pair) != 2:
-        raise ValueError(f"tree: got {len(pair)} trees, expected the actor's and the critics'")
+        raise ValueError(
+            f"tree: got {len(pair)} trees, expected the actor's and the critics'. Give two"
+        )
     actor, critic = (space if each is None else each for each in pair)
     for each in (actor, critic):
         require_tree(each, tasks)
@@ -41,7 +43,10 @@ def require_tree(tree: Any, tasks: tuple[str, ...]) -> None:
             "Give, for example, Tree.shared(tasks, depth)"
         )
     if isinstance(tree, Tree) and tree.tasks != tasks:
-        raise ValueError(f"tree: got a tree of the tasks {tree.tasks}, expected {tasks}")
+        raise ValueError(
+            f"tree: got a tree of the tasks {tree.tasks}, expected {tasks}. "
+            "Give a tree of the env's tasks"
+        )
     if len(tasks) == 1 and not isinstance(tree, Tree | ReconSearch):
         raise ValueError(
             f"tree: got a search for the single task {tasks[0]}, expected a tree. "
@@ -66,7 +71,7 @@ def task_names(tasks: Sequence[str] | None, env: Any) -> tuple[str, ...]:
         )
     is_list = isinstance(names, Sequence) and not isinstance(names, str | bytes)
     if not is_list or not names:
-        raise ValueError(f"tasks: got {names!r}, expected a list of names")
+        raise ValueError(f"tasks: got {names!r}, expected a list of names. Give a list")
     return Tree.shared(names, depth=1).tasks
 
 
@@ -101,5 +106,6 @@ def require_task_ids(observation: Any, num_tasks: int) -> None:
         wrong = ids.reshape(-1, ids.shape[-1])[int(np.argmin(one_hot.ravel()))]
         raise ObservationError(
             f"observation: got the end {wrong.tolist()}, expected the one-hot of one of "
-            f"{num_tasks} tasks"
+            f"{num_tasks} tasks. "
+            "Append the one-hot"
         )

@@ -65,7 +65,7 @@ class SACExperiment:
         self._next_evaluation = config.evaluation.every  # the first step at which it is due
 
     def start(self) -> None:
-        """Make the first agent, and raise early what would fail later.
+        """Make the first agent. Errors that could come later are raised now.
 
         Raises:
             ConalError: an env is broken, a tree does not fit, or a search would be too short.
@@ -104,7 +104,8 @@ class SACExperiment:
                 self._next_evaluation = min(self._next_evaluation, planned)
         except (AttributeError, LookupError, TypeError, ValueError, TreeError) as error:
             raise CheckpointError(
-                f"state.json: got a damaged file ({error}), expected the state of a run"
+                f"state.json: got a damaged file ({error}), expected the state of a run. "
+                "Start a new run"
             ) from error
         if tasks != self.env.tasks:
             raise SuiteError(
@@ -262,7 +263,8 @@ class SACExperiment:
             self._seed_envs()
         except (KeyError, TypeError) as error:
             raise CheckpointError(
-                f"state.json: got damaged episodes ({error}), expected those of the envs"
+                f"state.json: got damaged episodes ({error}), expected those of the envs. "
+                "Start a new run"
             ) from error
 
     def _plan_evaluation(self, steps: int) -> None:

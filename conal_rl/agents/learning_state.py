@@ -153,7 +153,8 @@ def checkpoint_that_fits() -> Iterator[None]:
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         cause = f"{error} is missing" if isinstance(error, KeyError) else reason(error)
         raise CheckpointError(
-            f"checkpoint: got a different agent ({cause}), expected one that fits the config"
+            f"checkpoint: got a different agent ({cause}), expected one that fits the config. "
+            "Start a new run"
         ) from error
 
 

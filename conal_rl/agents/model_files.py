@@ -67,7 +67,8 @@ def read_description(about: Any, source: Path) -> Description:
     expected = (FORMAT, VERSION)
     if not isinstance(about, dict) or (about.get("format"), about.get("version")) != expected:
         raise CheckpointError(
-            f"{source}: got a different file, expected a {FORMAT} of version {VERSION}"
+            f"{source}: got a different file, expected a {FORMAT} of version {VERSION}. "
+            "Export the model again"
         )
     tasks = len(about["tasks"])
     features = about["observation_dim"] - tasks
@@ -148,5 +149,6 @@ def of_an_agent(source: Path) -> Iterator[None]:
         yield
     except UNFIT as error:
         raise CheckpointError(
-            f"{source}: got a damaged file ({reason(error)}), expected the description of an agent"
+            f"{source}: got a damaged file ({reason(error)}), expected the description of an "
+            "agent. Export the model again"
         ) from error

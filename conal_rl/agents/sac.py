@@ -93,7 +93,7 @@ class ConalSAC(SAC):
             _init_setup_model=False,
             **given.sb3,
         )
-        for name in LOOP:  # `_setup_model` fills them; what is there later, SB3's `load` was given
+        for name in LOOP:  # `_setup_model` sets them; values before that come from SB3's `load`
             vars(self).pop(name, None)
         self._counted: dict[str, Any] = {}  # conflicts and episodes, for `save`
         if not _init_setup_model:  # SB3's `load` fills in the saved attributes and sets up

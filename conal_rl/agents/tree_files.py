@@ -52,5 +52,5 @@ def load_trees(path: Path, tasks: tuple[str, ...], depth: int) -> tuple[Tree, Tr
             pair = [Tree.from_json(json.dumps(content))] * 2
         actor, critic = (tree.check(tasks, depth) for tree in pair)
     except TreeError as error:
-        raise TreeError(f"{path}: {error}") from error
+        raise TreeError(f"{path}: {error}. Correct the file, or use a different one") from error
     return actor, critic

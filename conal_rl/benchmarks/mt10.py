@@ -237,7 +237,8 @@ def read(evaluation: Path) -> Result:
         return Result(dict(report["success"]), int(report["steps"]), float(report["seconds"]))
     except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{evaluation}: got {type(report).__name__}, expected the evaluation of a run"
+            f"{evaluation}: got {type(report).__name__}, expected the evaluation of a run. "
+            "Remove the run, or use a different --out"
         ) from error
 
 

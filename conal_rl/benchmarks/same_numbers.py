@@ -213,7 +213,7 @@ def _git(*arguments: str) -> str:
 
 
 def _kept_seconds(folder: Path, case: Case, commit: str) -> float | None:
-    """Return the seconds of a finished base run in `folder`; None, with an empty folder, if not.
+    """Return the seconds of a finished base run in `folder`; else empty it and return None.
 
     Raises:
         ConfigError: this script has not made the folder.
@@ -315,7 +315,10 @@ def measure(base: str, only: str, keep: Path | None, out: Path | None, console: 
     chosen = [case for case in cases() if fnmatch(case.name, only)]
     if not chosen:
         names = ", ".join(case.name for case in cases())
-        raise ConfigError(f"--only: got {only!r}, expected a pattern that fits one of {names}")
+        raise ConfigError(
+            f"--only: got {only!r}, expected a pattern that fits one of {names}. "
+            "Give a different one"
+        )
     outcomes = run_both(base, chosen, keep, out)
     table = Table(title=f"this checkout against {base}")
     for column in ("case", "numbers", "CPU seconds before", "now"):

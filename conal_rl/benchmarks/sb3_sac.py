@@ -62,7 +62,8 @@ def run(arguments: Sequence[str]) -> None:
     config = load_config(options.config, ["--agent.tree", "independent"])
     if not isinstance(config, Config):
         raise ConfigError(
-            f"config: got {options.config}, expected an experiment in reinforcement learning"
+            f"config: got {options.config}, expected an experiment in reinforcement learning. "
+            "Give a different config"
         )
     config = dataclasses.replace(config, total_steps=options.total_steps, seed=options.seed)
     tasks = suite_tasks(config.env.suite)

@@ -140,7 +140,8 @@ def read(run: Path) -> Result:
         )
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{run}: got no or damaged evaluation.json or tree.json, expected both"
+            f"{run}: got no or damaged evaluation.json or tree.json, expected both. "
+            "Remove the run, or use a different --out"
         ) from error
 
 

@@ -3,14 +3,14 @@
 import re
 from typing import Any
 
-from conal_rl.config.values import quoted
+from conal_rl.config.values import SEE_HELP, quoted
 from conal_rl.errors import ConfigError
 
 
-def require(holds: bool, field: str, value: Any, expected: str) -> None:
+def require(holds: bool, field: str, value: Any, expected: str, advice: str = SEE_HELP) -> None:
     """Raise ConfigError unless `holds`."""
     if not holds:
-        raise ConfigError(f"{field}: got {quoted(value)}, expected {expected}")
+        raise ConfigError(f"{field}: got {quoted(value)}, expected {expected}. {advice}")
 
 
 def require_seed(field: str, seed: int) -> None:

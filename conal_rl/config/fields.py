@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, get_type_hints
 
-from conal_rl.config.values import convert, describe, quoted
+from conal_rl.config.values import advice, convert, describe, quoted
 from conal_rl.errors import ConfigError
 
 Flag = Literal["changes_run", "changes_experiment", "in_model", "keyword"]
@@ -69,5 +69,8 @@ def with_values(section: Section, path: str, values: Mapping[str, Any]) -> Secti
             converted[name] = convert(kinds[name], value)
         except ValueError:
             expected = describe(kinds[name])
-            raise ConfigError(f"{path}.{name}: got {quoted(value)}, expected {expected}") from None
+            raise ConfigError(
+                f"{path}.{name}: got {quoted(value)}, expected {expected}. "
+                f"{advice(kinds[name], value)}"
+            ) from None
     return dataclasses.replace(section, **converted)  # type: ignore[type-var]

@@ -78,7 +78,9 @@ def _add_fields(group: argparse._ArgumentGroup, section: Any, prefix: str) -> No
             continue
         name = one.name.replace("_", "-")
         values, choices = _values(kind)
-        text = f"{texts[one.name]}{choices} The default is {_worded(default)}."
+        # After explained choices, the default begins a line.
+        space = "\n" if "\n" in texts[one.name] else " "
+        text = f"{texts[one.name]}{space}{choices}The default is {_worded(default)}."
         text = text.replace("%", "%%")
         if kind is bool:
             flags = (f"--{prefix}{name}", f"--{prefix}no-{name}")
@@ -118,7 +120,7 @@ def _values(kind: Any) -> tuple[str, str]:
         listed = ",".join(args)
         if len(listed) <= LONGEST_CHOICE:
             return f"{{{listed}}}", ""
-        return "NAME", f" The names are {', '.join(args)}."
+        return "NAME", f"The names are {', '.join(args)}. "
     if origin is tuple:
         one = _values(args[0])[0]
         return (f"{one} [{one} ...]" if args[-1] is Ellipsis else " ".join([one] * len(args))), ""

@@ -14,7 +14,7 @@ import yaml
 
 from conal_rl.config.rl import Config
 from conal_rl.config.supervised import SupervisedConfig
-from conal_rl.config.values import convert, describe, parse_options, quoted, suggestion
+from conal_rl.config.values import advice, convert, describe, parse_options, quoted, suggestion
 from conal_rl.errors import ConfigError
 
 AnyConfig = Config | SupervisedConfig
@@ -38,7 +38,10 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> AnyC
     """
     given, words = parse_options(overrides, _FIELDS)
     if words:
-        raise ConfigError(f"command line: got {words[0]!r}, expected an option, such as --seed 1")
+        raise ConfigError(
+            f"command line: got {words[0]!r}, expected an option, such as --seed 1. "
+            f"Leave out {words[0]}"
+        )
     return _load(str(name_or_path), given)
 
 
@@ -65,7 +68,7 @@ def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
     out, resume = given.pop("out", None), given.pop("resume", None)
     for option, folder in (("--out", out), ("--resume", resume)):
         if folder == "":
-            raise ConfigError(f"command line: {option}: got nothing, expected a folder")
+            raise ConfigError(f"command line: {option}: got nothing, expected a folder. Give one")
     if resume is not None and (words or out is not None):
         extra = words[0] if words else "--out"
         raise ConfigError(
@@ -83,7 +86,8 @@ def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
         given_words = " ".join(words) or "no name"
         names = ", ".join(presets())
         raise ConfigError(
-            f"command line: got {given_words}, expected one of {names}, or a YAML file"
+            f"command line: got {given_words}, expected one of {names}, or a YAML file. "
+            "Give one name"
         )
     config = _load(words[0], given, keep_search=resume is not None)
     return CommandLine(config, Path(out) if out else None, Path(resume) if resume else None)
@@ -137,7 +141,10 @@ def _read(name: str, above: tuple[str, ...] = ()) -> list[_Layer]:
         return [_Layer(source, fields)]
     base = fields.pop("base")
     if not (isinstance(base, str) and base.isprintable() and base):
-        raise ConfigError(f"{source}: base: got {quoted(base)}, expected a preset or a YAML file")
+        raise ConfigError(
+            f"{source}: base: got {quoted(base)}, expected a preset or a YAML file. "
+            "Give one, such as mt10"
+        )
     if base not in presets():
         neighbour = os.path.join(os.path.dirname(source), base)
         if os.path.dirname(base) or Path(base).suffix or os.path.exists(neighbour):
@@ -146,7 +153,7 @@ def _read(name: str, above: tuple[str, ...] = ()) -> list[_Layer]:
         if os.path.abspath(base) in above:
             raise ConfigError(
                 f"{source}: base: got {base}, expected a config that does not itself have this "
-                "file as its base"
+                "file as its base. Give a different base"
             )
     try:
         return [*_read(base, above), _Layer(source, fields)]
@@ -159,12 +166,18 @@ def _read_flat(path: Any, source: str) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        raise ConfigError(f"{source}: got {error.strerror}, expected a readable file") from error
+        raise ConfigError(
+            f"{source}: got {error.strerror}, expected a readable file. Check the path"
+        ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
-        raise ConfigError(f"{source}: got invalid YAML ({reason}), expected fields") from error
+        raise ConfigError(
+            f"{source}: got invalid YAML ({reason}), expected fields. Correct the file"
+        ) from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{source}: got {quoted(data)}, expected fields and their values")
+        raise ConfigError(
+            f"{source}: got {quoted(data)}, expected fields and their values. Correct the file"
+        )
     flat: dict[str, Any] = {}
     for key, value in data.items():
         if key not in _SECTIONS:
@@ -172,11 +185,16 @@ def _read_flat(path: Any, source: str) -> dict[str, Any]:
         elif isinstance(value, dict):
             fields = {f"{key}.{field}": inner for field, inner in value.items()}
         else:
-            raise ConfigError(f"{source}: {key}: got {quoted(value)}, expected a section of fields")
+            raise ConfigError(
+                f"{source}: {key}: got {quoted(value)}, expected a section of fields. "
+                "Indent its fields below it"
+            )
         for path, inner in fields.items():
             name = _OLD_NAMES.get(path, path)
             if name in flat:
-                raise ConfigError(f"{source}: {name}: got two values, expected one")
+                raise ConfigError(
+                    f"{source}: {name}: got two values, expected one. Leave out one of them"
+                )
             flat[name] = inner
     return flat
 
@@ -197,19 +215,20 @@ def _build(kind: _Kind, flat: Mapping[str, Any], source: str) -> AnyConfig:
     values: dict[str, dict[str, Any]] = {section: {} for section in ("", *kind.sections)}
     for path, value in flat.items():
         if path not in kind.fields:
-            raise ConfigError(f"{source}: {path}: no such field{_hint(path, kind)}")
+            raise ConfigError(f"{source}: {path}: {_unknown(path, kind)}")
         section, _, name = path.rpartition(".")
         try:
             values[section][name] = convert(kind.fields[path], value)
         except (ValueError, OverflowError):
             expected = describe(kind.fields[path])
             raise ConfigError(
-                f"{source}: {path}: got {quoted(value)}, expected {expected}"
+                f"{source}: {path}: got {quoted(value)}, expected {expected}. "
+                f"{advice(kind.fields[path], value)}"
             ) from None
     for path in ("total_steps", kind.needs):
         if path not in flat:
             raise ConfigError(
-                f"{source}: {path}: got no value, expected {describe(kind.fields[path])}"
+                f"{source}: {path}: got no value, expected {describe(kind.fields[path])}. Give one"
             )
     values["search"].setdefault("steps", max(1, values[""]["total_steps"] // 5))
     try:
@@ -219,12 +238,14 @@ def _build(kind: _Kind, flat: Mapping[str, Any], source: str) -> AnyConfig:
         raise ConfigError(f"{source}: {error}") from None
 
 
-def _hint(path: str, kind: _Kind) -> str:
+def _unknown(path: str, kind: _Kind) -> str:
     """Return the end of an error about a field that this kind of config lacks."""
     if path not in _FIELDS:
-        return suggestion(path, kind.fields)
-    subject = "supervised learning" if kind is _RL else "reinforcement learning"
-    return f" here; it belongs to {subject}"
+        return f"got an unknown field, expected one of the config. {suggestion(path, kind.fields)}"
+    here, there = "reinforcement learning", "supervised learning"
+    if kind is _SUPERVISED:
+        here, there = there, here
+    return f"got a field of {there}, expected one of {here}. Leave it out"
 
 
 def _print_help(words: Sequence[str], description: str) -> None:
@@ -232,7 +253,10 @@ def _print_help(words: Sequence[str], description: str) -> None:
     from conal_rl.config.help import print_help
 
     named = next((word for word in words if word in presets() or word.endswith(".yaml")), "mt10")
-    about = f"{description} The defaults shown are those of {named}."
+    about = (
+        f"{description} The defaults shown are those of {named}. `NAME --help` shows the defaults "
+        "of a different config."
+    )
     print_help(_load(named, {}), about, ", ".join(presets()))
     raise SystemExit(0)
 

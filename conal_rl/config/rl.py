@@ -22,7 +22,8 @@ class EnvConfig:
     per update and need more memory."""
     engine: Literal["native", "official"] = "native"
     """Engine that steps Meta-World: native (compiled, in threads) or official. Both give equal
-    numbers. Choose official if the machine has no compiler; it is slower."""
+    numbers. Choose official, which is slower, if native refuses the installed metaworld or
+    mujoco."""
 
     def __post_init__(self) -> None:
         names = (self.suite,) if isinstance(self.suite, str) else self.suite
@@ -99,11 +100,12 @@ class AgentConfig(LearnerConfig):
     small returns must move a shared actor as much as tasks with large returns."""
     mixed_precision: bool = field(False, in_model=True)
     """Compute matrix multiplications in bfloat16 and keep the weights in single precision. Switch
-    it on for two to three times the speed. Training begins in single precision on processors that
-    lack the instructions, because they are slow in bfloat16."""
+    it on for two to three times the speed. A processor without bfloat16 instructions computes in
+    single precision, because it would be slow in bfloat16."""
     cuda_graphs: bool = True
     """On a CUDA device, capture updates as CUDA graphs and update while the environments step.
-    Switch it off to debug. Aggregations, normalize_returns, search.gumbel and ltb do without it."""
+    Switch it off to debug. It has no effect with aggregations, normalize_returns, search.gumbel and
+    ltb."""
     actor_averaging: float | None = field(None, changes_run=True, in_model=True)
     """Exponent of the weight average that acts in evaluation: update t has the weight t to this
     power. With 0 all updates count alike; with 4 mostly the last third counts. Raise it if the

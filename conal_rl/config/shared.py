@@ -20,23 +20,23 @@ class LearnerConfig:
     """What every learner has: a tree, and how the tasks' losses become updates."""
 
     tree: str = field("search", changes_run=True, keyword=False)
-    """Which tasks share which module: search (CoNAL finds it), shared, independent, or the .json
-    file of a tree. Give a file to train a tree from an earlier run."""
+    """Which tasks share which module: search (search.method finds it), shared, independent, or the
+    .json file of a tree. Give a file to train a tree from an earlier run."""
     learning_rate: float = 3e-4
     """Learning rate of the weights' optimiser. Lower it if training diverges."""
     batch_size: int = 32
     """Number of samples, or transitions, per task in one update. Larger batches are steadier and
     slower."""
     max_grad_norm: float | None = None
-    """Longest gradient of an optimiser step; a longer one is scaled down. Set it if single batches
-    throw training back. None: gradients are not clipped."""
+    """Largest norm of the gradient in an optimiser step; a longer gradient is scaled down. Set it
+    if single batches throw training back. None: gradients are not clipped."""
     weighting: Literal[LossWeights, AggregationName] = field("equal", changes_run=True)
     """How the tasks' losses become one update. Change it to compare weightings.
     equal: the losses are summed.
     random: each update draws the weights of RLW.
     uncertainty: the weights are learnt; in SAC only those of the critics' losses.
-    Each other name is TorchJD's aggregation of the tasks' gradients. It is used in the modules that
-    a fixed tree shares. A search sums the losses and notices conflicts instead."""
+    others: TorchJD aggregates the tasks' gradients in the modules that a fixed tree shares. A
+    search sums the losses and notices conflicts instead."""
     conflict_rule: Literal["ignore", Rule] = field("ignore", changes_run=True)
     """Rule of search.rule that the training of a fixed tree follows. With none, conflicts are
     counted and no gradient is dropped. With ignore, conflicts are not computed. Set it to study
@@ -48,7 +48,7 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         known = self.tree in ("search", "shared", "independent") or self.tree.endswith(".json")
         trees = "search, shared, independent or a .json file"
-        require(known, "agent.tree", self.tree, trees)
+        require(known, "agent.tree", self.tree, trees, "Give one of them")
         positive(self, "agent", "learning_rate", "batch_size", "max_grad_norm")
         if self.conflict_rule != "ignore" and self.weighting not in get_args(LossWeights):
             raise ConfigError(
@@ -119,7 +119,7 @@ class SearchConfig:
     search."""
     validation_share: float = field(0.1, changes_run=True)
     """Share of the episodes that only the gates learn from. Raise it if data are plenty. In
-    supervised learning it is a share of the training samples. It is used only if the data set has
+    supervised learning it is a share of the training samples, and is used only if the data set has
     no validation part."""
     gumbel: bool = field(False, changes_run=True)
     """Sample the gates by straight-through Gumbel-softmax instead of mixing all branches. Switch it
@@ -177,7 +177,8 @@ class RunConfig:
     """One experiment of any kind. Raises ConfigError if a value is out of its range."""
 
     name: str = field(changes_experiment=False)
-    """Name of the run, a part of its folder's name. A YAML file's own name is taken without it."""
+    """Name of the run, a part of its folder's name. Give one to tell runs apart. Without it, the
+    name is that of the preset or the YAML file."""
     total_steps: int
     """Number of steps of the whole run, search included. Lower it for a quick try. A step is an env
     step of any task, or an update in supervised learning."""
@@ -202,7 +203,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         named = re.fullmatch(r"\w[\w.-]*", self.name) is not None
-        require(named, "name", self.name, "letters, digits, '_', '-' and '.' only")
+        require(named, "name", self.name, "letters, digits, '_', '-' and '.' only", "Give --name")
         positive(self, "", "total_steps", "checkpoint_minutes", "log_interval", "threads")
         positive(self, "", "minutes")
         require((self.threads or 1) <= 1024, "threads", self.threads, "at most 1024")
@@ -212,12 +213,14 @@ class RunConfig:
             layers, specific = self.agent.depth, self.search.specific_layers
             expected = f"at most {layers}, {self.agent.depth_field}"
             if self.search.method == "recon":
-                require(specific <= layers, "search.specific_layers", specific, expected)
+                name = "search.specific_layers"
+                require(specific <= layers, name, specific, expected, f"Lower {name}")
             # With search.only the search may use the whole budget; otherwise a step is left to
             # train the tree.
             longest = self.total_steps - (not self.search.only)
             expected = f"at most {longest}, because total_steps is {self.total_steps}"
-            require(self.search.steps <= longest, "search.steps", self.search.steps, expected)
+            lower, steps = "Lower search.steps, or raise total_steps", self.search.steps
+            require(steps <= longest, "search.steps", steps, expected, lower)
         elif self.search.only:
             raise ConfigError(
                 f"search.only: got True, expected False if agent.tree is {self.agent.tree!r}. "

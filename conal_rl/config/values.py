@@ -13,6 +13,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from conal_rl.errors import ConfigError
 
+SEE_HELP = "See python -m conal_rl.train --help"
+"""The advice about a field, whose meaning the help explains."""
+
 
 def parse_options(
     argv: Sequence[str], kinds: Mapping[str, Any]
@@ -42,12 +45,15 @@ def parse_options(
             continue
         if name not in kinds:
             raise ConfigError(
-                f"command line: {option}: no such option{suggestion(name, kinds, '--')}"
+                f"command line: {option}: got an unknown option, expected one of the fields. "
+                f"{suggestion(name, kinds, '--')}"
             )
         values = [value] if equals else _take(left, kinds[name])
         if not values:
             expected = describe(kinds[name])
-            raise ConfigError(f"command line: {option}: got no value, expected {expected}")
+            raise ConfigError(
+                f"command line: {option}: got no value, expected {expected}. Give one"
+            )
         given[name] = _from_words(values, kinds[name])
     return given, words
 
@@ -97,13 +103,23 @@ def _from_word(word: str) -> Any:
 
 
 def suggestion(name: str, known: Mapping[str, Any], prefix: str = "") -> str:
-    """Return `; did you mean ...?` with the closest name, or nothing if no name is close."""
+    """Return `Did you mean ...?` with the closest name, or `SEE_HELP` if no name is close."""
     last = {path.rpartition(".")[2]: path for path in known}
     close = difflib.get_close_matches(name, list(known), 1, cutoff=0.7)
     close = close or [last[n] for n in difflib.get_close_matches(name.rpartition(".")[2], last, 1)]
     if not close:
-        return ""
-    return f"; did you mean {prefix}{close[0].replace('_', '-') if prefix else close[0]}?"
+        return SEE_HELP
+    return f"Did you mean {prefix}{close[0].replace('_', '-') if prefix else close[0]}?"
+
+
+def advice(kind: Any, value: Any) -> str:
+    """Return what to do about a value that does not fit: the closest choice, or `SEE_HELP`."""
+    choices = [choice for arm in _arms(kind) for choice in _choices(arm)]
+    return suggestion(value, dict.fromkeys(choices)) if isinstance(value, str) else SEE_HELP
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def convert(kind: Any, value: Any) -> Any:

@@ -192,7 +192,7 @@ class Learner:
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return the state of learning without weights and gates: tensors by group, JSON types.
 
-        It does not have the memory of an aggregation.
+        The memory of an aggregation is not part of it.
         """
         tensors = {f"optimizer_{n}": optimizer_tensors(o) for n, o in self.optimizers().items()}
         tensors["loss_weights"] = dict(self.loss_weights.state_dict())

@@ -333,11 +333,12 @@ class Tree:
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise TreeError(f"{path}: {error.strerror or error}") from None
+            reason = error.strerror or error
+            raise TreeError(f"{path}: got {reason}, expected a tree. Check the path") from None
         except UnicodeDecodeError:
-            raise TreeError(f"{path}: got no text file, expected JSON") from None
+            raise TreeError(f"{path}: got no text file, expected JSON. Check the path") from None
         except TreeError as error:
-            raise TreeError(f"{path}: {error}") from None
+            raise TreeError(f"{path}: {error}. Correct the file") from None
 
     def __str__(self) -> str:
         """Return the tree as text; layers with the same tasks are one line, leaves have the names.
@@ -364,7 +365,7 @@ def _canonical(labels: Iterable[Hashable]) -> tuple[int, ...]:
 
 
 def _first_meeting(layers: Sequence[Sequence[int]]) -> tuple[int, int, int] | None:
-    """Return the first layer (from 1) whose module two tasks run that parted before, and these."""
+    """Return the first layer (from 1) in which two tasks that parted share again, and the two."""
     for number, (above, layer) in enumerate(pairwise(layers), start=2):
         first_user: dict[int, int] = {}
         for task, module in enumerate(layer):

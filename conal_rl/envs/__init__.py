@@ -58,11 +58,17 @@ def make(
         SuiteError: An argument is wrong. The message says in one line which, and what to do.
     """
     if engine not in ("native", "official"):
-        raise SuiteError(f"engine: got {engine!r}, expected 'native' or 'official'")
+        raise SuiteError(
+            f"engine: got {engine!r}, expected 'native' or 'official'. Give one of them"
+        )
     if envs_per_task < 1:
-        raise SuiteError(f"envs_per_task: got {envs_per_task}, expected at least 1")
+        raise SuiteError(
+            f"envs_per_task: got {envs_per_task}, expected at least 1. Give a larger number"
+        )
     if not 0 <= seed < 2**32:  # the range of the numpy stream that draws Meta-World's goals
-        raise SuiteError(f"seed: got {seed}, expected at least 0 and below 2**32")
+        raise SuiteError(
+            f"seed: got {seed}, expected at least 0 and below 2**32. Give a different seed"
+        )
     suite = suite if isinstance(suite, str) else tuple(suite)
     if engine == "native" and _is_published(suite):
         from conal_rl.envs.native.sb3_env import NativeVecEnv
@@ -91,7 +97,7 @@ def _tasks(suite: Suite, seed: int) -> list[Task]:
     from conal_rl.envs import gym_tasks, metaworld
 
     if not suite:
-        raise SuiteError("suite: got an empty list of tasks, expected at least one")
+        raise SuiteError("suite: got an empty list of tasks, expected at least one. Name a task")
     if metaworld.is_metaworld(suite):
         return metaworld.tasks(suite, seed)
     if isinstance(suite, str):

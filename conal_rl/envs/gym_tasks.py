@@ -44,9 +44,11 @@ def _build(env_id: str, other_names: Sequence[str]) -> gym.Env[Any, Any]:
         ) from error
     except (gym.error.Error, ImportError) as error:  # for example, the env's package is missing
         raise SuiteError(
-            f"task {env_id!r}: got {error}, expected an env that gymnasium can make"
+            f"task {env_id!r}: got {error}, expected an env that gymnasium can make. "
+            "Try gymnasium.make"
         ) from error
     except Exception as error:  # the env's own code may raise anything
         raise SuiteError(
-            f"task {env_id!r}: got {of_user_code(error)}, expected an env that gymnasium can make"
+            f"task {env_id!r}: got {of_user_code(error)}, expected an env that gymnasium can make. "
+            "Try gymnasium.make"
         ) from error

@@ -76,7 +76,8 @@ def _find_class(name: str) -> type[SawyerXYZEnv] | None:
         imported = importlib.import_module(module)
     except Exception as error:  # the user's own code may raise anything
         raise SuiteError(
-            f"task {name!r}: got {of_user_code(error)}, expected a module {module} that loads"
+            f"task {name!r}: got {of_user_code(error)}, expected a module {module} that loads. "
+            "Correct the module"
         ) from error
     cls = getattr(imported, attribute, None)
     if isinstance(cls, type) and issubclass(cls, SawyerXYZEnv):
@@ -104,7 +105,8 @@ def _users_code(name: str) -> Iterator[None]:
         if name in TASK_NAMES or isinstance(error, ConalError):
             raise
         raise SuiteError(
-            f"task {name!r}: got {of_user_code(error)}, expected an env that can be made"
+            f"task {name!r}: got {of_user_code(error)}, expected an env that can be made. "
+            "Correct the env"
         ) from error
 
 
@@ -125,12 +127,14 @@ def suite_tasks(suite: str | Sequence[str]) -> tuple[str, ...]:
         return BENCHMARKS[suite]
     if isinstance(suite, str):
         if not suite.startswith("mt1:"):
-            raise SuiteError(f"suite: got {suite!r}, expected mt10, mt25, mt50 or mt1:TASK")
+            raise SuiteError(
+                f"suite: got {suite!r}, expected mt10, mt25, mt50 or mt1:TASK. Give one of them"
+            )
         names: tuple[str, ...] = (suite.removeprefix("mt1:"),)
     else:
         names = tuple(suite)
     if not names:
-        raise SuiteError("suite: got an empty list of tasks, expected at least one")
+        raise SuiteError("suite: got an empty list of tasks, expected at least one. Name a task")
     for i, name in enumerate(names):
         if _find_class(name) is None:
             mixed = "" if len(names) == 1 else " because the other tasks are Meta-World's"
@@ -139,7 +143,10 @@ def suite_tasks(suite: str | Sequence[str]) -> tuple[str, ...]:
                 f"{did_you_mean(name, TASK_NAMES)}"
             )
         if name in names[:i]:
-            raise SuiteError(f"suite: got {name!r} twice, expected each Meta-World task once")
+            raise SuiteError(
+                f"suite: got {name!r} twice, expected each Meta-World task once. "
+                "Leave out one of them"
+            )
     return names
 
 

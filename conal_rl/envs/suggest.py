@@ -7,6 +7,6 @@ from collections.abc import Iterable
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `". Did you mean 'a' or 'b'?"`, or `""` if no known name is close."""
+    """Return `". Did you mean 'a' or 'b'?"`, or `". Check the name"` if no known name is close."""
     close = difflib.get_close_matches(name, list(known), n=2)
-    return f". Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return f". Did you mean {' or '.join(map(repr, close))}?" if close else ". Check the name"

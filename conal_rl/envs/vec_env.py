@@ -183,14 +183,14 @@ def require_actions(
     if np.shape(actions) != shape:
         raise ObservationError(
             f"actions: got an array of shape {np.shape(actions)}, expected {shape}, "
-            "a row for every env"
+            "a row for every env. Correct the policy"
         )
     if not np.isfinite(actions).all():
         i = int(np.argwhere(~np.isfinite(actions))[0, 0])
         task, k = divmod(i, envs_per_task)
         raise ObservationError(
             f"task {tasks[task]!r}, env {k} of the task: action: got NaN or inf in "
-            f"{np.asarray(actions)[i].tolist()}, expected finite numbers"
+            f"{np.asarray(actions)[i].tolist()}, expected finite numbers. Correct the policy"
         )
 
 

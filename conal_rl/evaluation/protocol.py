@@ -130,7 +130,7 @@ def evaluate_policy(
     Both engines then play the same episodes. All other tasks run on `conal_rl.envs.make`, with
     whole episodes and the success that `info["is_success"]` says at their end. Each env gives a
     fixed number of episodes, so that short ones are not favoured (as in SB3's `evaluate_policy`).
-    Subclasses of Meta-World's envs belong to these; their goals are drawn with replacement.
+    The other tasks include subclasses of Meta-World's envs; their goals are drawn with replacement.
 
     Args:
         policy: acts as an SB3 algorithm does.
@@ -147,14 +147,15 @@ def evaluate_policy(
             observations, or its actions are NaN or of a different shape.
     """
     if episodes < 1:
-        raise ConfigError(f"episodes: got {episodes}, expected 1 or more")
+        raise ConfigError(f"episodes: got {episodes}, expected 1 or more. Give more episodes")
     require_seed("seed", seed)
     if engine not in ("official", "native"):
-        raise ConfigError(f"engine: got {engine!r}, expected official or native")
+        raise ConfigError(f"engine: got {engine!r}, expected official or native. Give one of them")
     if engine == "native" and not is_published(suite):
         raise SuiteError(
             "engine: got 'native', expected 'official', because native has only Meta-World's own "
-            "tasks"
+            "tasks. "
+            "Give official"
         )
     if is_published(suite):
         outcomes, returns = _evaluate_officially(policy, suite, episodes, seed, engine, progress)
@@ -172,7 +173,7 @@ def evaluate_policy(
 
 
 Outcomes = tuple[dict[str, list[bool] | None], dict[str, float]]
-"""Per task: success of each episode (None where undefined), and the mean return."""
+"""Per task: success of each episode (None if undefined), and the mean return."""
 
 
 class _EpisodeRecorder(gym.Wrapper[Any, Any, Any, Any]):
@@ -347,5 +348,6 @@ def require_fit(policy: Policy, tasks: Sequence[str], space: gym.Space[Any]) -> 
     if expected is not None and expected.shape != space.shape:
         raise ObservationError(
             f"observations: got the shape {space.shape} from the suite, expected {expected.shape}, "
-            "which the policy takes"
+            "which the policy takes. "
+            "Give the suite of its training"
         )

@@ -31,7 +31,7 @@ VIDEO_TRIES = 10
 
 
 def prepare_videos(suite: str | Sequence[str], directory: Path) -> None:
-    """Make the folder of `record_videos`, and refuse what it would refuse.
+    """Make the folder for `record_videos`, and raise its errors before the evaluation.
 
     Raises:
         SuiteError: the suite is not Meta-World's.
@@ -39,13 +39,17 @@ def prepare_videos(suite: str | Sequence[str], directory: Path) -> None:
         ConfigError: the folder cannot be made.
     """
     if not is_metaworld(suite):
-        raise SuiteError(f"suite: got {suite!r}, expected a Meta-World suite to make videos of")
+        raise SuiteError(
+            f"suite: got {suite!r}, expected a Meta-World suite to make videos of. "
+            "Leave out --video"
+        )
     require_display()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"{directory}: got {error.strerror}, expected a writable folder"
+            f"{directory}: got {error.strerror}, expected a writable folder. "
+            "Give a different folder"
         ) from error
 
 

@@ -69,13 +69,17 @@ def add_run(folder: Path, results_folder: Path, label: Label) -> str:
     with _alone(results_folder):
         before = read_results(results_folder)
         if name in before.by_name:
-            raise ConfigError(f"--name: got {name!r}, expected a name that runs.csv does not have")
+            raise ConfigError(
+                f"--name: got {name!r}, expected a name that runs.csv does not have. "
+                "Give a different name"
+            )
         try:
             after = _with(before, run, report, config, label, name)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(
-                f"{folder}: got a damaged run ({reason}), expected a finished one"
+                f"{folder}: got a damaged run ({reason}), expected a finished one. "
+                "Restore its files, or resume the run"
             ) from error
         check_rows(after)
         files = csv_files(after)
@@ -97,7 +101,8 @@ def _finished(run: Run) -> tuple[Mapping[str, Any], AnyConfig]:
     report = read_json(run.evaluation_path)
     if not isinstance(report, dict) or not {"success", "scores"} & report.keys():
         raise CheckpointError(
-            f"{run.evaluation_path}: got no success or scores, expected those of tasks"
+            f"{run.evaluation_path}: got no success or scores, expected those of tasks. "
+            "Evaluate the run again"
         )
     if str(report.get("suite")).startswith("mt") and report.get("engine") != "official":
         raise CheckpointError(
@@ -113,7 +118,10 @@ def _alone(folder: Path) -> Iterator[None]:
     import fcntl  # imported here because Windows lacks it
 
     if not folder.is_dir():
-        raise ConfigError(f"--results: got {folder}, expected a folder with runs.csv")
+        raise ConfigError(
+            f"--results: got {folder}, expected a folder with runs.csv. "
+            "Give the results folder of a checkout"
+        )
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -260,7 +268,7 @@ def _curve(run: Run) -> str | None:
         return thinned(lines)
     except (ArithmeticError, csv.Error, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: got a damaged file ({error}), expected the log of a run"
+            f"{path}: got a damaged file ({error}), expected the log of a run. Restore the file"
         ) from error
 
 

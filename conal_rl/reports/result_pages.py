@@ -51,7 +51,9 @@ def _read(page: Path) -> str:
     try:
         return page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{page}: got {error}, expected a readable file") from error
+        raise ConfigError(
+            f"{page}: got {error}, expected a readable file. Check the path"
+        ) from error
 
 
 def _markers(page: Path, text: str) -> list[tuple[int, str]]:

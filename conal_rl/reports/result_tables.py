@@ -38,10 +38,16 @@ def table(name: str, results: Results) -> str:
     """
     kind, *words = name.split()
     if kind not in KINDS:
-        raise ConfigError(f"table: got {name!r}, expected one of {', '.join(KINDS)} and a study")
+        raise ConfigError(
+            f"table: got {name!r}, expected one of {', '.join(KINDS)} and a study. "
+            "Correct the marker"
+        )
     make, least, most = KINDS[kind]
     if not least <= len(words) <= most:
-        raise ConfigError(f"table: got {name!r}, expected {least} to {most} words after {kind}")
+        raise ConfigError(
+            f"table: got {name!r}, expected {least} to {most} words after {kind}. "
+            "Correct the marker"
+        )
     return "\n".join(make(results, *words))
 
 
@@ -219,10 +225,14 @@ def _measured(results: Results, name: str, per: str | None = None) -> Lines:
     cells = results.measured(name)
     if not cells:
         known = ", ".join(dict.fromkeys(row.table for row in results.measurements))
-        raise ConfigError(f"table: got {name!r}, expected one of measurements.csv: {known}")
+        raise ConfigError(
+            f"table: got {name!r}, expected one of measurements.csv: {known}. Correct the marker"
+        )
     columns = list(dict.fromkeys(column for _, column in cells))
     if per is not None and per not in columns:
-        raise ConfigError(f"table: {name}: got {per!r}, expected one of {', '.join(columns)}")
+        raise ConfigError(
+            f"table: {name}: got {per!r}, expected one of {', '.join(columns)}. Correct the marker"
+        )
 
     def cell(row: str, column: str) -> str:
         value = cells.get((row, column))
@@ -239,7 +249,9 @@ def _measured(results: Results, name: str, per: str | None = None) -> Lines:
 def _curve(results: Results, study: str) -> Lines:
     runs = [run for run in results.of_study(study) if results.curve_path(run.run).is_file()]
     if not runs:
-        raise ConfigError(f"table: got curve {study}, expected a study with a kept curve")
+        raise ConfigError(
+            f"table: got curve {study}, expected a study with a kept curve. Correct the marker"
+        )
     rows = []
     for run, label in zip(runs, _labels(runs), strict=True):
         with results.curve_path(run.run).open(encoding="utf-8", newline="") as file:

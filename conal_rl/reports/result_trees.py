@@ -30,7 +30,9 @@ def read_trees(path: Path) -> dict[str, Tree]:
             networks = {"encoder": content}
         return {name: Tree.from_json(json.dumps(found)) for name, found in networks.items()}
     except (TreeError, LookupError, TypeError) as error:
-        raise TreeError(f"{path}: got no trees ({error}), expected a run's tree.json") from error
+        raise TreeError(
+            f"{path}: got no trees ({error}), expected a run's tree.json. Restore the file"
+        ) from error
 
 
 def draw_study(results: Results, study: str) -> Figure:
@@ -44,7 +46,9 @@ def draw_study(results: Results, study: str) -> Figure:
 
     runs = [run for run in results.of_study(study) if results.tree_path(run.run).is_file()]
     if not runs:
-        raise TreeError(f"study: got {study!r}, expected a study with kept trees")
+        raise TreeError(
+            f"study: got {study!r}, expected a study with kept trees. Give a different study"
+        )
     trees = {run: read_trees(results.tree_path(run.run)) for run in runs}
     columns = max(map(len, trees.values()))
     tasks = max(tree.num_tasks for of_run in trees.values() for tree in of_run.values())

@@ -184,13 +184,19 @@ def _read(path: Path, kind: type[Row]) -> list[Row]:
         text = path.read_text(encoding="utf-8")
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except OSError as error:
-        raise ConfigError(f"{path}: got {error.strerror}, expected a readable file") from error
+        raise ConfigError(
+            f"{path}: got {error.strerror}, expected a readable file. Check the path"
+        ) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: got damaged text ({error}), expected a CSV file") from error
+        raise ConfigError(
+            f"{path}: got damaged text ({error}), expected a CSV file. Restore the file"
+        ) from error
     columns = column_names(kind)
     if not lines or lines[0] != columns:
         got = ",".join(lines[0]) if lines else "nothing"
-        raise ConfigError(f"{path}: header: got {got}, expected {','.join(columns)}")
+        raise ConfigError(
+            f"{path}: header: got {got}, expected {','.join(columns)}. Correct the header"
+        )
     return [_row(f"{path}:{number}", kind, line) for number, line in enumerate(lines[1:], 2)]
 
 
@@ -202,7 +208,9 @@ def column_names(kind: type[Any]) -> list[str]:
 def _row(where: str, kind: type[Row], cells: Sequence[str]) -> Row:
     columns = fields(kind)
     if len(cells) != len(columns):
-        raise ConfigError(f"{where}: got {len(cells)} cells, expected {len(columns)}")
+        raise ConfigError(
+            f"{where}: got {len(cells)} cells, expected {len(columns)}. Correct the line"
+        )
     values = []
     for column, cell in zip(columns, cells, strict=True):
         convert, expected = _CONVERSIONS[str(column.type)]
@@ -210,7 +218,9 @@ def _row(where: str, kind: type[Row], cells: Sequence[str]) -> Row:
             values.append(convert(cell))
         except ValueError as error:
             name = column.name.rstrip("_")
-            raise ConfigError(f"{where}: {name}: got {cell!r}, expected {expected}") from error
+            raise ConfigError(
+                f"{where}: {name}: got {cell!r}, expected {expected}. Correct the line"
+            ) from error
     return kind(*values)
 
 
@@ -238,11 +248,15 @@ def check_rows(results: Results) -> None:
             where = f"{path}:{number}"
             key = tuple(getattr(row, column) for column in _KEYS[name])
             if key in seen:
-                raise ConfigError(f"{where}: got {' '.join(key)} twice, expected it once")
+                raise ConfigError(
+                    f"{where}: got {' '.join(key)} twice, expected it once. Remove one of the lines"
+                )
             seen.add(key)
             run = getattr(row, "run", None)
             if run is not None and run not in results.by_name:
-                raise ConfigError(f"{where}: run: got {run!r}, expected a run of runs.csv")
+                raise ConfigError(
+                    f"{where}: run: got {run!r}, expected a run of runs.csv. Correct the line"
+                )
             _check_row(where, row)
     _check_episodes(results)
 
@@ -250,7 +264,9 @@ def check_rows(results: Results) -> None:
 def _check_row(where: str, row: Any) -> None:
     for column, value in vars(row).items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{where}: {column}: got {value}, expected a finite number")
+            raise ConfigError(
+                f"{where}: {column}: got {value}, expected a finite number. Correct the line"
+            )
     if isinstance(row, RunRow):
         require_name(f"{where}: run", row.run)
         require_name(f"{where}: study", row.study)
@@ -260,15 +276,20 @@ def _check_row(where: str, row: Any) -> None:
         if row.episodes < 1 or not allowed:
             raise ConfigError(
                 f"{where}: successes: got {row.successes} of {row.episodes} episodes, "
-                "expected a number from 0 to the episodes"
+                "expected a number from 0 to the episodes. "
+                "Correct the line"
             )
     elif isinstance(row, EpisodesRow) and not re.fullmatch("[01]+", row.outcomes):
-        raise ConfigError(f"{where}: outcomes: got {row.outcomes!r}, expected 0s and 1s")
+        raise ConfigError(
+            f"{where}: outcomes: got {row.outcomes!r}, expected 0s and 1s. Correct the line"
+        )
     elif isinstance(row, Measurement):
         try:
             _finite(row.value)
         except ValueError as error:
-            raise ConfigError(f"{where}: value: got {row.value!r}, expected a number") from error
+            raise ConfigError(
+                f"{where}: value: got {row.value!r}, expected a number. Correct the line"
+            ) from error
 
 
 def _check_episodes(results: Results) -> None:
@@ -281,7 +302,8 @@ def _check_episodes(results: Results) -> None:
             expected = "no line" if total is None else f"{total.successes} of {total.episodes}"
             raise ConfigError(
                 f"{where}: outcomes: got {counts[1]} successes of {counts[0]}, "
-                f"expected what success.csv says: {expected}"
+                f"expected what success.csv says: {expected}. "
+                "Correct one of the lines"
             )
 
 
@@ -290,21 +312,24 @@ def _check_kept(results: Results) -> None:
     for run in results.by_name:
         for what, path in (("trees", results.tree_path(run)), ("curve", results.curve_path(run))):
             if not path.is_file() and (run, what) not in missing:
-                raise ConfigError(f"{path}: got no file, expected it or a line in missing.csv")
+                raise ConfigError(
+                    f"{path}: got no file, expected it or a line in missing.csv. Add one of them"
+                )
 
 
 def require_name(where: str, name: str) -> None:
     """Raise ConfigError if this cannot name a run or a study."""
     if not NAME.fullmatch(name):
         allowed = "letters, digits, '.', '_' and '-', a letter or digit first"
-        raise ConfigError(f"{where}: got {name!r}, expected {allowed}")
+        raise ConfigError(f"{where}: got {name!r}, expected {allowed}. Give a different name")
 
 
 def require_method(where: str, method: str) -> None:
     """Raise ConfigError if this is not a method's name in the data."""
     if not METHOD.fullmatch(method):
         raise ConfigError(
-            f"{where}: got {method!r}, expected small letters, digits and '_', as in conal_pro"
+            f"{where}: got {method!r}, expected small letters, digits and '_', as in conal_pro. "
+            "Give a different name"
         )
 
 
@@ -350,5 +375,6 @@ def write_files(files: Mapping[Path, str]) -> None:
                 draft.write_text(text, encoding="utf-8", newline="")
     except OSError as error:
         raise ConfigError(
-            f"{error.filename}: got {error.strerror}, expected a writable file"
+            f"{error.filename}: got {error.strerror}, expected a writable file. "
+            "Check the disk and the file's permissions"
         ) from error

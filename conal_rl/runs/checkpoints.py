@@ -114,13 +114,16 @@ def load_checkpoint(
     for name in (_STATE, *wanted):
         if name not in files:
             raise CheckpointError(
-                f"{checkpoint / name}: got no such file in the manifest, expected one"
+                f"{checkpoint / name}: got no such file in the manifest, expected one. "
+                "Use a different checkpoint"
             )
         _check(checkpoint / name, files[name])
     try:
         tensors = {Path(name).stem: load_file(checkpoint / name) for name in wanted}
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint}: got {error}, expected readable files") from error
+        raise CheckpointError(
+            f"{checkpoint}: got {error}, expected readable files. Check their permissions"
+        ) from error
     return tensors, read_json(checkpoint / _STATE)
 
 
@@ -158,7 +161,8 @@ def _read_manifest(checkpoint: Path) -> dict[str, tuple[int, str]]:
     path = checkpoint / _MANIFEST
     if not path.is_file():
         raise CheckpointError(
-            f"{path}: got no file, expected the manifest of a complete checkpoint"
+            f"{path}: got no file, expected the manifest of a complete checkpoint. "
+            "Use a different checkpoint"
         )
     manifest = read_json(path)
     try:
@@ -166,23 +170,32 @@ def _read_manifest(checkpoint: Path) -> dict[str, tuple[int, str]]:
         plain = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
     except (LookupError, AttributeError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: got a damaged file, expected a checkpoint's manifest"
+            f"{path}: got a damaged file, expected a checkpoint's manifest. "
+            "Use a different checkpoint"
         ) from error
     for name in plain:
         # A name in a manifest must not lead out of the checkpoint.
         if name != _STATE and not re.fullmatch(r"[\w-]+\.safetensors", name):
-            raise CheckpointError(f"{path}: got {name!r}, expected the name of a checkpoint's file")
+            raise CheckpointError(
+                f"{path}: got {name!r}, expected the name of a checkpoint's file. "
+                "Use a different checkpoint"
+            )
     return plain
 
 
 def _check(path: Path, written: tuple[int, str]) -> None:
     """Raise CheckpointError if a file differs from what the manifest says."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: got no file, expected one of the checkpoint")
+        raise CheckpointError(
+            f"{path}: got no file, expected one of the checkpoint. Use a different checkpoint"
+        )
     size = path.stat().st_size
     if size != written[0]:
-        raise CheckpointError(f"{path}: got {size} bytes, expected {written[0]}")
+        raise CheckpointError(
+            f"{path}: got {size} bytes, expected {written[0]}. Use a different checkpoint"
+        )
     if _sha256(path) != written[1]:
         raise CheckpointError(
-            f"{path}: got different bytes (SHA-256), expected those that were written"
+            f"{path}: got different bytes (SHA-256), expected those that were written. "
+            "Use a different checkpoint"
         )

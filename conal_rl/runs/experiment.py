@@ -52,7 +52,7 @@ class Experiment(Protocol):
         ...
 
     def start(self) -> None:
-        """Make the first networks, and raise early what would fail later.
+        """Make the first networks. Errors that could come later are raised now.
 
         Raises:
             ConalError: the run cannot work; nothing has been written yet.

@@ -86,6 +86,8 @@ def read_json(path: Path, problem: type[ConalError] = CheckpointError) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise problem(f"{path}: got {error.strerror}, expected a readable file") from error
+        raise problem(
+            f"{path}: got {error.strerror}, expected a readable file. Check the path"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise problem(f"{path}: got {error}, expected JSON") from error
+        raise problem(f"{path}: got {error}, expected JSON. Restore the file") from error

@@ -166,7 +166,9 @@ def _read_object(path: Path) -> dict[str, Any]:
         return {}
     content = read_json(path)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: got {type(content).__name__}, expected a JSON object")
+        raise CheckpointError(
+            f"{path}: got {type(content).__name__}, expected a JSON object. Restore the file"
+        )
     return content
 
 
@@ -175,7 +177,9 @@ def _precision(path: Path, name: Any) -> Precision:
         if name == known:
             return known
     names = ", ".join(get_args(Precision))
-    raise CheckpointError(f"{path}: precision: got {name!r}, expected one of {names}")
+    raise CheckpointError(
+        f"{path}: precision: got {name!r}, expected one of {names}. Restore the file"
+    )
 
 
 def find_run(text: str) -> Path:
@@ -194,7 +198,9 @@ def find_run(text: str) -> Path:
     names = sorted(path.name for path in shipped.glob("*") if (path / "model").is_dir())
     if name not in names:
         known = ", ".join(names) or "none"
-        raise CheckpointError(f"pretrained: got {name!r}, expected one of {known}")
+        raise CheckpointError(
+            f"pretrained: got {name!r}, expected one of {known}. Give one of them"
+        )
     return shipped / name
 
 

@@ -1,4 +1,4 @@
-"""What a config says of the structure that a search begins with, and of how networks learn."""
+"""The structure that a search begins with, and how networks learn, as a config says."""
 
 from __future__ import annotations
 

@@ -71,7 +71,8 @@ class Trainer:
             trainer._restore_progress(state)
         except (LookupError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{run.folder}: state.json: got a damaged file ({error}), expected a run's state"
+                f"{run.folder}: state.json: got a damaged file ({error}), expected a run's state. "
+                "Start a new run"
             ) from error
         trainer._require_same_run(began)
         finished = (

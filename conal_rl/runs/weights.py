@@ -101,7 +101,9 @@ def write_model(folder: Path, about: Mapping[str, Any], weights: Mapping[str, Te
             (draft / _JSON).write_text(text, encoding="utf-8")
             shutil.copymode(draft / _JSON, draft / _WEIGHTS)  # safetensors lets only the owner read
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: got {error}, expected a writable folder") from error
+        raise CheckpointError(
+            f"{folder}: got {error}, expected a writable folder. Give a different folder"
+        ) from error
 
 
 def _may_go(path: Path) -> bool:
@@ -125,11 +127,12 @@ def read_model(folder: Path) -> tuple[Any, dict[str, Tensor]]:
         data = (folder / _WEIGHTS).read_bytes()
     except OSError as error:
         raise CheckpointError(
-            f"{error.filename}: got {error.strerror}, expected a readable file"
+            f"{error.filename}: got {error.strerror}, expected a readable file. Check the path"
         ) from error
     digest = about.get("sha256") if isinstance(about, dict) else None
     if hashlib.sha256(data).hexdigest() != digest:
         raise CheckpointError(
-            f"{folder / _WEIGHTS}: got different bytes (SHA-256), expected those of model.json"
+            f"{folder / _WEIGHTS}: got different bytes (SHA-256), expected those of model.json. "
+            "Restore both files"
         )
     return about, load(data)

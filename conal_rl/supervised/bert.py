@@ -61,7 +61,8 @@ def bert_chain(
     layers = config.num_hidden_layers
     if not 1 <= modules <= layers:
         raise ConfigError(
-            f"modules: got {modules}, expected 1 to {layers}, the layers of this BERT"
+            f"modules: got {modules}, expected 1 to {layers}, the layers of this BERT. "
+            "Lower agent.modules"
         )
     starts = [-(-layers * number // modules) for number in range(modules + 1)]
     parts = [

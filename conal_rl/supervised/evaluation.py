@@ -128,9 +128,7 @@ def read_reference(config: SupervisedConfig, tasks: Mapping[str, Task]) -> Score
     try:
         delta_p(ours, reference)  # raises if the reference does not fit
     except ConalError as error:
-        raise ConfigError(
-            f"evaluation.reference: {path}: {error}. Use a different reference"
-        ) from error
+        raise ConfigError(f"evaluation.reference: {path}: {error}") from error
     return reference
 
 

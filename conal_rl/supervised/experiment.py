@@ -78,7 +78,7 @@ class SupervisedExperiment:
         self._forget_losses()
 
     def start(self) -> None:
-        """Make the first network, and raise early what would fail later.
+        """Make the first network. Errors that could come later are raised now.
 
         Raises:
             ConalError: the data cannot be read, or a tree does not fit.
@@ -113,7 +113,8 @@ class SupervisedExperiment:
         except UNFIT as error:
             raise CheckpointError(
                 f"checkpoint: got a different run ({reason(error)}), expected one that fits the "
-                "config"
+                "config. "
+                "Start a new run"
             ) from error
 
     @property
@@ -414,7 +415,8 @@ def _fixed_tree(config: SupervisedConfig, tasks: tuple[str, ...]) -> Tree | None
     if config.agent.tree == "independent":
         return Tree.independent(tasks, depth)
     path = Path(config.agent.tree)
+    tree = Tree.load(path)
     try:
-        return Tree.load(path).check(tasks, depth)
+        return tree.check(tasks, depth)
     except TreeError as error:
-        raise TreeError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        raise TreeError(f"{path}: {error}. Use a tree of this data set and encoder") from error

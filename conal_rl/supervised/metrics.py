@@ -390,17 +390,22 @@ def _require_same_names(what: str, values: Mapping[str, Any], reference: Mapping
     if set(values) != set(reference) or not values:
         raise ConalError(
             f"{what}: got {sorted(values)}, expected those of the reference (at least one): "
-            f"{sorted(reference)}"
+            f"{sorted(reference)}. "
+            "Use a different reference"
         )
 
 
 def _change(task: str, name: str, value: float, reference: float) -> float:
     if name not in LOWER_IS_BETTER:
         raise ConalError(
-            f"{name} of {task}: got an unknown metric, expected one of `LOWER_IS_BETTER`"
+            f"{name} of {task}: got an unknown metric, expected one of `LOWER_IS_BETTER`. "
+            "Add it there"
         )
     if not 0 < reference < math.inf:
-        raise ConalError(f"{name} of {task}: got the reference {reference}, expected more than 0")
+        raise ConalError(
+            f"{name} of {task}: got the reference {reference}, expected more than 0. "
+            "Use a different reference"
+        )
     return (-1) ** LOWER_IS_BETTER[name] * (value - reference) / reference
 
 

@@ -95,7 +95,9 @@ def chosen_tasks(
     for task in config.data.tasks:
         if task not in known:
             listed = ", ".join(known)
-            raise ConfigError(f"data.tasks: got {task!r}, expected some of {listed}")
+            raise ConfigError(
+                f"data.tasks: got {task!r}, expected some of {listed}. Give some of them"
+            )
     return config.data.tasks
 
 

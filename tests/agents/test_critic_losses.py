@@ -70,7 +70,7 @@ def test_asinh_bins_do_not_inflate_a_bootstrapped_value() -> None:
 
 
 @pytest.mark.parametrize("linear_to", [None, 0.1])
-def test_bias_of_zero(linear_to: float | None) -> None:
+def test_bias_of_zero_gives_a_value_near_zero(linear_to: float | None) -> None:
     loss = HLGauss(101, -1.0, 11.0, linear_to)
     assert abs(float(loss.value(loss.bias_of_zero()))) < 0.2
     assert float(loss.bias_of_zero().softmax(0).min()) > 1e-4
@@ -113,7 +113,7 @@ def test_gradient_descent_moves_the_value_to_the_target(
     assert distance[-1] < 0.01
 
 
-def test_squared_error_against_torch() -> None:
+def test_squared_error_equals_torchs() -> None:
     torch.manual_seed(0)
     outputs, target = torch.randn(2, 3, 4, 1, requires_grad=True), torch.randn(3, 4)
     loss = SquaredError()
@@ -131,7 +131,7 @@ def test_squared_error_against_torch() -> None:
     ("bins", "low", "high", "linear_to"),
     [(1, 0, 1, None), (11, 1, 1, None), (11, 1, 0, 0.5), (11, 0, 1, 0.0)],
 )
-def test_a_support_that_is_none_is_refused(
+def test_bins_without_a_support_are_refused(
     bins: int, low: float, high: float, linear_to: float | None
 ) -> None:
     with pytest.raises(ValueError, match="bins from"):

@@ -155,7 +155,7 @@ def test_updates_in_learn_run_while_the_environments_step(
     assert in_the_middle[start : start + 12] == 3 * circle
 
 
-def test_a_checkpoint_changes_nothing_where_updates_wait() -> None:
+def test_a_checkpoint_does_not_change_pending_updates() -> None:
     """The step size falls, and is that of the update's time also after a restore."""
     falls = LinearSchedule(1e-2, 1e-4, end_fraction=1.0)
     agents = []

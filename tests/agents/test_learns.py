@@ -47,13 +47,13 @@ def distances(agent: ConalSAC) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("tree", first_quick(TREES))
-def test_finds_each_tasks_best_action(tree: str) -> None:
+def test_agents_of_every_tree_find_each_tasks_best_action(tree: str) -> None:
     # An actor that does not tell tasks apart would be 0.5 off.
     assert (distances(train(TREES[tree], 1_000 if TREES[tree] is None else 1_800)) < 0.25).all()
 
 
 @pytest.mark.slow
-def test_with_a_classifying_critic_and_learnt_temperatures() -> None:
+def test_an_agent_with_hl_gauss_finds_the_best_actions() -> None:
     agent = train(
         TREES["shared"],
         1_800,

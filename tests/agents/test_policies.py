@@ -35,7 +35,7 @@ TARGETS = (-0.5, 0.0, 0.5)
 
 
 @given(st.lists(st.integers(0, 3), max_size=30))
-def test_to_task_major(task: list[int]) -> None:
+def test_rows_are_sorted_by_task_and_keep_their_order(task: list[int]) -> None:
     rows = torch.from_numpy(random_rows(task, tasks=4))
     features, found, place = to_task_major(rows, 4)
     assert found.tolist() == task
@@ -93,7 +93,7 @@ def test_actions_are_scaled_to_the_action_space() -> None:
     assert (sampled >= -2).all() and (sampled <= 4).all()
 
 
-def test_samples_against_sb3s_actor() -> None:
+def test_samples_equal_those_of_sb3s_actor() -> None:
     env = make_env((0.5,), actions=2)
     agent = make_agent(Tree.shared(env.tasks, 2), env=env, layer_norm=False)
     sac = twin(agent)
@@ -112,7 +112,7 @@ def test_samples_against_sb3s_actor() -> None:
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
 
 
-def test_q_values_against_sb3s_critics() -> None:
+def test_q_values_equal_those_of_sb3s_critics() -> None:
     env = make_env((0.5,), actions=2)
     agent = make_agent(Tree.shared(env.tasks, 2), env=env, layer_norm=False)
     sac = twin(agent)
@@ -180,7 +180,7 @@ def test_wrong_settings_are_refused() -> None:
         make_agent(Tree.shared(["a", "b", "c"], 2), TARGETS)
 
 
-def test_a_stage_goes_on_with_what_the_one_before_learnt() -> None:
+def test_a_stage_inherits_what_the_stage_before_learnt() -> None:
     """All tasks join in the actor, whose tree is settled; in the critics, only the first does."""
     before = make_agent(ConalProStage.first(3), TARGETS, actor_averaging=1.0)
     gates = {"actor": [[9.0, -1e9]] * 3, "critic": [[9.0, -1e9], [-1e9, 9.0], [-1e9, 9.0]]}
@@ -210,7 +210,7 @@ def test_a_stage_goes_on_with_what_the_one_before_learnt() -> None:
 
 
 @pytest.mark.slow
-def test_what_a_search_has_learnt_of_losses_and_returns_goes_on() -> None:
+def test_a_tree_inherits_loss_weights_and_largest_returns() -> None:
     given: dict[str, Any] = {"weighting": "uncertainty", "normalize_returns": True}
     before = make_agent(CONAL, **given)
     before.learn(100)

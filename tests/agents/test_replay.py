@@ -119,7 +119,7 @@ def test_ring_holds_the_newest_of_each_task(data: st.DataObject) -> None:
 
 @given(st.data())
 @settings(max_examples=40, deadline=None)
-def test_buffer_against_deques(data: st.DataObject) -> None:
+def test_buffer_keeps_the_transitions_that_deques_keep(data: st.DataObject) -> None:
     """Whole episodes to one ring each, the first to validation, and each ring the newest."""
     tasks = data.draw(st.integers(1, 3))
     env_tasks = data.draw(st.lists(st.integers(0, tasks - 1), min_size=1, max_size=5))
@@ -155,7 +155,7 @@ def test_buffer_against_deques(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
-def test_share_of_validation_episodes(share: float) -> None:
+def test_validation_gets_its_share_of_episodes(share: float) -> None:
     buffer = make_buffer(4_000, 2, 3, share)
     feeder = Feeder([1, 0, 1], 2)
     generator = np.random.default_rng(0)
@@ -197,7 +197,7 @@ def test_done_means_terminated() -> None:
     assert buffer.training.data[0, :3, -1].tolist() == [0.0, 1.0, 0.0]
 
 
-def test_what_the_training_loop_stores() -> None:
+def test_sb3s_loop_stores_terminal_observations() -> None:
     """Through SB3's loop: terminal observations, truncation, several envs, scaled actions."""
     tasks = [
         Task("truncates", lambda: Target(length=3, bounds=(-2, 4))),
@@ -298,7 +298,9 @@ def through_a_checkpoint(
 @pytest.mark.parametrize("same_episodes", [False, True])
 @pytest.mark.parametrize("n_steps", [1, 3])
 @pytest.mark.parametrize("steps", [4, 50])
-def test_state_and_restore(steps: int, n_steps: int, same_episodes: bool) -> None:
+def test_a_restored_buffer_samples_and_stores_the_same(
+    steps: int, n_steps: int, same_episodes: bool
+) -> None:
     """The restored buffer samples the same, and then stores the same."""
     one, two = (make_buffer(40, 2, 3, 0.3, n_steps, normalize_returns=True) for _ in range(2))
     feeder = Feeder([0, 1, 0], 2)
@@ -326,7 +328,7 @@ def test_state_and_restore(steps: int, n_steps: int, same_episodes: bool) -> Non
 
 @given(st.data(), st.integers(1, 5), st.integers(1, 3))
 @settings(max_examples=40, deadline=None)
-def test_normalised_returns_by_hand(data: st.DataObject, envs: int, tasks: int) -> None:
+def test_normalised_returns_equal_those_by_hand(data: st.DataObject, envs: int, tasks: int) -> None:
     """Rewards are divided by the task's largest discounted sum over all envs and episodes."""
     plain, buffer = (
         make_buffer(300, tasks, envs, gamma=0.5, normalize_returns=on) for on in (False, True)
@@ -357,7 +359,7 @@ def test_normalised_returns_by_hand(data: st.DataObject, envs: int, tasks: int) 
 
 
 @pytest.mark.parametrize("size", [30, 50])
-def test_restore_refuses_rings_of_another_size(size: int) -> None:
+def test_restore_refuses_rings_of_a_different_size(size: int) -> None:
     """A full ring does not fit a ring of a different size: some rows would be unwritten."""
     one = make_buffer(40, 1, 1)
     feeder = Feeder([0], 1)
@@ -367,7 +369,7 @@ def test_restore_refuses_rings_of_another_size(size: int) -> None:
         make_buffer(size, 1, 1).restore(*one.state())
 
 
-def test_restore_into_a_larger_buffer_before_it_wrapped() -> None:
+def test_an_unfilled_buffer_is_restored_into_a_larger_one() -> None:
     one, two = make_buffer(40, 1, 1), make_buffer(50, 1, 1)
     feeder = Feeder([0], 1)
     for _ in range(35):
@@ -396,7 +398,7 @@ def test_actions_and_observations_keep_their_places() -> None:
     np.testing.assert_array_equal(batch.actions[0], action)
 
 
-def test_returns_of_another_number_of_steps_are_refused() -> None:
+def test_returns_of_a_different_number_of_steps_are_refused() -> None:
     one, other = make_buffer(40, 2, 3, n_steps=3), make_buffer(40, 2, 3, n_steps=5)
     Feeder([0, 1, 0], 2).add([False] * 3, one)
     with pytest.raises(ValueError, match="n_steps: got returns of 3"):
@@ -404,7 +406,7 @@ def test_returns_of_another_number_of_steps_are_refused() -> None:
 
 
 @pytest.mark.parametrize("normalized", [False, True])
-def test_returns_normalised_or_not_are_no_continuation(normalized: bool) -> None:
+def test_normalised_returns_do_not_continue_plain_ones(normalized: bool) -> None:
     one, other = (
         make_buffer(40, 2, 3, normalize_returns=on) for on in (normalized, not normalized)
     )
@@ -415,7 +417,7 @@ def test_returns_normalised_or_not_are_no_continuation(normalized: bool) -> None
 
 @given(st.data(), st.integers(2, 4), st.integers(1, 4))
 @settings(max_examples=40, deadline=None)
-def test_n_step_returns_by_hand(data: st.DataObject, n: int, envs: int) -> None:
+def test_n_step_returns_equal_those_by_hand(data: st.DataObject, n: int, envs: int) -> None:
     """Discounted sums over `n` steps of one environment, shorter only where its episode ends."""
     buffer = TaskReplayBuffer(
         400, *spaces_of(2), "cpu", envs, num_tasks=2, n_steps=n, gamma=0.5, validation_share=0.5

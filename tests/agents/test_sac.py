@@ -143,7 +143,7 @@ def task_parameters(agent: ConalSAC, task: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("critic", ["mse", "hl_gauss"])
 @pytest.mark.parametrize("critic_reduce", ["min", "mean"])
-def test_independent_tasks_learn_as_if_alone(
+def test_independent_tasks_learn_as_in_separate_runs(
     critic: str, critic_reduce: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fixed_noise(monkeypatch)
@@ -207,7 +207,7 @@ def test_bootstraps_through_truncation_only(terminates: bool, value: float) -> N
     assert q.mean().item() == pytest.approx(value, abs=0.1)
 
 
-def test_target_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_td_target_equals_one_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     fixed_noise(monkeypatch)
     agent = make_agent(
         Tree.shared(TASKS, 2), TARGETS, reward_scale=0.1, gamma=0.9, critic_reduce="min"
@@ -350,7 +350,7 @@ def test_gates_follow_the_gradient_of_the_validation_loss(
         torch.testing.assert_close(moved, -0.01 * gradient.sign(), atol=1e-4, rtol=0)
 
 
-def test_validation_data_reaches_the_gates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_data_reaches_only_the_gates(monkeypatch: pytest.MonkeyPatch) -> None:
     """With other validation data the weights take the same step, the gates a different one."""
     states = []
     for seed in (1, 2):
@@ -363,7 +363,7 @@ def test_validation_data_reaches_the_gates_alone(monkeypatch: pytest.MonkeyPatch
         assert torch.equal(states[1][name], value) == ("gates" not in name)
 
 
-def test_actor_every(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_actor_moves_every_third_update(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = make_agent(None, TARGETS, actor_every=3)
     feed(agent, monkeypatch, cycle(batches_of(3)))
     moved = [changed_by(agent, lambda: agent.train(1, 16)) for _ in range(7)]
@@ -405,7 +405,7 @@ def test_compiled_updates_are_the_same(tree: str, monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(compiled[name], value, atol=1e-5, rtol=0)
 
 
-def test_reset_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reset_draws_all_weights_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """All weights are drawn again, as far from where they were as a different agent's."""
     tree = Tree.shared(TASKS, 2)
     one, other = (make_agent(tree, TARGETS, actor_averaging=1.0, reset_at=at) for at in ((), (2,)))
@@ -471,7 +471,9 @@ def test_normalised_actor_losses_ignore_the_scale_of_values(
 
 
 @pytest.mark.parametrize("critics", [1, 3])
-def test_any_number_of_critics(critics: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_number_of_critics_can_be_trained(
+    critics: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     agent = make_agent(Tree.shared(TASKS, 2), TARGETS, critics=critics, critic="hl_gauss")
     batch = random_batch(3, 16)
     assert agent.critic.values(batch.observations, batch.actions).shape == (critics, 3, 16)
@@ -483,7 +485,7 @@ def test_any_number_of_critics(critics: int, monkeypatch: pytest.MonkeyPatch) ->
     assert ((after - before).abs().amax(dim=(1, 2)) > 0).all()
 
 
-def test_n_step_targets_by_hand() -> None:
+def test_n_step_targets_have_each_transitions_discount() -> None:
     """The discount of what is bootstrapped comes with each transition."""
     agent = make_agent(Tree.shared(TASKS, 2), TARGETS, gamma=0.9, critic_reduce="min")
     one = random_batch(3, 16)
@@ -496,7 +498,7 @@ def test_n_step_targets_by_hand() -> None:
     torch.testing.assert_close(discounted, first * 0.81)
 
 
-def test_gate_every(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gates_move_every_third_update(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = make_agent(None, TARGETS, gate_every=3)
     feed(agent, monkeypatch, cycle(batches_of(3)))
     moved = []
@@ -505,7 +507,7 @@ def test_gate_every(monkeypatch: pytest.MonkeyPatch) -> None:
     assert moved == [True, False, False, True, False, False, True]
 
 
-def test_fixed_critics_with_a_searching_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_critics_may_be_fixed_while_the_actor_searches(monkeypatch: pytest.MonkeyPatch) -> None:
     tree = Tree.from_branch_points([1, 3, 3], 2, TASKS)
     agent = make_agent((None, tree), TARGETS, gate_learning_rate=0.01)
     assert agent.searching and set(agent.gates) == {"actor"}
@@ -519,7 +521,7 @@ def test_fixed_critics_with_a_searching_actor(monkeypatch: pytest.MonkeyPatch) -
     )
 
 
-def test_actor_and_critic_of_different_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_actor_and_critic_may_have_different_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     actor, critic = (Tree.from_branch_points(points, 2, TASKS) for points in ([3, 3, 1], [2, 2, 3]))
     agent = make_agent((actor, critic), TARGETS)
     assert not agent.searching
@@ -690,7 +692,7 @@ def test_settings_read_only_once_are_refused_later(name: str, value: Any) -> Non
 
 
 def test_changed_settings_survive_saving(tmp_path: Path) -> None:
-    """A loaded agent goes on as the saved one would, whichever way its settings were changed."""
+    """A loaded agent continues like the saved one, in whichever way its settings were changed."""
     agent = make_agent(Tree.shared(TASKS, 2), TARGETS)
     agent.settings = dataclasses.replace(agent.settings, batch_size=7, tau=0.5)
     agent.learning_rate, agent.learning_starts = 0.1, 33
@@ -712,7 +714,7 @@ def test_values_that_are_not_settings_are_refused() -> None:
             ConalSAC(env=env, policy_kwargs={name: value})
 
 
-def test_the_search_alone_decays_specific_modules() -> None:
+def test_only_the_search_decays_specific_modules() -> None:
     tree = Tree.shared(tasks_named(3), 2)
     for given, groups in ((None, 2), (tree, 1)):
         agent = make_agent(given, TARGETS, specific_decay=0.5)

@@ -46,7 +46,7 @@ class Memory(KVWriter):
 
 @pytest.mark.parametrize("tree", ["search", "pair"])
 @pytest.mark.slow
-def test_same_seed_same_agent(tree: str) -> None:
+def test_the_same_seed_gives_the_same_agent(tree: str) -> None:
     agents = []
     for _ in range(2):
         env = make_env((-0.5, 0.5), envs_per_task=2, seed=3)
@@ -60,7 +60,7 @@ def test_same_seed_same_agent(tree: str) -> None:
     assert not same_tensors(other.actor.state_dict(), fresh.actor.state_dict())
 
 
-def test_learn_goes_on() -> None:
+def test_a_second_learn_continues_the_first() -> None:
     agent = make_agent(TREES["shared"], train_freq=5)
     logged = Memory()
     agent.set_logger(Logger(None, [logged]))
@@ -102,7 +102,7 @@ def test_what_is_logged() -> None:
     assert "success/mean" not in line  # this env defines no success
 
 
-def test_success_and_return_by_task() -> None:
+def test_success_and_return_are_logged_by_task() -> None:
     env = make_env((None, -3.0), envs_per_task=2)  # rewards: 1 at each step; at best -4
     agent = make_agent(TREES["shared"], env=env, learning_starts=1_000)
     assert np.isnan(list(agent.recent.returns().values())).all()
@@ -119,7 +119,7 @@ def test_success_and_return_by_task() -> None:
     assert logged.lines[-1]["success/mean"] == 0.5
 
 
-def test_callbacks(tmp_path: Path) -> None:
+def test_sb3s_callbacks_run(tmp_path: Path) -> None:
     agent = make_agent(TREES["shared"])
     evaluate = EvalCallback(
         make_env((-0.5, 0.5)),
@@ -160,7 +160,7 @@ def test_an_agent_is_copied_at_any_time(tree: str) -> None:
     assert not same_tensors(copies[-1].policy.state_dict(), before)
 
 
-def test_sb3s_evaluate_policy() -> None:
+def test_sb3s_evaluate_policy_takes_the_agent() -> None:
     agent = make_agent(TREES["pair"])
     mean, deviation = evaluate_policy(agent, make_env((None, None)), n_eval_episodes=4)
     assert (mean, deviation) == (5, 0)
@@ -168,7 +168,7 @@ def test_sb3s_evaluate_policy() -> None:
 
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("temperature", ["auto", "auto_0.1"])
-def test_zip_file(tree: str, temperature: str, tmp_path: Path) -> None:
+def test_a_zip_file_restores_the_agent(tree: str, temperature: str, tmp_path: Path) -> None:
     """SB3's save and load, with optimiser states, with and without an env; training continues."""
     settings = SEARCH | {"gate_every": 2, "reward_scale": 0.5, "critic_reduce": "mean"}
     agent = make_agent(TREES[tree], ent_coef=temperature, **settings)
@@ -201,7 +201,7 @@ def test_zip_file(tree: str, temperature: str, tmp_path: Path) -> None:
         assert not torch.equal(resumed.gates["actor"], before["actor.encoder.gates"])
 
 
-def test_zip_file_with_learnt_loss_weights(tmp_path: Path) -> None:
+def test_a_zip_file_keeps_learnt_loss_weights(tmp_path: Path) -> None:
     agent = make_agent(TREES["shared"], weighting="uncertainty", learning_rate=0.01)
     agent.learn(60)
     agent.save(tmp_path / "agent.zip")
@@ -213,7 +213,7 @@ def test_zip_file_with_learnt_loss_weights(tmp_path: Path) -> None:
     assert not torch.equal(learnt, again)
 
 
-def test_zip_file_with_the_unit_of_normalised_returns(tmp_path: Path) -> None:
+def test_a_zip_file_keeps_the_largest_returns(tmp_path: Path) -> None:
     agent = make_agent(TREES["shared"], normalize_returns=True)
     agent.learn(60)
     largest = agent.largest_returns.copy()
@@ -226,7 +226,7 @@ def test_zip_file_with_the_unit_of_normalised_returns(tmp_path: Path) -> None:
     assert (loaded.replay_buffer.largest_returns.largest >= largest).all()
 
 
-def test_zip_file_after_a_replay_of_its_own_unit_was_loaded(tmp_path: Path) -> None:
+def test_a_zip_file_keeps_the_unit_of_a_loaded_replay(tmp_path: Path) -> None:
     agent = make_agent(TREES["shared"], normalize_returns=True)
     agent.learn(60)
     agent.save(tmp_path / "agent.zip")
@@ -249,7 +249,7 @@ def test_settings_given_to_load_are_the_replays_too(tmp_path: Path) -> None:
     assert (loaded.replay_buffer.returns.gamma, loaded.replay_buffer.returns.n) == (0.5, 2)
 
 
-def test_zip_file_with_a_fixed_temperature(tmp_path: Path) -> None:
+def test_a_zip_file_keeps_a_fixed_temperature(tmp_path: Path) -> None:
     agent = make_agent(TREES["shared"], ent_coef=0.05)
     agent.learn(60)
     agent.save(tmp_path / "agent.zip")
@@ -260,7 +260,7 @@ def test_zip_file_with_a_fixed_temperature(tmp_path: Path) -> None:
     assert loaded._n_updates > 0
 
 
-def test_policy_alone_as_sb3_saves_it(tmp_path: Path) -> None:
+def test_a_policy_saved_by_sb3_acts_the_same(tmp_path: Path) -> None:
     agent = make_agent(TREES["pair"])
     agent.policy.save(str(tmp_path / "policy.pt"))
     policy = type(agent.policy).load(str(tmp_path / "policy.pt"), device="cpu")
@@ -269,7 +269,7 @@ def test_policy_alone_as_sb3_saves_it(tmp_path: Path) -> None:
     np.testing.assert_array_equal(policy.predict(rows, deterministic=True)[0], expected)
 
 
-def test_learning_rate_schedules_and_episode_training() -> None:
+def test_schedules_and_training_by_episodes_work() -> None:
     rates = []
 
     def note(local: Any, _: Any) -> bool:
@@ -329,7 +329,7 @@ def test_sb3s_tables_take_long_names_that_begin_alike(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.slow
-def test_targets_that_the_critics_cannot_express_are_told() -> None:
+def test_clamped_targets_are_counted_and_warned_of() -> None:
     """Rewards of -1 for ever: a value of -100 where the range ends at -1."""
     kinds: dict[str, Any] = {"critic": "hl_gauss", "learning_starts": 10}
     agent = make_agent(TREES["shared"], (5.0, 5.0), **kinds)
@@ -378,13 +378,13 @@ def test_a_replay_of_other_settings_is_refused(
     assert agent.replay_buffer is own
 
 
-def test_a_replay_of_another_algorithm_is_refused(tmp_path: Path) -> None:
+def test_a_replay_of_a_different_algorithm_is_refused(tmp_path: Path) -> None:
     SAC("MlpPolicy", "Pendulum-v1", buffer_size=10).save_replay_buffer(tmp_path / "replay.pkl")
     with pytest.raises(ValueError, match="replay buffer"):
         make_agent(TREES["shared"]).load_replay_buffer(tmp_path / "replay.pkl")
 
 
-def test_returns_do_not_go_on_in_a_replay_that_was_loaded(tmp_path: Path) -> None:
+def test_returns_do_not_continue_in_a_loaded_replay(tmp_path: Path) -> None:
     """Rewards and discounts of a buffer's open transitions are of episodes that ended elsewhere."""
     agents = [make_agent(TREES["shared"], n_steps=3, train_freq=4) for _ in range(2)]
     for agent in agents:
@@ -407,7 +407,7 @@ def test_a_search_needs_data_of_both_kinds(share: float) -> None:
 @pytest.mark.parametrize(
     "argument", [{"replay_buffer_class": HerReplayBuffer}, {"optimize_memory_usage": True}]
 )
-def test_another_replay_is_refused(argument: dict[str, Any]) -> None:
+def test_a_different_replay_is_refused(argument: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(argument))):
         make_agent(TREES["shared"], **argument)
 
@@ -554,6 +554,6 @@ def test_an_env_without_a_one_hot_is_refused() -> None:
         ({"env": None}, "env: got None"),
     ],
 )
-def test_arguments_out_of_their_range(arguments: dict[str, Any], message: str) -> None:
+def test_arguments_out_of_their_range_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError, TreeError), match=message):
         ConalSAC(**{"env": make_env((0.1, 0.2)), **arguments})

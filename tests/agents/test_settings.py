@@ -91,7 +91,7 @@ def test_every_field_is_a_keyword() -> None:
 
 
 @pytest.mark.parametrize("name", ["tree", "method", "steps", "only", "keep_replay", "keep_weights"])
-def test_fields_of_runs_are_no_keywords(name: str) -> None:
+def test_fields_of_runs_are_refused_as_keywords(name: str) -> None:
     with pytest.raises((TypeError, ConfigError), match=name):
         agent(**{name: "conal" if name in ("tree", "method") else 1})
 
@@ -150,7 +150,7 @@ def test_the_learning_rate_falls_on_fixed_trees() -> None:
     assert searching.lr_schedule(0) == fixed.lr_schedule(1) == pytest.approx(1e-2)
 
 
-def test_target_entropy() -> None:
+def test_sb3s_target_entropy_becomes_the_agents() -> None:
     for given, expected in (("auto", -1.0), (None, -1.0), (-3, -3.0)):
         assert agent(target_entropy=given).target_entropy == expected
 

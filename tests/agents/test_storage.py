@@ -60,7 +60,9 @@ def damage_json(path: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("critic", ["mse", "hl_gauss"])
-def test_weights_there_and_back(tree: str, critic: str, tmp_path: Path, no_pickles: None) -> None:
+def test_saved_weights_load_and_act_the_same(
+    tree: str, critic: str, tmp_path: Path, no_pickles: None
+) -> None:
     env = make_env((-0.5, 0.5), bounds=(-3.0, 1.0))
     agent = make_agent(
         TREES[tree],
@@ -150,7 +152,7 @@ def test_half_the_weights_do_the_same_in_mixed_precision(tree: str, tmp_path: Pa
 
 @pytest.mark.parametrize("averaging", [None, 2.0])
 @pytest.mark.parametrize("tree", TREES)
-def test_without_critics_there_is_what_acts_deterministically(
+def test_weights_without_critics_act_the_same(
     tree: str, averaging: float | None, tmp_path: Path
 ) -> None:
     env = make_env((-0.5, 0.5), envs_per_task=2)
@@ -198,7 +200,9 @@ def copy_of(model: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
 @pytest.mark.parametrize("kept", [0, 100, -1])
-def test_truncated_files(shared_model: Path, name: str, kept: int, tmp_path: Path) -> None:
+def test_truncated_files_are_named(
+    shared_model: Path, name: str, kept: int, tmp_path: Path
+) -> None:
     folder = copy_of(shared_model, tmp_path)
     content = (folder / name).read_bytes()
     # Only white space is behind the JSON's last brace: without it, nothing would be missing.
@@ -208,7 +212,7 @@ def test_truncated_files(shared_model: Path, name: str, kept: int, tmp_path: Pat
     assert "\n" not in str(error.value)
 
 
-def test_altered_weights(shared_model: Path, tmp_path: Path) -> None:
+def test_altered_weights_are_refused(shared_model: Path, tmp_path: Path) -> None:
     folder = copy_of(shared_model, tmp_path)
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-1] ^= 1
@@ -218,7 +222,7 @@ def test_altered_weights(shared_model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
-def test_missing_files(shared_model: Path, name: str, tmp_path: Path) -> None:
+def test_missing_files_are_named(shared_model: Path, name: str, tmp_path: Path) -> None:
     folder = copy_of(shared_model, tmp_path)
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=f"{name}: "):
@@ -231,14 +235,16 @@ def test_missing_files(shared_model: Path, name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"version": 2}, {"format": "other"}, {"version": None}])
-def test_another_version(shared_model: Path, change: dict[str, Any], tmp_path: Path) -> None:
+def test_a_model_of_a_different_version_is_refused(
+    shared_model: Path, change: dict[str, Any], tmp_path: Path
+) -> None:
     folder = copy_of(shared_model, tmp_path)
     damage_json(folder / "model.json", **change)
     with pytest.raises(CheckpointError, match=r"conal_rl\.agent of version 1"):
         ConalSAC.load_weights(folder)
 
 
-def test_weights_of_other_networks(shared_model: Path, tmp_path: Path) -> None:
+def test_weights_of_other_networks_are_refused(shared_model: Path, tmp_path: Path) -> None:
     folder = copy_of(shared_model, tmp_path)
     about = json.loads((folder / "model.json").read_text())
     damage_json(folder / "model.json", architecture=about["architecture"] | {"widths": [5]})
@@ -246,7 +252,7 @@ def test_weights_of_other_networks(shared_model: Path, tmp_path: Path) -> None:
         ConalSAC.load_weights(folder)
 
 
-def test_weights_of_a_network_of_no_width(shared_model: Path, tmp_path: Path) -> None:
+def test_a_network_without_width_is_refused(shared_model: Path, tmp_path: Path) -> None:
     folder = copy_of(shared_model, tmp_path)
     about = json.loads((folder / "model.json").read_text())
     damage_json(folder / "model.json", architecture=about["architecture"] | {"widths": [0, 0]})
@@ -261,7 +267,7 @@ FIELDS = (
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_json_of_strangers(field: str, shared_model: Path, tmp_path: Path) -> None:
+def test_any_json_loads_or_is_refused(field: str, shared_model: Path, tmp_path: Path) -> None:
     """Any value of a field gives an agent that predicts, or one clear error."""
     folder = copy_of(shared_model, tmp_path)
     content = (folder / "model.json").read_text()
@@ -319,7 +325,7 @@ def test_trees_of_a_run_or_one_for_both(tmp_path: Path) -> None:
         (Tree.shared(TASKS[:1], 2).to_json(), "tasks: got no 'task-1' "),
     ],
 )
-def test_wrong_tree_files(content: str | bytes, reason: str, tmp_path: Path) -> None:
+def test_wrong_tree_files_are_named(content: str | bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "tree.json"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(TreeError, match=reason) as error:
@@ -383,7 +389,7 @@ def assert_same_noticing(one: Any, two: Any) -> None:
     assert same_tensors(one[0], two[0])
 
 
-def test_random_streams_go_on(tmp_path: Path) -> None:
+def test_a_resumed_agent_continues_its_random_streams(tmp_path: Path) -> None:
     agent = make_agent(TREES["shared"])
     agent.learn(50)
     save_checkpoint(tmp_path, 50, *agent.training_state())
@@ -412,7 +418,9 @@ def test_random_streams_go_on(tmp_path: Path) -> None:
         ("shared", {"targets": (-0.5, 0.0, 0.5)}, "size mismatch"),
     ],
 )
-def test_restoring_into_another_agent(tree: str, other: dict[str, Any], reason: str) -> None:
+def test_restoring_into_a_different_agent_is_refused(
+    tree: str, other: dict[str, Any], reason: str
+) -> None:
     agent = make_agent(TREES[tree], **SEARCH)
     agent.learn(100)
     groups, state = copy.deepcopy(agent.training_state())

@@ -86,7 +86,7 @@ def test_random_weights_are_one_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (share > 0).all() and float(share.max() - share.min()) > 1e-3
 
 
-def test_uncertainty_weights_are_learnt_for_the_critics_alone() -> None:
+def test_uncertainty_weights_are_learnt_only_for_the_critics() -> None:
     agent = make_agent(SHARED, TARGETS, weighting="uncertainty")
     learnt = list(agent.learners["critic"].loss_weights.parameters())
     assert sum(p.numel() for p in learnt) == 3

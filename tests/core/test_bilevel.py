@@ -271,7 +271,7 @@ def test_gradients_are_clipped_by_their_global_norm() -> None:
 
 
 @pytest.mark.parametrize("space", [ConalSearch(), ConalProStage.first(3), LTBSearch(2)])
-def test_purely_specific_modules_alone_decay(space: Search) -> None:
+def test_only_purely_specific_modules_decay(space: Search) -> None:
     """With gradients of zero AdamW's step is the decay: a factor of 1 - rate * decay."""
     network = space.network(["a", "b", "c"], linear_chain(4, [8, 8, 8], layer_norm=True))
     assert isinstance(network, SearchNetwork)

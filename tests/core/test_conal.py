@@ -53,7 +53,7 @@ def test_output_is_the_mixture_over_branch_points(
 
 @settings(max_examples=15, deadline=None)
 @given(**shapes, one_input=st.booleans())
-def test_gradients_of_gates_and_weights(
+def test_gradients_equal_those_of_the_reference(
     kind: str, tasks: int, depth: int, replicas: int, seed: int, one_input: bool
 ) -> None:
     supernet = make_supernet(kind, tasks, depth, replicas, seed)
@@ -211,7 +211,7 @@ def test_wrong_rows_are_refused(replicas: int, rows: int) -> None:
         supernet(torch.zeros(rows, 5, IN))
 
 
-def test_one_task() -> None:
+def test_one_task_shares_no_layers() -> None:
     supernet = make_supernet("norm", 1, 2)
     assert supernet.shared_layers() == []
     x = make_input("norm", 1, 3)

@@ -79,7 +79,7 @@ def walk(tasks: str, modules: int, steps: list[Step]) -> None:
     [("d", "abcd | abc d | ab c d"), ("", "abc d | abc d | ab c d")],
     ids=["joins", "leaves"],
 )
-def test_four_tasks_by_hand(last: str, tree: str) -> None:
+def test_stages_of_four_tasks_equal_those_by_hand(last: str, tree: str) -> None:
     """a and b stay; c has the branch from point 3 for itself, which is its own; d is left over."""
     walk(
         "abcd",
@@ -92,7 +92,7 @@ def test_four_tasks_by_hand(last: str, tree: str) -> None:
     )
 
 
-def test_six_tasks_by_hand() -> None:
+def test_stages_of_six_tasks_equal_those_by_hand() -> None:
     """In the second stage nobody joins; the last task leaves even the last joint branch."""
     walk(
         "abcdef",
@@ -211,7 +211,7 @@ def test_output_is_the_mixture_of_joining_and_leaving(
     torch.testing.assert_close(network(x), torch.stack(stage_outputs(network, x)))
 
 
-def test_modules_in_half_precision_beside_gates_in_single() -> None:
+def test_half_precision_modules_work_with_single_precision_gates() -> None:
     """As a card's autocast has them, of convolutions."""
     network = make_stage(ConalProStage.first(3), 2, "conv", 1).float()
     x = make_input("conv", 3, 2).float()
@@ -223,7 +223,7 @@ def test_modules_in_half_precision_beside_gates_in_single() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(stage_=stages(), **shapes)
-def test_gradients_of_gates_and_weights(
+def test_gradients_equal_those_of_the_reference(
     stage_: tuple[ConalProStage, int], kind: str, replicas: int, seed: int, one_input: bool
 ) -> None:
     stage, depth = stage_
@@ -352,7 +352,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 @settings(max_examples=40, deadline=None)
 @given(stages(min_tasks=2), st.sampled_from(KINDS), st.integers(1, 2), st.data())
-def test_a_stage_goes_on_from_the_one_before(
+def test_a_stage_continues_the_stage_before(
     stage_: tuple[ConalProStage, int], kind: str, replicas: int, data: st.DataObject
 ) -> None:
     """Trunk and settled groups' branches are taken over bit for bit; all else is as it was."""

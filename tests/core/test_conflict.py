@@ -121,7 +121,7 @@ def test_rules_are_their_statement_in_loops(
         ("none", [[0, 0, 0], [0, 0, 0], [0, 0, 0]]),
     ],
 )
-def test_rules_by_example(rule: Rule, expected: list[list[int]]) -> None:
+def test_rules_drop_the_expected_tasks(rule: Rule, expected: list[list[int]]) -> None:
     """In layer 2 tasks 1 and 2 conflict, and task 3 sides with task 2."""
     agree = [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
     gradients = [agree, [[-1.0, 1.0], [2.0, 1.0], [1.0, 1.0]], agree]
@@ -147,7 +147,7 @@ def test_tasks_on_different_modules_do_not_conflict() -> None:
         assert held.any(dim=1).tolist() == [True, False]
 
 
-def test_margin() -> None:
+def test_a_conflict_is_a_cosine_below_the_margin() -> None:
     gradients = [[[1.0, 0.0], [-3.0, 4.0]]]  # cosine -0.6
     gram, same = gram_and_same(gradients, Tree.shared("ab", 1))
     for rule in set(RULES) - {"none"}:
@@ -206,7 +206,7 @@ def check_backward(
     st.sampled_from([0.0, 0.2]),
     st.integers(0, 99),
 )
-def test_backward_on_trees(
+def test_backward_on_trees_equals_the_reference(
     tree: Tree, kind: str, copies: int, rule: Rule, margin: float, seed: int
 ) -> None:
     problem = Problem.make(tree, kind, copies, seed)
@@ -223,7 +223,7 @@ def test_backward_on_trees(
     st.sampled_from([0.0, 0.2]),
     st.integers(0, 99),
 )
-def test_backward_on_the_supernet(
+def test_backward_on_the_supernet_equals_the_reference(
     tasks: int, kind: str, copies: int, rule: Rule, margin: float, seed: int
 ) -> None:
     check_backward(Problem.make(tasks, kind, copies, seed, depth=2), rule, margin)
@@ -241,7 +241,7 @@ def test_backward_drops_some_and_keeps_some(rule: Rule, kind: str) -> None:
 @pytest.mark.parametrize("copies", [1, 2])
 @pytest.mark.parametrize("kind", ["norm", "conv"])
 @pytest.mark.parametrize("tree", SEARCH_SPACES, ids=["mixed", "grouped", "shared", "supernet"])
-def test_backward_where_all_tasks_see_one_input(
+def test_backward_on_a_shared_input_equals_the_reference(
     tree: Tree | int, kind: str, copies: int, given_inputs: bool
 ) -> None:
     problem = Problem.make(tree, kind, copies, seed=1)
@@ -487,7 +487,9 @@ def test_restored_noticing_equals_the_uninterrupted_one() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(trees(max_tasks=4, max_depth=3, min_tasks=2), st.integers(0, 99), st.data())
-def test_statistics_on_trees(tree: Tree, seed: int, data: st.DataObject) -> None:
+def test_statistics_on_trees_equal_the_reference(
+    tree: Tree, seed: int, data: st.DataObject
+) -> None:
     kind = data.draw(st.sampled_from(["norm", "conv"]))
     copies = data.draw(st.integers(1, 2))
     problem = Problem.make(tree, kind, copies, seed)

@@ -133,7 +133,7 @@ def test_frozen_modules_have_no_gradients_and_the_others_theirs(kind: str, rows:
 
 
 @pytest.mark.parametrize("rows", [1, 5])
-def test_half_precision_behind_modules(rows: int) -> None:
+def test_half_precision_changes_gradients_only_a_little(rows: int) -> None:
     """A module's output is in half precision, a linear layer's gradients in single."""
     network, heads, x = make(TREES["mixed"], "modules, then linear")
     x = x.expand(rows, *x.shape[1:]).clone()

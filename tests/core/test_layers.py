@@ -37,7 +37,7 @@ INDEX = (0, 1, 0, 2, 1)
 
 
 @KINDS
-def test_paths_run_as_if_one_after_another(kind: str) -> None:
+def test_paths_run_as_if_in_sequence(kind: str) -> None:
     layer = make_layer(kind, INDEX)
     x = torch.randn(5, 2, 6, 3, dtype=torch.float64)
     expected = torch.stack([layer(x[:, path]) for path in range(2)], dim=1)

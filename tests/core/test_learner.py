@@ -192,7 +192,7 @@ def test_the_temperature_of_gumbel_gates_falls() -> None:
     assert softmax.encoder.gumbel_temperature is None
 
 
-def test_losses_that_are_no_likelihoods_stay_equal() -> None:
+def test_losses_other_than_likelihoods_keep_equal_weights() -> None:
     network = make_encoder(SHARED, TASKS, linear_chain(FEATURES, [WIDTH] * 2))
     weights = list(network.parameters())
     for likelihoods in (True, False):

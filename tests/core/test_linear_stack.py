@@ -16,7 +16,7 @@ from tests.helpers.reference import randomize, run_module
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.booleans(), st.booleans(), st.data())
-def test_a_layer_and_its_gradients_in_loops(
+def test_a_layer_and_its_gradients_equal_loops(
     labels: list[int], norm: bool, activation: bool, data: st.DataObject
 ) -> None:
     index = [sorted(set(labels)).index(label) for label in labels]
@@ -43,7 +43,7 @@ def test_a_layer_and_its_gradients_in_loops(
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.booleans(), st.data())
-def test_rows_in_any_order_and_their_gradients(
+def test_rows_in_any_order_have_the_same_gradients(
     labels: list[int], norm: bool, data: st.DataObject
 ) -> None:
     index = [sorted(set(labels)).index(label) for label in labels]

@@ -67,7 +67,7 @@ def test_every_copy_gets_the_mixture_of_the_layer_before(
 
 @settings(max_examples=15, deadline=None)
 @given(**shapes)
-def test_gradients_of_gates_and_weights(
+def test_gradients_equal_those_of_the_reference(
     kind: str, tasks: int, depth: int, copies: int, replicas: int, seed: int, one_input: bool
 ) -> None:
     network = make_network(kind, tasks, depth, copies, replicas, seed)

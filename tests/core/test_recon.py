@@ -55,7 +55,7 @@ def test_the_layers_of_most_conflicts_are_each_tasks_own(
     assert own == specific
 
 
-def test_layers_by_hand() -> None:
+def test_layers_equal_those_chosen_by_hand() -> None:
     shared, own = [["a", "b", "c"]], [["a"], ["b"], ["c"]]
 
     def expected(*layers: list[list[str]]) -> Tree:
@@ -76,7 +76,7 @@ def test_layers_by_hand() -> None:
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_conflicts_are_counted_where_everything_is_shared(replicas: int) -> None:
+def test_conflicts_are_counted_with_everything_shared(replicas: int) -> None:
     network = ReconSearch(2).network("abc", linear_chain(IN, [4, 4]), replicas)
     assert network.tree == Tree.shared("abc", 2).replicate(replicas)
     assert network.shared_layers() == list(network.layers)
@@ -124,7 +124,7 @@ def test_parameters_are_one_module_or_one_for_each_task() -> None:
 # Drawings
 
 
-def test_text_by_hand() -> None:
+def test_text_of_a_recon_tree_equals_one_by_hand() -> None:
     assert str(recon_tree(["reach", "push"], [0, 2, 1], 1)) == (
         "2 tasks, 3 layers, 4 modules\n"
         "layer 1: shared by reach, push\n"

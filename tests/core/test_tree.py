@@ -54,7 +54,7 @@ def names(error: Exception, field: str, got: str) -> bool:
 # Structure
 
 
-def test_hand_computed_tree() -> None:
+def test_properties_of_a_tree_equal_those_by_hand() -> None:
     tree = Tree.from_groups(
         ["a", "b", "c", "d"], [[["d", "a"], ["c", "b"]], [["b"], ["a", "d"], ["c"]]]
     )
@@ -69,7 +69,7 @@ def test_hand_computed_tree() -> None:
         tree.parents(2)
 
 
-def test_branch_points_by_hand() -> None:
+def test_branch_points_equal_those_by_hand() -> None:
     tree = Tree.from_branch_points({"a": 4, "b": 1, "c": 3, "d": 4}, depth=3)
     assert tree.tasks == ("a", "b", "c", "d")
     assert tree.layers == ((0, 1, 0, 0), (0, 1, 0, 0), (0, 1, 2, 0))
@@ -77,7 +77,7 @@ def test_branch_points_by_hand() -> None:
     assert Tree.from_branch_points({"a": 4, "b": 1}, 3, tasks=["b", "a"]).tasks == ("b", "a")
 
 
-def test_shared_and_independent() -> None:
+def test_shared_and_independent_are_hps_and_stl() -> None:
     assert Tree.shared("abc", 2).layers == ((0, 0, 0), (0, 0, 0))
     assert Tree.shared("abc", 2).branch_points() == (3, 3, 3)
     assert Tree.independent("abc", 2).layers == ((0, 1, 2), (0, 1, 2))
@@ -87,7 +87,7 @@ def test_shared_and_independent() -> None:
 
 
 @given(st.data())
-def test_branch_points_against_the_definition(data: st.DataObject) -> None:
+def test_branch_points_follow_the_definition(data: st.DataObject) -> None:
     depth = data.draw(st.integers(1, 5))
     points = data.draw(st.lists(st.integers(1, depth + 1), min_size=1, max_size=6))
     tree = Tree.from_branch_points(points, depth)
@@ -114,7 +114,7 @@ def test_groups_and_parents_agree_with_layers(tree: Tree) -> None:
 
 
 @given(trees(), st.integers(1, 3))
-def test_replicate(tree: Tree, copies: int) -> None:
+def test_replicate_makes_disjoint_copies(tree: Tree, copies: int) -> None:
     forest = tree.replicate(copies)
     if copies == 1:
         assert forest is tree
@@ -158,7 +158,7 @@ def test_rejoining_is_rejected(tree: Tree, data: st.DataObject) -> None:
         (("a", "b", "c"), ((0, 0, 0), (0, 1, 2), (0, 1, 1)), "layer 3", "'b' and 'c'"),
     ],
 )
-def test_invalid_trees(tasks: Any, layers: Any, field: str, got: str) -> None:
+def test_invalid_trees_are_refused(tasks: Any, layers: Any, field: str, got: str) -> None:
     with pytest.raises(TreeError) as error:
         Tree(tasks, layers)
     assert names(error.value, field, got)
@@ -175,7 +175,7 @@ def test_invalid_trees(tasks: Any, layers: Any, field: str, got: str) -> None:
         ([], None, "tasks", ""),
     ],
 )
-def test_invalid_branch_points(points: Any, tasks: Any, field: str, got: str) -> None:
+def test_invalid_branch_points_are_refused(points: Any, tasks: Any, field: str, got: str) -> None:
     with pytest.raises(TreeError) as error:
         Tree.from_branch_points(points, 2, tasks)
     assert names(error.value, field, got)
@@ -221,7 +221,7 @@ def test_json_is_stable_and_readable() -> None:
 
 
 @given(trees())
-def test_json_round_trip(tree: Tree) -> None:
+def test_a_tree_survives_json(tree: Tree) -> None:
     assert Tree.from_json(tree.to_json()) == tree
 
 
@@ -265,7 +265,7 @@ GOOD = {"format": "conal_rl.tree", "version": 1, "tasks": ["a", "b"], "layers": 
         ({"layers": [[["a"], ["b"]], [["a", "b"]]]}, "layer 2", "'a' and 'b'"),
     ],
 )
-def test_bad_files(tmp_path: Path, change: dict[str, Any], field: str, got: str) -> None:
+def test_bad_files_are_named(tmp_path: Path, change: dict[str, Any], field: str, got: str) -> None:
     path = tmp_path / "tree.json"
     path.write_text(json.dumps(GOOD | change))
     with pytest.raises(TreeError) as error:
@@ -276,7 +276,7 @@ def test_bad_files(tmp_path: Path, change: dict[str, Any], field: str, got: str)
 @pytest.mark.parametrize(
     "content", [None, b"", b"{", b"[" * 100_000, b"[]", b"\xff\xfe"], ids=lambda c: repr(c)[:9]
 )
-def test_unreadable_files(tmp_path: Path, content: bytes | None) -> None:
+def test_unreadable_files_are_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "tree.json"
     if content is not None:
         path.write_bytes(content)
@@ -289,7 +289,7 @@ def test_unreadable_files(tmp_path: Path, content: bytes | None) -> None:
 # Drawings
 
 
-def test_text_of_ten_tasks() -> None:
+def test_text_of_ten_tasks_equals_one_by_hand() -> None:
     assert str(mt10_tree()) == (
         "10 tasks, 3 layers, 13 modules\n"
         "├─ layer 1 shared by 8 tasks\n"
@@ -302,7 +302,7 @@ def test_text_of_ten_tasks() -> None:
     )
 
 
-def test_text_of_one_task() -> None:
+def test_text_of_one_task_equals_one_by_hand() -> None:
     assert str(Tree.shared(["a"], 1)) == "1 task, 1 layer, 1 module\n└─ layer 1 separate: a"
 
 
@@ -362,11 +362,11 @@ def check_drawing(tree: Tree, ax: Any) -> None:
     ],
     ids=["mt10", "mt50", "shared", "independent", "one"],
 )
-def test_drawing(tree: Tree) -> None:
+def test_drawing_fits_its_figure(tree: Tree) -> None:
     check_drawing(tree, tree.draw(title="A title"))
 
 
-def test_drawing_into_given_axes() -> None:
+def test_drawing_uses_the_given_axes() -> None:
     from matplotlib.figure import Figure
 
     left, right = Figure(figsize=(9, 6)).subplots(1, 2)
@@ -379,7 +379,7 @@ def test_drawing_into_given_axes() -> None:
 @settings(max_examples=10, deadline=None)
 @given(trees(max_tasks=12, max_depth=6))
 @pytest.mark.slow
-def test_drawing_any_tree(tree: Tree) -> None:
+def test_drawing_of_any_tree_fits_its_figure(tree: Tree) -> None:
     check_drawing(tree, tree.draw())
 
 
@@ -413,7 +413,7 @@ HOURGLASS = Tree.from_groups(
 )
 
 
-def test_tasks_meet_again_only_where_it_is_said() -> None:
+def test_tasks_meet_again_only_in_rejoining_trees() -> None:
     assert HOURGLASS.layers == ((0, 0, 0), (0, 1, 2), (0, 1, 0), (0, 0, 0))
     assert HOURGLASS.modules == (1, 3, 2, 1)
     apart = r"^layer 3: got .*'a' and 'c'"
@@ -432,7 +432,7 @@ def test_modules_of_rejoining_tasks_have_no_single_parent() -> None:
 
 
 @given(rejoining(), st.integers(1, 3), st.randoms())
-def test_copies_files_and_orders_of_rejoining_tasks(tree: Tree, copies: int, random: Any) -> None:
+def test_copies_files_and_orders_keep_rejoining_tasks(tree: Tree, copies: int, random: Any) -> None:
     assert Tree.from_json(tree.to_json()) == tree
     forest = tree.replicate(copies)
     assert forest.rejoining and forest.modules == tuple(copies * n for n in tree.modules)
@@ -445,7 +445,7 @@ def test_copies_files_and_orders_of_rejoining_tasks(tree: Tree, copies: int, ran
     assert other.check(tree.tasks, tree.depth) == tree
 
 
-def test_a_tree_is_no_rejoining_one() -> None:
+def test_a_plain_tree_is_refused_as_rejoining() -> None:
     tree = mt10_tree()
     assert Tree.from_labels(tree.tasks, tree.layers, may_rejoin=True) == tree
     with pytest.raises(TreeError, match=r"^rejoining: "):
@@ -487,7 +487,7 @@ def test_text_names_every_task_once_in_every_layer(tree: Tree) -> None:
         assert [line.count(name) for name in tree.tasks] == [1] * tree.num_tasks
 
 
-def test_drawing_of_rejoining_tasks() -> None:
+def test_drawing_of_rejoining_tasks_fits_its_figure() -> None:
     own, shared = range(10), [0] * 10
     for layers in ([shared, own, shared], [own, shared, own], [own, own, shared]):
         check_drawing(tree := Tree.from_labels(MT10, layers, may_rejoin=True), tree.draw(title="T"))
@@ -496,7 +496,7 @@ def test_drawing_of_rejoining_tasks() -> None:
 
 @settings(max_examples=10, deadline=None)
 @given(rejoining())
-def test_drawing_any_rejoining_tasks(tree: Tree) -> None:
+def test_drawing_has_a_disc_for_every_rejoining_module(tree: Tree) -> None:
     ax = tree.draw()
     ax.figure.draw_without_rendering()  # type: ignore[union-attr]
     assert len(ax.collections) == sum(tree.modules)

@@ -60,7 +60,7 @@ def test_any_tree_runs_each_task_through_its_modules(
 
 @settings(max_examples=15, deadline=None)
 @given(trees(max_tasks=5, max_depth=3), st.sampled_from(KINDS), st.booleans())
-def test_gradients_of_any_tree(tree: Tree, kind: str, one_input: bool) -> None:
+def test_gradients_of_any_tree_equal_the_reference(tree: Tree, kind: str, one_input: bool) -> None:
     network = make_network(tree, kind, 0)
     x = make_input(kind, 1 if one_input else tree.num_tasks, 2)
     weights = torch.randn_like(network(x))
@@ -120,7 +120,7 @@ def test_a_module_starts_as_torch_starts_a_linear_layer() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(trees(max_tasks=5, max_depth=3), st.sampled_from(KINDS))
-def test_copy_layers_into_separate_networks(tree: Tree, kind: str) -> None:
+def test_copied_layers_compute_the_same(tree: Tree, kind: str) -> None:
     source = make_network(tree, kind, 2)
     target = make_network(Tree.independent(tree.tasks, tree.depth), kind, 3)
     copy_layers(
@@ -162,7 +162,7 @@ def test_tasks_on_the_trunk_run_in_one_product_in_any_order() -> None:
 
 
 @pytest.mark.parametrize("copies", [1, 2])
-def test_rows_keep_their_order_where_another_is_no_better(copies: int) -> None:
+def test_rows_keep_their_order_if_no_other_is_better(copies: int) -> None:
     chain = linear_chain(IN, [4, 4])
     for tree in (Tree.shared(NAMES, 2), Tree.independent(NAMES, 2)):
         assert TreeNetwork(tree.replicate(copies), chain).order is None
@@ -189,7 +189,7 @@ def test_one_input_for_all_runs_each_module_once() -> None:
     assert runs == [[5] * n for n in tree.modules]
 
 
-def test_a_chain_of_another_length_is_refused() -> None:
+def test_a_chain_of_a_different_length_is_refused() -> None:
     for widths in ([4, 4], [4] * 4):
         with pytest.raises(ValueError, match=rf"^chain: got {len(widths)} "):
             TreeNetwork(Tree.shared(NAMES, 3), linear_chain(IN, widths))
@@ -202,7 +202,7 @@ def test_wrong_rows_are_refused(rows: int) -> None:
         network(torch.zeros(rows, 5, IN))
 
 
-def test_one_task() -> None:
+def test_one_task_runs_through_any_tree() -> None:
     network = make_network(Tree.shared(["only"], 2), "norm", 0)
     x = make_input("norm", 1, 3)
     torch.testing.assert_close(network(x), torch.stack(tree_outputs(network, x)))

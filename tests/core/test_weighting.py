@@ -252,7 +252,7 @@ def test_weighted_losses_reach_every_gradient(rule: Rule, kind: str) -> None:
         torch.testing.assert_close(parameter.detach(), old - gradient)
 
 
-def test_random_weights_are_a_softmax_drawn_anew() -> None:
+def test_random_weights_are_a_softmax_drawn_each_time() -> None:
     combine = loss_weights("random", 3)
     torch.manual_seed(0)
     found = [combine(torch.eye(3)[0]) for _ in range(2)]
@@ -262,7 +262,7 @@ def test_random_weights_are_a_softmax_drawn_anew() -> None:
     assert loss_weights("equal", 3)(torch.tensor([1.0, 2.0, 4.0])) == 7
 
 
-def test_uncertainty_weights_settle_where_theory_says() -> None:
+def test_uncertainty_weights_settle_at_their_optimum() -> None:
     # exp(-s) L / 2 + s / 2 is least at s = log L, where each task's share is 1 / (2 L).
     combine = loss_weights("uncertainty", 2)
     losses = torch.tensor([0.5, 4.0])
@@ -277,7 +277,7 @@ def test_uncertainty_weights_settle_where_theory_says() -> None:
 
 
 @pytest.mark.parametrize("rule", ["any_pair", "conflicting_tasks", "consensus", "none"])
-def test_conflict_noticing_as_an_aggregator(rule: Rule) -> None:
+def test_the_aggregator_equals_conflict_noticing(rule: Rule) -> None:
     dropped = 0
     for seed in range(8):
         torch.manual_seed(seed)

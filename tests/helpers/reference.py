@@ -108,7 +108,7 @@ def stage_outputs(network: StageNetwork, x: Tensor) -> list[Tensor]:
 
 
 def branching_outputs(network: LTBNetwork, x: Tensor) -> list[Tensor]:
-    """Each row through all copies of all layers, each fed by a mixture of those before it."""
+    """Each row through all copies of all layers, each fed by a mixture of the copies before it."""
     copies, tasks, depth = network.copies, len(network.tasks), len(network.layers)
     gates = [row.exp() / row.exp().sum() for row in network.gates]
     outputs = []

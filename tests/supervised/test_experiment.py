@@ -65,7 +65,9 @@ def changed(before: State, after: State) -> set[str]:
 
 
 @pytest.mark.parametrize("method", ["conal", "copies", "ltb", "conal_pro"])
-def test_each_step_changes_its_own_alone(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_step_changes_only_its_own_parameters(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor do the gates' batches leave a trace in batch norm's statistics."""
     training = started(*METHODS[method])
     between: list[State] = []
@@ -110,7 +112,7 @@ def test_gates_step_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["constant", "halve", "poly"])
-def test_step_sizes_by_hand(schedule: str) -> None:
+def test_learning_rates_equal_those_by_hand(schedule: str) -> None:
     """Step sizes start again with the training, and with each stage of CoNAL-Pro."""
 
     def rates(training: SupervisedExperiment, steps: range) -> list[float]:
@@ -232,7 +234,7 @@ def test_parts_are_for_what_they_are_for(
 
 
 @pytest.mark.slow
-def test_retraining_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retraining_begins_from_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights and optimiser of the search are left behind."""
     states: list[Any] = []
     train_trees = SupervisedExperiment.train_trees
@@ -260,13 +262,13 @@ def test_retraining_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     "losses, kept, stopped",
     [
-        ([3.0, 1.0, 2.0, 1.0, 0.5], 6, 12),  # the fourth look is no lower: patience is up
+        ([3.0, 1.0, 2.0, 1.0, 0.5], 6, 12),  # the fourth look is not lower: patience is up
         ([3.0, 1.0, 2.0, 0.5, 0.7], 12, 14),  # looks are every three steps and after the last
         ([1.0, 3.0, 0.9, 0.8, 0.7], 14, 14),
         ([float("nan"), 3.0, 4.0, 2.0, 1.0], 14, 14),
     ],
 )
-def test_selection(
+def test_selection_keeps_the_weights_of_the_lowest_loss(
     losses: list[float],
     kept: int,
     stopped: int,
@@ -352,7 +354,7 @@ def test_what_its_minutes_end_is_in_the_log(
     assert rows(folder)[-1]["validation/loss"]
 
 
-def test_no_finite_validation_loss(
+def test_a_run_without_a_finite_validation_loss_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(experiment, "mean_loss", lambda *_: float("nan"))

@@ -86,7 +86,7 @@ def test_tensorboard_has_gates_and_conflicts(finished: Path) -> None:
     assert [event.step for event in logged] == [40, 80, 120, 160]
 
 
-def test_same_seed_same_result(toy: str, finished: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_files(toy: str, finished: Path, tmp_path: Path) -> None:
     assert train.main([toy, "--out", str(tmp_path / "again"), "--seed", "3"]) == 0
     for name in ("tree.json", "model/model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (finished / name).read_bytes()
@@ -106,7 +106,9 @@ def test_evaluations_during_training_change_nothing_else(
         assert (run / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_default_folder(toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder_has_name_seed_and_time(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert train.main([toy, "--seed", "5", "--search.only"]) == 0
     (run,) = (tmp_path / "runs").iterdir()
@@ -122,7 +124,7 @@ def test_envs_get_only_actions_within_their_bounds(toy: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("tree", ["shared", "independent"])
-def test_fixed_trees(tree: str, toy: str, tmp_path: Path) -> None:
+def test_fixed_trees_train_without_a_search(tree: str, toy: str, tmp_path: Path) -> None:
     run = tmp_path / tree
     assert train.main([toy, "--out", str(run), "--agent.tree", tree, "--total-steps", "120"]) == 0
     expected = getattr(Tree, tree)(TASKS, 1)
@@ -135,7 +137,9 @@ def test_fixed_trees(tree: str, toy: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pair", [True, False])
-def test_a_tree_from_a_file(pair: bool, toy: str, finished: Path, tmp_path: Path) -> None:
+def test_a_tree_from_a_file_is_trained(
+    pair: bool, toy: str, finished: Path, tmp_path: Path
+) -> None:
     path = finished / "tree.json"
     expected = load_trees(path, TASKS, 1)
     if not pair:
@@ -150,7 +154,7 @@ def test_a_tree_from_a_file(pair: bool, toy: str, finished: Path, tmp_path: Path
     assert ConalSAC.load_weights(run / "model").derive() == expected
 
 
-def test_search_only_then_the_rest(toy: str, tmp_path: Path) -> None:
+def test_search_only_stops_and_a_resume_trains(toy: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train.main([toy, "--out", str(run), "--search.only"]) == 0
     trees = (run / "tree.json").read_bytes()
@@ -168,7 +172,7 @@ def test_search_only_then_the_rest(toy: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_the_searchs_replay(toy: str, tmp_path: Path) -> None:
+def test_a_derived_agent_without_replay_begins_at_random(toy: str, tmp_path: Path) -> None:
     """The derived agent begins with random steps; also where the run is resumed among them."""
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -247,7 +251,7 @@ def log(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("content", ["", "\n", "time/total_timesteps", "time/total_timesteps,x\n"])
-def test_a_log_without_rows(content: str, log: Path) -> None:
+def test_a_log_without_rows_can_be_continued(content: str, log: Path) -> None:
     log.write_text(content)
     output = ContinuedCSV(log, 100)
     output.write({"time/total_timesteps": 120, "x": 1.5}, {"time/total_timesteps": (), "x": ()})
@@ -316,7 +320,7 @@ def weights(run: Path) -> bytes:
 
 
 @pytest.mark.slow
-def test_single_precision_without_bfloat16_instructions(
+def test_without_bfloat16_instructions_a_run_is_single_precision(
     toy: str,
     tmp_path: Path,
     machine: Callable[[bool], None],
@@ -406,7 +410,7 @@ def test_precision_of_a_run_before_it_was_recorded(finished: Path, tmp_path: Pat
 # Suites that come with others
 
 
-def test_cartpole_preset(tmp_path: Path) -> None:
+def test_the_cartpole_preset_runs(tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ["--total-steps", "1400", "--search.steps", "700", "--agent.learning-starts", "30"]
     options += ["--evaluation.episodes", "2", "--log-interval", "350", "--agent.update-every", "4"]
@@ -416,7 +420,7 @@ def test_cartpole_preset(tmp_path: Path) -> None:
     assert 0 <= report["mean_success"] <= 1
 
 
-def test_a_users_yaml_of_gymnasium_envs(tmp_path: Path) -> None:
+def test_a_users_yaml_of_gymnasium_envs_trains(tmp_path: Path) -> None:
     """Ten lines: tasks that define no success, actions in [-2, 2]."""
     path = tmp_path / "mine.yaml"
     path.write_text(

@@ -138,7 +138,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stopped_twice_in_every_phase(toy: str, tmp_path: Path) -> None:
+def test_a_run_stopped_twice_in_every_phase_is_the_same(toy: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [toy, "--out", str(run)]
     for step in (48, 120, 168, 240):
@@ -191,7 +191,7 @@ def test_resume_of_a_finished_run_evaluates_again(
     assert steps(run) == steps(finished)
 
 
-def test_resume_with_more_steps(finished: Path, tmp_path: Path) -> None:
+def test_a_resume_may_raise_total_steps(finished: Path, tmp_path: Path) -> None:
     """Also of a finished run. Later resumes keep the new total_steps."""
     run = copied(finished, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
@@ -222,7 +222,7 @@ def test_ctrl_c_while_the_last_checkpoint_is_written(toy: str, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_resume_after_a_power_cut(toy: str, tmp_path: Path) -> None:
+def test_a_resume_after_a_power_cut_logs_each_step_once(toy: str, tmp_path: Path) -> None:
     """Without a last checkpoint: what was logged after the newest one comes again, once."""
     run = tmp_path / "run"
 
@@ -245,7 +245,7 @@ def test_resume_after_a_power_cut(toy: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_terminal(toy: str, tmp_path: Path) -> None:
+def test_ctrl_c_in_a_terminal_stops_and_resumes(toy: str, tmp_path: Path) -> None:
     """The real thing: a process, a signal from outside, and the command that it printed."""
     run = tmp_path / "run"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}

@@ -32,7 +32,7 @@ METHODS = {
 
 @pytest.mark.parametrize("method", first_quick(METHODS))
 @pytest.mark.slow
-def test_other_searches(method: str, toy: str, tmp_path: Path) -> None:
+def test_every_search_method_runs_and_resumes(method: str, toy: str, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = [*DEEPER, "--search.method", method, *METHODS[method]]
     assert train.main([toy, *options, "--out", str(whole)]) == 0

@@ -34,7 +34,7 @@ from tests.helpers.toy_runs import CONFIG, TASKS, copied, state
         (["--agent.critic-range", "-1e300", "1e300"], "agent.critic_range"),
         (["--agent.buffer-size", "100000000000"], "buffer_size"),
         (["--env.suite", "no_such_module:Env-v0", "Pendulum-v1"], "no_such_module"),
-        (["--agent.bath-size", "3"], "did you mean --agent.batch-size?"),
+        (["--agent.bath-size", "3"], "Did you mean --agent.batch-size?"),
         (["--agent.batch-size", "many"], "agent.batch_size: got 'many', expected an integer"),
         (["--agent.batch-size", "1.5"], "agent.batch_size: got 1.5, expected an integer"),
         (["--agent.buffer-size", "-1"], "agent.buffer_size: got -1, expected more than 0"),
@@ -54,7 +54,7 @@ from tests.helpers.toy_runs import CONFIG, TASKS, copied, state
         (["--agent.tree", "other.json"], "other.json: tasks: got 'a'"),
         (["--agent.tree", "deep.json"], "deep.json: layers: got 2 "),
         (["--agent.tree", "mixed.json"], "mixed.json: layer 2: got "),
-        (["--agent.tree", ".json"], "Is a directory"),
+        (["--agent.tree", ".json"], ".json: got a folder"),
         (["--device", "cuda:99"], "device: got cuda:99"),
         (["extra"], "got "),
     ],
@@ -138,7 +138,7 @@ CHECKPOINT_FILES = ("manifest.json", "state.json", "policy.safetensors", "replay
 
 
 @pytest.mark.parametrize("name", CHECKPOINT_FILES)
-def test_resume_from_a_truncated_checkpoint(
+def test_a_truncated_checkpoint_is_named(
     name: str, stopped: dict[str, Path], one_line: Any, tmp_path: Path
 ) -> None:
     run = copied(stopped["train"], tmp_path)
@@ -232,7 +232,7 @@ def test_a_state_without_its_entries_is_refused(
         assert one_line("--resume", str(run)).startswith(f"{run}: state.json: ")
 
 
-def test_an_env_that_breaks(one_line: Any, tmp_path: Path) -> None:
+def test_an_env_that_breaks_is_named(one_line: Any, tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     suite = [TASKS[0], "tests.helpers.toy:Broken-v0"]
     path.write_text(yaml.safe_dump(CONFIG | {"env": {"suite": suite}, "log_interval": 1000}))

@@ -87,7 +87,7 @@ class Engine:
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="metaworld")
         self._actions: npt.NDArray[Any] | None = None  # of the step that has begun
         self._control = np.zeros(physics.CONTROL_SIZE, dtype=np.int64)
-        self._control[NEXT] = len(self._order)  # there is no worker to take yet
+        self._control[NEXT] = len(self._order)  # all workers count as taken
         self._alone = np.zeros_like(self._control)  # of steps without helpers
         self._steps, self._timing = 0, False
         self._helpers = [threading.Event() for _ in range(self.threads - 1)]

@@ -104,7 +104,7 @@ class Terrain:
     None. For the same reason an error relative to the depth means little.
 
     The input depends on the normals, but many normals give the same input value, and no depth is
-    visible in it. Slopes along the light's direction are visible, slopes across it hardly.
+    visible in it. Slopes along the light's direction are visible. Slopes across it hardly are.
 
     The map has 5 by 6 square regions of 64 by 64 cells, with three cells between them: 18 for
     training, 6 for validation, 6 for the test. Gradients use one cell beyond a region, so no
@@ -245,7 +245,7 @@ def _load_map() -> tuple[Array, tuple[float, float]]:
         dx, dy, south, north = (float(file[name]) for name in ("dx", "dy", "ymax", "ymin"))
     if elevation.shape != (344, 403):
         raise data_error(
-            path, f"shape {elevation.shape}", "shape (344, 403)", "Install matplotlib again."
+            path, f"shape {elevation.shape}", "shape (344, 403)", "Install matplotlib again"
         )
     # The map gives cells in degrees and calls its northern edge ymin. A degree of latitude has
     # 111,200 m, as in matplotlib's example of this map.
@@ -276,4 +276,6 @@ def _cut_by_class(classes: list[int]) -> dict[str, list[int]]:
 
 def _require_split(split: str) -> None:
     if split not in get_args(Split):
-        raise ConfigError(f"split: got {split!r}, expected one of {', '.join(get_args(Split))}")
+        raise ConfigError(
+            f"split: got {split!r}, expected one of {', '.join(get_args(Split))}. Give one of them"
+        )

@@ -76,13 +76,16 @@ class CelebA:
         size: int = 64,
     ):
         if split not in PARTITIONS:
-            raise ConfigError(f"split: got {split!r}, expected one of {', '.join(PARTITIONS)}")
+            raise ConfigError(
+                f"split: got {split!r}, expected one of {', '.join(PARTITIONS)}. Give one of them"
+            )
         root, self.size = Path(root).expanduser(), size
         known, rows = _read_attributes(root / _ATTRIBUTES)
         chosen = known if attributes == "all" else attributes
         if unknown := [name for name in chosen if name not in known]:
             raise ConfigError(
-                f"attributes: got {unknown[0]!r}, expected some of {', '.join(known)}"
+                f"attributes: got {unknown[0]!r}, expected some of {', '.join(known)}. "
+                "Give some of them"
             )
         names = _read_partition(root / _PARTITION, PARTITIONS[split])
         self.paths = _image_paths(root, names)

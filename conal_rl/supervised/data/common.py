@@ -146,7 +146,10 @@ class _Loader:
         self.epoch = 0
         for name, least in (("batch_size", 1), ("seed", 0), ("workers", 0)):
             if getattr(self, name) < least:
-                raise ConfigError(f"{name}: got {getattr(self, name)}, expected {least} or more")
+                raise ConfigError(
+                    f"{name}: got {getattr(self, name)}, expected {least} or more. "
+                    "Give a larger number"
+                )
         if not len(self):
             raise ConfigError(
                 f"batch_size: got {batch_size}, expected a batch from {items} samples. "

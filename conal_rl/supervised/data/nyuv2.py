@@ -70,14 +70,15 @@ class NYUv2:
         size: tuple[int, int] | None = None,
     ):
         if split not in ("train", "val"):
-            raise ConfigError(f"split: got {split!r}, expected train or val")
+            raise ConfigError(f"split: got {split!r}, expected train or val. Give one of them")
         self.folder = Path(root).expanduser() / split
         self.augment, self.seed, self.epoch = augment, seed, 0
         self.size = size or self.size
         tasks = tuple(self.folders) if tasks is None else tasks
         if unknown := set(tasks) - self.folders.keys():
             raise ConfigError(
-                f"tasks: got {min(unknown)!r}, expected some of {', '.join(self.folders)}"
+                f"tasks: got {min(unknown)!r}, expected some of {', '.join(self.folders)}. "
+                "Give some of them"
             )
         self.names = _paired_names(self.folder, ["image", *(self.folders[t] for t in tasks)])
         """The names of the files, in the order of their numbers."""

@@ -11,7 +11,7 @@ Files, as in their `PASCAL_MT`:
     sal_distill/*.png                     saliency that the authors' network predicted
 
 Images are normalised with ImageNet's mean and deviation, as in Vandenhende et al. ("Multi-Task
-Learning for Dense Prediction Tasks", 2021). There is no augmentation.
+Learning for Dense Prediction Tasks", 2021). Images are not augmented.
 """
 
 from __future__ import annotations
@@ -111,10 +111,12 @@ class PascalContext:
         size: tuple[int, int] = (512, 512),
     ):
         if split not in ("train", "val"):
-            raise ConfigError(f"split: got {split!r}, expected train or val")
+            raise ConfigError(f"split: got {split!r}, expected train or val. Give one of them")
         if unknown := [task for task in tasks if task not in get_args(Task)]:
             known = ", ".join(get_args(Task))
-            raise ConfigError(f"tasks: got {unknown[0]!r}, expected some of {known}")
+            raise ConfigError(
+                f"tasks: got {unknown[0]!r}, expected some of {known}. Give some of them"
+            )
         self.root, self.size = Path(root).expanduser(), size
         listing = self.root / "ImageSets" / "Context" / f"{split}.txt"
         self.names = read_lines(listing, "a list of images, a name per row")

@@ -85,7 +85,9 @@ class Taskonomy:
     ):
         self.root, self.size, self.crop = Path(root).expanduser(), size, crop or size
         if self.crop > size:
-            raise ConfigError(f"crop: got {crop}, expected at most {size}, the size of images")
+            raise ConfigError(
+                f"crop: got {crop}, expected at most {size}, the size of images. Lower the crop"
+            )
         self.augment, self.seed, self.epoch = augment, seed, 0
         self.rows = _read_rows(self.root / "taskonomy.json", split)
         """The relative paths of each item's six files."""
@@ -161,7 +163,9 @@ def _read_rows(path: Path, split: str) -> list[list[str]]:
     if not isinstance(modes, dict):
         raise data_error(path, type(modes).__name__, "an object from mode to rows of six files")
     if split not in modes:
-        raise ConfigError(f"split: got {split!r}, expected a mode of {path}: {', '.join(modes)}")
+        raise ConfigError(
+            f"split: got {split!r}, expected a mode of {path}: {', '.join(modes)}. Give one of them"
+        )
     rows = modes[split]
     if not isinstance(rows, list) or not rows:
         raise data_error(f"{path}, {split}", "no rows", "rows of six files")

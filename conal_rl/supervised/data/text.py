@@ -107,7 +107,8 @@ class Texts:
     ):
         if tokens < 5:
             raise ConfigError(
-                f"tokens: got {tokens}, expected 5 or more, the least for a pair of texts"
+                f"tokens: got {tokens}, expected 5 or more, the least for a pair of texts. "
+                "Raise data.tokens"
             )
         path = _find(Path(root).expanduser(), name, language, split)
         self.labels = LABELS[name]
@@ -279,9 +280,13 @@ def _read_sentences(path: Path, name: Name, language: str) -> list[Sentence]:
 
 def _find(root: Path, name: str, language: str, split: str) -> Path:
     if name not in LABELS:
-        raise ConfigError(f"name: got {name!r}, expected one of {', '.join(LABELS)}")
+        raise ConfigError(
+            f"name: got {name!r}, expected one of {', '.join(LABELS)}. Give one of them"
+        )
     if split not in get_args(Split):
-        raise ConfigError(f"split: got {split!r}, expected one of {', '.join(get_args(Split))}")
+        raise ConfigError(
+            f"split: got {split!r}, expected one of {', '.join(get_args(Split))}. Give one of them"
+        )
     endings = (".tsv", ".conllu") if name == "udpos" else (".tsv",)
     paths = [root / name / f"{split}-{language}{ending}" for ending in endings]
     for path in paths:
