@@ -54,7 +54,7 @@ from tests.helpers.toy_runs import CONFIG, TASKS, copied, state
         (["--agent.tree", "other.json"], "other.json: tasks: got 'a'"),
         (["--agent.tree", "deep.json"], "deep.json: layers: got 2 "),
         (["--agent.tree", "mixed.json"], "mixed.json: layer 2: got "),
-        (["--agent.tree", ".json"], ".json: got a folder"),
+        (["--agent.tree", ".json"], ".json: got Is a directory"),
         (["--device", "cuda:99"], "device: got cuda:99"),
         (["extra"], "got "),
     ],
