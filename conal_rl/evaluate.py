@@ -10,12 +10,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 from conal_rl.cli import Parser, add_data_root, exit_status
 from conal_rl.config import SupervisedConfig
 from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError
-from conal_rl.runs.files import write_json
+from conal_rl.files import is_writable, user_path, write_json
 from conal_rl.runs.folder import find_run, run_of
 
 
@@ -49,11 +50,19 @@ def _parser() -> argparse.ArgumentParser:
         help="The device of the network, such as cpu or cuda. The default is %(default)s.",
     )
     add_data_root(parser)
-    result = "The file for the result in JSON. The default is no file."
+    result = (
+        "The file for the result in JSON. A pipe or a device, such as /dev/stdout, receives the "
+        "JSON too. The default is no file."
+    )
     folder = "The folder for a video of each Meta-World task. The default is no video."
-    parser.add_argument("--json", type=Path, metavar="FILE", help=result)
-    parser.add_argument("--video", type=Path, metavar="DIR", help=folder)
+    parser.add_argument("--json", type=_output, metavar="FILE", help=result)
+    parser.add_argument("--video", type=_output, metavar="DIR", help=folder)
     return parser
+
+
+def _output(text: str) -> Path:
+    """Return an absolute path, because an env may change the working folder."""
+    return user_path(text).absolute()
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -63,8 +72,10 @@ def run(arguments: Sequence[str] | None = None) -> None:
         ConalError: the command line, the run or the machine is at fault.
     """
     options = _parser().parse_args(arguments)
-    if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
-        raise ConfigError(f"--json: got {options.json}, expected a file in a folder that exists")
+    if options.json is not None and not is_writable(options.json):
+        raise ConfigError(
+            f"--json: got {options.json}, expected a file in a folder that exists, both writable"
+        )
     config = run_of(options.path).config()
     resolve_device("--device", options.device)
     if isinstance(config, SupervisedConfig):
@@ -87,8 +98,7 @@ def _test(config: SupervisedConfig, options: argparse.Namespace) -> None:
     device, recorded = next(network.parameters()).device, run_of(options.path).precision()
     precision = decide_precision(device, config.agent.mixed_precision, recorded, "float16")
     report = test(network, problem, config, device, precision)
-    Console().print(report_table(report))
-    _write(report, options.json)
+    _write_and_print(report, options.json, report_table(report))
 
 
 def _play(options: argparse.Namespace) -> None:
@@ -122,16 +132,19 @@ def _play(options: argparse.Namespace) -> None:
             options.engine or "official",
             lambda done, wanted: bar.update(task, completed=done, total=wanted),
         )
-    Console().print(result.table())
-    _write(result.to_json(), options.json)
+    _write_and_print(result.to_json(), options.json, result.table())
     if options.video is not None:
         for path in evaluation.record_videos(policy, suite, seed, options.video):
             print(path)
 
 
-def _write(report: dict[str, Any], file: Path | None) -> None:
-    if file is not None:
-        write_json(file, report)
+def _write_and_print(report: dict[str, Any], file: Path | None, table: Table) -> None:
+    """Write the result, then print it; what fails does not keep the other from its turn."""
+    try:
+        if file is not None:
+            write_json(file, report, through=True)
+    finally:
+        Console().print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -22,15 +23,17 @@ def run(arguments: Sequence[str]) -> int:
         ConalError: the command line, the run or the machine is at fault.
     """
     command = parse_command_line(arguments, __doc__ or "")
+    # Absolute paths come first, because an env may change the working folder.
+    config, runs = command.config.with_whole_paths(), Path("runs").absolute()
     tune_malloc()
-    if command.config.threads is not None:
-        torch.set_num_threads(command.config.threads)
-    resolve_device("device", command.config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    resolve_device("device", config.device)
     if command.resume is not None:
         run = Run.open(command.resume)
         with run.locked():
-            return Trainer.resume(run, _experiment(command.config)).run_phases()
-    trainer = Trainer.start(_experiment(command.config), command.out)
+            return Trainer.resume(run, _experiment(config)).run_phases()
+    trainer = Trainer.start(_experiment(config), command.out, runs)
     with trainer.run.locked():
         return trainer.run_phases()
 

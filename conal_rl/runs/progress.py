@@ -27,7 +27,7 @@ from stable_baselines3.common.logger import (
 )
 
 from conal_rl.errors import CheckpointError
-from conal_rl.runs.files import draft_file
+from conal_rl.files import draft_file, read_text
 
 
 class StopRequest:
@@ -76,7 +76,7 @@ class ContinuedCSV(CSVOutputFormat):
         header, kept = "", list[str]()
         if path.exists():
             try:
-                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                lines = read_text(path).splitlines(keepends=True)
                 header, *whole = [line for line in lines if line.endswith("\n")] or [""]
                 rows = csv.DictReader([header, *whole])
                 for line, row in zip(whole, rows, strict=True):
@@ -89,6 +89,7 @@ class ContinuedCSV(CSVOutputFormat):
                 ) from error
         with draft_file(path) as draft:  # SB3 keeps writing to this file under its new name
             super().__init__(str(draft))
+            self.file.reconfigure(encoding="utf-8")  # in any locale
             self.keys = next(csv.reader([header]), [])
             self.file.writelines([header, *kept])
             self.file.flush()

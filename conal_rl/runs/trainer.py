@@ -17,9 +17,9 @@ from conal_rl.config import RunConfig, marked
 from conal_rl.core import ConalProStage, Tree
 from conal_rl.core.findings import findings
 from conal_rl.errors import CheckpointError, ConfigError
+from conal_rl.files import atomic_write, write_json
 from conal_rl.runs.checkpoints import load_checkpoint, newest_step, save_checkpoint
 from conal_rl.runs.experiment import Experiment
-from conal_rl.runs.files import atomic_write, write_json
 from conal_rl.runs.folder import Run
 from conal_rl.runs.progress import Session, StopRequest, make_logger
 
@@ -44,15 +44,16 @@ class Trainer:
         self._stop = StopRequest()
 
     @classmethod
-    def start(cls, experiment: Experiment, out: Path | None) -> Trainer:
-        """Begin a run in a new folder.
+    def start(cls, experiment: Experiment, out: Path | None, runs: Path) -> Trainer:
+        """Begin a run in the new folder `out`, or in one that is made in `runs`.
 
         Raises:
             ConalError: the experiment or the folder cannot be made. No folder is left.
         """
         experiment.start()
         phase: Phase = "search" if experiment.config.agent.tree == "search" else "train"
-        return cls(Run.create(experiment.config, out, experiment.precision), experiment, phase)
+        run = Run.create(experiment.config, out, experiment.precision, runs)
+        return cls(run, experiment, phase)
 
     @classmethod
     def resume(cls, run: Run, experiment: Experiment) -> Trainer:
@@ -65,7 +66,7 @@ class Trainer:
             ConalError: the checkpoint is damaged, or belongs to a different config.
         """
         tensors, state = load_checkpoint(run.folder)
-        began = run.config()
+        began = run.config().with_whole_paths()
         try:
             trainer = cls(run, experiment, state["phase"])
             trainer._restore_progress(state)
