@@ -252,7 +252,7 @@ def with_whole(section: Any, *fields: str) -> Any:
     """Return a section whose fields of these names, which are paths or None, are absolute."""
     given = {name: getattr(section, name) for name in fields}
     absolute = {
-        name: str(user_path(path).resolve()) for name, path in given.items() if path is not None
+        name: str(user_path(path).absolute()) for name, path in given.items() if path is not None
     }
     return dataclasses.replace(section, **absolute)
 
