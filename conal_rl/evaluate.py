@@ -18,6 +18,7 @@ from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError
 from conal_rl.files import is_writable, user_path, write_json
 from conal_rl.runs.folder import find_run, run_of
+from conal_rl.streams import can_redraw
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,7 +123,8 @@ def _play(options: argparse.Namespace) -> None:
             f"The seed {seed} is also the seed of training, so the goals are the same.",
             file=sys.stderr,
         )
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not can_redraw(console)) as bar:
         task = bar.add_task("episodes", total=None)
         result = evaluation.evaluate_policy(
             policy,

@@ -21,7 +21,8 @@ from conal_rl.files import atomic_write, write_json
 from conal_rl.runs.checkpoints import load_checkpoint, newest_step, save_checkpoint
 from conal_rl.runs.experiment import Experiment
 from conal_rl.runs.folder import Run
-from conal_rl.runs.progress import Session, StopRequest, make_logger
+from conal_rl.runs.progress import Session, make_logger
+from conal_rl.signals import StopRequest
 
 Phase = Literal["search", "train", "done"]
 
@@ -103,11 +104,11 @@ class Trainer:
                 self.phase = "done"
                 self._report_conflicts("training.json")
                 self._checkpoint()
-            if self._stop.signal is not None:
-                if self.phase != "done":
-                    self._checkpoint()
-                self._say_how_to_resume()
-                return 128 + self._stop.signal
+            if self._stop.signal is not None and self.phase != "done":
+                self._checkpoint()
+        if self._stop.signal is not None:
+            self._say_how_to_resume()
+            return 128 + self._stop.signal
         try:
             self._evaluate()
         except KeyboardInterrupt:
