@@ -13,6 +13,7 @@ from rich.console import Console
 from conal_rl.cli import Parser, exit_status, wide_console
 from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError
+from conal_rl.files import user_path
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[Parser]
@@ -185,7 +186,7 @@ def _add_same_numbers(what: Commands) -> None:
     )
     same.add_argument(
         "--keep",
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="Keep the runs of the older commit in this folder. "
         "A later comparison with the same folder runs only this checkout. "
@@ -193,7 +194,7 @@ def _add_same_numbers(what: Commands) -> None:
     )
     same.add_argument(
         "--out",
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="Keep the runs of this checkout in this folder. The default is a temporary folder.",
     )
@@ -285,7 +286,7 @@ def _add_jobs(command: argparse.ArgumentParser, count: int) -> None:
 def _add_out(command: argparse.ArgumentParser, folder: str) -> None:
     command.add_argument(
         "--out",
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help=f"Keep the runs in this folder. The default is {folder}.",
     )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from conal_rl.errors import ConalError, ConfigError
+from conal_rl.signals import handled
+from conal_rl.streams import lasting_streams
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,6 +30,8 @@ class Parser(argparse.ArgumentParser):
 
 def wide_console() -> Console:
     """Return a console for tables on stdout, 160 columns wide if that is not a terminal."""
+    from rich.console import Console  # imported here because commands handle signals before it
+
     return Console(width=None if sys.stdout.isatty() else 160)
 
 
@@ -43,11 +49,33 @@ def add_data_root(parser: argparse.ArgumentParser) -> None:
 def exit_status(run: Callable[[], int | None]) -> int:
     """Run a command and return its exit status.
 
-    The status is the command's, or 0. It is 2 after an error, which takes one line on stderr,
-    and 130 after Ctrl-C. Errors are those of conal_rl, missing files, a full disk, and memory.
+    The status is the command's, or 0. It is 2 after an error, which takes one line on stderr.
+    After Ctrl-C, SIGTERM or SIGHUP it is 128 + the signal's number. Errors are those of conal_rl,
+    missing files, a full disk, and memory.
     """
+    came: list[int] = []
+
+    def interrupt(number: int) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    with lasting_streams(), handled(interrupt):
+        try:
+            status = _status(run)
+        except KeyboardInterrupt:
+            return 128 + (came[0] if came else signal.SIGINT)
+        except Exception:
+            if not came:
+                raise
+            return 128 + came[0]  # a package that was being imported changed the interrupt's type
+    return status
+
+
+def _status(run: Callable[[], int | None]) -> int:
     try:
-        return run() or 0
+        status = run() or 0
+        sys.stdout.flush()
+        return status
     except ConalError as error:
         message = str(error)
     except OSError as error:
@@ -59,7 +87,5 @@ def exit_status(run: Callable[[], int | None]) -> int:
         if "memory" not in message or "alloc" not in message.lower():
             raise
         message = f"out of memory: {message}. Give a smaller agent.buffer_size or agent.batch_size"
-    except KeyboardInterrupt:
-        return 130
     print(f"error: {message}", file=sys.stderr)
     return 2

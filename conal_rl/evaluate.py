@@ -10,13 +10,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 from conal_rl.cli import Parser, add_data_root, exit_status
 from conal_rl.config import SupervisedConfig
 from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError
-from conal_rl.runs.files import write_json
+from conal_rl.files import is_writable, user_path, write_json
 from conal_rl.runs.folder import find_run, run_of
+from conal_rl.streams import can_redraw
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,11 +52,19 @@ def _parser() -> argparse.ArgumentParser:
         "Name one if auto chooses a device that is busy.",
     )
     add_data_root(parser)
-    result = "The file for the result in JSON. By default, no file is written."
+    result = (
+        "The file for the result in JSON. A pipe or a device, such as /dev/stdout, receives the "
+        "JSON too. By default, no file is written."
+    )
     folder = "The folder for a video of each Meta-World task. By default, no video is made."
-    parser.add_argument("--json", type=Path, metavar="FILE", help=result)
-    parser.add_argument("--video", type=Path, metavar="DIR", help=folder)
+    parser.add_argument("--json", type=_output, metavar="FILE", help=result)
+    parser.add_argument("--video", type=_output, metavar="DIR", help=folder)
     return parser
+
+
+def _output(text: str) -> Path:
+    """Return an absolute path, because an env may change the working folder."""
+    return user_path(text).absolute()
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -64,9 +74,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
         ConalError: the command line, the run or the machine is at fault.
     """
     options = _parser().parse_args(arguments)
-    if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
+    if options.json is not None and not is_writable(options.json):
         raise ConfigError(
-            f"--json: got {options.json}, expected a file in a folder that exists. "
+            f"--json: got {options.json}, expected a file in a folder that exists, both writable. "
             "Make the folder first"
         )
     config = run_of(options.path).config()
@@ -91,8 +101,7 @@ def _test(config: SupervisedConfig, options: argparse.Namespace) -> None:
     device, recorded = next(network.parameters()).device, run_of(options.path).precision()
     precision = decide_precision(device, config.agent.mixed_precision, recorded, "float16")
     report = test(network, problem, config, device, precision)
-    Console().print(report_table(report))
-    _write(report, options.json)
+    _write_and_print(report, options.json, report_table(report))
 
 
 def _play(options: argparse.Namespace) -> None:
@@ -116,7 +125,8 @@ def _play(options: argparse.Namespace) -> None:
             f"The seed {seed} is also the seed of training, so the goals are the same.",
             file=sys.stderr,
         )
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not can_redraw(console)) as bar:
         task = bar.add_task("episodes", total=None)
         result = evaluation.evaluate_policy(
             policy,
@@ -126,16 +136,19 @@ def _play(options: argparse.Namespace) -> None:
             options.engine or "official",
             lambda done, wanted: bar.update(task, completed=done, total=wanted),
         )
-    Console().print(result.table())
-    _write(result.to_json(), options.json)
+    _write_and_print(result.to_json(), options.json, result.table())
     if options.video is not None:
         for path in evaluation.record_videos(policy, suite, seed, options.video):
             print(path)
 
 
-def _write(report: dict[str, Any], file: Path | None) -> None:
-    if file is not None:
-        write_json(file, report)
+def _write_and_print(report: dict[str, Any], file: Path | None, table: Table) -> None:
+    """Write the result, then print it; what fails does not keep the other from its turn."""
+    try:
+        if file is not None:
+            write_json(file, report, through=True)
+    finally:
+        Console().print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

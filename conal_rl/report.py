@@ -18,8 +18,8 @@ from conal_rl.cli import Parser, add_data_root, exit_status, wide_console
 from conal_rl.config import SupervisedConfig
 from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError
+from conal_rl.files import user_path, write_together
 from conal_rl.reports.run_data import NETWORKS, ConflictRecord, mean_over_pairs, read_record
-from conal_rl.runs.files import atomic_write
 from conal_rl.runs.folder import run_of
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     conflicts.add_argument(
         "runs",
-        type=Path,
+        type=user_path,
         nargs="+",
         metavar="RUN",
         help="The folders of runs that have a search or --agent.conflict-rule.",
     )
     conflicts.add_argument(
-        "--out", type=Path, default=Path("report"), metavar="DIR", help=_OUT_HELP
+        "--out", type=user_path, default=Path("report"), metavar="DIR", help=_OUT_HELP
     )
     conflicts.set_defaults(make=_conflicts)
     success = what.add_parser(
@@ -62,9 +62,11 @@ def _parser() -> argparse.ArgumentParser:
         "minutes (success.png), and the success of each task (success-RUN.png).",
     )
     success.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="The folders of RL runs."
+        "runs", type=user_path, nargs="+", metavar="RUN", help="The folders of RL runs."
     )
-    success.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help=_OUT_HELP)
+    success.add_argument(
+        "--out", type=user_path, default=Path("report"), metavar="DIR", help=_OUT_HELP
+    )
     success.set_defaults(make=_success)
     _add_predictions(
         what.add_parser(
@@ -83,9 +85,9 @@ def _add_predictions(predictions: argparse.ArgumentParser) -> None:
         "Draw test images of a supervised run that predicts pixels: input, prediction and truth of "
         "each task (predictions-RUN.png)."
     )
-    predictions.add_argument("run", type=Path, metavar="RUN", help="The folder of the run.")
+    predictions.add_argument("run", type=user_path, metavar="RUN", help="The folder of the run.")
     predictions.add_argument(
-        "--out", type=Path, default=Path("report"), metavar="DIR", help=_OUT_HELP
+        "--out", type=user_path, default=Path("report"), metavar="DIR", help=_OUT_HELP
     )
     predictions.add_argument(
         "--images",
@@ -116,7 +118,10 @@ def _add_results(results: argparse.ArgumentParser) -> None:
         help="Rewrite the documents between their markers instead of printing the tables.",
     )
     what.add_argument(
-        "--add", type=Path, metavar="RUN", help="Add the finished run in this folder to the data."
+        "--add",
+        type=user_path,
+        metavar="RUN",
+        help="Add the finished run in this folder to the data.",
     )
     what.add_argument(
         "--trees", metavar="STUDY", help="Draw the trees of this study into the folder of --out."
@@ -124,7 +129,7 @@ def _add_results(results: argparse.ArgumentParser) -> None:
     add = results.add_argument
     add(
         "--results",
-        type=Path,
+        type=user_path,
         default=Path("results"),
         metavar="DIR",
         help="The folder of the data. Documents are next to it. The default is results.",
@@ -141,7 +146,7 @@ def _add_results(results: argparse.ArgumentParser) -> None:
     add("--name", help="The name of an added run. The default is STUDY-METHOD-SEED.")
     add(
         "--out",
-        type=Path,
+        type=user_path,
         default=Path("docs"),
         metavar="DIR",
         help="The folder for the picture of --trees. The default is docs.",
@@ -246,10 +251,11 @@ def _conflicts(options: argparse.Namespace) -> None:
     records = [read_record(folder, name) for name, folder in _named(options.runs).items()]
     # All figures are drawn before the first is written, so that an error leaves no partial report.
     images = {name: _png(figure) for name, figure in draw(records).items()}
+    paths = write(images, options.out)
     console = wide_console()
     for record in records:
         console.print(table(record))
-    for path in write(images, options.out):
+    for path in paths:
         print(path)
 
 
@@ -295,15 +301,14 @@ def _png(figure: Figure) -> bytes:
 def write(images: dict[str, bytes], out: Path) -> list[Path]:
     """Write `images` into the folder `out` and return their paths.
 
-    A missing folder is made. Each file appears whole or not at all.
+    A missing folder is made. All files appear, or none.
 
     Raises:
         ConfigError: a file cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, image in images.items():
-            atomic_write(out / name, image)
+        write_together({out / name: image for name, image in images.items()})
     except OSError as error:
         raise ConfigError(
             f"--out: got {out} ({error.strerror}), expected a writable folder. "

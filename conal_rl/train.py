@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-
-import torch
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from conal_rl.cli import exit_status
-from conal_rl.config import AnyConfig, Config, parse_command_line
-from conal_rl.device import resolve_device, tune_malloc
-from conal_rl.runs.experiment import Experiment
-from conal_rl.runs.folder import Run
-from conal_rl.runs.trainer import Trainer
+
+if TYPE_CHECKING:
+    from conal_rl.config import AnyConfig
+    from conal_rl.runs.experiment import Experiment
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -21,21 +20,34 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         ConalError: the command line, the run or the machine is at fault.
     """
+    # Imported here, so that --help answers at once, and Ctrl-C is handled meanwhile.
+    from conal_rl.config import parse_command_line
+
     command = parse_command_line(arguments, __doc__ or "")
+    import torch
+
+    from conal_rl.device import resolve_device, tune_malloc
+    from conal_rl.runs.folder import Run
+    from conal_rl.runs.trainer import Trainer
+
+    # Absolute paths come first, because an env may change the working folder.
+    config, runs = command.config.with_whole_paths(), Path("runs").absolute()
     tune_malloc()
-    if command.config.threads is not None:
-        torch.set_num_threads(command.config.threads)
-    resolve_device("device", command.config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    resolve_device("device", config.device)
     if command.resume is not None:
         run = Run.open(command.resume)
         with run.locked():
-            return Trainer.resume(run, _experiment(command.config)).run_phases()
-    trainer = Trainer.start(_experiment(command.config), command.out)
+            return Trainer.resume(run, _experiment(config)).run_phases()
+    trainer = Trainer.start(_experiment(config), command.out, runs)
     with trainer.run.locked():
         return trainer.run_phases()
 
 
 def _experiment(config: AnyConfig) -> Experiment:
+    from conal_rl.config import Config
+
     if isinstance(config, Config):
         from conal_rl.agents.experiment import SACExperiment
 
@@ -46,7 +58,7 @@ def _experiment(config: AnyConfig) -> Experiment:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, 2 after an error of one line, or 130 after Ctrl-C."""
+    """Run the command; return 0, 2 after an error of one line, or 128 + a signal's number."""
     return exit_status(lambda: run(sys.argv[1:] if argv is None else list(argv)))
 
 

@@ -395,11 +395,29 @@ def test_search_only_needs_a_search() -> None:
 
 def test_the_command_line_gives_config_and_folders(tmp_path: Path) -> None:
     config, out, resume = parse_command_line(["--seed", "7", "mt10", "--out", "here"], "")
-    assert (config, out, resume) == (load_config("mt10", ["--seed", "7"]), Path("here"), None)
+    assert (config, out, resume) == (
+        load_config("mt10", ["--seed", "7"]),
+        Path.cwd() / "here",
+        None,
+    )
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     again = parse_command_line(["--resume", str(tmp_path), "--log-interval", "5"], "")
     assert again.config == dataclasses.replace(config, log_interval=5)
     assert again.resume == tmp_path
+
+
+def test_a_tilde_in_a_command_line_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also behind `=` and in a file, where no shell replaces it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "config.yaml").write_text(load_config("cartpole").to_yaml())
+    (tmp_path / "mine.yaml").write_text("base: ~/config.yaml\nseed: 3\n")
+    options = ["~/mine.yaml", "--out=~/run", "--agent.tree=~/tree.json"]
+    config, out, _ = parse_command_line(options, "")
+    assert (config.seed, out) == (3, tmp_path / "run")
+    assert config.with_whole_paths().agent.tree == str(tmp_path / "tree.json")
+    assert parse_command_line(["--resume=~/"], "").resume == tmp_path
 
 
 @pytest.mark.parametrize(

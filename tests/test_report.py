@@ -588,12 +588,16 @@ def test_the_command_reports_errors_in_one_line(
 def test_a_full_disk_is_reported_with_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path, data: bytes) -> None:
-        raise OSError(28, "No space left on device")
+    def refuse(path: Path, data: bytes) -> int:
+        if path.name == "b.png":
+            raise OSError(28, "No space left on device")
+        path.touch()
+        return 0
 
-    monkeypatch.setattr(report, "atomic_write", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
     with refused(ConfigError, "--out", tmp_path, "No space left on device"):
-        report.write({"a.png": b""}, tmp_path)
+        report.write({"a.png": b"", "b.png": b""}, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_imports_nothing_heavy_before_drawing() -> None:

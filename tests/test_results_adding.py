@@ -210,17 +210,45 @@ def test_disk_that_refuses_leaves_nothing_half_written(
     tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = rl_run(tmp_path / "run")
-    real = Path.write_text
+    real = Path.write_bytes
 
-    def refuse(path: Path, *args: Any, **options: Any) -> int:
+    def refuse(path: Path, content: bytes) -> int:
         if "measurements" in path.name:
             raise OSError(28, "No space left on device", str(path))
-        return real(path, *args, **options)
+        return real(path, content)
 
-    monkeypatch.setattr(Path, "write_text", refuse)
-    with pytest.raises(ConfigError, match="No space left"):
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(ConfigError, match=r"measurements\.csv: got No space left"):
         add_run(run, empty, LABEL)
     assert not [path for path in empty.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("number", [1, 4, 8])
+def test_a_rename_that_fails_changes_no_file(
+    number: int, tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, renames, rename = rl_run(tmp_path / "run"), 0, os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        nonlocal renames
+        renames += 1
+        if renames == number:
+            raise OSError(5, "Input/output error", str(source), None, str(target))
+        rename(source, target)
+
+    def contents() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in empty.rglob("*") if path.is_file()}
+
+    add_run(run, empty, LABEL)
+    before = contents()
+    assert len(before) == 8
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", refuse)
+        with pytest.raises(ConfigError, match="Input/output error, expected a writable file"):
+            add_run(run, empty, LABEL._replace(name="second"))
+    assert contents() == before
+    add_run(run, empty, LABEL._replace(name="second"))
+    assert len(read_results(empty).runs) == 2
 
 
 def test_missing_results_folder_is_refused(tmp_path: Path) -> None:

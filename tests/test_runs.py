@@ -14,7 +14,6 @@ import torch
 from conal_rl.config import load_config
 from conal_rl.errors import CheckpointError, ConfigError
 from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
-from conal_rl.runs.files import atomic_write, draft_file, draft_folder, read_json, write_json
 from conal_rl.runs.folder import Run, run_of
 
 FILES = ["agent.safetensors", "replay.safetensors", "state.json", "manifest.json"]
@@ -42,7 +41,7 @@ def test_a_created_run_can_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyP
     config = load_config("mt10")
     first, second = Run.create(config), Run.create(config)
     assert first.folder != second.folder
-    assert first.folder.parent == Path("runs")
+    assert first.folder.parent == tmp_path / "runs"
     assert first.folder.name.startswith("mt10-0-")
     assert first.config() == config
     versions = json.loads((first.folder / "versions.json").read_text())
@@ -81,55 +80,6 @@ def test_open_says_what_is_missing(tmp_path: Path) -> None:
     (folder / "config.yaml").write_text(load_config("mt10").to_yaml())
     with pytest.raises(CheckpointError, match="checkpoints: "):
         Run.open(folder)
-
-
-def test_atomic_write_replaces_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    atomic_write(path, "old")
-    atomic_write(path, b"new")
-    assert path.read_text() == "new"
-
-    def die(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("os.replace", die)
-    with pytest.raises(KeyboardInterrupt):
-        atomic_write(path, "half")
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_an_error_names_the_file_and_not_its_draft(tmp_path: Path) -> None:
-    path = tmp_path / "missing" / "file"
-    with pytest.raises(FileNotFoundError) as caught:
-        atomic_write(path, "new")
-    assert caught.value.filename == str(path)
-
-
-def test_a_draft_replaces_nothing_if_its_block_fails(tmp_path: Path) -> None:
-    file, folder = tmp_path / "video.mp4", tmp_path / "model"
-    write_json(file, {"old": 1})
-    (folder / "inner").mkdir(parents=True)
-    with pytest.raises(KeyboardInterrupt), draft_file(file) as draft:
-        assert (draft.parent, draft.suffix) == (tmp_path, ".mp4")
-        draft.write_text("half")
-        raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt), draft_folder(folder) as draft:
-        (draft / "file").touch()
-        raise KeyboardInterrupt
-    assert read_json(file) == {"old": 1}
-    assert set(tmp_path.rglob("*")) == {file, folder, folder / "inner"}
-
-
-def test_a_draft_folder_replaces_all_that_was_there(tmp_path: Path) -> None:
-    folder = tmp_path / "deep" / "model"
-    for name in ("first", "second"):
-        for left in (".model.draft", ".model.old"):  # by a process that died
-            (folder.parent / left / "part").mkdir(parents=True)
-        with draft_folder(folder) as draft:
-            (draft / name).write_text(name)
-        assert [path.name for path in folder.iterdir()] == [name]
-        assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_run_of_a_run_and_of_its_checkpoint(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from conal_rl.errors import (
     SuiteError,
     TreeError,
 )
+from conal_rl.files import user_path
 from conal_rl.literals import Precision
 from conal_rl.runs.checkpoints import load_checkpoint
 from conal_rl.runs.experiment import (
@@ -357,7 +358,7 @@ def _fixed_trees(config: Config, tasks: tuple[str, ...]) -> tuple[Tree, Tree] | 
         return (Tree.shared(tasks, depth),) * 2
     if config.agent.tree == "independent":
         return (Tree.independent(tasks, depth),) * 2
-    return load_trees(Path(config.agent.tree), tasks, depth)
+    return load_trees(user_path(config.agent.tree), tasks, depth)
 
 
 def make_agent(

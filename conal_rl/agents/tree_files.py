@@ -8,7 +8,7 @@ from typing import Any
 
 from conal_rl.core import Structure, Tree
 from conal_rl.errors import TreeError
-from conal_rl.runs.files import read_json
+from conal_rl.files import read_json
 from conal_rl.runs.weights import structure_from_json, structure_to_json
 
 TREES_FORMAT = "conal_rl.trees"

@@ -27,7 +27,7 @@ from conal_rl.config import load_config, marked
 from conal_rl.core import Tree, TreeNetwork, linear_chain
 from conal_rl.core.tree_network import parameter_count
 from conal_rl.errors import CheckpointError
-from conal_rl.runs.files import read_json
+from conal_rl.files import read_json
 
 HPS, STL = ["--agent.tree", "shared"], ["--agent.tree", "independent"]
 SB3, WIDENED = "SB3's SAC, one per task", "HPS, as large as CoNAL"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from conal_rl.benchmarks.study import finish
 from conal_rl.config import Config, load_config
 from conal_rl.envs.metaworld import suite_tasks
 from conal_rl.evaluation import Evaluation
-from conal_rl.runs.files import atomic_write, read_json
+from conal_rl.files import read_json, write_json
 
 
 def write_together(parts: Sequence[Path], suite: str | Sequence[str], evaluation: Path) -> None:
@@ -34,7 +33,7 @@ def write_together(parts: Sequence[Path], suite: str | Sequence[str], evaluation
         ),
     )
     cost = {key: round(sum(report[key] for report in reports)) for key in ("steps", "seconds")}
-    atomic_write(evaluation, json.dumps(whole.to_json() | cost, indent=2) + "\n")
+    write_json(evaluation, whole.to_json() | cost)
 
 
 def run_one_by_one(

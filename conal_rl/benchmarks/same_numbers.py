@@ -27,6 +27,7 @@ import conal_rl
 from conal_rl.benchmarks.forking import import_packages, train_in_fork
 from conal_rl.benchmarks.run_differences import compare_runs
 from conal_rl.errors import ConalError, ConfigError
+from conal_rl.files import write_json
 
 SHOWN = 20
 """Differences of a case that are printed."""
@@ -244,7 +245,7 @@ def _description(case: Case, commit: str) -> dict[str, Any]:
 def _record(folder: Path, case: Case, commit: str, seconds: float | None) -> None:
     """Record the base run of `folder`, and whether it has finished."""
     record = {**_description(case, commit), "seconds": seconds}
-    folder.with_suffix(".json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_json(folder.with_suffix(".json"), record, indent=1)
 
 
 def run_both(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from conal_rl.envs import make
 from conal_rl.envs.metaworld import suite_tasks
 from conal_rl.errors import ConfigError
 from conal_rl.evaluation import evaluate_policy
-from conal_rl.runs.files import atomic_write, draft_file
+from conal_rl.files import atomic_write, draft_file, user_path, write_json
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,7 +45,11 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, help="Train with this seed. The default is %(default)s."
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="Keep the agents in this folder."
+        "--out",
+        type=user_path,
+        required=True,
+        metavar="DIR",
+        help="Keep the agents in this folder.",
     )
     return parser
 
@@ -103,7 +106,7 @@ def _train_and_evaluate(config: Config, task: str, done: Path) -> None:
     settings = config.evaluation
     result = evaluate_policy(agent, suite, settings.episodes, settings.seed)
     report = result.to_json() | {"steps": agent.num_timesteps, "seconds": round(seconds, 1)}
-    atomic_write(done, json.dumps(report, indent=2) + "\n")
+    write_json(done, report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

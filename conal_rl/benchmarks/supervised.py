@@ -25,8 +25,8 @@ from conal_rl.benchmarks.study import finish, slug
 from conal_rl.config import SupervisedConfig, load_config
 from conal_rl.core import Tree
 from conal_rl.errors import CheckpointError
+from conal_rl.files import read_json
 from conal_rl.reports.run_data import read_phase
-from conal_rl.runs.files import read_json
 from conal_rl.supervised.metrics import delta_p
 
 AGAIN = "trained for as long"

@@ -16,6 +16,7 @@ from conal_rl.config.rl import Config
 from conal_rl.config.supervised import SupervisedConfig
 from conal_rl.config.values import advice, convert, describe, parse_options, quoted, suggestion
 from conal_rl.errors import ConfigError
+from conal_rl.files import read_text, user_path
 
 AnyConfig = Config | SupervisedConfig
 
@@ -49,8 +50,8 @@ class CommandLine(NamedTuple):
     """What a command line of `python -m conal_rl.train` asks for."""
 
     config: AnyConfig
-    out: Path | None  # the new run's folder; None: the default
-    resume: Path | None  # the folder of the run to resume; None: a new run
+    out: Path | None  # the new run's folder, absolute; None: the default
+    resume: Path | None  # the folder of the run to resume, absolute; None: a new run
 
 
 def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
@@ -76,7 +77,7 @@ def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
             f"Leave out {extra}"
         )
     if resume is not None:
-        words = [str(Path(resume) / "config.yaml")]
+        words = [str(user_path(resume) / "config.yaml")]
         if not Path(words[0]).is_file():
             raise ConfigError(
                 f"command line: --resume: got {resume}, expected a run's folder, which has a "
@@ -90,7 +91,11 @@ def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
             "Give one name"
         )
     config = _load(words[0], given, keep_search=resume is not None)
-    return CommandLine(config, Path(out) if out else None, Path(resume) if resume else None)
+    return CommandLine(config, _folder(out), _folder(resume))
+
+
+def _folder(named: str | None) -> Path | None:
+    return None if named is None else user_path(named).absolute()
 
 
 def _load(name: str, overrides: Mapping[str, Any], keep_search: bool = False) -> AnyConfig:
@@ -126,10 +131,10 @@ class _Layer(NamedTuple):
 
 def _read(name: str, above: tuple[str, ...] = ()) -> list[_Layer]:
     """Read a preset or file, and its base before it. `above` are the files that have it as base."""
-    path: Any = resources.files("conal_rl") / "configs" / f"{name}.yaml"
+    path = Path(str(resources.files("conal_rl"))) / "configs" / f"{name}.yaml"
     source = f"{name}.yaml"
     if name not in presets():
-        path, source = Path(name), name
+        path, source = user_path(name), name
         if not path.suffix and not path.exists():
             close = difflib.get_close_matches(name, presets(), 1)
             hint = f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(presets())}"
@@ -146,11 +151,11 @@ def _read(name: str, above: tuple[str, ...] = ()) -> list[_Layer]:
             "Give one, such as mt10"
         )
     if base not in presets():
-        neighbour = os.path.join(os.path.dirname(source), base)
+        neighbour = os.path.join(os.path.dirname(source), user_path(base))
         if os.path.dirname(base) or Path(base).suffix or os.path.exists(neighbour):
             base = neighbour
-        above = *above, os.path.abspath(source)
-        if os.path.abspath(base) in above:
+        above = *above, os.path.abspath(user_path(source))
+        if os.path.abspath(user_path(base)) in above:
             raise ConfigError(
                 f"{source}: base: got {base}, expected a config that does not itself have this "
                 "file as its base. Give a different base"
@@ -161,10 +166,10 @@ def _read(name: str, above: tuple[str, ...] = ()) -> list[_Layer]:
         raise ConfigError(f"{source}: base: {error}") from None
 
 
-def _read_flat(path: Any, source: str) -> dict[str, Any]:
+def _read_flat(path: Path, source: str) -> dict[str, Any]:
     """Read a YAML file; return its nested sections as `{"section.field": value}`."""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        data = yaml.load(read_text(path), _Loader)
     except OSError as error:
         raise ConfigError(
             f"{source}: got {error.strerror}, expected a readable file. Check the path"
@@ -189,8 +194,8 @@ def _read_flat(path: Any, source: str) -> dict[str, Any]:
                 f"{source}: {key}: got {quoted(value)}, expected a section of fields. "
                 "Indent its fields below it"
             )
-        for path, inner in fields.items():
-            name = _OLD_NAMES.get(path, path)
+        for given, inner in fields.items():
+            name = _OLD_NAMES.get(given, given)
             if name in flat:
                 raise ConfigError(
                     f"{source}: {name}: got two values, expected one. Leave out one of them"

@@ -12,6 +12,7 @@ from conal_rl.config.checks import not_negative, positive, require, require_devi
 from conal_rl.config.fields import field
 from conal_rl.config.values import lists_for_tuples
 from conal_rl.errors import ConfigError
+from conal_rl.files import user_path
 from conal_rl.literals import AggregationName, LossWeights, Rule
 
 
@@ -227,6 +228,15 @@ class RunConfig:
                 "A fixed tree is not searched. Leave out search.only"
             )
 
+    def with_whole_paths(self) -> Any:
+        """Return the same config with absolute paths, so that they mean the same in any folder.
+
+        An env may change the working folder, and a resume may begin in a different one.
+        """
+        if not self.agent.tree.endswith(".json"):
+            return self
+        return dataclasses.replace(self, agent=with_whole(self.agent, "tree"))
+
     def to_yaml(self) -> str:
         """Return every field as YAML; `load_config` reads exactly this config from it."""
         return yaml.safe_dump(lists_for_tuples(dataclasses.asdict(self)), sort_keys=False)
@@ -239,6 +249,15 @@ class RunConfig:
             for path in here
             if path in there and here[path] != there[path]
         }
+
+
+def with_whole(section: Any, *fields: str) -> Any:
+    """Return a section whose fields of these names, which are paths or None, are absolute."""
+    given = {name: getattr(section, name) for name in fields}
+    absolute = {
+        name: str(user_path(path).absolute()) for name, path in given.items() if path is not None
+    }
+    return dataclasses.replace(section, **absolute)
 
 
 def _by_path(config: RunConfig) -> dict[str, Any]:

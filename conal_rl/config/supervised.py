@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from conal_rl.config.checks import not_negative, positive, require
 from conal_rl.config.fields import field
-from conal_rl.config.shared import LearnerConfig, RunConfig
+from conal_rl.config.shared import LearnerConfig, RunConfig, with_whole
 from conal_rl.errors import ConfigError
 
 
@@ -199,20 +198,11 @@ class SupervisedConfig(RunConfig):
         return dataclasses.replace(self, data=dataclasses.replace(self.data, root=root))
 
     def with_whole_paths(self) -> SupervisedConfig:
-        """Return the same config with absolute paths, so that a resume works from any folder."""
-
-        def whole(section: Any, *fields: str) -> Any:
-            given = {name: getattr(section, name) for name in fields}
-            absolute = {
-                name: str(Path(path).expanduser().resolve())
-                for name, path in given.items()
-                if path is not None
-            }
-            return dataclasses.replace(section, **absolute)
-
+        """Return the same config with absolute paths, as every config does."""
+        config = super().with_whole_paths()
         return dataclasses.replace(
             self,
-            data=whole(self.data, "root"),
-            agent=whole(self.agent, "pretrained", "bert"),
-            evaluation=whole(self.evaluation, "reference"),
+            data=with_whole(self.data, "root"),
+            agent=with_whole(config.agent, "pretrained", "bert"),
+            evaluation=with_whole(self.evaluation, "reference"),
         )

@@ -14,11 +14,11 @@ import textwrap
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conal_rl.core import drawing
 from conal_rl.errors import TreeError
+from conal_rl.files import atomic_write, read_text, user_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -315,13 +315,7 @@ class Tree:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `to_json` to `path`, all or nothing. Raises OSError if that fails."""
-        path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            part.write_text(self.to_json(), encoding="utf-8")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        atomic_write(user_path(path), self.to_json(), through=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tree:
@@ -331,7 +325,7 @@ class Tree:
             TreeError: the file cannot be read or holds no valid tree. The message names the file.
         """
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+            return cls.from_json(read_text(user_path(path)))
         except OSError as error:
             reason = error.strerror or error
             raise TreeError(f"{path}: got {reason}, expected a tree. Check the path") from None

@@ -22,7 +22,7 @@ from conal_rl.envs.metaworld import (
 )
 from conal_rl.errors import ConfigError, SuiteError
 from conal_rl.evaluation.protocol import Policy, require_fit
-from conal_rl.runs.files import draft_file
+from conal_rl.files import draft_file
 
 VIDEO_STRIDE = 4
 """Meta-World steps per frame: 4 steps of 12.5 ms make 20 frames per second of real time."""

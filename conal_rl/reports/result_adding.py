@@ -17,6 +17,7 @@ import numpy as np
 
 from conal_rl.config import AnyConfig, load_config, presets
 from conal_rl.errors import CheckpointError, ConfigError
+from conal_rl.files import read_json, read_rows, read_text
 from conal_rl.reports.result_tables import EXTRAS
 from conal_rl.reports.results import (
     EpisodesRow,
@@ -33,7 +34,6 @@ from conal_rl.reports.results import (
     require_name,
     write_files,
 )
-from conal_rl.runs.files import read_json
 from conal_rl.runs.folder import Run
 
 CURVE_LINES = 100
@@ -254,7 +254,7 @@ def _trees(run: Run) -> str | None:
     if not run.tree_path.is_file():
         return None
     read_json(run.tree_path)
-    return run.tree_path.read_text(encoding="utf-8")
+    return read_text(run.tree_path)
 
 
 def _curve(run: Run) -> str | None:
@@ -263,9 +263,7 @@ def _curve(run: Run) -> str | None:
     if not path.is_file():
         return None
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            lines = list(csv.DictReader(file))
-        return thinned(lines)
+        return thinned(read_rows(path))
     except (ArithmeticError, csv.Error, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: got a damaged file ({error}), expected the log of a run. Restore the file"

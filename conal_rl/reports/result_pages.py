@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from conal_rl.errors import ConalError, ConfigError
+from conal_rl.files import read_text
 from conal_rl.reports.result_tables import table
 from conal_rl.reports.results import Results
 
@@ -49,7 +50,7 @@ def rewritten(page: Path, results: Results) -> str:
 
 def _read(page: Path) -> str:
     try:
-        return page.read_text(encoding="utf-8")
+        return read_text(page)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{page}: got {error}, expected a readable file. Check the path"

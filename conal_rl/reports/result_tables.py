@@ -6,7 +6,6 @@ code here. Rates are means over tasks per seed, then over seeds, with a 95% t in
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from conal_rl.errors import ConfigError
+from conal_rl.files import read_rows
 from conal_rl.reports.results import MetricRow, Results, RunRow
 
 Lines = list[str]
@@ -254,8 +254,8 @@ def _curve(results: Results, study: str) -> Lines:
         )
     rows = []
     for run, label in zip(runs, _labels(runs), strict=True):
-        with results.curve_path(run.run).open(encoding="utf-8", newline="") as file:
-            lines = [line for line in csv.DictReader(file) if line.get("success/mean")]
+        rows_of_run = read_rows(results.curve_path(run.run))
+        lines = [line for line in rows_of_run if line.get("success/mean")]
         points = np.array([[float(x["steps"]), float(x["success/mean"])] for x in lines])
         wanted = points[-1, 0] * np.arange(1, _POINTS + 1) / _POINTS
         nearest = np.abs(points[:, :1] - wanted).argmin(0)

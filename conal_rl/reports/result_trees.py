@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from conal_rl.core import Tree
 from conal_rl.errors import TreeError
+from conal_rl.files import read_json
 from conal_rl.reports.results import Results
 from conal_rl.reports.style import INK
-from conal_rl.runs.files import read_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,13 +11,12 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from conal_rl.errors import ConfigError
-from conal_rl.runs.files import draft_file
+from conal_rl.files import read_text, write_together
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """The form of a run's or a study's name; a run's files are named after it."""
@@ -181,7 +180,7 @@ def _read(path: Path, kind: type[Row]) -> list[Row]:
     if not path.exists():
         return []
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except OSError as error:
         raise ConfigError(
@@ -362,17 +361,13 @@ def csv_files(results: Results) -> dict[Path, str]:
 def write_files(files: Mapping[Path, str]) -> None:
     """Write several text files: all of them, or none if one cannot be written.
 
-    Every file is first written as a draft next to its place. Drafts replace the files at the end.
-
     Raises:
         ConfigError: the disk refuses.
     """
     try:
-        with ExitStack() as drafts:
-            for path, text in files.items():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                draft = drafts.enter_context(draft_file(path))
-                draft.write_text(text, encoding="utf-8", newline="")
+        for path in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_together(files)
     except OSError as error:
         raise ConfigError(
             f"{error.filename}: got {error.strerror}, expected a writable file. "

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from conal_rl.config import AnyConfig, Config
 from conal_rl.errors import CheckpointError, ConfigError
-from conal_rl.runs.files import read_json
+from conal_rl.files import read_json, require_regular
 from conal_rl.runs.folder import Run
 
 Array = NDArray[np.float64]
@@ -150,6 +150,7 @@ def read_scalars(folder: Path) -> dict[str, Curve]:
     files = []
     for path in folder.glob("events.out.tfevents.*"):
         try:
+            require_regular(path)
             files.append(_read_events(path))
         except OSError as error:
             raise CheckpointError(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from conal_rl.errors import CheckpointError
+from conal_rl.files import read_rows
 from conal_rl.reports.run_data import Array
 from conal_rl.reports.style import COLOURS, FAINT, INK, dress, legend, line_styles
 from conal_rl.runs.folder import Run
@@ -55,8 +56,7 @@ def read_success(folder: Path, name: str) -> SuccessLog:
     """
     path = Run(folder).progress_path
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_rows(path)
     except OSError as error:
         raise CheckpointError(
             f"{path}: got {error.strerror!r}, expected a readable file. Give a run's folder"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conal_rl.errors import CheckpointError
-from conal_rl.runs.files import draft_folder, read_json
+from conal_rl.files import draft_folder, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,8 +65,6 @@ def save_checkpoint(
                 contiguous = {name: tensor.contiguous() for name, tensor in named.items()}
                 save_file(contiguous, draft / _file_of(group))
             (draft / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-            for path in draft.glob("*.safetensors"):  # safetensors lets only the owner read
-                shutil.copymode(draft / _STATE, path)
             files = {
                 path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
                 for path in sorted(draft.iterdir())

@@ -15,9 +15,16 @@ from typing import Any, get_args
 
 from conal_rl.config import AnyConfig, RunConfig, load_config
 from conal_rl.errors import CheckpointError, ConfigError
+from conal_rl.files import (
+    DRAFTS,
+    atomic_write,
+    read_json,
+    restore_folder,
+    user_path,
+    write_json,
+)
 from conal_rl.literals import Precision
 from conal_rl.runs.checkpoints import checkpoints_of
-from conal_rl.runs.files import atomic_write, read_json, write_json
 from conal_rl.version import __version__
 
 _PACKAGES = ("gymnasium", "metaworld", "mujoco", "numpy", "stable-baselines3", "torch")
@@ -25,23 +32,30 @@ _PACKAGES = ("gymnasium", "metaworld", "mujoco", "numpy", "stable-baselines3", "
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run's folder and the places in it."""
+    """A run's folder, whose path is absolute, and the places in it."""
 
     folder: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", self.folder.absolute())
+
     @classmethod
     def create(
-        cls, config: RunConfig, out: Path | None = None, precision: Precision = "single"
+        cls,
+        config: RunConfig,
+        out: Path | None = None,
+        precision: Precision = "single",
+        runs: Path = Path("runs"),
     ) -> Run:
-        """Make the folder, by default `runs/NAME-SEED-TIME`, with config.yaml and versions.json.
+        """Make the folder `out`, by default `runs/NAME-SEED-TIME`, with config and versions.
 
         Raises:
             ConfigError: `out` holds files already or cannot be made.
         """
         try:
-            folder = out or _new_folder(Path("runs"), config)
+            folder = out or _new_folder(runs, config)
             folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
+            if any(not path.name.startswith(DRAFTS) for path in folder.iterdir()):
                 resume = f", or resume the run there with --resume {folder}"
                 raise ConfigError(
                     f"--out: got {folder}, expected a new or empty folder. Give a different one"
@@ -193,7 +207,7 @@ def find_run(text: str) -> Path:
     """
     kind, _, name = text.partition(":")
     if kind != "pretrained":
-        return Path(text)
+        return user_path(text)
     shipped = Path(__file__).parents[1] / "pretrained"
     names = sorted(path.name for path in shipped.glob("*") if (path / "model").is_dir())
     if name not in names:
@@ -215,6 +229,7 @@ def run_of(path: Path) -> Run:
         raise CheckpointError(
             f"{path}: got no folder, expected a run or a checkpoint. Check the path"
         )
+    restore_folder(path / "model")
     if (path / "state.json").is_file():
         return Run(path.parents[1])
     if not any((path / part).is_dir() for part in ("model", "checkpoints")):

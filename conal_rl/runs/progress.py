@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import csv
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 from rich.progress import (
@@ -27,35 +23,12 @@ from stable_baselines3.common.logger import (
 )
 
 from conal_rl.errors import CheckpointError
-from conal_rl.runs.files import draft_file
+from conal_rl.files import draft_file, read_text
+from conal_rl.signals import StopRequest
+from conal_rl.streams import can_redraw
 
-
-class StopRequest:
-    """Notes Ctrl-C (or SIGTERM), so that training can stop between two updates.
-
-    Attributes:
-        signal: the number of the first signal that came; None before it.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Handle signals in this block: the first asks training to stop, a second interrupts it."""
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._note) for number in signals}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
-        print("The run stops after this step and writes a checkpoint.", file=sys.stderr)
+FIRST_SAVE_SECONDS = 45.0
+"""Seconds of a session after which its first checkpoint is due."""
 
 
 class ContinuedCSV(CSVOutputFormat):
@@ -76,7 +49,7 @@ class ContinuedCSV(CSVOutputFormat):
         header, kept = "", list[str]()
         if path.exists():
             try:
-                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                lines = read_text(path).splitlines(keepends=True)
                 header, *whole = [line for line in lines if line.endswith("\n")] or [""]
                 rows = csv.DictReader([header, *whole])
                 for line, row in zip(whole, rows, strict=True):
@@ -89,6 +62,7 @@ class ContinuedCSV(CSVOutputFormat):
                 ) from error
         with draft_file(path) as draft:  # SB3 keeps writing to this file under its new name
             super().__init__(str(draft))
+            self.file.reconfigure(encoding="utf-8")  # in any locale
             self.keys = next(csv.reader([header]), [])
             self.file.writelines([header, *kept])
             self.file.flush()
@@ -133,7 +107,7 @@ class PhaseDisplay:
             TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[outcome]}"),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not can_redraw(self.console),
         )
         self._progress.start()
         self._bar = self._progress.add_task(
@@ -210,7 +184,8 @@ class Session:
 
     def __post_init__(self) -> None:
         self.display = PhaseDisplay(self.phase, self.step, self.until, self.seconds_left)
-        self._saved = time.monotonic()
+        # The first checkpoint comes within a minute, so that little is lost if the process dies.
+        self._saved = time.monotonic() - max(self.save_seconds - FIRST_SAVE_SECONDS, 0)
 
     @property
     def stopped(self) -> bool:

@@ -17,11 +17,12 @@ from conal_rl.config import RunConfig, marked
 from conal_rl.core import ConalProStage, Tree
 from conal_rl.core.findings import findings
 from conal_rl.errors import CheckpointError, ConfigError
+from conal_rl.files import atomic_write, write_json
 from conal_rl.runs.checkpoints import load_checkpoint, newest_step, save_checkpoint
 from conal_rl.runs.experiment import Experiment
-from conal_rl.runs.files import atomic_write, write_json
 from conal_rl.runs.folder import Run
-from conal_rl.runs.progress import Session, StopRequest, make_logger
+from conal_rl.runs.progress import Session, make_logger
+from conal_rl.signals import StopRequest
 
 Phase = Literal["search", "train", "done"]
 
@@ -44,15 +45,16 @@ class Trainer:
         self._stop = StopRequest()
 
     @classmethod
-    def start(cls, experiment: Experiment, out: Path | None) -> Trainer:
-        """Begin a run in a new folder.
+    def start(cls, experiment: Experiment, out: Path | None, runs: Path) -> Trainer:
+        """Begin a run in the new folder `out`, or in one that is made in `runs`.
 
         Raises:
             ConalError: the experiment or the folder cannot be made. No folder is left.
         """
         experiment.start()
         phase: Phase = "search" if experiment.config.agent.tree == "search" else "train"
-        return cls(Run.create(experiment.config, out, experiment.precision), experiment, phase)
+        run = Run.create(experiment.config, out, experiment.precision, runs)
+        return cls(run, experiment, phase)
 
     @classmethod
     def resume(cls, run: Run, experiment: Experiment) -> Trainer:
@@ -65,7 +67,7 @@ class Trainer:
             ConalError: the checkpoint is damaged, or belongs to a different config.
         """
         tensors, state = load_checkpoint(run.folder)
-        began = run.config()
+        began = run.config().with_whole_paths()
         try:
             trainer = cls(run, experiment, state["phase"])
             trainer._restore_progress(state)
@@ -103,11 +105,11 @@ class Trainer:
                 self.phase = "done"
                 self._report_conflicts("training.json")
                 self._checkpoint()
-            if self._stop.signal is not None:
-                if self.phase != "done":
-                    self._checkpoint()
-                self._say_how_to_resume()
-                return 128 + self._stop.signal
+            if self._stop.signal is not None and self.phase != "done":
+                self._checkpoint()
+        if self._stop.signal is not None:
+            self._say_how_to_resume()
+            return 128 + self._stop.signal
         try:
             self._evaluate()
         except KeyboardInterrupt:

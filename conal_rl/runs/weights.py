@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,14 @@ from conal_rl.core import (
     Tree,
 )
 from conal_rl.errors import CheckpointError, TreeError, diverged
-from conal_rl.runs.files import draft_folder, read_json
+from conal_rl.files import (
+    DRAFTS,
+    draft_folder,
+    read_bytes,
+    read_json,
+    restore_folder,
+    user_path,
+)
 
 _JSON, _WEIGHTS = "model.json", "model.safetensors"
 _SPACES: dict[str, Callable[..., Search]] = {
@@ -83,12 +89,12 @@ def structure_from_json(data: Any) -> Structure:
 
 
 def write_model(folder: Path, about: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Write `model.json` and `model.safetensors` as `folder`; an older model is replaced.
+    """Write `model.json` and `model.safetensors` into `folder`; an older model is replaced.
 
     Raises:
         CheckpointError: `folder` holds other files, or the disk refuses. It is unchanged.
     """
-    folder = folder.resolve()
+    folder = user_path(folder).resolve()
     if folder.exists() and not (folder.is_dir() and all(map(_may_go, folder.iterdir()))):
         raise CheckpointError(
             f"{folder}: got other files in it, expected a model or no folder. Give a new folder"
@@ -99,7 +105,6 @@ def write_model(folder: Path, about: Mapping[str, Any], weights: Mapping[str, Te
             digest = hashlib.sha256((draft / _WEIGHTS).read_bytes()).hexdigest()
             text = json.dumps({**about, "sha256": digest}, indent=2) + "\n"
             (draft / _JSON).write_text(text, encoding="utf-8")
-            shutil.copymode(draft / _JSON, draft / _WEIGHTS)  # safetensors lets only the owner read
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: got {error}, expected a writable folder. Give a different folder"
@@ -107,9 +112,9 @@ def write_model(folder: Path, about: Mapping[str, Any], weights: Mapping[str, Te
 
 
 def _may_go(path: Path) -> bool:
-    """Return whether a file is of a model, or litter of a desktop or a network drive."""
-    litter = (".DS_Store", "Thumbs.db", "desktop.ini")
-    return path.name in (_JSON, _WEIGHTS, *litter) or path.name.startswith(".nfs")
+    """Return whether a file is of a model, a draft, or litter of a desktop or a disk."""
+    litter = (".DS_Store", "Thumbs.db", "desktop.ini", "lost+found")
+    return path.name in (_JSON, _WEIGHTS, *litter) or path.name.startswith((".nfs", DRAFTS))
 
 
 def read_model(folder: Path) -> tuple[Any, dict[str, Tensor]]:
@@ -122,9 +127,11 @@ def read_model(folder: Path) -> tuple[Any, dict[str, Tensor]]:
         raise CheckpointError(
             f"{folder}: got a run's folder, expected one of weights. Give {folder / 'model'}"
         )
+    folder = user_path(folder)
+    restore_folder(folder)
     about = read_json(folder / _JSON)
     try:
-        data = (folder / _WEIGHTS).read_bytes()
+        data = read_bytes(folder / _WEIGHTS)
     except OSError as error:
         raise CheckpointError(
             f"{error.filename}: got {error.strerror}, expected a readable file. Check the path"

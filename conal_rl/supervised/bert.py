@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from conal_rl.core import module_chain
 from conal_rl.core.layers import LayerFactory
 from conal_rl.errors import CheckpointError, ConfigError, import_extra
-from conal_rl.runs.files import read_json
+from conal_rl.files import read_json, user_path
 from conal_rl.supervised.encoders import check_fit, fill, read_weights
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def bert_chain(
         ConfigError: `modules` is below 1 or above the number of layers.
     """
     import_extra("transformers.models.bert.modeling_bert", "transformers", "nlp")
-    folder = Path(source) if isinstance(source, str | Path) else None
-    config = read_config(Path(source)) if isinstance(source, str | Path) else source
+    folder = user_path(source) if isinstance(source, str | Path) else None
+    config = read_config(user_path(source)) if isinstance(source, str | Path) else source
     layers = config.num_hidden_layers
     if not 1 <= modules <= layers:
         raise ConfigError(

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from conal_rl.core import module_chain
 from conal_rl.core.layers import LayerFactory
 from conal_rl.errors import CheckpointError
+from conal_rl.files import user_path
 
 Depth = Literal[18, 34, 50]
 StemName = Literal["imagenet", "3x3"]
@@ -216,7 +217,7 @@ def load_torchvision(network: nn.Module, weights: str | Path | Mapping[str, Tens
         raise ValueError("network: got no ResNet module, expected at least one")
     source, tensors = "weights", weights
     if not isinstance(tensors, Mapping):
-        source, tensors = str(weights), read_weights(Path(tensors))
+        source, tensors = str(weights), read_weights(user_path(tensors))
     counter = ".num_batches_tracked"
     named = {
         name: tensor

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from conal_rl.config import SupervisedConfig
 from conal_rl.errors import CheckpointError, ConalError, ConfigError
+from conal_rl.files import read_json, user_path
 from conal_rl.literals import Precision
 from conal_rl.runs.checkpoints import load_checkpoint
-from conal_rl.runs.files import read_json
 from conal_rl.runs.weights import UNFIT, read_model, reason, structure_from_json
 from conal_rl.supervised.data.common import Batch, SharedLoader, TaskLoaders
 from conal_rl.supervised.metrics import LOWER_IS_BETTER, Scores, delta_p, total_error
@@ -103,15 +103,15 @@ def read_reference(config: SupervisedConfig, tasks: Mapping[str, Task]) -> Score
             that are not above 0.
         CheckpointError: the file is damaged, or not from a supervised run.
     """
-    path = config.evaluation.reference
-    if path is None:
+    if config.evaluation.reference is None:
         return None
-    if not Path(path).is_file():
+    path = user_path(config.evaluation.reference)
+    if not path.is_file():
         raise ConfigError(
             f"evaluation.reference: got {path}, which does not exist, expected an evaluation.json. "
             "Check the path"
         )
-    content = read_json(Path(path))
+    content = read_json(path)
     try:
         reference = {str(task): from_json(metrics) for task, metrics in content["scores"].items()}
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

@@ -22,6 +22,7 @@ from conal_rl.core.findings import log_scalars
 from conal_rl.core.learner import Learner
 from conal_rl.core.optimizers import set_learning_rate
 from conal_rl.errors import CheckpointError, ConfigError, TreeError, diverged
+from conal_rl.files import user_path
 from conal_rl.literals import Precision
 from conal_rl.runs.experiment import (
     Tensors,
@@ -88,7 +89,6 @@ class SupervisedExperiment:
         self._build(structure)
         self._try_out()
         self._build(structure)
-        self.config = self.config.with_whole_paths()
 
     def restore(
         self, tensors: Tensors, state: Mapping[str, Any], precision: Precision | None
@@ -99,7 +99,6 @@ class SupervisedExperiment:
             CheckpointError: the checkpoint is damaged or does not fit the config.
             ConfigError: the checkpoint belongs to different tasks.
         """
-        self.config = self.config.with_whole_paths()
         try:
             tasks = ", ".join(state["tasks"])
             if state["tasks"] != list(self.tasks):
@@ -414,7 +413,7 @@ def _fixed_tree(config: SupervisedConfig, tasks: tuple[str, ...]) -> Tree | None
         return Tree.shared(tasks, depth)
     if config.agent.tree == "independent":
         return Tree.independent(tasks, depth)
-    path = Path(config.agent.tree)
+    path = user_path(config.agent.tree)
     tree = Tree.load(path)
     try:
         return tree.check(tasks, depth)

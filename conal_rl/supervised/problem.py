@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from conal_rl.config.supervised import SupervisedConfig
 from conal_rl.core.layers import LayerFactory
 from conal_rl.errors import ConfigError
+from conal_rl.files import user_path
 from conal_rl.supervised.data.common import SharedLoader, TaskLoaders
 from conal_rl.supervised.metrics import Metric
 
@@ -83,7 +84,7 @@ def root_of(config: SupervisedConfig, holds: str) -> Path:
         raise ConfigError(
             f"data.root: got no value, expected the folder with {holds}. Give --data.root DIR"
         )
-    return Path(config.data.root).expanduser()
+    return user_path(config.data.root)
 
 
 def chosen_tasks(

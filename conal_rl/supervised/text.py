@@ -17,6 +17,7 @@ from conal_rl.config.checks import require
 from conal_rl.config.supervised import SupervisedConfig
 from conal_rl.core.layers import LayerFactory
 from conal_rl.errors import ConfigError
+from conal_rl.files import user_path
 from conal_rl.supervised.bert import bert_chain, read_config
 from conal_rl.supervised.data.common import Batch, Indexed, Joined, TaskItem, TaskLoaders
 from conal_rl.supervised.data.common import stack_tasks as stack
@@ -143,7 +144,7 @@ def _bert(config: SupervisedConfig) -> tuple[Path, BertConfig]:
             "are in agent.bert. Remove it"
         )
     require(config.data.size is None, "data.size", config.data.size, f"no value, {because}")
-    folder = Path(agent.bert).expanduser()
+    folder = user_path(agent.bert)
     about = read_config(folder)
     longest = about.max_position_embeddings
     allowed = f"5 to {longest}, the positions of {folder}"

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from conal_rl.errors import ConfigError
+from conal_rl.files import user_path
 from conal_rl.supervised.data.common import Sample, TargetSpec
 from conal_rl.supervised.data.files import (
     data_error,
@@ -79,7 +80,7 @@ class CelebA:
             raise ConfigError(
                 f"split: got {split!r}, expected one of {', '.join(PARTITIONS)}. Give one of them"
             )
-        root, self.size = Path(root).expanduser(), size
+        root, self.size = user_path(root), size
         known, rows = _read_attributes(root / _ATTRIBUTES)
         chosen = known if attributes == "all" else attributes
         if unknown := [name for name in chosen if name not in known]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conal_rl.errors import ConalError, import_extra
+from conal_rl.files import read_text, require_regular
 
 Array = NDArray[Any]
 
@@ -38,6 +39,7 @@ def missing_file(path: Path, what: str) -> DataError:
 def reading(path: Path, what: str) -> Iterator[None]:
     """Raise a DataError of one line if the block cannot read `path`, described by `what`."""
     try:
+        require_regular(path)
         yield
     except FileNotFoundError as error:
         raise missing_file(path, what) from error
@@ -58,7 +60,7 @@ def require_files(paths: Iterable[Path], what: str) -> None:
 def read_lines(path: Path, what: str) -> list[str]:
     """Return the lines of a text file, stripped and without blank lines."""
     with reading(path, what):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conal_rl.errors import ConfigError
+from conal_rl.files import user_path
 from conal_rl.supervised.data.common import Sample, TargetSpec
 from conal_rl.supervised.data.files import data_error, missing_file, read_npy, require_values
 
@@ -71,7 +72,7 @@ class NYUv2:
     ):
         if split not in ("train", "val"):
             raise ConfigError(f"split: got {split!r}, expected train or val. Give one of them")
-        self.folder = Path(root).expanduser() / split
+        self.folder = user_path(root) / split
         self.augment, self.seed, self.epoch = augment, seed, 0
         self.size = size or self.size
         tasks = tuple(self.folders) if tasks is None else tasks

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conal_rl.errors import ConfigError, import_extra
+from conal_rl.files import user_path
 from conal_rl.supervised.data.common import Sample, TargetSpec
 from conal_rl.supervised.data.files import (
     Array,
@@ -117,7 +118,7 @@ class PascalContext:
             raise ConfigError(
                 f"tasks: got {unknown[0]!r}, expected some of {known}. Give some of them"
             )
-        self.root, self.size = Path(root).expanduser(), size
+        self.root, self.size = user_path(root), size
         listing = self.root / "ImageSets" / "Context" / f"{split}.txt"
         self.names = read_lines(listing, "a list of images, a name per row")
         """The names of the images, in the order of the list."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conal_rl.errors import ConfigError
+from conal_rl.files import user_path
 from conal_rl.supervised.data.common import Sample, TargetSpec
 from conal_rl.supervised.data.files import (
     Array,
@@ -83,7 +84,7 @@ class Taskonomy:
         size: int = 256,
         crop: int | None = 224,
     ):
-        self.root, self.size, self.crop = Path(root).expanduser(), size, crop or size
+        self.root, self.size, self.crop = user_path(root), size, crop or size
         if self.crop > size:
             raise ConfigError(
                 f"crop: got {crop}, expected at most {size}, the size of images. Lower the crop"

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from conal_rl.errors import ConfigError, import_extra
+from conal_rl.files import read_bytes, user_path
 from conal_rl.supervised.data.common import TargetSpec
 from conal_rl.supervised.data.files import DataError, data_error, missing_file
 
@@ -110,7 +111,7 @@ class Texts:
                 f"tokens: got {tokens}, expected 5 or more, the least for a pair of texts. "
                 "Raise data.tokens"
             )
-        path = _find(Path(root).expanduser(), name, language, split)
+        path = _find(user_path(root), name, language, split)
         self.labels = LABELS[name]
         """The names of the classes or tags."""
         self.tokens, self.padding = tokens, tokenizer.pad_token_id
@@ -298,7 +299,7 @@ def _find(root: Path, name: str, language: str, split: str) -> Path:
 
 def _lines(path: Path) -> list[str]:
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         got = f"{error.strerror or error}"
         raise data_error(path, got, "a readable file", "Check the folder") from error
