@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from conal_rl.cli import Parser, add_data_root, exit_status
@@ -18,7 +17,6 @@ from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError
 from conal_rl.files import is_writable, user_path, write_json
 from conal_rl.runs.folder import find_run, run_of
-from conal_rl.streams import can_redraw
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,6 +111,7 @@ def _play(options: argparse.Namespace) -> None:
     # Here, so that --help and wrong options answer at once.
     from conal_rl import evaluation
     from conal_rl.agents.experiment import load_policy
+    from conal_rl.runs.progress import evaluation_bar
 
     policy, config = load_policy(options.path, options.device)
     suite = config.env.suite
@@ -125,16 +124,14 @@ def _play(options: argparse.Namespace) -> None:
             f"The seed {seed} is also the seed of training, so the goals are the same.",
             file=sys.stderr,
         )
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not can_redraw(console)) as bar:
-        task = bar.add_task("episodes", total=None)
+    with evaluation_bar() as show:
         result = evaluation.evaluate_policy(
             policy,
             suite,
             episodes,
             seed,
             options.engine or "official",
-            lambda done, wanted: bar.update(task, completed=done, total=wanted),
+            show,
         )
     _write_and_print(result.to_json(), options.json, result.table())
     if options.video is not None:

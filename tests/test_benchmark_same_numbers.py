@@ -83,8 +83,8 @@ def test_clock_and_column_order_do_not_matter(runs: tuple[Path, Path]) -> None:
     [
         ("0.25", "0.26", ("loss/a", "row 2", "step 20", "0.25 before", "0.26 now")),
         ("nan", "1.5", ("success/b", "row 1", "nan before", "1.5 now")),
-        ("20,\n", "20,nan\n", ("success/b", "row 2", "empty before", "nan now")),
-        ("success/b", "success/c", ("success/b", "success/c")),
+        ("20,\n", "20,1\n", ("success/b", "row 2", "empty before", "1 now")),
+        ("loss/a", "loss/c", ("loss/a", "loss/c")),
         ("101,0.25,20,\n", "", ("2 rows before", "1 now")),
     ],
 )

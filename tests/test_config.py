@@ -67,8 +67,12 @@ def test_every_preset_loads_under_its_own_name() -> None:
 def test_a_file_needs_only_what_differs(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, MINIMAL))
     assert config == Config(
-        name="mine", total_steps=1000, env=EnvConfig("mt10"), search=SearchConfig(steps=200)
-    )  # the search is a fifth
+        name="mine",
+        total_steps=1000,
+        env=EnvConfig("mt10"),
+        search=SearchConfig(steps=200),  # a fifth
+        log_interval=10,  # a hundredth
+    )
 
 
 positive = st.floats(1e-6, 1e6)
@@ -391,6 +395,14 @@ def test_a_config_cannot_be_changed() -> None:
 def test_search_only_needs_a_search() -> None:
     with pytest.raises(ConfigError, match=r"search\.only"):
         load_config("mt10", ["--search.only", "--agent.tree", "shared"])
+
+
+def test_the_log_interval_follows_the_steps(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    for steps, interval in ((100_000, 1_000), (10_000_000, 20_000), (50, 1)):
+        path.write_text(f"total_steps: {steps}\nenv: {{suite: [Pendulum-v1]}}\n")
+        assert load_config(path).log_interval == interval
+    assert load_config("mt10").log_interval == 20_000
 
 
 def test_the_command_line_gives_config_and_folders(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -25,6 +26,7 @@ from conal_rl.reports.conflicts import draw_conflicts, draw_cosines
 from conal_rl.reports.gates import draw_gates
 from conal_rl.reports.run_data import (
     ConflictRecord,
+    Curve,
     mean_over_pairs,
     read_phase,
     read_record,
@@ -614,6 +616,38 @@ def progress(folder: Path, text: str) -> Path:
     folder.mkdir(parents=True)
     (folder / "progress.csv").write_text(text, encoding="utf-8")
     return folder
+
+
+def test_returns_are_drawn_if_no_task_reports_success(tmp_path: Path) -> None:
+    header = "time/total_timesteps,phase,return/b,return/a,time/minutes"
+    lines = ["10,search,,,0.5", "20,search,-5,-100,1", "30,train,-4,-90,1.5"]
+    run = progress(tmp_path / "run", "\n".join([header, *lines, ""]))
+    log = read_success(run, "run")
+    assert (log.quantity, log.searched, list(log.tasks)) == ("return", 2, ["b", "a"])
+    steps = draw_success([log]).axes[0]
+    assert steps.get_ylabel() == "mean return during training"
+    curve, end_of_search = steps.lines
+    assert_allclose(np.asarray(curve.get_ydata(), dtype=float), [np.nan, -52.5, -47])
+    assert set(np.asarray(end_of_search.get_xdata()).tolist()) == {20}
+    assert [axes.get_title() for axes in draw_tasks(log).axes] == ["b", "a"]
+    other = progress(tmp_path / "other", "time/total_timesteps,success/a,success/mean\n10,1,1\n")
+    with pytest.raises(ConfigError, match="expected one kind"):
+        draw_success([log, read_success(other, "other")])
+
+
+def test_gates_that_were_logged_once_are_points(tmp_path: Path) -> None:
+    figure = draw_gates(record(tmp_path / "run"))
+    assert {line.get_marker() for axes in figure.axes for line in axes.lines} == {"None"}
+    whole = record(tmp_path / "again")
+    once = {
+        network: {
+            choice: {o: Curve(c.steps[:1], c.values[:1]) for o, c in curves.items()}
+            for choice, curves in choices.items()
+        }
+        for network, choices in whole.gates.items()
+    }
+    figure = draw_gates(dataclasses.replace(whole, gates=once))
+    assert {line.get_marker() for line in figure.axes[0].lines if len(line.get_xdata())} == {"o"}
 
 
 def test_success_is_drawn_over_steps_and_minutes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -35,6 +36,9 @@ class RunCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self.began = self.num_timesteps
+        # SB3 measures time and speed since these; so they are of the whole run.
+        self.model.start_time = time.time_ns() - int(1e9 * self.session.elapsed())
+        self.model._num_timesteps_at_start = 0
         # A multiple, so that a resumed run logs at the same steps as an uninterrupted one.
         self.next_log = next_multiple(self.log_interval, self.num_timesteps)
 
@@ -69,6 +73,10 @@ class RunCallback(BaseCallback):
 
     def _log(self) -> None:
         assert isinstance(self.model, ConalSAC)
+        # SB3's rate of success forgets its episodes at each resume; success/mean says it.
+        if self.model.ep_success_buffer is not None:
+            self.model.ep_success_buffer.clear()
+        self.logger.record("phase", self.session.phase, exclude="tensorboard")
         self.logger.record("time/minutes", self.session.elapsed() / 60)
         self.logger.record("time/phase_steps_per_s", self.display.rate(self.num_timesteps))
         self.model.dump_logs()

@@ -81,9 +81,10 @@ class RecentEpisodes:
         return {task: _mean(total for total, _ in each) for task, each in self._episodes.items()}
 
     def scalars(self) -> dict[str, float]:
-        """Return returns, and success if it is known, for a log, by tag."""
+        """Return the returns and successes that are known, for a log, by tag."""
         known = {task: share for task, share in self.success().items() if np.isfinite(share)}
-        scalars = {f"return/{task}": total for task, total in self.returns().items()}
+        returns = self.returns().items()
+        scalars = {f"return/{task}": total for task, total in returns if np.isfinite(total)}
         scalars |= {f"success/{task}": share for task, share in known.items()}
         return scalars | ({"success/mean": _mean(known.values())} if known else {})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,7 @@ class SACExperiment:
         if not self.config.search.keep_replay:
             self.agent.learning_starts += searched
         self.agent.restore(tensors, saved)
+        self.agent.updates_before = int(state.get("updates_before", 0))
         self._resume_episodes(tensors, state)
 
     @property
@@ -195,6 +196,7 @@ class SACExperiment:
             "agent": agent_state,
             "episodes": None,
             "next_evaluation": self._next_evaluation,
+            "updates_before": self.agent.updates_before,
         }
         # An agent that has not acted yet begins new episodes, after a resume too.
         episodes = None if self.agent._last_obs is None else self.env.state()
@@ -208,7 +210,9 @@ class SACExperiment:
         """Write the agent's weights; these are the last iterate, also in a finished run."""
         self.agent.save_weights(folder)
 
-    def evaluate(self) -> tuple[dict[str, Any], Table]:
+    figures = ("success",)
+
+    def evaluate(self, progress: Callable[[int, int], None]) -> tuple[dict[str, Any], Table]:
         """Return success per task by the final protocol, as JSON types and as a table."""
         from conal_rl.evaluation import evaluate_policy
 
@@ -216,7 +220,7 @@ class SACExperiment:
         if self.agent._n_updates == 0:
             print("The run made no update: the agent has learnt nothing.", file=sys.stderr)
         evaluation = evaluate_policy(
-            self.agent, self.config.env.suite, settings.episodes, settings.seed
+            self.agent, self.config.env.suite, settings.episodes, settings.seed, progress=progress
         )
         searched = self.config.agent.tree == "search"
         reused = {"replay_of_search_reused": searched and search.keep_replay}
@@ -237,6 +241,9 @@ class SACExperiment:
         before = self.agent
         self._make_agent(structures)
         self.agent.num_timesteps = before.num_timesteps
+        # For the log, whose counters are of the whole run.
+        self.agent.updates_before = before.updates_before + before._n_updates
+        self.agent._episode_num = before._episode_num
         if keep_replay:
             self.agent.replay_buffer.inherit_from(before.replay_buffer)
         else:

@@ -71,6 +71,7 @@ class ConalSAC(SAC):
     replay_buffer: TaskReplayBuffer
     has_critics = True
     """Whether the critics hold weights; False after loading a model without them."""
+    updates_before = 0  # of the search's agents, for the log
 
     def __init__(
         self,
@@ -325,9 +326,8 @@ class ConalSAC(SAC):
         Raises:
             ConalError: a loss is not finite, so that training cannot continue.
         """
-        means, updates = self._means.take(), self._n_updates
-        critic_range = self.settings.critic_range
-        record(self.logger, means, self.recent, self.learners, updates, critic_range)
+        means, updates = self._means.take(), self.updates_before + self._n_updates
+        record(self.logger, means, self.recent, self.learners, updates, self.settings.critic_range)
         super().dump_logs()
 
     # On disk.

@@ -36,6 +36,10 @@ def compare_runs(old: Path, new: Path) -> list[str]:
     return lines + compare_tensors("checkpoint", *map(_tensors, newest))
 
 
+_LOGGED_DIFFERENTLY = ("phase", "rollout/success_rate", "train/n_updates")
+"""Columns that commits up to 0e2ad22 lack, or count from scratch after a search or a resume."""
+
+
 def compare_progress(old: Path, new: Path) -> list[str]:
     """Return the differences between two progress.csv, by the columns' names; NaN equals NaN."""
     sides = [_rows(path) for path in (old, new)]
@@ -44,8 +48,10 @@ def compare_progress(old: Path, new: Path) -> list[str]:
         lines.append(f"progress.csv: {len(sides[0])} rows before, {len(sides[1])} now")
     columns = [{name: None for row in rows for name in row} for rows in sides]
     for name in columns[0] | columns[1]:
-        if name.startswith("time/"):
+        if name.startswith("time/") or name in _LOGGED_DIFFERENTLY:
             continue
+        if all(_same(_number(row.get(name, "")), math.nan) for rows in sides for row in rows):
+            continue  # a log without the column says the same
         if name not in columns[0] or name not in columns[1]:
             lines.append(f"progress.csv: column {name} {_only(name in columns[0])}")
             continue
@@ -72,7 +78,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def _number(cell: str) -> float | str:
     try:
-        return float(cell)
+        return float(cell or "nan")
     except ValueError:
         return cell
 

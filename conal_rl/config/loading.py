@@ -235,6 +235,9 @@ def _build(kind: _Kind, flat: Mapping[str, Any], source: str) -> AnyConfig:
             raise ConfigError(
                 f"{source}: {path}: got no value, expected {describe(kind.fields[path])}. Give one"
             )
+    if kind is _RL:
+        hundredth = max(1, values[""]["total_steps"] // 100)
+        values[""].setdefault("log_interval", min(Config.log_interval, hundredth))
     values["search"].setdefault("steps", max(1, values[""]["total_steps"] // 5))
     try:
         sections = {name: owner(**values[name]) for name, owner in kind.sections.items()}

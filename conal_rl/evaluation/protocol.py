@@ -96,7 +96,9 @@ class Evaluation:
     def table(self) -> Table:
         """Return a row per task with rate, Wilson interval and return, and a row of means."""
         title = f"{self.suite}: {self.episodes_per_task} episodes per task, seed {self.seed}"
-        table = Table(title=title)
+        tasks = self.suite.split(",")
+        official = is_published(tasks if len(tasks) > 1 else self.suite)
+        table = Table(title=title, caption=_SHORTER if official else None)
         for column in ("task", "success", "95% interval", "mean return"):
             table.add_column(column, justify="left" if column == "task" else "right")
         for task, rate in self.success.items():
@@ -108,6 +110,9 @@ class Evaluation:
         of = "" if known in (0, len(self.success)) else f" (success: of {known} tasks)"
         table.add_row(f"mean{of}", *_cells(self.mean_success, self.ci95), f"{mean_return:.1f}")
         return table
+
+
+_SHORTER = "An episode ends at its first success, so its return is lower than in training."
 
 
 def _cells(rate: float | None, interval: Interval | None) -> tuple[str, str]:

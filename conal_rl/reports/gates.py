@@ -88,6 +88,8 @@ def _draw_choice(axes: Axes, options: dict[int, Curve], colours: dict[int, str])
             curve.values,
             color=colours[option],
             lw=1.8 if thick else 0.9,
+            marker="o" if len(curve.steps) == 1 else None,  # a line needs two points
+            ms=3,
             zorder=3 if thick else 2,
         )
     dress(axes, ticks=3)

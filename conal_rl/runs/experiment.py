@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -106,8 +106,18 @@ class Experiment(Protocol):
         """Write the weights that evaluation reads; `finished` says that training is over."""
         ...
 
-    def evaluate(self) -> tuple[dict[str, Any], RenderableType]:
-        """Return the content of evaluation.json, and a table to print."""
+    def evaluate(
+        self, progress: Callable[[int, int], None]
+    ) -> tuple[dict[str, Any], RenderableType]:
+        """Return the content of evaluation.json, and a table to print.
+
+        `progress` takes the episodes done and the episodes wanted.
+        """
+        ...
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The commands of `conal_rl.report` that draw a finished run of this kind."""
         ...
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    SpinnerColumn,
     TextColumn,
 )
+from rich.table import Column
 from stable_baselines3.common.logger import (
     CSVOutputFormat,
     Logger,
@@ -31,8 +33,15 @@ FIRST_SAVE_SECONDS = 45.0
 """Seconds of a session after which its first checkpoint is due."""
 
 
+_COLUMNS = (
+    *("time/total_timesteps", "phase", "evaluation/", "success/mean", "success/", "return/"),
+    *("validation/", "loss/", "rollout/", "train/", "time/"),
+)
+"""How the names of columns begin, in the order of progress.csv."""
+
+
 class ContinuedCSV(CSVOutputFormat):
-    """SB3's CSV log, which continues the lines of an earlier process.
+    """SB3's CSV log, which continues the lines of an earlier process, its columns in fixed order.
 
     Lines after the checkpoint are dropped, because the resumed run logs them again. An incomplete
     last line is dropped too.
@@ -66,6 +75,36 @@ class ContinuedCSV(CSVOutputFormat):
             self.keys = next(csv.reader([header]), [])
             self.file.writelines([header, *kept])
             self.file.flush()
+        self.path = path
+
+    def write(
+        self,
+        key_values: dict[str, Any],
+        key_excluded: dict[str, tuple[str, ...]],
+        step: int = 0,
+    ) -> None:
+        """Write a line. A column that is new moves to its place, in all lines."""
+        logged = [name for name in key_values if "csv" not in (key_excluded[name] or ())]
+        if new := [name for name in logged if name not in self.keys]:
+            self._add_columns(new)
+        super().write(key_values, key_excluded, step)
+
+    def _add_columns(self, new: Sequence[str]) -> None:
+        rows = list(csv.DictReader(read_text(self.path).splitlines()))
+        self.keys = sorted([*self.keys, *new], key=_column)
+        with draft_file(self.path) as draft:
+            self.file.close()
+            self.file = open(draft, "w+", encoding="utf-8", newline="")  # noqa: SIM115
+            writer = csv.DictWriter(self.file, self.keys, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            self.file.flush()
+
+
+def _column(name: str) -> int:
+    """Return the place of a column's kind in progress.csv."""
+    kinds = (kind for kind, start in enumerate(_COLUMNS) if name.startswith(start))
+    return next(kinds, len(_COLUMNS))
 
 
 def make_logger(folder: Path, steps: int) -> Logger:
@@ -90,22 +129,26 @@ class PhaseDisplay:
         phase: name of the phase.
         step: the step that it continues at.
         until: the step that it ends at.
+        total: the step that the run ends at.
         seconds_left: returns the seconds after which it ends early.
     """
 
-    def __init__(self, phase: str, step: int, until: int, seconds_left: Callable[[], float]):
-        self.phase, self.until, self._seconds_left = phase, until, seconds_left
+    def __init__(
+        self, phase: str, step: int, until: int, total: int, seconds_left: Callable[[], float]
+    ):
+        self.phase, self.until, self.total, self._seconds_left = phase, until, total, seconds_left
         self._first, self._began = step, time.monotonic()
         self._shown = self._began
         self.console = Console(stderr=True)
         self._progress = Progress(
-            SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:,.0f} steps/s"),
+            BarColumn(bar_width=10),
+            # Whole at 80 columns; the outcome, which is last, is cut instead.
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[rate]:,.0f}/s"),
             TextColumn("{task.fields[left]}"),
-            TextColumn("{task.fields[outcome]}"),
+            TextColumn("{task.fields[outcome]}", table_column=Column(overflow="ellipsis", ratio=1)),
+            expand=True,
             console=self.console,
             disable=not can_redraw(self.console),
         )
@@ -139,20 +182,45 @@ class PhaseDisplay:
     def line(self, step: int, outcome: str) -> None:
         """Print a line, except if a bar is shown."""
         if self._progress.disable:
+            ends = f", {outcome}" if outcome else ""
             self.console.print(
                 f"{self.phase}: {step:,} of {self.until:,} steps, "
-                f"{self.rate(step):,.0f} steps/s, {self._left(step)}, {outcome}",
+                f"{self.rate(step):,.0f} steps/s, {self._left(step)}{ends}",
                 highlight=False,
                 soft_wrap=True,
             )
 
     def _left(self, step: int) -> str:
-        seconds = max(self.until - step, 0) / max(self.rate(step), 1e-9)
-        return f"{max(min(seconds, self._seconds_left()), 0) / 60:.0f} min left"
+        """Return the time that is left of the run, and next to it that of the phase."""
+        run, phase = (self._minutes(until, step) for until in (self.total, self.until))
+        return f"{run:.0f} min left" + (f" ({phase:.0f} of it {self.phase})" if run > phase else "")
+
+    def _minutes(self, until: int, step: int) -> float:
+        seconds = max(until - step, 0) / max(self.rate(step), 1e-9)
+        return max(min(seconds, self._seconds_left()), 0) / 60
 
     def close(self) -> None:
         """Remove the bar."""
         self._progress.stop()
+
+
+@contextmanager
+def evaluation_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show how many episodes are done: a bar in a terminal, a line elsewhere.
+
+    Yields a function that takes the episodes done and the episodes wanted.
+    """
+    console = Console(stderr=True)
+    bars = can_redraw(console)
+    with Progress(console=console, transient=True, disable=not bars) as bar:
+        task = bar.add_task("evaluation, episodes", total=None)
+
+        def show(done: int, wanted: int) -> None:
+            bar.update(task, completed=done, total=wanted)
+            if not bars and done == 1:
+                console.print(f"evaluation: {wanted:,} episodes", highlight=False)
+
+        yield show
 
 
 @dataclass
@@ -163,6 +231,7 @@ class Session:
         phase: name of the phase.
         step: the step of the whole run that it continues at.
         until: the step of the whole run that it ends at.
+        total: the step that the whole run ends at.
         logger: takes the metrics.
         stop: says whether the user has asked to stop.
         elapsed: returns the seconds of the whole run so far.
@@ -175,6 +244,7 @@ class Session:
     phase: str
     step: int
     until: int
+    total: int
     logger: Logger
     stop: StopRequest
     elapsed: Callable[[], float]
@@ -183,7 +253,9 @@ class Session:
     save_seconds: float
 
     def __post_init__(self) -> None:
-        self.display = PhaseDisplay(self.phase, self.step, self.until, self.seconds_left)
+        self.display = PhaseDisplay(
+            self.phase, self.step, self.until, self.total, self.seconds_left
+        )
         # The first checkpoint comes within a minute, so that little is lost if the process dies.
         self._saved = time.monotonic() - max(self.save_seconds - FIRST_SAVE_SECONDS, 0)
 

@@ -21,7 +21,7 @@ from conal_rl.files import atomic_write, write_json
 from conal_rl.runs.checkpoints import load_checkpoint, newest_step, save_checkpoint
 from conal_rl.runs.experiment import Experiment
 from conal_rl.runs.folder import Run
-from conal_rl.runs.progress import Session, make_logger
+from conal_rl.runs.progress import Session, evaluation_bar, make_logger
 from conal_rl.signals import StopRequest
 
 Phase = Literal["search", "train", "done"]
@@ -93,6 +93,7 @@ class Trainer:
 
     def run_phases(self) -> int:
         """Run the remaining phases: search, training, evaluation. Return the exit status."""
+        print(f"The run is in {self.run.folder}.", file=sys.stderr)
         with self._stop.watching():
             self._logger = make_logger(self.run.folder, self.experiment.steps)
             if self.phase == "train" and not self.run.tree_path.exists():
@@ -152,6 +153,7 @@ class Trainer:
             phase=self.phase,
             step=self.experiment.steps,
             until=until,
+            total=until if self.config.search.only else self.config.total_steps,
             logger=self._logger,
             stop=self._stop,
             elapsed=self._elapsed,
@@ -168,7 +170,8 @@ class Trainer:
     def _evaluate(self) -> None:
         """Write evaluation.json and print its table."""
         seconds = self._elapsed()
-        report, table = self.experiment.evaluate()
+        with evaluation_bar() as show:
+            report, table = self.experiment.evaluate(show)
         report |= {
             "steps": self.experiment.steps,
             "search_steps": self.search_steps,
@@ -177,6 +180,17 @@ class Trainer:
         }
         write_json(self.run.evaluation_path, report)
         Console().print(table)
+        folder, module = shlex.quote(str(self.run.folder)), "python -m conal_rl"
+        searched = (self.run.folder / "search.json").exists()
+        figures = [*self.experiment.figures, *["conflicts"] * searched]
+        print(
+            f"The run is in {self.run.folder}. Next:",
+            f"{module}.evaluate {folder}",
+            *(f"{module}.report {figure} {folder}" for figure in figures),
+            f"tensorboard --logdir {folder}",
+            sep="\n  ",
+            file=sys.stderr,
+        )
 
     def _report_conflicts(self, name: str) -> None:
         """Write gates and conflicts since the start of the phase, or of the search's stage."""

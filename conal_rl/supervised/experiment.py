@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ class SupervisedExperiment:
         self._first_step = 0  # first step of the phase
         self._best = BestWeights()
         self._forget_losses()
+        self._logged_loss = 0.0
 
     def start(self) -> None:
         """Make the first network. Errors that could come later are raised now.
@@ -155,6 +156,7 @@ class SupervisedExperiment:
             self._look_at_validation(session.logger)
         if self._summed:
             self._log(session)
+        session.display.show(self._step, self._outcome())
         if self._selects and not session.stopped:
             if not self._best.weights:
                 raise diverged("no validation loss has been finite", self._step)
@@ -228,7 +230,9 @@ class SupervisedExperiment:
         selected = self._best.weights if finished else {}
         write_model(folder, about, selected or self.network.state_dict())
 
-    def evaluate(self) -> tuple[dict[str, Any], Table]:
+    figures = ()
+
+    def evaluate(self, progress: Callable[[int, int], None]) -> tuple[dict[str, Any], Table]:
         """Return the scores on the test part, as JSON types and as a table."""
         if self._step == self._first_step:
             print("The run made no update: the network has learnt nothing.", file=sys.stderr)
@@ -389,7 +393,9 @@ class SupervisedExperiment:
         for task, mean in self._mean_losses().items():
             logger.record(f"loss/{task}", mean)
         display.line(self._step, self._outcome())
+        self._logged_loss = self._loss()
         self._forget_losses()
+        logger.record("phase", session.phase, exclude="tensorboard")
         rate = self.learner.optimizer.param_groups[0]["lr"]
         logger.record("train/learning_rate", rate)
         logger.record("time/total_timesteps", self._step)
@@ -398,8 +404,12 @@ class SupervisedExperiment:
             logger.record(tag, value, exclude="csv")
         logger.dump(self._step)
 
+    def _loss(self) -> float:
+        """Return the mean of the summed losses since the last line of the log."""
+        return float(self._sums.sum()) / max(self._summed, 1)
+
     def _outcome(self) -> str:
-        loss = float(self._sums.sum()) / max(self._summed, 1)
+        loss = self._loss() if self._summed else self._logged_loss
         best = f", best validation loss {self._best.loss:.4f}" if self._best.weights else ""
         return f"loss {loss:.4f}{best}"
 

@@ -25,6 +25,7 @@ from conal_rl.core import Tree
 from conal_rl.reports import predictions
 from conal_rl.runs.checkpoints import load_checkpoint
 from conal_rl.runs.folder import Run
+from conal_rl.runs.progress import PhaseDisplay
 from conal_rl.supervised.experiment import SupervisedExperiment
 from conal_rl.supervised.problem import make_problem
 from tests.helpers.supervised_runs import DIGITS, METHODS, TASKS, TINY, read, rows, run, stop_at
@@ -227,6 +228,18 @@ def test_fixed_trees_resume_as_if_never_stopped(
         assert encoder["rule"] == "none" and encoder["gates"] == {}
         assert len(encoder["mean_cosine"]) == len(tree.layers)
     require_equal(whole, run_in_parts(tmp_path / "parts", words, (5, 12)))
+
+
+def test_the_last_outcome_of_a_phase_is_its_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, str] = {}
+    monkeypatch.setattr(
+        PhaseDisplay, "show", lambda display, _, outcome: shown.update({display.phase: outcome})
+    )
+    run(tmp_path / "run", *DIGITS)
+    assert shown.keys() == {"search", "train"}
+    assert all(float(outcome.split()[1].rstrip(",")) > 0 for outcome in shown.values())
 
 
 def test_float16_stays_recorded_on_a_cpu(tmp_path: Path) -> None:

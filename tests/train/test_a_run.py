@@ -60,6 +60,50 @@ def test_progress_of_a_run(finished: Path) -> None:
         assert float(row["success/mean"]) >= 0
 
 
+def test_progress_has_a_fixed_order_and_no_nan(finished: Path) -> None:
+    header, *lines = (finished / "progress.csv").read_text().splitlines()
+    columns = header.split(",")
+    returns = [f"return/{task}" for task in TASKS]
+    successes = [f"success/{task}" for task in TASKS]
+    first = ["time/total_timesteps", "phase", "success/mean", *successes, *returns]
+    assert columns[: len(first)] == first
+    kinds = [name.partition("/")[0] for name in columns[len(first) :]]
+    assert kinds == sorted(kinds, key=["rollout", "train", "time"].index)
+    assert "nan" not in "".join(lines)
+    assert "rollout/success_rate" not in columns
+    phases = [row["phase"] for row in rows(finished)]
+    assert phases == ["search"] * 4 + ["train"] * 4
+
+
+def test_counters_continue_after_the_search_and_a_resume(toy: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for stop in (100, 248):
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at(stop, patch)
+            start = ["--resume", str(run)] if run.exists() else [toy, "--out", str(run)]
+            assert train.main(start) == 130
+    assert train.main(["--resume", str(run)]) == 0
+    for name in ("train/n_updates", "time/time_elapsed", "time/minutes", "time/episodes"):
+        values = [float(row[name]) for row in rows(run)]
+        assert values == sorted(values), name
+
+
+def test_a_run_says_where_it_is_and_what_comes_next(
+    toy: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train.main([toy, "--out", str(run)]) == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == f"The run is in {run}."
+    assert lines[-5:] == [
+        f"The run is in {run}. Next:",
+        f"  python -m conal_rl.evaluate {run}",
+        f"  python -m conal_rl.report success {run}",
+        f"  python -m conal_rl.report conflicts {run}",
+        f"  tensorboard --logdir {run}",
+    ]
+
+
 def test_evaluation_of_a_run(finished: Path) -> None:
     report = evaluation(finished)
     assert report["suite"] == ",".join(TASKS)

@@ -179,7 +179,7 @@ def test_resume_of_a_finished_run_evaluates_again(
     before = evaluation(run)
     (run / "evaluation.json").unlink()
 
-    def interrupt(*_: Any) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -258,12 +259,22 @@ def test_an_env_that_is_broken_from_the_start(
 
 def test_the_time_left_is_what_ends_first(capfd: pytest.CaptureFixture[str]) -> None:
     for left, part in ((120.0, "2 min left"), (-5.0, "0 min left"), (math.inf, " min left")):
-        display = PhaseDisplay("train", 0, 10**12, lambda left=left: left)  # type: ignore[misc]
+        end = 10**12
+        display = PhaseDisplay("train", 0, end, end, lambda left=left: left)  # type: ignore[misc]
         display.line(10, "")
         display.close()
         line = capfd.readouterr().err
-        assert part in line
-    assert int(line.split(", ")[-2].split()[0]) > 2  # by steps
+        assert part in line and "of it" not in line
+    assert int(line.split(", ")[-1].split()[0]) > 2  # by steps
+
+
+def test_the_time_left_is_of_the_run_and_of_the_phase(capfd: pytest.CaptureFixture[str]) -> None:
+    display = PhaseDisplay("search", 0, 10**9, 10**11, lambda: math.inf)
+    display.line(10, "")
+    display.close()
+    *_, left = capfd.readouterr().err.strip().split(", ")
+    run, phase = re.fullmatch(r"(\d+) min left \((\d+) of it search\)", left).groups()  # type: ignore[union-attr]
+    assert int(run) == pytest.approx(100 * int(phase), rel=0.1)
 
 
 def test_a_failed_evaluation_does_not_stop_training(
