@@ -647,7 +647,9 @@ def test_gates_that_were_logged_once_are_points(tmp_path: Path) -> None:
         for network, choices in whole.gates.items()
     }
     figure = draw_gates(dataclasses.replace(whole, gates=once))
-    assert {line.get_marker() for line in figure.axes[0].lines if len(line.get_xdata())} == {"o"}
+    assert {
+        line.get_marker() for line in figure.axes[0].lines if len(np.atleast_1d(line.get_xdata()))
+    } == {"o"}
 
 
 def test_success_is_drawn_over_steps_and_minutes(
