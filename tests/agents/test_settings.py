@@ -197,7 +197,7 @@ def saved(folder: Path, **given: Any) -> Path:
 
 
 def test_load_moves_its_keywords_into_the_settings(tmp_path: Path) -> None:
-    path = saved(tmp_path, tree=SHARED, gamma=0.5, tau=0.5, gate_every=2)
+    path = saved(tmp_path, tree=(None, SHARED), gamma=0.5, tau=0.5, gate_every=2)
     changed: dict[str, Any] = {"gamma": 0.75, "gate_every": 3, "learning_starts": 5}
     loaded = ConalSAC.load(path, env=make_env((-0.5, 0.5)), device="cpu", train_freq=2, **changed)
     assert (loaded.settings.gamma, loaded.settings.tau, loaded.search.gate_every) == (0.75, 0.5, 3)
