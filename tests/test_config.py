@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -19,12 +22,15 @@ from conal_rl.config import (
     DataConfig,
     EnvConfig,
     EvaluationConfig,
+    ModelConfig,
     SearchConfig,
     SupervisedConfig,
+    SupervisedEvaluationConfig,
     load_config,
     parse_command_line,
     presets,
 )
+from conal_rl.config.values import convert
 from conal_rl.errors import ConfigError
 
 MINIMAL = "total_steps: 1000\nenv:\n  suite: mt10\n"
@@ -385,6 +391,49 @@ def by_path(fields: dict[str, Any]) -> dict[str, Any]:
 
 def as_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+SECTIONS: dict[str, Any] = {
+    "env": partial(EnvConfig, suite="mt10"),
+    "agent": AgentConfig,
+    "search": SearchConfig,
+    "evaluation": EvaluationConfig,
+    "data": partial(DataConfig, set="digits"),
+    "agent (supervised)": ModelConfig,
+    "evaluation (supervised)": SupervisedEvaluationConfig,
+    "": partial(Config, name="toy", total_steps=10**6, env=EnvConfig(suite="mt10")),
+}
+WRONG: list[Any] = [
+    *(None, math.nan, math.inf, -1, 2.5, True, "text", b"x", [], [1, 2], (None,), [[1]], {}),
+    *(object(), np.array([1.0, 2.0]), np.eye(2), np.float32("nan"), np.bool_(True)),
+]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_refuses_values_of_other_types(section: str) -> None:
+    """In Python as well as in YAML: a field has its declared type, or an error names it."""
+    make, path = SECTIONS[section], section.partition(" ")[0]
+    for name in (one.name for one in dataclasses.fields(make())):
+        kind = get_type_hints(type(make()))[name]
+        for value in WRONG:
+            try:
+                made = make(**{name: value})
+            except ConfigError as error:
+                assert "\n" not in str(error)
+                assert name in str(error) and path in str(error)
+            else:
+                assert convert(kind, getattr(made, name)) == getattr(made, name)
+
+
+def test_a_section_takes_numbers_of_numpy() -> None:
+    made = AgentConfig(
+        **{"widths": np.array([4, 5]), "tau": np.float32(0.5), "batch_size": np.int64(3)},
+        **{"critic_range": [np.int64(-1), 2], "layer_norm": np.bool_(False), "reset_at": [2]},
+    )
+    assert (made.widths, made.tau, made.batch_size) == ((4, 5), 0.5, 3)
+    assert (made.critic_range, made.layer_norm, made.reset_at) == ((-1.0, 2.0), False, (2,))
+    assert {type(each) for each in (*made.widths, made.batch_size)} == {int}
+    hash(made)
 
 
 def test_a_config_cannot_be_changed() -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 from stable_baselines3.common.utils import LinearSchedule
 
-from conal_rl.config import AgentConfig, SearchConfig, marked, with_values
-from conal_rl.config.checks import require, require_seed
-from conal_rl.config.values import convert, describe, quoted
-from conal_rl.core import Structure, Tree
-from conal_rl.device import resolve_device
+from conal_rl.agents.policies import ConalPolicy
+from conal_rl.agents.sb3_keywords import (
+    AS_SETTINGS,
+    NAMES,
+    checked,
+    require_known,
+    split_policy_kwargs,
+)
+from conal_rl.config import AgentConfig, SearchConfig, marked
+from conal_rl.config.values import plain, quoted
+from conal_rl.core import ReconSearch, Structure, Tree
 from conal_rl.errors import ConfigError
 
 _AGENT = marked(AgentConfig, "keyword")
@@ -27,75 +32,11 @@ _RENAMED = {
 _OF_THE_SPACE = ("purely_specific", "copies", "specific_layers")
 
 
-def _whole(name: str, value: Any, least: int = 1) -> int:
-    """Return a whole number of at least `least`; the error names the keyword."""
-    try:
-        number: int = convert(int, value)
-    except ValueError:
-        raise ConfigError(f"{name}: got {quoted(value)}, expected an integer. Give one") from None
-    require(number >= least, name, number, f"{least} or more", "Give a larger number")
-    return number
-
-
-def _update_every(train_freq: Any) -> int | None:
-    """Return SB3's train_freq as update_every; None if it counts episodes."""
-    if not isinstance(train_freq, tuple | list):
-        return _whole("train_freq", train_freq)
-    units = [getattr(unit, "value", unit) for unit in train_freq[1:]]
-    known = len(units) == 1 and units[0] in ("step", "episode")
-    require(
-        known, "train_freq", train_freq, "a number, or a pair such as (1, 'episode')", "Give one"
-    )
-    frequency = _whole("train_freq", train_freq[0])
-    return frequency if units == ["step"] else None
-
-
-def _updates(gradient_steps: Any) -> int | None:
-    """Return SB3's gradient_steps as updates; None if it is -1: as many as vector steps."""
-    if isinstance(gradient_steps, int) and gradient_steps == -1:
-        return None
-    return _whole("gradient_steps", gradient_steps)
-
-
-def _initial_temperature(ent_coef: Any) -> float | None:
-    """Return SB3's ent_coef as initial_temperature; None if the temperature is fixed."""
-    learnt = isinstance(ent_coef, str) and (ent_coef == "auto" or ent_coef.startswith("auto_"))
-    given = ent_coef[len("auto_") :] or 1.0 if learnt else ent_coef
-    try:
-        value: float = convert(float, given)
-    except ValueError:
-        value = -1.0
-    fits = value > 0 if learnt else value >= 0
-    expected = "'auto', 'auto_0.1' with a start above 0, or 0 or more"
-    require(fits, "ent_coef", ent_coef, expected, "Give one")
-    return value if learnt else None
-
-
-def _learning_rate(rate: Any) -> float | None:
-    """Return a learning rate; None if it is a schedule."""
-    if callable(rate):
-        return None
-    try:
-        return convert(float, rate)
-    except ValueError:
-        raise ConfigError(
-            f"learning_rate: got {quoted(rate)}, expected a number or a schedule. Give one"
-        ) from None
-
-
 _SAVED = marked(AgentConfig, "changes_run") - {"tree", "gamma", "n_steps"} | {"initial_temperature"}
 _SAVED_SEARCH = marked(SearchConfig, "changes_run")
 """Fields that a saved agent keeps. Its file has no replay, so that gamma and n_steps may change."""
 
-_SB3: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "learning_rate": ("learning_rate", _learning_rate),
-    "train_freq": ("update_every", _update_every),
-    "gradient_steps": ("updates", _updates),
-    "ent_coef": ("initial_temperature", _initial_temperature),
-}
-"""For each of SB3's keywords, its setting and its value there; None: not expressible."""
-
-KEYWORDS = _AGENT | _SEARCH | frozenset(_SB3) | frozenset(_RENAMED)
+KEYWORDS = _AGENT | _SEARCH | frozenset(AS_SETTINGS) | frozenset(_RENAMED)
 """Keywords of `ConalSAC` that become settings."""
 
 SETTINGS = KEYWORDS | {"settings", "search"}
@@ -127,12 +68,12 @@ class Arguments:
     def __post_init__(self) -> None:
         if not isinstance(self.settings, AgentConfig):
             raise TypeError(
-                f"settings: got {self.settings!r}, expected an AgentConfig. "
+                f"settings: got {quoted(self.settings)}, expected an AgentConfig. "
                 "Give load_config(NAME).agent"
             )
         if not isinstance(self.search, SearchConfig):
             raise TypeError(
-                f"search: got {self.search!r}, expected a SearchConfig. "
+                f"search: got {quoted(self.search)}, expected a SearchConfig. "
                 "Give load_config(NAME).search"
             )
 
@@ -142,33 +83,40 @@ class Arguments:
         Raises:
             ConfigError: a keyword has a new name, or a value is of the wrong type or range.
         """
-        given = {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in keywords.items()
-        }
-        settings = given.pop("settings", self.settings)
-        search = given.pop("search", self.search)
+        given = {name: plain(value) for name, value in keywords.items()}
+        whole = Arguments(given.pop("settings", self.settings), given.pop("search", self.search))
         for name, new in _RENAMED.items():
             if name in given:
                 raise ConfigError(f"{name}: got an old keyword, expected its new name. Give {new}")
-        sb3 = dict(self.sb3)
-        for name, (setting, as_setting) in _SB3.items():
-            if name in given or setting in given:
-                sb3.pop(name, None)
-            if name in given:
-                value = given.pop(name)
-                expressed = as_setting(value)
-                if expressed is None:
-                    sb3[name] = value
-                else:
-                    given[setting] = expressed
+        sb3 = {} if "settings" in keywords else dict(self.sb3)
+        if "ent_coef" in self.sb3:  # no setting can express a fixed temperature
+            sb3["ent_coef"] = self.sb3["ent_coef"]
+        for name in LOOP & sb3.keys():
+            setting = AS_SETTINGS[name][0] if name in AS_SETTINGS else name
+            if {name, setting} & given.keys():
+                del sb3[name]
+        for name in AS_SETTINGS.keys() & given.keys():
+            setting, as_setting = AS_SETTINGS[name]
+            value = given.pop(name)
+            expressed = as_setting(value)
+            if expressed is None:
+                sb3[name] = value
+            else:
+                given[setting] = expressed
+        if given.get("learning_rate_end") is not None and "learning_rate" in sb3:
+            raise ConfigError(
+                f"learning_rate_end: got {quoted(given['learning_rate_end'])}, expected none, "
+                "because learning_rate is a schedule. Give a number as learning_rate"
+            )
         entropy = given.get("target_entropy")
         if isinstance(entropy, str) and entropy == "auto":
             given["target_entropy"] = None
         of_agent = {name: given[name] for name in given.keys() & _AGENT}
         of_search = {name: given[name] for name in given.keys() & _SEARCH}
         return Arguments(
-            with_values(settings, "agent", of_agent), with_values(search, "search", of_search), sb3
+            dataclasses.replace(whole.settings, **of_agent),
+            dataclasses.replace(whole.search, **of_search),
+            sb3,
         )
 
     def with_settings(self, settings: AgentConfig) -> Arguments:
@@ -179,7 +127,8 @@ class Arguments:
         """
         if not isinstance(settings, AgentConfig):
             raise ConfigError(
-                f"settings: got {settings!r}, expected an AgentConfig. Give load_config(NAME).agent"
+                f"settings: got {quoted(settings)}, expected an AgentConfig. "
+                "Give load_config(NAME).agent"
             )
         for name in sorted({one.name for one in dataclasses.fields(settings)} - LIVE):
             new, old = getattr(settings, name), getattr(self.settings, name)
@@ -190,17 +139,39 @@ class Arguments:
                 )
         return dataclasses.replace(self, settings=settings)
 
-    def require_same_networks(self, loaded: Arguments) -> None:
+    def require_loadable(self, loaded: Arguments, structures: tuple[Structure, Structure]) -> None:
         """Check the arguments of an agent that is `loaded` from a file of an agent with these.
 
         Raises:
-            ConfigError: a field differs that the saved weights, optimisers or counts depend on.
+            ConfigError: a field differs that the saved weights, optimisers or counts depend on, or
+                that has no effect on these structures.
         """
+        saved, idle = "which the agent was saved with. Make a new agent", loaded._idle(structures)
         for section, fields in (("settings", _SAVED), ("search", _SAVED_SEARCH)):
             old, new = getattr(self, section), getattr(loaded, section)
             for name in sorted(fields):
-                _require_saved(name, getattr(new, name), getattr(old, name))
-        _require_saved("ent_coef", loaded.sb3.get("ent_coef"), self.sb3.get("ent_coef"))
+                _require_equal(name, getattr(new, name), getattr(old, name), saved)
+            for name in sorted(idle.keys() & vars(new).keys()):
+                why = f"because {idle[name]}. Leave it out"
+                _require_equal(name, getattr(new, name), getattr(old, name), why)
+        new, old = (each.sb3.get("ent_coef", "auto") for each in (loaded, self))
+        _require_equal("ent_coef", new, old, saved)
+
+    def _idle(self, structures: tuple[Structure, Structure]) -> dict[str, str]:
+        """Return the fields without an effect on an agent of these structures, and why."""
+        idle: dict[str, str] = {}
+        if not have_gates(structures):
+            idle |= dict.fromkeys(("gate_every", "gate_learning_rate"), "the agent has no gates")
+        if not have_gates(structures) or self.search.gumbel_temperature is None:
+            idle["temperature"] = "the agent samples no gates"
+        if are_searched(structures):
+            idle["learning_rate_end"] = "a search has a constant learning rate"
+            idle["reset_at"] = "a search keeps its weights"
+        elif self.settings.conflict_rule == "ignore":
+            idle |= dict.fromkeys(("margin", "smoothing"), "the agent computes no conflicts")
+        if "ent_coef" in self.sb3:
+            idle["target_entropy"] = "the temperature is fixed"
+        return idle
 
     def with_loop(self, attributes: Mapping[str, Any], expected: Mapping[str, Any]) -> Arguments:
         """Return these arguments with the numbers of SB3's loop that differ from the `expected`.
@@ -243,17 +214,27 @@ class Arguments:
         }
         return attributes | self.sb3
 
+    def replay(self, tasks: int, structures: tuple[Structure, Structure]) -> dict[str, Any]:
+        """Return the arguments of the replay by name, except those of SB3's replay."""
+        loop = {"n_steps": self.settings.n_steps, "gamma": self.settings.gamma} | self.sb3
+        return {
+            "num_tasks": tasks,
+            "n_steps": loop["n_steps"],
+            "gamma": loop["gamma"],
+            "normalize_returns": self.settings.normalize_returns,
+            "validation_share": self.search.validation_share * have_gates(structures),
+        }
 
-_SB3_KINDS: dict[str, Any] = {
-    "verbose": int,
-    "target_update_interval": int,
-    "stats_window_size": int,
-    "seed": int | None,
-    "use_sde": bool,
-    "use_sde_at_warmup": bool,
-    "optimize_memory_usage": bool,
-}
-"""Types of keywords that only SB3 has, whose errors do not name them."""
+
+def are_searched(structures: tuple[Structure, Structure]) -> bool:
+    """Return whether the tree of the actor or of the critics is still searched."""
+    return not all(isinstance(structure, Tree) for structure in structures)
+
+
+def have_gates(structures: tuple[Structure, Structure]) -> bool:
+    """Return whether the actor's or the critics' network has gates."""
+    return any(not isinstance(structure, Tree | ReconSearch) for structure in structures)
+
 
 LIVE = frozenset(
     {
@@ -270,17 +251,13 @@ LOOP = frozenset(Arguments().loop(tasks=1, actions=1, searching=False))
 """Attributes of SB3's loop that are filled from the settings."""
 
 
-def _require_saved(name: str, new: Any, old: Any) -> None:
+def _require_equal(name: str, new: Any, old: Any, otherwise: str) -> None:
     if new != old:
-        new, old = ("auto" if each is None else each for each in (new, old))
-        raise ConfigError(
-            f"{name}: got {quoted(new)}, expected {quoted(old)}, which the agent was saved with. "
-            "Make a new agent"
-        )
+        raise ConfigError(f"{name}: got {quoted(new)}, expected {quoted(old)}, {otherwise}")
 
 
 class MissingSettings(Exception):
-    """A zip file was saved before agents had settings."""
+    """A zip file was saved before agents had settings, or by a different algorithm."""
 
 
 class Given(NamedTuple):
@@ -291,74 +268,83 @@ class Given(NamedTuple):
     sb3: dict[str, Any]
 
 
-def split_keywords(keywords: Mapping[str, Any]) -> Given:
-    """Return the keywords of a `ConalSAC`, sorted by owner; policy_kwargs may hold ours.
+def require_policy(policy: Any, given: bool) -> bool:
+    """Return whether the policy is the user's own, a class that derives from `ConalPolicy`.
+
+    Args:
+        policy: a class, or the name of `ConalPolicy`.
+        given: whether a user gave it; otherwise it is from a zip file.
 
     Raises:
-        ConfigError: a name is given twice.
-        ValueError: SB3 would use a replay that is not balanced over tasks.
+        ConfigError: a user gave a different policy.
+        MissingSettings: a file has a different policy.
     """
-    keywords = {**keywords, **of_sb3(keywords)}
-    for name in ("replay_buffer_class", "optimize_memory_usage"):
-        if keywords.get(name) is not None and keywords[name] is not False:
-            raise ValueError(
-                f"{name}: got {keywords[name]!r}, expected nothing, because the agent has a "
-                "task-balanced replay. Leave it out"
-            )
-    nested = dict(keywords.get("policy_kwargs") or {})
-    for name in ("settings", "tasks", "actor_tree", "critic_tree"):
-        if name in nested:
-            keyword = "tree" if name.endswith("tree") else name
-            raise ConfigError(
-                f"policy_kwargs: got {name!r}, expected a keyword of the agent. Give {keyword}"
-            )
-    ours = {name: nested.pop(name) for name in nested.keys() & KEYWORDS}
+    is_class = isinstance(policy, type) and issubclass(policy, ConalPolicy)
+    if is_class or (isinstance(policy, str) and policy == "ConalPolicy"):
+        return is_class and policy is not ConalPolicy
+    if not given:
+        raise MissingSettings(f"its policy is {quoted(policy)}")
+    raise ConfigError(
+        f"policy: got {quoted(policy)}, expected 'ConalPolicy' or a class that derives from it. "
+        "Leave it out"
+    )
+
+
+def split_keywords(keywords: Mapping[str, Any], own_policy: bool = False) -> Given:
+    """Return the keywords of a `ConalSAC`, sorted by owner; policy_kwargs may hold ours.
+
+    Args:
+        keywords: all keywords except those that `ConalSAC` itself takes.
+        own_policy: whether the policy is the user's own, whose arguments are in policy_kwargs.
+
+    Raises:
+        ConfigError: a name is given twice, or a value does not fit its keyword.
+        TypeError: a keyword is unknown.
+    """
+    if "method" in keywords:
+        raise TypeError(
+            "method: got a keyword, expected a field of search. Give "
+            f"search=SearchConfig(method={keywords['method']!r})"
+        )
+    require_known(keywords, KEYWORDS | NAMES)
+    ours, policy = split_policy_kwargs(keywords.get("policy_kwargs"), KEYWORDS, own_policy)
     if twice := ours.keys() & keywords.keys():
         raise ConfigError(
             f"{min(twice)}: got a keyword and a value in policy_kwargs, expected one. "
             "Leave out one of them"
         )
     ours |= {name: keywords[name] for name in keywords.keys() & KEYWORDS}
-    rest = keywords.keys() - KEYWORDS - {"policy_kwargs", "replay_buffer_class"}
-    return Given(ours, nested, {name: keywords[name] for name in rest})
+    rest = keywords.keys() - KEYWORDS - {"policy_kwargs"}
+    return Given(ours, policy, checked({name: keywords[name] for name in rest}))
 
 
-def of_sb3(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keywords that only SB3 has and whose values are checked here.
+def for_load(keywords: Mapping[str, Any], device: Any) -> dict[str, Any]:
+    """Return the keywords of `ConalSAC.load` as SB3's `load` takes them: attributes, `device`.
 
     Raises:
-        ConfigError: a value is of the wrong type or out of its range.
+        ConfigError, TypeError: see `split_keywords`, or the file says it already.
     """
-    checked: dict[str, Any] = {}
-    for name in keywords.keys() & _SB3_KINDS.keys():
-        value, kind = keywords[name], _SB3_KINDS[name]
-        value = value.item() if isinstance(value, np.generic) else value
-        try:
-            checked[name] = convert(kind, value)
-        except ValueError:
-            expected = describe(kind)
+    for name in ("policy", "tasks", "tree"):
+        if name in keywords:
             raise ConfigError(
-                f"{name}: got {quoted(value)}, expected {expected}. Give a different value"
-            ) from None
-    for name in ("policy_kwargs", "replay_buffer_kwargs"):
-        value = keywords.get(name)
-        fits = value is None or isinstance(value, Mapping)
-        require(fits, name, value, "a dict", "Give one")
-    for name in checked.keys() & {"target_update_interval", "stats_window_size"}:
-        require(checked[name] >= 1, name, checked[name], "1 or more", "Give a larger number")
-    if checked.get("seed") is not None:
-        require_seed("seed", checked["seed"])
-    if "device" in keywords:
-        checked["device"] = resolve_device("device", str(keywords["device"]))
-    return checked
+                f"{name}: got {quoted(keywords[name])}, expected nothing, because the file has the "
+                "agent's own. Make a new agent for a different one"
+            )
+    apart = {"settings", "search", "custom_objects", "print_system_info", "force_reset"}
+    rest = {name: value for name, value in keywords.items() if name not in apart}
+    given = split_keywords({**rest, "device": device})
+    attributes = given.ours | given.sb3
+    attributes |= {n: keywords[n] for n in keywords.keys() & apart if keywords[n] is not None}
+    if "stats_window_size" in attributes:
+        attributes["_stats_window_size"] = attributes.pop("stats_window_size")
+    return attributes
 
 
 def require_fitting(
     keywords: Mapping[str, Any], structures: tuple[Structure, Structure], tree: Any
 ) -> None:
     """Raise ConfigError if keywords have no effect on these structures, given as `tree`."""
-    searching = not all(isinstance(structure, Tree) for structure in structures)
-    if searching and "conflict_rule" in keywords:
+    if are_searched(structures) and "conflict_rule" in keywords:
         raise ConfigError(
             "conflict_rule: got a value while a tree is searched, expected none. It is the rule of "
             "fixed trees. Give rule, the rule of the search"
@@ -381,7 +367,7 @@ def move_arguments(
 
     Raises:
         MissingSettings: the attributes are of an older zip file, which has no settings.
-        ConfigError: see `Arguments.with_keywords`, `Arguments.require_same_networks` and
+        ConfigError: see `Arguments.with_keywords`, `Arguments.require_loadable` and
             `require_fitting`.
     """
     if "_arguments" not in attributes:
@@ -390,5 +376,5 @@ def move_arguments(
     require_fitting(loaded, structures, structures)
     saved: Arguments = attributes["_arguments"]
     arguments = saved.with_keywords(loaded)
-    saved.require_same_networks(arguments)
+    saved.require_loadable(arguments, structures)
     return arguments

@@ -3,21 +3,25 @@
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.vec_env import unwrap_vec_normalize
+from gymnasium.spaces import Box
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from conal_rl.core import ReconSearch, Search, Structure, Tree
-from conal_rl.errors import ObservationError, other_tasks
+from conal_rl.config.values import quoted
+from conal_rl.core import ConalProStage, ReconSearch, Search, Structure, Tree
+from conal_rl.errors import ConfigError, ObservationError, TreeError, of_user_code, other_tasks
 
 
 def structures_of(
-    tree: Any, space: Structure, tasks: tuple[str, ...]
+    tree: Any, space: Structure, tasks: tuple[str, ...], layers: int
 ) -> tuple[Structure, Structure]:
     """Return the structures of actor and critics: `tree`, with `space` for each None.
 
     Raises:
         TypeError: one is neither a tree nor a search space.
-        ValueError: one does not fit the tasks.
+        ValueError: one does not fit the tasks, or the number of hidden layers.
     """
     pair = tree if isinstance(tree, tuple) else (tree, tree)
     if len(pair) != 2:
@@ -26,26 +30,41 @@ def structures_of(
         )
     actor, critic = (space if each is None else each for each in pair)
     for each in (actor, critic):
-        require_tree(each, tasks)
+        require_tree(each, tasks, layers)
     return actor, critic
 
 
-def require_tree(tree: Any, tasks: tuple[str, ...]) -> None:
-    """Check a structure against the tasks.
+def require_tree(tree: Any, tasks: tuple[str, ...], layers: int) -> None:
+    """Check a structure against the tasks and the number of hidden layers.
 
     Raises:
         TypeError: it is neither a tree nor a search space.
-        ValueError: it does not fit the tasks.
+        ValueError: it does not fit them.
     """
     if not isinstance(tree, Tree | Search):
         raise TypeError(
-            f"tree: got {tree!r}, expected a Tree, a search space, None, or a tuple of two. "
+            f"tree: got {quoted(tree)}, expected a Tree, a search space, None, or a tuple of two. "
             "Give, for example, Tree.shared(tasks, depth)"
         )
     if isinstance(tree, Tree) and tree.tasks != tasks:
         raise ValueError(
             f"tree: got a tree of the tasks {tree.tasks}, expected {tasks}. "
             "Give a tree of the env's tasks"
+        )
+    if isinstance(tree, Tree) and tree.depth != layers:
+        raise ValueError(
+            f"tree: got a tree of {tree.depth} layers, expected {layers}, the number of widths. "
+            "Give widths for its layers"
+        )
+    if isinstance(tree, ReconSearch) and tree.specific > layers:
+        raise ValueError(
+            f"tree: got a search for {tree.specific} specific_layers, expected at most {layers}, "
+            "the number of widths. Lower specific_layers"
+        )
+    if isinstance(tree, ConalProStage) and len(tree.settled) != len(tasks):
+        raise ValueError(
+            f"tree: got a stage of {len(tree.settled)} tasks, expected {len(tasks)}. "
+            "Give ConalProStage.first(len(tasks))"
         )
     if len(tasks) == 1 and not isinstance(tree, Tree | ReconSearch):
         raise ValueError(
@@ -58,8 +77,7 @@ def task_names(tasks: Sequence[str] | None, env: Any) -> tuple[str, ...]:
     """Return the names that are given, otherwise the env's.
 
     Raises:
-        ValueError: names or the env are missing.
-        TreeError: a name is not a word, or two are the same.
+        ValueError: names or the env are missing, a name is not a word, or two are the same.
     """
     if env is None:
         raise ValueError("env: got None, expected a VecEnv. Give one, such as make('mt10')")
@@ -71,8 +89,46 @@ def task_names(tasks: Sequence[str] | None, env: Any) -> tuple[str, ...]:
         )
     is_list = isinstance(names, Sequence) and not isinstance(names, str | bytes)
     if not is_list or not names:
-        raise ValueError(f"tasks: got {names!r}, expected a list of names. Give a list")
-    return Tree.shared(names, depth=1).tasks
+        raise ValueError(f"tasks: got {quoted(names)}, expected a list of names. Give a list")
+    try:
+        return Tree.shared(names, depth=1).tasks
+    except TreeError as error:
+        raise ConfigError(str(error)) from error
+
+
+def require_env(env: Any) -> GymEnv | None:
+    """Return an env, which may be given by its name; None stays None.
+
+    Raises:
+        TypeError: it is no env.
+        ConfigError: the name cannot be made, or the spaces are not one-dimensional.
+    """
+    if env is None:
+        return None
+    if isinstance(env, str):
+        try:
+            env = gym.make(env)
+        except Exception as error:  # the env's own code may raise anything
+            raise ConfigError(
+                f"env: got {quoted(env)}, which fails ({of_user_code(error)}), expected a VecEnv. "
+                "Give one, such as make('mt10')"
+            ) from error
+    if not isinstance(env, VecEnv | gym.Env):
+        raise TypeError(
+            f"env: got {quoted(env)}, expected a VecEnv. Give one, such as make('mt10')"
+        )
+    seen, actions = env.observation_space, env.action_space
+    if not isinstance(seen, Box) or len(seen.shape) != 1:
+        raise ConfigError(
+            f"env: got the observation space {quoted(seen)}, expected a 1-D Box. Wrap the env, "
+            "for example in gymnasium's FlattenObservation"
+        )
+    if not isinstance(actions, Box) or len(actions.shape) != 1 or not actions.is_bounded():
+        raise ConfigError(
+            f"env: got the action space {quoted(actions)}, expected a 1-D Box with finite bounds. "
+            "Wrap the env, for example in gymnasium's RescaleAction or TransformAction"
+        )
+    return env
 
 
 def require_tasks(tasks: tuple[str, ...], env: Any) -> None:

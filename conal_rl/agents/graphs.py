@@ -96,6 +96,9 @@ class GraphCache:
         self._stream = torch.cuda.Stream(device)
         self._graphs: dict[tuple[Hashable, ...], CapturedGraph] = {}
 
+    def __reduce__(self) -> tuple[type[GraphCache], tuple[torch.device]]:
+        return GraphCache, (self._stream.device,)  # graphs are of tensors that a copy does not have
+
     def run(
         self,
         kind: tuple[Hashable, ...],

@@ -167,7 +167,7 @@ def zip_of_this_version(path: object) -> Iterator[None]:
         if isinstance(error, AttributeError) and "Can't get attribute" not in str(error):
             raise  # not from unpickling a class that has a different name now
         raise CheckpointError(
-            f"{path}: got a zip file of a different version of conal_rl ({reason(error)}), "
-            "expected one with settings. Load it with the version that saved it, and export it "
-            "with save_weights"
+            f"{path}: got a zip file of a different version of conal_rl, or of a different "
+            f"algorithm ({reason(error)}), expected one of this ConalSAC. Load it with the version "
+            "that saved it, and export it with save_weights"
         ) from error

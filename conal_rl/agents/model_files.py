@@ -14,7 +14,7 @@ from torch import Tensor
 
 from conal_rl.agents.policies import ConalPolicy
 from conal_rl.agents.tree_files import structures_from_json, structures_to_json
-from conal_rl.config import AgentConfig, with_values
+from conal_rl.config import AgentConfig
 from conal_rl.core import Structure
 from conal_rl.errors import CheckpointError
 from conal_rl.runs.weights import UNFIT, reason
@@ -77,7 +77,7 @@ def read_description(about: Any, source: Path) -> Description:
     return Description(
         tuple(about["tasks"]),
         structures_from_json(about["trees"]),
-        with_values(AgentConfig(), "agent", values),
+        AgentConfig(**values),
         spaces.Box(
             np.array([-np.inf] * features + [0] * tasks, dtype=np.float32),
             np.array([np.inf] * features + [1] * tasks, dtype=np.float32),

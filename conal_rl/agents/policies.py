@@ -102,6 +102,15 @@ class TaskNetwork(EncoderNetwork):
         """Let `torch.compile` make passes in training mode faster; the first passes are slow."""
         self._compiled = torch.compile(self._run, dynamic=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, or a pickle, compiles for itself: a compiled function is of these weights.
+        return vars(self) | {"_compiled": self._compiled is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | {"_compiled": None})  # type: ignore[no-untyped-call]
+        if state["_compiled"]:
+            self.compile_training()
+
     def _run(self, features: Tensor) -> Tensor:
         task_id = self.task_id.expand(-1, features.shape[1], -1)
         x = torch.cat([features, task_id], dim=-1).repeat(self.replicas, 1, 1)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
+from stable_baselines3.common.preprocessing import get_action_dim
 from torch import Tensor
 
 SMALLEST_RETURN = 1e-3
@@ -265,31 +266,6 @@ class TaskReplayBuffer(ReplayBuffer):
         self._episodes[:] = self._validation_episodes[:] = 0
         self.cut_episodes()
 
-    def require_like(self, other: object) -> None:
-        """Raise ValueError except if `other` is a replay that can replace this one."""
-        if not isinstance(other, TaskReplayBuffer):
-            raise ValueError(
-                f"replay buffer: got a {type(other).__name__}, expected the replay of a ConalSAC"
-            )
-        theirs = other._settings()
-        for name, value in self._settings().items():
-            if theirs[name] != value:
-                raise ValueError(
-                    f"replay buffer: got {name} {theirs[name]}, expected {value}. "
-                    "Load it into an agent with the settings that it was filled with"
-                )
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "tasks": self.num_tasks,
-            "observations": self.features,
-            "actions": self.action_dim,
-            "n_steps": 1 if self.returns is None else self.returns.n,
-            "gamma": None if self.returns is None else self.returns.gamma,
-            "normalize_returns": self.largest_returns is not None,
-            "validation_share": self.validation_share,
-        }
-
     def move(self, device: torch.device) -> None:
         """Move all transitions to a device."""
         self.device = device
@@ -398,3 +374,42 @@ class TaskReplayBuffer(ReplayBuffer):
         self._episodes[:] = counters["episodes"]
         self._validation_episodes[:] = counters["validation_episodes"]
         self.cut_episodes()
+
+
+def require_replay(
+    replay: object,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    num_tasks: int,
+    validation_share: float,
+    n_steps: int,
+    gamma: float,
+    normalize_returns: bool,
+) -> TaskReplayBuffer:
+    """Return `replay` if it fits an agent; the arguments are those of its `TaskReplayBuffer`.
+
+    Raises:
+        ValueError: it is something else, or it was filled with different settings.
+    """
+    if not isinstance(replay, TaskReplayBuffer):
+        raise ValueError(
+            f"replay buffer: got a {type(replay).__name__}, expected the replay of a ConalSAC. "
+            "Give a file of save_replay_buffer"
+        )
+    assert observation_space.shape is not None
+    returns = replay.returns
+    for name, theirs, ours in (
+        ("tasks", replay.num_tasks, num_tasks),
+        ("observations", replay.features, observation_space.shape[0] - num_tasks),
+        ("actions", replay.action_dim, get_action_dim(action_space)),
+        ("n_steps", 1 if returns is None else returns.n, n_steps),
+        ("gamma", gamma if returns is None else returns.gamma, gamma),
+        ("normalize_returns", replay.largest_returns is not None, normalize_returns),
+        ("validation_share", replay.validation_share, validation_share),
+    ):
+        if theirs != ours:
+            raise ValueError(
+                f"replay buffer: got {name} {theirs}, expected {ours}. "
+                "Load it into an agent with the settings that it was filled with"
+            )
+    return replay

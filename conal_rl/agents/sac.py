@@ -12,23 +12,24 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from stable_baselines3 import SAC
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from torch import Tensor, nn
 
-from conal_rl.agents import arguments
+from conal_rl.agents import arguments, checks
 from conal_rl.agents.arguments import LIVE_LOOP, LOOP, Arguments
-from conal_rl.agents.checks import require_task_ids, require_tasks, structures_of, task_names
 from conal_rl.agents.episode_stats import Means, RecentEpisodes, record
 from conal_rl.agents.learning_state import LearningState, Tensors, zip_of_this_version
 from conal_rl.agents.model_files import fill, of_an_agent, read_description, to_share
 from conal_rl.agents.policies import ConalPolicy, TaskActor, TaskCritics
-from conal_rl.agents.replay import TaskReplayBuffer
+from conal_rl.agents.replay import TaskReplayBuffer, require_replay
 from conal_rl.agents.update import SACUpdate, Temperatures
 from conal_rl.agents.update_queue import UpdateQueue
 from conal_rl.config import AgentConfig, SearchConfig
-from conal_rl.core import ConflictNoticing, ReconSearch, Structure, Tree
+from conal_rl.core import ConflictNoticing, Structure, Tree
 from conal_rl.core.learner import Learner
 from conal_rl.device import EMULATED, has_bfloat16
 from conal_rl.envs.vec_env import SuiteVecEnv
@@ -85,10 +86,11 @@ class ConalSAC(SAC):
         _init_setup_model: bool = True,
         **overrides: Any,
     ):
-        given = arguments.split_keywords(overrides)
+        own_policy = arguments.require_policy(policy, given=_init_setup_model)
+        given = arguments.split_keywords(overrides, own_policy)
         super().__init__(
             policy,  # type: ignore[arg-type]
-            env,  # type: ignore[arg-type]
+            checks.require_env(env),  # type: ignore[arg-type]
             replay_buffer_class=TaskReplayBuffer,
             policy_kwargs=given.policy,
             _init_setup_model=False,
@@ -102,8 +104,9 @@ class ConalSAC(SAC):
         self._arguments = Arguments.of(settings, search).with_keywords(given.ours)
         if self.settings.mixed_precision and not has_bfloat16(self.device):
             warnings.warn(f"mixed_precision: {EMULATED}. Give False", stacklevel=2)
-        names = task_names(tasks, self.env)
-        structures = structures_of(tree, first_structure(self.search, len(names)), names)
+        names = checks.task_names(tasks, self.env)
+        space = first_structure(self.search, len(names))
+        structures = checks.structures_of(tree, space, names, self.settings.depth)
         arguments.require_fitting(given.ours, structures, tree)
         self._configure(names, structures)
 
@@ -117,19 +120,11 @@ class ConalSAC(SAC):
 
     def _setup_model(self) -> None:
         self.tasks = tuple(self.tasks)  # a list after SB3's `load`
-        require_tasks(self.tasks, self.env)
+        checks.require_tasks(self.tasks, self.env)
         self._arguments = arguments.move_arguments(vars(self), self.structures)
         vars(self).update(self._loop())
         self.policy_kwargs = {**self.policy_kwargs, "settings": self.settings}
-        gated = any(not isinstance(each, Tree | ReconSearch) for each in self.structures)
-        self.replay_buffer_kwargs = {
-            **self.replay_buffer_kwargs,
-            "num_tasks": len(self.tasks),
-            "n_steps": self.n_steps,
-            "gamma": self.gamma,
-            "normalize_returns": self.settings.normalize_returns,
-            "validation_share": self.search.validation_share * gated,
-        }
+        self.replay_buffer_kwargs = self._arguments.replay(len(self.tasks), self.structures)
         with warnings.catch_warnings():
             # SB3 warns that a replay buffer which is not its own may ignore this.
             warnings.filterwarnings("ignore", "`n_steps=")
@@ -137,13 +132,9 @@ class ConalSAC(SAC):
         if self.replay_buffer.largest_returns is not None:  # kept here, because SB3 saves no replay
             self.replay_buffer.largest_returns.largest = self.largest_returns
         rate, every = self.lr_schedule(1), self.target_update_interval
-        temperatures = Temperatures(
-            len(self.tasks),
-            float(self.target_entropy),
-            self.ent_coef_tensor if self.log_ent_coef is None else None,
-            self.log_ent_coef,
-            rate,
-        )
+        fixed = self.ent_coef_tensor if self.log_ent_coef is None else None
+        entropies = float(self.target_entropy), fixed, self.log_ent_coef
+        temperatures = Temperatures(len(self.tasks), *entropies, rate)
         self.log_ent_coef, self.ent_coef_optimizer = temperatures.log, temperatures.optimizer
         self.update = SACUpdate(self.policy, temperatures, self.settings, self.search, rate, every)
         self.queue = UpdateQueue(self.update, self.device)
@@ -198,7 +189,7 @@ class ConalSAC(SAC):
     @property
     def searching(self) -> bool:
         """Whether the tree of the actor or of the critics is still searched."""
-        return not all(isinstance(structure, Tree) for structure in self.structures)
+        return arguments.are_searched(self.structures)
 
     def derive(self) -> tuple[Tree, Tree]:
         """Return the trees of actor and critics; see `SACUpdate.derive`."""
@@ -263,7 +254,7 @@ class ConalSAC(SAC):
             ObservationError: an observation does not end in the one-hot of a task.
         """
         if deterministic or self.queue.graphs is None or observation is not self._last_obs:
-            require_task_ids(observation, len(self.tasks))
+            checks.require_task_ids(observation, len(self.tasks))
             return super().predict(observation, state, episode_start, deterministic)
         assert isinstance(observation, np.ndarray)
         actions: Tensor = self.queue.act(torch.from_numpy(observation))
@@ -303,7 +294,7 @@ class ConalSAC(SAC):
         if reset_num_timesteps or self._last_obs is None:  # then SB3 resets the envs
             self.replay_buffer.cut_episodes()
         learning = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *rest)
-        require_task_ids(self._last_obs, len(self.tasks))
+        checks.require_task_ids(self._last_obs, len(self.tasks))
         return learning
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -312,7 +303,7 @@ class ConalSAC(SAC):
         Raises:
             ValueError: the tasks, the spaces or the number of envs differ.
         """
-        require_tasks(self.tasks, env)
+        checks.require_tasks(self.tasks, checks.require_env(env))
         super().set_env(env, force_reset)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: Any = None) -> None:
@@ -334,17 +325,18 @@ class ConalSAC(SAC):
 
     @classmethod
     def load(
-        cls, path: Any, env: GymEnv | None = None, device: Any = "auto", *given: Any, **named: Any
+        cls, path: Any, env: GymEnv | None = None, device: Any = "auto", *rest: Any, **named: Any
     ) -> "ConalSAC":
         """Return the agent in a zip file, like SB3's method; keywords replace its settings.
 
         Raises:
-            CheckpointError: a different version of conal_rl saved the file.
-            ConfigError: a keyword is wrong, or the saved networks depend on it.
+            CheckpointError: the file is of a different version of conal_rl, or of SB3's SAC.
+            ConfigError: a keyword is wrong, the saved networks depend on it, or it has no effect.
+            TypeError: a keyword is unknown.
         """
-        checked = arguments.of_sb3({**named, "device": device})
+        new, env = arguments.for_load(named, device), checks.require_env(env)
         with zip_of_this_version(path):
-            return super().load(path, env, checked.pop("device"), *given, **(named | checked))
+            return super().load(path, env, new.pop("device"), *rest, **new)
 
     def save(self, *given: Any, **named: Any) -> None:
         """Write a zip file, like SB3's method."""
@@ -355,18 +347,16 @@ class ConalSAC(SAC):
             self._counted[name] = {n: t.cpu() for n, t in tensors.items()}, counters
         super().save(*given, **named)
 
-    def load_replay_buffer(self, *given: Any, **named: Any) -> None:
+    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
         """Load a replay, like SB3's method; the next transitions are of new episodes.
 
         Raises:
             ValueError: the replay has settings that differ from the agent's. The agent is
                 unchanged.
         """
-        replay = self.replay_buffer
-        super().load_replay_buffer(*given, **named)
-        loaded, self.replay_buffer = self.replay_buffer, replay
-        replay.require_like(loaded)
-        self.replay_buffer = loaded
+        spaces = self.observation_space, self.action_space
+        loaded = load_from_pkl(path, self.verbose)
+        self.replay_buffer = require_replay(loaded, *spaces, **self.replay_buffer_kwargs)
         self.replay_buffer.move(self.device)
         self.replay_buffer.cut_episodes()
         if self.replay_buffer.largest_returns is not None:  # `save` keeps them
@@ -375,7 +365,12 @@ class ConalSAC(SAC):
     def set_parameters(self, *given: Any, **named: Any) -> None:
         """Load parameters, like SB3's method; they may come from a different device."""
         super().set_parameters(*given, **named)
+        self.update.set_gate_learning_rate(self.search.gate_learning_rate)
         self.queue.prepare()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, or a pickle, gets a logger when it learns: files and streams cannot be copied.
+        return vars(self) | {"_logger": Logger(None, []), "_custom_logger": False}
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "update", "queue", "_means", *LOOP]

@@ -205,6 +205,12 @@ class SACUpdate:
         if self.temperatures.optimizer is not None:
             set_learning_rate(self.temperatures.optimizer, learning_rate)
 
+    def set_gate_learning_rate(self, learning_rate: float) -> None:
+        """Set the learning rate of the gates."""
+        for learner in self.learners.values():
+            if learner.gate_optimizer is not None:
+                set_learning_rate(learner.gate_optimizer, learning_rate)
+
     def anneal_gates(self, left: float) -> None:
         """Set the temperature of Gumbel gates; `left` is the remaining share, from 1 to 0."""
         for learner in self.learners.values():

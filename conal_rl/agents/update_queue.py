@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ class UpdateQueue:
         self._device = device
         self._learning = False
         self.prepare()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_learning": False}  # `learn` is not copied
 
     @property
     def waits(self) -> bool:

@@ -5,7 +5,7 @@ from the defaults of the classes here. The docstring under each field is its `--
 `env` makes it an experiment in reinforcement learning, a section `data` a supervised one.
 """
 
-from conal_rl.config.fields import marked, with_values
+from conal_rl.config.fields import marked
 from conal_rl.config.loading import (
     AnyConfig,
     CommandLine,
@@ -40,5 +40,4 @@ __all__ = [
     "marked",
     "parse_command_line",
     "presets",
-    "with_values",
 ]

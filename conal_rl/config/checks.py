@@ -1,9 +1,10 @@
 """Ranges of fields: a value out of its range is a ConfigError of one line that names the field."""
 
+import math
 import re
 from typing import Any
 
-from conal_rl.config.values import SEE_HELP, quoted
+from conal_rl.config.values import SEE_HELP, convert, quoted
 from conal_rl.errors import ConfigError
 
 
@@ -13,9 +14,24 @@ def require(holds: bool, field: str, value: Any, expected: str, advice: str = SE
         raise ConfigError(f"{field}: got {quoted(value)}, expected {expected}. {advice}")
 
 
-def require_seed(field: str, seed: int) -> None:
+def whole(field: str, value: Any, least: float = 1) -> int:
+    """Return a whole number of at least `least`, which may be numpy's.
+
+    Raises:
+        ConfigError: the value is something else.
+    """
+    try:
+        number: int = convert(int, value)
+    except ValueError:
+        raise ConfigError(f"{field}: got {quoted(value)}, expected an integer. Give one") from None
+    require(number >= least, field, number, f"{least} or more", "Give a larger number")
+    return number
+
+
+def require_seed(field: str, seed: Any) -> None:
     """Raise ConfigError unless numpy takes the seed."""
-    require(0 <= seed < 2**32, field, seed, "0 or more and below 2**32, the range of numpy's seeds")
+    fits = 0 <= whole(field, seed, -math.inf) < 2**32
+    require(fits, field, seed, "0 or more and below 2**32, the range of numpy's seeds")
 
 
 def require_device(field: str, device: str) -> None:

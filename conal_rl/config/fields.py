@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar, get_type_hints
+from collections.abc import Callable
+from typing import Any, Literal, get_type_hints
 
 from conal_rl.config.values import advice, convert, describe, quoted
 from conal_rl.errors import ConfigError
 
 Flag = Literal["changes_run", "changes_experiment", "in_model", "keyword"]
-Section = TypeVar("Section")
 
 
 def field(
@@ -46,7 +45,7 @@ _UNMARKED = field().metadata
 
 def marked(section: type[Any], flag: Flag, value: bool = True) -> frozenset[str]:
     """Return the fields whose flag has this value, those of a section as `section.field`."""
-    kinds = get_type_hints(section)
+    kinds = _types(section)
     paths = set[str]()
     for one in dataclasses.fields(section):
         if dataclasses.is_dataclass(kinds[one.name]):
@@ -56,21 +55,27 @@ def marked(section: type[Any], flag: Flag, value: bool = True) -> frozenset[str]
     return frozenset(paths)
 
 
-def with_values(section: Section, path: str, values: Mapping[str, Any]) -> Section:
-    """Return the section at `path` with different values of some fields.
+def convert_fields(section: Any, path: str) -> None:
+    """Give every field of a section at `path` the declared type, or say that it does not fit.
+
+    It is for the start of `__post_init__`. A list becomes a tuple, an integer a number, and a
+    number of numpy one of Python.
 
     Raises:
-        ConfigError: a value is not of its field's type, or out of its range.
+        ConfigError: a value is not of its field's type.
     """
-    kinds = get_type_hints(type(section))
-    converted = {}
-    for name, value in values.items():
+    for name, kind in _types(type(section)).items():
+        value = getattr(section, name)
         try:
-            converted[name] = convert(kinds[name], value)
+            object.__setattr__(section, name, convert(kind, value))
         except ValueError:
-            expected = describe(kinds[name])
+            field = f"{path}.{name}".lstrip(".")
             raise ConfigError(
-                f"{path}.{name}: got {quoted(value)}, expected {expected}. "
-                f"{advice(kinds[name], value)}"
+                f"{field}: got {quoted(value)}, expected {describe(kind)}. {advice(kind, value)}"
             ) from None
-    return dataclasses.replace(section, **converted)  # type: ignore[type-var]
+
+
+def _types(section: type[Any]) -> dict[str, Any]:
+    """Return the declared types of a section's fields by their names."""
+    kinds = get_type_hints(section)
+    return {one.name: kinds[one.name] for one in dataclasses.fields(section)}

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from conal_rl.config.checks import not_negative, positive, require, require_seed
-from conal_rl.config.fields import field
+from conal_rl.config.fields import convert_fields, field
 from conal_rl.config.shared import LearnerConfig, RunConfig
 
 
@@ -26,6 +26,7 @@ class EnvConfig:
     mujoco."""
 
     def __post_init__(self) -> None:
+        convert_fields(self, "env")
         names = (self.suite,) if isinstance(self.suite, str) else self.suite
         require(bool(names) and all(names), "env.suite", self.suite, "a suite or a list of envs")
         positive(self, "env", "envs_per_task")
@@ -160,6 +161,7 @@ class EvaluationConfig:
     """Number of episodes per task in each evaluation during training. Raise it for less noise."""
 
     def __post_init__(self) -> None:
+        convert_fields(self, "evaluation")
         positive(self, "evaluation", "episodes", "interim_episodes")
         not_negative(self, "evaluation", "every")
         require_seed("evaluation.seed", self.seed)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from conal_rl.config.checks import not_negative, positive, require, require_device, require_seed
-from conal_rl.config.fields import field
+from conal_rl.config.fields import convert_fields, field
 from conal_rl.config.values import lists_for_tuples
 from conal_rl.errors import ConfigError
 from conal_rl.files import user_path
@@ -47,6 +47,7 @@ class LearnerConfig:
     effect in a search, with conflict_rule and with aggregations. Switch it on for long runs."""
 
     def __post_init__(self) -> None:
+        convert_fields(self, "agent")
         known = self.tree in ("search", "shared", "independent") or self.tree.endswith(".json")
         trees = "search, shared, independent or a .json file"
         require(known, "agent.tree", self.tree, trees, "Give one of them")
@@ -140,6 +141,7 @@ class SearchConfig:
     on if the budget after the search is short. The paper trains the tree from scratch."""
 
     def __post_init__(self) -> None:
+        convert_fields(self, "search")
         not_negative(self, "search", "specific_decay")
         positive(self, "search", "steps", "gate_learning_rate", "gate_every", "specific_layers")
         require(self.copies >= 2, "search.copies", self.copies, "2 or more")
@@ -203,6 +205,7 @@ class RunConfig:
     """Number of steps between two lines of the log. Lower it for finer curves."""
 
     def __post_init__(self) -> None:
+        convert_fields(self, "")
         named = re.fullmatch(r"\w[\w.-]*", self.name) is not None
         require(named, "name", self.name, "letters, digits, '_', '-' and '.' only", "Give --name")
         positive(self, "", "total_steps", "checkpoint_minutes", "log_interval", "threads")

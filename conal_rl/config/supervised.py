@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from conal_rl.config.checks import not_negative, positive, require
-from conal_rl.config.fields import field
+from conal_rl.config.fields import convert_fields, field
 from conal_rl.config.shared import LearnerConfig, RunConfig, with_whole
 from conal_rl.errors import ConfigError
 
@@ -49,6 +49,7 @@ class DataConfig:
     are the same for any number."""
 
     def __post_init__(self) -> None:
+        convert_fields(self, "data")
         positive(self, "data", "tokens")
         not_negative(self, "data", "workers")
         fits = self.size is None or min(self.size) > 0
@@ -178,6 +179,7 @@ class SupervisedEvaluationConfig:
     Give it to report delta_p. None: delta_p is not reported."""
 
     def __post_init__(self) -> None:
+        convert_fields(self, "evaluation")
         positive(self, "evaluation", "every", "batch_size")
 
 

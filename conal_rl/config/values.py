@@ -5,6 +5,7 @@ The types are those of a config's fields: int, float, bool, str, Literal, tuple 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import types
@@ -125,6 +126,7 @@ def _choices(kind: Any) -> tuple[str, ...]:
 def convert(kind: Any, value: Any) -> Any:
     """Return `value` as the type `kind` of a field; raise ValueError if it does not fit."""
     origin, args = get_origin(kind), get_args(kind)
+    value = plain(value)
     if origin in (Union, types.UnionType):
         for arm in args:
             try:
@@ -133,10 +135,10 @@ def convert(kind: Any, value: Any) -> Any:
                 continue
     elif origin is Literal and isinstance(value, str) and value in args:
         return value
-    elif origin is tuple and isinstance(value, (list, tuple)):
+    elif origin is tuple and isinstance(value, tuple):
         kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
         if len(kinds) == len(value):
-            return tuple(convert(k, v) for k, v in zip(kinds, value, strict=True))
+            return tuple(map(convert, kinds, value))
     elif kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         # YAML 1.1 reads 3e-4, which has no dot, as text.
         try:
@@ -145,9 +147,21 @@ def convert(kind: Any, value: Any) -> Any:
             raise ValueError from None
         if math.isfinite(number):
             return number
-    elif kind is type(value):
+    elif kind is type(value) or (_is_section(kind) and isinstance(value, kind)):
         return value
     raise ValueError
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
+
+
+def plain(value: Any) -> Any:
+    """Return `value` with numpy's numbers as Python's, and arrays and lists as tuples."""
+    # numpy itself is not imported, so that --help answers at once.
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 def describe(kind: Any, many: bool = False) -> str:
@@ -160,6 +174,8 @@ def describe(kind: Any, many: bool = False) -> str:
     if origin is tuple:
         count = "a list of" if args[-1] is Ellipsis else f"{len(args)}"
         return f"{count} {describe(args[0], many=True)}"
+    if _is_section(kind):
+        return f"an instance of {kind.__name__}"
     names = {int: "integer", float: "number", bool: "true or false", str: "text"}
     if kind in (int, float):
         return f"{names[kind]}s" if many else f"a{'n' if kind is int else ''} {names[kind]}"
@@ -168,7 +184,7 @@ def describe(kind: Any, many: bool = False) -> str:
 
 def quoted(value: Any) -> str:
     """Return a value as errors quote it: like YAML, in at most 60 characters."""
-    text = "nothing" if value is None else repr(lists_for_tuples(value))
+    text = "nothing" if value is None else repr(lists_for_tuples(value)).replace("\n", " ")
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

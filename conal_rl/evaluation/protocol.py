@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from conal_rl import envs as conal_envs
-from conal_rl.config.checks import require_seed
+from conal_rl.config.checks import require_seed, whole
 from conal_rl.envs.metaworld import (
     is_metaworld,
     is_published,
@@ -147,12 +147,18 @@ def evaluate_policy(
 
     Raises:
         ConfigError: `episodes` is below 1, `seed` is below 0, or the engine is unknown.
+        TypeError: the policy is no agent.
         SuiteError: the suite is unknown, or the engine lacks it.
         ObservationError: the policy has `tasks` that differ from the suite's, or takes different
             observations, or its actions are NaN or of a different shape.
     """
-    if episodes < 1:
-        raise ConfigError(f"episodes: got {episodes}, expected 1 or more. Give more episodes")
+    if not callable(getattr(policy, "predict", None)):
+        raise TypeError(
+            f"policy: got {type(policy).__name__}, expected an agent with predict. Give one, such "
+            "as load_run(RUN)"
+        )
+    episodes = whole("episodes", episodes)
+    seed = whole("seed", seed, 0)
     require_seed("seed", seed)
     if engine not in ("official", "native"):
         raise ConfigError(f"engine: got {engine!r}, expected official or native. Give one of them")

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from rich import box
 from rich.table import Table
-from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
 
 from conal_rl.config import SupervisedConfig
+from conal_rl.device import resolve_device
 from conal_rl.errors import CheckpointError, ConalError, ConfigError
 from conal_rl.files import read_json, user_path
 from conal_rl.literals import Precision
@@ -200,7 +200,9 @@ def load_network(
 
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit the run's config.
+        ConfigError: this machine lacks the device.
     """
+    chosen = resolve_device("device", str(device))
     if (path / "model").is_dir():
         about, weights = read_model(path / "model")
     else:
@@ -223,4 +225,4 @@ def load_network(
             f"{path}: got weights that do not fit ({reason(error)}), expected those of its config. "
             "Use a different checkpoint"
         ) from error
-    return network.to(get_device(device)), problem
+    return network.to(chosen), problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import traceback
 from collections import Counter
 from typing import Any
@@ -49,6 +50,22 @@ class Waiting(TorchDispatchMode):
             stack = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_stack()]
             self.found.append(f"{operation} at {stack[-5:-1]}")
         return operation(*args, **(kwargs or {}))
+
+
+def test_copied_graphs_are_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def __reduce__(self) -> str:
+            raise AssertionError("a stream was copied")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    cache = GraphCache(torch.device("cuda", 1))
+    cache._graphs["update",] = object()  # type: ignore[assignment]
+    for twin in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        assert twin.kinds() == {} and twin._stream.device == torch.device("cuda", 1)
+        assert twin._stream is not cache._stream
 
 
 def trained(structure: Structure, device: str = "cpu", **settings: Any) -> ConalSAC:

@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnMaxEpisodes,
 )
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import KVWriter, Logger, configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from conal_rl.agents import ConalSAC
@@ -158,6 +158,42 @@ def test_an_agent_is_copied_at_any_time(tree: str) -> None:
         each.learn(24, reset_num_timesteps=False)
     assert same_tensors(agent.policy.state_dict(), before)
     assert not same_tensors(copies[-1].policy.state_dict(), before)
+
+
+def test_a_copy_makes_its_own_logger(tmp_path: Path) -> None:
+    """Files and streams can be copied as little as two agents can share them."""
+    agent = make_agent(TREES["shared"])
+    agent.set_logger(configure(str(tmp_path / "log"), ["stdout", "csv", "tensorboard"]))
+    agent.learn(40)
+    for twin in (copy.deepcopy(agent), pickle.loads(pickle.dumps(agent))):
+        logged = (tmp_path / "log" / "progress.csv").read_text()
+        twin.train(gradient_steps=1, batch_size=4)
+        twin.learn(40)
+        assert twin.logger is not agent.logger
+        assert (tmp_path / "log" / "progress.csv").read_text() == logged
+
+
+def test_a_copy_compiles_its_own_weights() -> None:
+    """Torch copies a compiled function as it is: with the weights of the first network."""
+    actor = make_agent(TREES["shared"]).actor
+    assert copy.deepcopy(actor)._compiled is None
+    actor.compile_training()
+    twin = copy.deepcopy(actor)
+    found: Any = twin._compiled
+    assert found._torchdynamo_orig_callable.__self__ is twin
+    assert pickle.loads(pickle.dumps(actor))._compiled is not None
+
+
+def test_a_copy_of_a_learning_agent_does_not_learn() -> None:
+    class Copies(BaseCallback):
+        def _on_step(self) -> bool:
+            copies.append(copy.deepcopy(self.model))
+            return len(copies) < 3
+
+    copies: list[Any] = []
+    agent = make_agent(TREES["search"], **SEARCH)
+    agent.learn(20, callback=Copies())
+    assert not any(each.queue._learning for each in copies)
 
 
 def test_sb3s_evaluate_policy_takes_the_agent() -> None:
@@ -378,6 +414,31 @@ def test_a_replay_of_other_settings_is_refused(
     assert agent.replay_buffer is own
 
 
+def test_a_replay_is_loaded_after_the_old_one_was_freed(tmp_path: Path) -> None:
+    agent = make_agent(TREES["search"], n_steps=3, **SEARCH)
+    agent.learn(60)
+    size = agent.replay_buffer.size()
+    agent.save_replay_buffer(tmp_path / "replay.pkl")
+    make_agent(TREES["shared"], n_steps=3).save_replay_buffer(tmp_path / "other.pkl")
+    agent.replay_buffer = None  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="replay buffer: got validation_share"):
+        agent.load_replay_buffer(tmp_path / "other.pkl")
+    assert agent.replay_buffer is None
+    agent.load_replay_buffer(tmp_path / "replay.pkl")
+    assert agent.replay_buffer.size() == size > 0
+    agent.learn(20, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("content", [{}, None, [1]])
+def test_a_pickle_of_something_else_is_no_replay(content: Any, tmp_path: Path) -> None:
+    (tmp_path / "replay.pkl").write_bytes(pickle.dumps(content))
+    agent = make_agent(TREES["shared"])
+    own = agent.replay_buffer
+    with pytest.raises(ValueError, match="replay buffer: got a"):
+        agent.load_replay_buffer(tmp_path / "replay.pkl")
+    assert agent.replay_buffer is own
+
+
 def test_a_replay_of_a_different_algorithm_is_refused(tmp_path: Path) -> None:
     SAC("MlpPolicy", "Pendulum-v1", buffer_size=10).save_replay_buffer(tmp_path / "replay.pkl")
     with pytest.raises(ValueError, match="replay buffer"):
@@ -512,7 +573,7 @@ def test_an_env_without_a_one_hot_is_refused() -> None:
         ({"tree": (None, None, None)}, "tree: got 3"),
         ({"env": make_env((0.1,))}, "tree: .*task-0"),
         ({"tasks": "task-0"}, "tasks: got 'task-0'"),
-        ({"tasks": ()}, r"tasks: got \(\)"),
+        ({"tasks": ()}, r"tasks: got \[\]"),
         ({"tasks": ("a", "a")}, "tasks: got 'a' twice"),
         ({"tasks": ("a", " ")}, "tasks: got ' '"),
         ({"n_steps": 0}, "agent.n_steps"),

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.spaces import Box, Dict, Discrete
 from stable_baselines3 import SAC
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.arguments import KEYWORDS
 from conal_rl.config import AgentConfig, SearchConfig, marked
 from conal_rl.core import ConalProStage, ConalSearch, LTBSearch, ReconSearch, Structure, Tree
-from conal_rl.errors import CheckpointError, ConalError, ConfigError
+from conal_rl.errors import CheckpointError, ConfigError
+from tests.helpers.refusals import refused
 from tests.helpers.toy import make_env, tasks_named
 
 TASKS = tasks_named(2)
@@ -197,7 +203,7 @@ def saved(folder: Path, **given: Any) -> Path:
 
 
 def test_load_moves_its_keywords_into_the_settings(tmp_path: Path) -> None:
-    path = saved(tmp_path, tree=SHARED, gamma=0.5, tau=0.5, gate_every=2)
+    path = saved(tmp_path, tree=(None, SHARED), gamma=0.5, tau=0.5, gate_every=2)
     changed: dict[str, Any] = {"gamma": 0.75, "gate_every": 3, "learning_starts": 5}
     loaded = ConalSAC.load(path, env=make_env((-0.5, 0.5)), device="cpu", train_freq=2, **changed)
     assert (loaded.settings.gamma, loaded.settings.tau, loaded.search.gate_every) == (0.75, 0.5, 3)
@@ -276,6 +282,96 @@ def test_load_refuses_a_learnt_temperature_for_a_fixed_one(tmp_path: Path) -> No
         ConalSAC.load(path, device="cpu", ent_coef="auto")
 
 
+@pytest.mark.parametrize(
+    ("made", "keyword"),
+    [
+        *(({"tree": SHARED}, {name: value}) for name, value in OF_SEARCH.items()),
+        ({"tree": SHARED}, {"search": SearchConfig(gate_every=2)}),
+        ({"tree": ReconSearch(1)}, {"gate_every": 2}),
+        ({"tree": SHARED, "ent_coef": 0.2}, {"target_entropy": -2.0}),
+        ({}, {"temperature": (2.0, 0.5)}),
+        ({}, {"learning_rate_end": 1e-4}),
+        ({}, {"reset_at": (5,)}),
+        ({}, {"settings": AgentConfig(widths=(4, 4), reset_at=(5,))}),
+        ({}, {"tasks": TASKS[::-1]}),
+        ({}, {"tree": SHARED}),
+        ({}, {"policy": "ConalPolicy"}),
+        ({}, {"method": "ltb"}),
+        ({}, {"num_timesteps": 7}),
+        ({}, {"use_sde": True}),
+        ({}, {"replay_buffer_kwargs": {"n_steps": 2}}),
+        ({}, {"policy_kwargs": {"net_arch": [4]}}),
+    ],
+)
+def test_load_refuses_what_has_no_effect(
+    made: dict[str, Any], keyword: dict[str, Any], tmp_path: Path
+) -> None:
+    path = saved(tmp_path, **made)
+    (name,) = keyword
+    if isinstance(keyword[name], AgentConfig | SearchConfig):
+        name = "reset_at" if name == "settings" else "gate_every"
+    with refused((ConfigError, TypeError), f"{name}: got "):
+        ConalSAC.load(path, device="cpu", **keyword)
+
+
+def test_load_takes_values_that_change_nothing(tmp_path: Path) -> None:
+    made: dict[str, Any] = {"gate_every": 2, "reset_at": (5,), "ent_coef": 0.2, "gamma": 0.5}
+    path = saved(tmp_path, tree=SHARED, **made)
+    loaded = ConalSAC.load(path, device="cpu", settings=None, search=None, **made)
+    assert (loaded.search.gate_every, loaded.settings.reset_at) == (2, (5,))
+
+
+def test_load_takes_the_keywords_that_sb3_keeps_under_other_names(tmp_path: Path) -> None:
+    path, kwargs = saved(tmp_path), {"widths": (4, 4), "gamma": 0.5}
+    loaded = ConalSAC.load(path, device="cpu", stats_window_size=7, policy_kwargs=kwargs)
+    assert (loaded._stats_window_size, loaded.settings.gamma) == (7, 0.5)
+
+
+def test_load_changes_the_learning_rate_of_gates(tmp_path: Path) -> None:
+    path = saved(tmp_path, gate_learning_rate=0.25)
+    for changed, expected in (({}, 0.25), ({"gate_learning_rate": 0.5}, 0.5)):
+        loaded = ConalSAC.load(path, device="cpu", **changed)
+        for learner in loaded.learners.values():
+            assert learner.gate_optimizer is not None
+            assert learner.gate_optimizer.param_groups[0]["lr"] == expected
+
+
+def test_keywords_of_load_win_over_saved_attributes(tmp_path: Path) -> None:
+    made = agent(tree=SHARED, learning_rate=lambda left: left, gradient_steps=-1)
+    made.batch_size = 64
+    made.save(tmp_path / "agent.zip")
+    kept, changed, whole = (
+        ConalSAC.load(tmp_path / "agent.zip", device="cpu", **given)
+        for given in ({}, {"batch_size": 16}, {"settings": AgentConfig(widths=(4, 4), updates=3)})
+    )
+    assert (kept.batch_size, kept.gradient_steps, kept.lr_schedule(0.5)) == (64, -1, 0.5)
+    assert (changed.batch_size, changed.gradient_steps, changed.lr_schedule(0.5)) == (16, -1, 0.5)
+    assert (whole.batch_size, whole.gradient_steps, whole.lr_schedule(0.5)) == (32, 3, 3e-4)
+
+
+def test_a_schedule_has_no_learning_rate_end(tmp_path: Path) -> None:
+    rates: dict[str, Any] = {"learning_rate": lambda left: left, "learning_rate_end": 1e-4}
+    with refused(ConfigError, "learning_rate_end: got 0.0001"):
+        agent(tree=SHARED, **rates)
+    path = saved(tmp_path, tree=SHARED, learning_rate=rates["learning_rate"])
+    with refused(ConfigError, "learning_rate_end: got 0.0001"):
+        ConalSAC.load(path, device="cpu", learning_rate_end=1e-4)
+    loaded = ConalSAC.load(path, device="cpu", learning_rate=1e-2, learning_rate_end=1e-4)
+    assert loaded.lr_schedule(0) == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("schedule", [lambda _: "fast", lambda _: 1 / 0, lambda _: -1.0, dict])
+def test_a_schedule_that_gives_no_rate_is_refused(schedule: Any) -> None:
+    with refused(ConfigError, "learning_rate: got "):
+        agent(learning_rate=schedule)
+
+
+def test_a_zip_file_of_sb3s_sac_is_refused(tmp_path: Path) -> None:
+    SAC("MlpPolicy", "Pendulum-v1", buffer_size=10).save(tmp_path / "sac.zip")
+    with refused(CheckpointError, "sac.zip: got ", "SACPolicy"):
+        ConalSAC.load(tmp_path / "sac.zip", device="cpu")
+
+
 def test_a_zip_file_without_settings_is_refused() -> None:
     """Commit 4bbec36 saved it; its classes have different names today."""
     old = Path(__file__).parents[1] / "data" / "old_runs" / "agent.zip"
@@ -292,24 +388,130 @@ def test_a_zip_file_needs_its_settings(tmp_path: Path) -> None:
 BAD: list[Any] = [
     *(None, math.nan, math.inf, -1, -1.5, 0, True, "text", "3", b"x", [], [1, 2], (), (1,), {}),
     *((-1, "episode"), (1, "foo"), np.array([1.0, 2.0]), np.array(3), np.float32(2.5), object()),
+    *("auto", "auto_x", "auto_-1", {"a": 1}, {1}, [None], [[1]], ("a", "b"), np.eye(2), dict),
 ]
-SB3S = set(inspect.signature(SAC.__init__).parameters) - {"self", "policy", "env"}
-NAMES = sorted((KEYWORDS | SB3S | {"tasks", "tree", "settings", "search"}) - {"_init_setup_model"})
+SB3S = set(inspect.signature(SAC.__init__).parameters) - {"self", "_init_setup_model"}
+NAMES = sorted(KEYWORDS | SB3S | {"tasks", "tree", "settings", "search"})
+
+
+def require_named(error: Exception, name: str, value: Any) -> None:
+    message = str(error)
+    assert name in message.partition(", expected ")[0], (value, message)
+    assert ", expected " in message and "\n" not in message, (value, message)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_bad_argument_is_named(name: str) -> None:
-    """The agent is made, or an error of one line names the argument."""
-    env = make_env((-0.5, 0.5))
+def test_a_bad_argument_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent is made and learns, or an error of one line names the argument."""
+    monkeypatch.chdir(tmp_path)  # text may be the name of a folder
+    for value in BAD:
+        given = {"env": make_env((-0.5, 0.5)), **SMALL, "learning_starts": 5, name: value}
+        try:
+            made = ConalSAC(**given)
+        except (TypeError, ValueError) as error:
+            require_named(error, name, value)
+        else:
+            made.learn(12, log_interval=None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*NAMES, "num_timesteps"}))
+def test_a_bad_argument_of_load_is_named(name: str, tmp_path: Path) -> None:
+    path = saved(tmp_path)
     for value in BAD:
         try:
-            ConalSAC(env=env, **{**SMALL, name: value})
-        except (TypeError, ValueError, ConalError) as error:
-            assert name in str(error), (value, str(error))
-            assert "\n" not in str(error)
+            ConalSAC.load(path, **{"device": "cpu", name: value})
+        except (TypeError, ValueError) as error:
+            require_named(error, name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("gradient_steps", value) for value in (None, "3", -1.5, -2)),
+        *(("train_freq", value) for value in ((1,), (-1, "episode"), (1, "foo"), None)),
+        *(("target_entropy", value) for value in ("high", np.array([1.0, 2.0]))),
+        *(("ent_coef", v) for v in (-1, math.nan, math.inf, "auto_x", "auto_-1", "auto_", None)),
+        *(("env", value) for value in (5, "Nowhere-v0", [make_env((0.5,))])),
+        *(("policy", value) for value in ("MlpPolicy", None, SAC)),
+        *((name, "x") for name in ("action_noise", "widths", "device", "seed", "search")),
+        *((name, 5) for name in ("tensorboard_log", "sde_sample_freq", "tasks", "foo")),
+        ("tree", Tree.shared(TASKS, 3)),
+        ("tree", ReconSearch(3)),
+        ("tree", ConalProStage.first(3)),
+    ],
+)
+def test_a_wrong_argument_is_named(name: str, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        ConalSAC(**{"env": make_env((-0.5, 0.5)), **SMALL, name: value})
+    require_named(caught.value, name, value)
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ({"policy_kwargs": {"net_arch": [8]}}, "Give widths"),
+        ({"policy_kwargs": {"n_critics": 2}}, "Give critics"),
+        ({"policy_kwargs": {"activation_fn": dict}}, "ReLU"),
+        ({"policy_kwargs": {"optimizer_class": dict}}, "Adam"),
+        ({"policy_kwargs": {"features_extractor_class": dict}}, "flat observations"),
+        ({"policy_kwargs": {"width": (8,)}}, "Did you mean widths?"),
+        ({"replay_buffer_kwargs": {"n_steps": 3}}, "as keywords"),
+        ({"learning_rates": 1e-3}, "Did you mean learning_rate?"),
+        ({"policy": "MlpPolicy"}, "'ConalPolicy'"),
+    ],
+)
+def test_an_argument_of_sb3_comes_with_advice(given: dict[str, Any], advice: str) -> None:
+    with refused((ConfigError, TypeError), f"{next(iter(given))}: got ", advice):
+        agent(**given)
+
+
+def test_defaults_of_sb3_are_accepted() -> None:
+    kwargs = {"handle_timeout_termination": True}
+    made = agent(
+        **{"use_sde": False, "sde_sample_freq": -1, "optimize_memory_usage": False},
+        **{"replay_buffer_class": None, "replay_buffer_kwargs": kwargs, "verbose": False},
+    )
+    assert made.replay_buffer.handle_timeout_termination
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    made = agent(seed=np.int64(3), train_freq=np.int32(2), gamma=np.float32(0.5))
-    assert (made.seed, made.settings.update_every, made.settings.gamma) == (3, 2, 0.5)
+    made = agent(
+        **{"seed": np.int64(3), "train_freq": (np.int32(2), "episode"), "gamma": np.float32(0.5)},
+        **{"widths": np.array([4, 5]), "reset_at": [np.int64(2)], "ent_coef": np.float32(0.5)},
+    )
+    settings = made.settings
+    assert (made.seed, settings.gamma, settings.widths, settings.reset_at) == (3, 0.5, (4, 5), (2,))
+    assert made.train_freq == TrainFreq(2, TrainFrequencyUnit.EPISODE)
+    assert made.ent_coef_tensor.item() == 0.5
+
+
+class Space(gym.Env[Any, Any]):
+    def __init__(self, observations: Any, actions: Any = Box(-1, 1, (1,))) -> None:
+        self.observation_space, self.action_space = observations, actions
+
+
+@pytest.mark.parametrize(
+    "spaces",
+    [
+        (Dict({"seen": Box(0, 1, (4,))}),),
+        (Box(0, 1, (2, 4)),),
+        (Discrete(5),),
+        (Box(0, 1, (4,)), Discrete(2)),
+        (Box(0, 1, (4,)), Box(-1, 1, (2, 2))),
+        (Box(0, 1, (4,)), Box(-np.inf, np.inf, (1,))),
+    ],
+)
+def test_spaces_that_are_not_flat_are_refused(spaces: tuple[Any, ...], tmp_path: Path) -> None:
+    env, path = DummyVecEnv([lambda: Space(*spaces)]), saved(tmp_path)
+    makers: tuple[Callable[[], Any], ...] = (
+        lambda: ConalSAC(env=env, tasks=TASKS),
+        lambda: agent().set_env(env),
+        lambda: ConalSAC.load(path, env=env, device="cpu"),
+    )
+    for make in makers:
+        with refused(ConfigError, "env: got the ", "Wrap the env"):
+            make()

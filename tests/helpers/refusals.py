@@ -9,7 +9,7 @@ import pytest
 
 
 @contextmanager
-def refused(error: type[Exception], *parts: object) -> Iterator[None]:
+def refused(error: type[Exception] | tuple[type[Exception], ...], *parts: object) -> Iterator[None]:
     """The block must raise `error`, whose message is one line and contains all `parts`."""
     with pytest.raises(error) as caught:
         yield
