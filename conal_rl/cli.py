@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -54,10 +56,14 @@ def exit_status(run: Callable[[], int | None]) -> int:
     missing files, a full disk, and memory.
     """
     came: list[int] = []
+    last = -math.inf
 
     def interrupt(number: int) -> None:
+        nonlocal last
+        repeated, last = time.monotonic() - last < 1, time.monotonic()
         came.append(number)
-        raise KeyboardInterrupt
+        if number == signal.SIGINT or not repeated:  # some senders send SIGTERM twice
+            raise KeyboardInterrupt
 
     with lasting_streams(), handled(interrupt):
         try:

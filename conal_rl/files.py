@@ -17,6 +17,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,8 @@ from conal_rl.errors import CheckpointError, ConalError
 
 DRAFTS = ".conal_rl-"
 """How the names of the hidden folders of drafts begin."""
+PIPE_SECONDS = 10.0
+"""Seconds that a pipe may be without a reader before it is given up."""
 _READY, _KEPT = "ready", ".kept-"
 
 
@@ -274,13 +277,32 @@ def _can_be_replaced(target: Path) -> bool:
 def _pour(draft: Path, target: Path) -> None:
     """Write a file's content into a pipe, a device, or a file that cannot be replaced."""
     place: Path | int = target
-    if target.parent == Path(f"/proc/{os.getpid()}/fd"):  # its position is that of our own stream
+    if target.is_fifo():
+        place = _opened_pipe(target)
+    elif target.parent == Path(f"/proc/{os.getpid()}/fd"):  # its position is that of our own stream
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
         place = os.dup(int(target.name))
     with draft.open("rb") as source, open(place, "ab" if target.is_symlink() else "wb") as sink:
         shutil.copyfileobj(source, sink)
+
+
+def _opened_pipe(path: Path) -> int:
+    """Open a pipe for writing, and wait a little for a reader: without one it would be for ever."""
+    end = time.monotonic() + PIPE_SECONDS
+    while True:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() > end:
+                raise OSError(errno.ENXIO, "a pipe that nobody reads", str(path)) from error
+            time.sleep(0.02)
+        else:
+            os.set_blocking(descriptor, True)
+            return descriptor
 
 
 @contextmanager

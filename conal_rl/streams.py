@@ -72,11 +72,13 @@ def _lasting(stream: Any, descriptor: int) -> Any:
 
 
 def _occupy(descriptor: int) -> None:
-    """Open /dev/null as a closed stream, so that no file of the command takes its place."""
+    """Open /dev/null as a closed stream, so that no file takes its place, here or in a child."""
     try:
         os.fstat(descriptor)
     except OSError:
         null = os.open(os.devnull, os.O_RDWR)
-        if null != descriptor:
+        if null == descriptor:
+            os.set_inheritable(null, True)
+        else:
             os.dup2(null, descriptor)
             os.close(null)

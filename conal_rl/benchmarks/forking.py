@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import os
 import runpy
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -61,7 +62,13 @@ def train_in_fork(checkout: Path, arguments: Sequence[str], log: str) -> int:
     child = os.fork()
     if child == 0:
         _train(checkout, arguments, log)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        _, ended = os.waitpid(child, 0)
+    except KeyboardInterrupt:  # the child writes a checkpoint before its folder may go
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+        raise
+    return os.waitstatus_to_exitcode(ended)
 
 
 def _train(checkout: Path, arguments: Sequence[str], log: str) -> NoReturn:

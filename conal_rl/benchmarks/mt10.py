@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
@@ -22,7 +21,7 @@ from rich.table import Table
 
 from conal_rl.agents import ConalSAC
 from conal_rl.benchmarks.one_per_task import run_one_by_one
-from conal_rl.benchmarks.study import finish, slug, start
+from conal_rl.benchmarks.study import finish, run_all, slug, start
 from conal_rl.config import load_config, marked
 from conal_rl.core import Tree, TreeNetwork, linear_chain
 from conal_rl.core.tree_network import parameter_count
@@ -179,9 +178,8 @@ def _run_and_read(
     folder: Path,
     **budget: float,
 ) -> Results:
-    with ThreadPoolExecutor(jobs) as pool:
-        # All seeds of a row run before the next row, because the rows are in order of importance.
-        list(pool.map(lambda pair: run(*pair), [(row, seed) for row in rows for seed in seeds]))
+    # All seeds of a row run before the next row, because the rows are in order of importance.
+    run_all(lambda pair: run(*pair), [(row, seed) for row in rows for seed in seeds], jobs)
     results: Results = {}
     for row in known:
         paths = {seed: folder / slug(row, seed) / "evaluation.json" for seed in seeds}

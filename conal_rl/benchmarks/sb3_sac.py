@@ -26,6 +26,7 @@ from conal_rl.envs import make
 from conal_rl.envs.metaworld import suite_tasks
 from conal_rl.errors import ConfigError
 from conal_rl.evaluation import evaluate_policy
+from conal_rl.evaluation.protocol import closing
 from conal_rl.files import atomic_write, draft_file, user_path, write_json
 
 
@@ -89,18 +90,18 @@ def _train_and_evaluate(config: Config, task: str, done: Path) -> None:
     env = make(suite, config.env.envs_per_task, config.seed)
     env.seed(config.seed)
     began = time.monotonic()
-    agent = SAC(
-        "MlpPolicy",
-        env,
-        policy_kwargs={"net_arch": list(config.agent.widths)},
-        learning_starts=config.agent.learning_starts,
-        seed=config.seed,
-        device="cpu",
-    )
-    steps = config.total_steps // len(suite_tasks(config.env.suite))
-    agent.learn(steps, log_interval=None)  # type: ignore[arg-type]
+    with closing(env):
+        agent = SAC(
+            "MlpPolicy",
+            env,
+            policy_kwargs={"net_arch": list(config.agent.widths)},
+            learning_starts=config.agent.learning_starts,
+            seed=config.seed,
+            device="cpu",
+        )
+        steps = config.total_steps // len(suite_tasks(config.env.suite))
+        agent.learn(steps, log_interval=None)  # type: ignore[arg-type]
     seconds = time.monotonic() - began
-    env.close()
     with draft_file(done.with_suffix(".zip")) as draft:
         agent.save(draft)
     settings = config.evaluation

@@ -7,14 +7,20 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from threading import Event, Lock
+from typing import Any, TypeVar
 
 from conal_rl.config import AnyConfig, load_config
 from conal_rl.errors import ConalError, ConfigError
 from conal_rl.runs.folder import Run
+
+Item = TypeVar("Item")
+_running: set[subprocess.Popen[str]] = set()
+_turn, _stopping = Lock(), Event()
 
 
 def finish(run: Path, arguments: Sequence[str], what: str) -> None:
@@ -79,20 +85,56 @@ def start(module: str, arguments: Sequence[str], what: str) -> None:
     """
     print(f"{what}: starts", file=sys.stderr)
     began = time.monotonic()
-    ran = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    if ran.returncode:
-        last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
+    with _turn:
+        if _stopping.is_set():
+            raise ConalError(f"{what}: the command was interrupted before the run began")
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        _running.add(process)
+    with process:
+        _, printed = process.communicate()
+    with _turn:
+        _running.discard(process)
+    if process.returncode:
+        last = (printed.strip().splitlines() or ["no message"])[-1]
         error = last.removeprefix("error: ")
         if error == last:  # a traceback, or the process was killed
-            error = f"exit status {ran.returncode} after: {last}"
+            error = f"exit status {process.returncode} after: {last}"
         raise ConalError(f"{what}: {error}")
     print(f"{what}: done in {(time.monotonic() - began) / 60:.0f} min", file=sys.stderr)
+
+
+def run_all(run: Callable[[Item], object], items: Iterable[Item], jobs: int) -> None:
+    """Call `run` for each item in order, `jobs` of them at a time.
+
+    If a signal interrupts it, no run begins any more, and those under way write a checkpoint.
+
+    Raises:
+        ConalError: A run failed. The runs under way end first.
+    """
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            try:
+                list(pool.map(run, items))
+            except KeyboardInterrupt:
+                _stop_all()
+                raise
+    finally:
+        _stopping.clear()
+
+
+def _stop_all() -> None:
+    with _turn:
+        _stopping.set()
+        for process in _running:
+            process.terminate()
+    print("The runs stop and write checkpoints. The same command resumes them.", file=sys.stderr)
 
 
 def slug(method: str, seed: int) -> str:

@@ -12,7 +12,6 @@ the losses, so they do not have their own search.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -21,7 +20,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from conal_rl.benchmarks.study import finish, slug
+from conal_rl.benchmarks.study import finish, run_all, slug
 from conal_rl.config import SupervisedConfig, load_config
 from conal_rl.core import Tree
 from conal_rl.errors import CheckpointError
@@ -87,8 +86,7 @@ def measure(
     """
     config = load_config(name, options)
     assert isinstance(config, SupervisedConfig)
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda seed: _run_seed(config, seed, folder, options), seeds))
+    run_all(lambda seed: _run_seed(config, seed, folder, options), seeds, jobs)
     results = {method: [_read(folder, method, seed) for seed in seeds] for method in METHODS}
     return [comparison(name, results), scores_table(results), trees_table(results, seeds)]
 

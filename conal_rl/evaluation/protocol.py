@@ -8,12 +8,15 @@ shortcut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers import TimeLimit
 from metaworld.evaluation import evaluation as official_evaluation
 from numpy.typing import NDArray
 from rich.table import Table
@@ -27,7 +30,13 @@ from conal_rl.envs.metaworld import (
     suite_tasks,
 )
 from conal_rl.envs.vec_env import require_actions
-from conal_rl.errors import ConfigError, ObservationError, SuiteError, other_tasks
+from conal_rl.errors import (
+    ConfigError,
+    ObservationError,
+    SuiteError,
+    of_user_code,
+    other_tasks,
+)
 from conal_rl.evaluation.intervals import Interval, mean_interval, wilson
 
 Engine = Literal["official", "native"]
@@ -35,7 +44,10 @@ Progress = Callable[[int, int], None]
 """Takes (episodes done, episodes wanted) over all tasks, after every episode that counts."""
 
 ENDLESS = 100_000
-"""Steps of an env after which evaluation no longer waits for its episode to end."""
+"""Steps after which evaluation no longer waits for the end of an episode.
+
+A longer time limit of the env counts instead.
+"""
 
 
 class Policy(Protocol):
@@ -276,11 +288,9 @@ def _evaluate_officially(
         envs = official_vector_env(suite, seed)
         envs.envs = [_EpisodeRecorder(env, episodes, count) for env in envs.envs]
         successes = [env.successes for env in envs.envs]
-    try:
+    with closing(envs):
         require_fit(policy, tasks, envs.single_observation_space)
         _, _, success, returns = official_evaluation(_OfficialAgent(policy, tasks), envs, episodes)
-    finally:
-        envs.close()
     outcomes = dict(zip(tasks, successes, strict=True))
     assert success == {task: sum(o) / episodes for task, o in outcomes.items()}
     return outcomes, {task: float(np.mean(returns[task])) for task in tasks}
@@ -302,19 +312,21 @@ def _evaluate_vec_env(
     successes: dict[str, list[bool | None]] = {task: [] for task in envs.tasks}
     count = _counter(progress, int(targets.sum()))
     steps = np.zeros_like(targets)  # of the current episodes
-    try:
+    limits = [_longest_episode(env) for env in cast(Any, envs).envs]
+    with closing(envs):
         require_fit(policy, envs.tasks, envs.observation_space)
         observations = cast(NDArray[np.float32], envs.reset())
         while (done_counts < targets).any():
             actions, _ = policy.predict(observations, deterministic=True)
             observations, _, dones, infos = cast(Any, envs.step(actions))
             steps = np.where(dones, 0, steps + 1)
-            endless = (steps >= ENDLESS) & (done_counts < targets)
+            endless = (steps >= limits) & (done_counts < targets)
             if endless.any():
-                task = envs.tasks[int(endless.argmax()) // per_task]
+                number = int(endless.argmax())
                 raise SuiteError(
-                    f"{task}: got an episode of over {ENDLESS:,} steps, expected an end. Give the "
-                    "env a time limit (max_episode_steps)"
+                    f"{envs.tasks[number // per_task]}: got an episode of over "
+                    f"{limits[number]:,} steps, expected an end. Give the env a time limit "
+                    "(max_episode_steps)"
                 )
             for i in np.flatnonzero(dones & (done_counts < targets)):
                 done_counts[i] += 1
@@ -322,14 +334,34 @@ def _evaluate_vec_env(
                 returns[task].append(float(infos[i]["episode"]["r"]))
                 successes[task].append(infos[i].get("is_success"))
                 count()
-    finally:
-        envs.close()
     outcomes = {
         # If a task ever reports success, an episode without a report has failed.
         task: None if all(success is None for success in reported) else list(map(bool, reported))
         for task, reported in successes.items()
     }
     return outcomes, {task: float(np.mean(r)) for task, r in returns.items()}
+
+
+def _longest_episode(env: gym.Env[Any, Any]) -> int:
+    """Return the steps of an env to wait for its episode: `ENDLESS`, or its own longer limit."""
+    limit = ENDLESS
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, TimeLimit):
+            limit = max(limit, env._max_episode_steps)
+        env = env.env
+    return limit
+
+
+@contextmanager
+def closing(envs: Any) -> Iterator[None]:
+    """Close envs after the block; an error of their own code then loses no result."""
+    try:
+        yield
+    finally:
+        try:
+            envs.close()
+        except Exception as error:
+            print(f"close: got {of_user_code(error)}. Correct the env", file=sys.stderr)
 
 
 def _counter(progress: Progress | None, wanted: int) -> Callable[[], None]:

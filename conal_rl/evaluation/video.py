@@ -21,7 +21,7 @@ from conal_rl.envs.metaworld import (
     suite_tasks,
 )
 from conal_rl.errors import ConfigError, SuiteError
-from conal_rl.evaluation.protocol import Policy, require_fit
+from conal_rl.evaluation.protocol import Policy, closing, require_fit
 from conal_rl.files import draft_file
 
 VIDEO_STRIDE = 4
@@ -71,7 +71,7 @@ def record_videos(
     )  # 50 ms a frame, for ever
     paths = []
     envs = cast(gym.vector.SyncVectorEnv, official_vector_env(suite, seed))
-    try:
+    with closing(envs):
         require_fit(policy, suite_tasks(suite), envs.single_observation_space)
         envs.call("toggle_terminate_on_success", True)
         for task, env in zip(suite_tasks(suite), envs.envs, strict=True):
@@ -82,8 +82,6 @@ def record_videos(
                     break
             with draft_file(paths[-1]) as draft:
                 imageio.mimsave(draft, cast(Any, frames), **cast(Any, timing))
-    finally:
-        envs.close()
     return paths
 
 
