@@ -422,10 +422,11 @@ def test_a_section_refuses_values_of_other_types(section: str) -> None:
 
 
 def test_a_section_takes_numbers_of_numpy() -> None:
-    made = AgentConfig(
+    given: dict[str, Any] = {
         **{"widths": np.array([4, 5]), "tau": np.float32(0.5), "batch_size": np.int64(3)},
         **{"critic_range": [np.int64(-1), 2], "layer_norm": np.bool_(False), "reset_at": [2]},
-    )
+    }
+    made = AgentConfig(**given)
     assert (made.widths, made.tau, made.batch_size) == ((4, 5), 0.5, 3)
     assert (made.critic_range, made.layer_norm, made.reset_at) == ((-1.0, 2.0), False, (2,))
     assert {type(each) for each in (*made.widths, made.batch_size)} == {int}

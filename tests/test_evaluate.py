@@ -296,6 +296,9 @@ def test_the_table_counts_tasks_with_success() -> None:
         (ConfigError, {"seed": -1}),
         (ConfigError, {"seed": 2**32, "suite": "mt1:reach-v3"}),
         (ConfigError, {"engine": "quick"}),
+        *((ConfigError, {"episodes": value}) for value in (1.5, "3", None, True)),
+        *((ConfigError, {"seed": value}) for value in (0.5, "x", None)),
+        (TypeError, {"policy": "pretrained:mt10"}),
         (SuiteError, {"engine": "native"}),
         (SuiteError, {"suite": "mt11"}),
         (SuiteError, {"suite": ("reach-v3", "CartPole-v1")}),
@@ -305,8 +308,10 @@ def test_bad_arguments_are_refused_in_one_line(
     kind: type[Exception], arguments: dict[str, Any]
 ) -> None:
     with pytest.raises(kind) as caught:
-        evaluate_policy(Still(), **{"suite": "cartpole", **arguments})
+        evaluate_policy(**{"policy": Still(), "suite": "cartpole", **arguments})
     assert "\n" not in str(caught.value)
+    if kind is not SuiteError:
+        assert str(caught.value).startswith(f"{next(iter(arguments))}: got ")
 
 
 # Videos

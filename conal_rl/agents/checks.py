@@ -100,7 +100,7 @@ def require_env(env: Any) -> GymEnv | None:
     """Return an env, which may be given by its name; None stays None.
 
     Raises:
-        TypeError: it is no env.
+        TypeError: it is not an env.
         ConfigError: the name cannot be made, or the spaces are not one-dimensional.
     """
     if env is None:

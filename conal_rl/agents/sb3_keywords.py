@@ -195,7 +195,7 @@ def split_policy_kwargs(
     """Return the `settings` in `policy_kwargs`, and arguments of a policy of the user's own.
 
     Raises:
-        ConfigError: `given` is no dict, or it holds something that is not for it.
+        ConfigError: `given` is not a dict, or it holds something that is not for it.
     """
     require(
         given is None or isinstance(given, Mapping), "policy_kwargs", given, "a dict", "Give one"

@@ -142,7 +142,7 @@ def evaluate_policy(
 
     Raises:
         ConfigError: `episodes` is below 1, `seed` is below 0, or the engine is unknown.
-        TypeError: the policy is no agent.
+        TypeError: the policy lacks `predict`.
         SuiteError: the suite is unknown, or the engine lacks it.
         ObservationError: the policy has `tasks` that differ from the suite's, or takes different
             observations, or its actions are NaN or of a different shape.

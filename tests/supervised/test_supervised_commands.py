@@ -22,9 +22,11 @@ from matplotlib.figure import Figure
 from conal_rl import evaluate, report, train
 from conal_rl.config import SupervisedConfig, load_config
 from conal_rl.core import Tree
+from conal_rl.errors import ConfigError
 from conal_rl.reports import predictions
 from conal_rl.runs.checkpoints import load_checkpoint
 from conal_rl.runs.folder import Run
+from conal_rl.supervised.evaluation import load_network
 from conal_rl.supervised.experiment import SupervisedExperiment
 from conal_rl.supervised.problem import make_problem
 from tests.helpers.supervised_runs import DIGITS, METHODS, TASKS, TINY, read, rows, run, stop_at
@@ -241,6 +243,32 @@ def test_float16_stays_recorded_on_a_cpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_finished_run_is_tested_in_its_own_precision(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    monkeypatch.setattr("conal_rl.device._capabilities", lambda: {"amx_bf16": True})
+    (folder / "evaluation.json").unlink()
+    config = (folder / "config.yaml").read_bytes()
+    assert train.main(["--resume", str(folder), "--agent.mixed-precision"]) == 0
+    assert "agent.mixed_precision: no effect" in capsys.readouterr().err
+    assert read(folder)["scores"] == read(finished)["scores"]
+    assert Run(folder).precision() == "single"
+    assert (folder / "config.yaml").read_bytes() == config
+
+
+def test_load_network_names_a_device_that_is_not_there(finished: Path) -> None:
+    config = load_config(finished / "config.yaml")
+    assert isinstance(config, SupervisedConfig)
+    with pytest.raises(ConfigError, match=r"^device: got 'gpu'"):
+        load_network(finished, config, "gpu")
+
+
+@pytest.mark.slow
 def test_dropout_and_random_weights_resume_as_if_never_stopped(tmp_path: Path) -> None:
     words = ["terrain", *TINY, "--agent.channels", "4", "4", "--agent.strides", "2", "2"]
     words += ["--agent.aspp-width", "4", "--agent.aspp-rates", "1", "--agent.dropout", "0.5"]
@@ -394,11 +422,11 @@ def test_evaluate_uses_the_given_device(
 ) -> None:
     devices: list[str] = []
 
-    def spied(device: str) -> torch.device:
+    def spied(field: str, device: str) -> torch.device:
         devices.append(device)
         return torch.device("cpu")
 
-    monkeypatch.setattr("conal_rl.supervised.evaluation.get_device", spied)
+    monkeypatch.setattr("conal_rl.supervised.evaluation.resolve_device", spied)
     monkeypatch.setattr(evaluate, "resolve_device", lambda field, device: None)  # no GPU here
     assert evaluate.main([str(finished), "--device", "cuda:3"]) == 0
     assert devices == ["cuda:3"]
