@@ -321,7 +321,7 @@ def test_load_takes_values_that_change_nothing(tmp_path: Path) -> None:
     assert (loaded.search.gate_every, loaded.settings.reset_at) == (2, (5,))
 
 
-def test_load_takes_the_keywords_that_sb3_keeps_under_other_names(tmp_path: Path) -> None:
+def test_load_takes_what_sb3_keeps_under_different_names(tmp_path: Path) -> None:
     path, kwargs = saved(tmp_path), {"widths": (4, 4), "gamma": 0.5}
     loaded = ConalSAC.load(path, device="cpu", stats_window_size=7, policy_kwargs=kwargs)
     assert (loaded._stats_window_size, loaded.settings.gamma) == (7, 0.5)
@@ -486,9 +486,9 @@ def test_numbers_of_numpy_are_numbers() -> None:
     )
     settings = made.settings
     assert (made.seed, settings.gamma, settings.widths, settings.reset_at) == (3, 0.5, (4, 5), (2,))
+    assert made.ent_coef_tensor.item() == 0.5
     frequency: Any = made.train_freq
     assert frequency == TrainFreq(2, TrainFrequencyUnit.EPISODE)
-    assert made.ent_coef_tensor.item() == 0.5
 
 
 FLAT = Box(-1, 1, (4,))
