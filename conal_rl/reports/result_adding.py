@@ -225,7 +225,10 @@ def overrides(config: AnyConfig, trees: str) -> str:
         )
     words = [config.name]
     searches = config.agent.tree == "search"
+    as_long = load_config(config.name, ["--total-steps", str(config.total_steps)])
     for path, (value, _) in config.differences(load_config(config.name)).items():
+        if path == "log_interval" and value == as_long.log_interval:
+            continue  # it follows from total_steps
         if path == "agent.tree" and str(value).endswith(".json"):
             value = trees
         matters = path not in ("seed", "device") and (searches or not path.startswith("search."))

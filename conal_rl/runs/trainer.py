@@ -93,9 +93,9 @@ class Trainer:
 
     def run_phases(self) -> int:
         """Run the remaining phases: search, training, evaluation. Return the exit status."""
-        print(f"The run is in {self.run.folder}.", file=sys.stderr)
         with self._stop.watching():
             self._logger = make_logger(self.run.folder, self.experiment.steps)
+            print(f"The run is in {self.run.folder}.", file=sys.stderr)
             if self.phase == "train" and not self.run.tree_path.exists():
                 self._write_trees(tuple(x.tree() for x in self.experiment.learners.values()))
             if self.phase == "search" and self._search():

@@ -211,7 +211,7 @@ def test_output_is_the_mixture_of_joining_and_leaving(
     torch.testing.assert_close(network(x), torch.stack(stage_outputs(network, x)))
 
 
-def test_half_precision_modules_work_with_single_precision_gates() -> None:
+def test_half_precision_modules_take_single_precision_gates() -> None:
     """As a card's autocast has them, of convolutions."""
     network = make_stage(ConalProStage.first(3), 2, "conv", 1).float()
     x = make_input("conv", 3, 2).float()

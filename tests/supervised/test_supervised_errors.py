@@ -49,13 +49,16 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (["--agent.tree", "other.json"], "other.json: tasks: got 'a'"),
         (["--agent.tree", "deep.json"], "deep.json: layers: got 3 "),
         (["--search.steps", "12"], "search.steps: got 12, expected at most 11"),
-        (["--evaluation.reference", "none.json"], "evaluation.reference: got none.json"),
+        (
+            ["--evaluation.reference", "none.json"],
+            "none.json, which does not exist, expected an evaluation.json",
+        ),
         (["--evaluation.reference", "broken.json"], "broken.json: "),
         (["--evaluation.reference", "agents.json"], "agents.json: got"),
         (["--evaluation.reference", "tasks.json"], "tasks.json: tasks: got ['at_least_five'"),
         (
             ["--evaluation.reference", "set.json"],
-            "evaluation.reference: got the data set terrain in set.json, expected digits",
+            "set.json, expected digits. Use a different reference",
         ),
         (["--evaluation.reference", "huge.json"], "huge.json: got"),
         (["--evaluation.reference", "infinite.json"], "infinite.json: squared_error of ink: got"),

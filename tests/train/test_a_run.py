@@ -364,7 +364,7 @@ def weights(run: Path) -> bytes:
 
 
 @pytest.mark.slow
-def test_without_bfloat16_instructions_a_run_is_single_precision(
+def test_a_run_without_bfloat16_instructions_is_single(
     toy: str,
     tmp_path: Path,
     machine: Callable[[bool], None],
