@@ -67,21 +67,25 @@ def exit_status(run: Callable[[], int | None]) -> int:
 
     with lasting_streams(), handled(interrupt):
         try:
-            status = _status(run)
+            status, message = _outcome(run)
         except KeyboardInterrupt:
             return 128 + (came[0] if came else signal.SIGINT)
         except Exception:
             if not came:
                 raise
-            return 128 + came[0]  # a package that was being imported changed the interrupt's type
-    return status
+        if came:  # an error that follows is of what the signal cut short
+            return 128 + came[0]
+        if message:
+            print(f"error: {message}", file=sys.stderr)
+        return status
 
 
-def _status(run: Callable[[], int | None]) -> int:
+def _outcome(run: Callable[[], int | None]) -> tuple[int, str]:
+    """Run a command; return its exit status, and the message of its error."""
     try:
         status = run() or 0
         sys.stdout.flush()
-        return status
+        return status, ""
     except ConalError as error:
         message = str(error)
     except OSError as error:
@@ -93,5 +97,4 @@ def _status(run: Callable[[], int | None]) -> int:
         if "memory" not in message or "alloc" not in message.lower():
             raise
         message = f"out of memory: {message}. Give a smaller agent.buffer_size or agent.batch_size"
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+    return 2, message

@@ -165,8 +165,8 @@ def draft_files(*paths: Path) -> Iterator[list[Path]]:
             moves[draft], fresh[draft] = target, _fresh_mode(private)
         yield list(moves)
         for draft, target in moves.items():
-            _keep_mode(draft, target, fresh[draft])
             _sync(draft)
+            _keep_mode(draft, target, fresh[draft])
         _replace(moves)
 
 
@@ -192,8 +192,8 @@ def draft_folder(path: Path) -> Iterator[Path]:
         draft.mkdir()
         yield draft
         for file in draft.iterdir():
-            _keep_mode(file, path / file.name, _fresh_mode(private))
             _sync(file)
+            _keep_mode(file, path / file.name, _fresh_mode(private))
         if there or not _appears(draft, path):
             _fill(path, draft)
     for left in _left_by_old_versions(path):

@@ -526,6 +526,29 @@ def test_episodes_without_an_end_are_not_waited_for(monkeypatch: pytest.MonkeyPa
             evaluation.evaluate_policy(Still(), suite, 1)
 
 
+def test_an_env_with_a_longer_time_limit_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "ENDLESS", 50)
+    settings = {"target": None, "length": 10**9}
+    gym.register("Long-v0", "tests.helpers.toy:Target", max_episode_steps=70, kwargs=settings)
+    try:
+        result = evaluate_policy(Still(1), ("Long-v0",), episodes=2)
+    finally:
+        del gym.registry["Long-v0"]
+    assert result.returns == {"Long-v0": 70.0}
+
+
+def test_an_env_that_does_not_close_loses_no_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(_: Any) -> None:
+        raise RuntimeError("no such window")
+
+    monkeypatch.setattr(Target, "close", fails)
+    result = evaluate_policy(Still(1), ("tests.helpers.toy:Left-v0",), episodes=1)
+    assert list(result.returns) == ["tests.helpers.toy:Left-v0"]
+    assert "close: got RuntimeError: no such window" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("engine", ["official", "native"])
 @pytest.mark.parametrize(
     ("actions", "part"),

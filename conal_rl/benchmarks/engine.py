@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
@@ -144,10 +145,15 @@ def _official(suite: str, strategy: Literal["sync", "async"]) -> Peer:
         for row in actions:
             envs.step(row)
 
+    def close() -> None:
+        with warnings.catch_warnings():  # of a step that Ctrl-C interrupts
+            warnings.simplefilter("ignore")
+            envs.close(terminate=True)  # or it would wait for answers that the step has taken
+
     return Peer(
         f"official {strategy}",
         lambda seconds: _per_second(episode, envs.num_envs, seconds),
-        envs.close,
+        close,
     )
 
 

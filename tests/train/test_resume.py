@@ -163,12 +163,13 @@ def test_the_message_is_a_command_that_resumes(
     assert words == ["python", "-m", "conal_rl.train", "--resume", str(run)]
 
 
-def test_sigterm_stops_as_well(toy: str, tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_stop_as_well(number: int, toy: str, tmp_path: Path) -> None:
+    before = signal.getsignal(number)
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(60, patch, signal.SIGTERM)
-        assert train.main([toy, "--out", str(tmp_path / "run")]) == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == before
+        stop_at(60, patch, number)
+        assert train.main([toy, "--out", str(tmp_path / "run")]) == 128 + number
+    assert signal.getsignal(number) == before
     assert state(tmp_path / "run")["agent"]["steps"] == 64  # the end of a round
 
 
