@@ -248,7 +248,12 @@ def _left_by_old_versions(path: Path) -> tuple[Path, Path]:
 
 
 def _behind_links(path: Path) -> Path:
-    """Return the place that a link leads to; a link to a file that a process has open stays."""
+    """Return the absolute place of a file, or of the file that a link leads to.
+
+    A link to a file that a process has open stays. The working folder may change while a draft is
+    written.
+    """
+    path = path.absolute()
     for _ in range(40):
         if not path.is_symlink():
             return path

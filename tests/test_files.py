@@ -142,6 +142,17 @@ def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
         atomic_write(tmp_path / "a", "new")
 
 
+def test_a_draft_keeps_its_place_if_the_folder_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with draft_file(Path("file")) as draft:
+        draft.write_text("new")
+        os.chdir("elsewhere")
+    assert (tmp_path / "file").read_text() == "new"
+
+
 def test_drafts_of_one_path_are_separate(tmp_path: Path) -> None:
     """As two threads of a process make them."""
     path = tmp_path / "file.csv"
@@ -399,6 +410,17 @@ def test_a_pipe_that_a_user_names_receives_the_content(tmp_path: Path) -> None:
         content, _ = reader.communicate()
     assert json.loads(content) == {"a": 1}
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_pipe_that_nobody_reads_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conal_rl.files.PIPE_SECONDS", 0)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="nobody reads") as caught:
+        atomic_write(tmp_path / "pipe", "new", through=True)
+    assert caught.value.filename == str(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_device_that_a_user_names_receives_the_content(tmp_path: Path) -> None:

@@ -200,7 +200,8 @@ class RunConfig:
     short. A search is always finished, and the evaluation follows. None: only total_steps ends
     training."""
     checkpoint_minutes: float = field(10.0, changes_experiment=False)
-    """Wall-clock minutes between two checkpoints. Lower it if the machine may stop at any time."""
+    """Wall-clock minutes between two checkpoints. Lower it if the machine may stop at any time.
+    The first checkpoint comes within a minute."""
     log_interval: int = field(100, changes_experiment=False)
     """Number of steps between two lines of the log. Lower it for finer curves."""
 
