@@ -248,12 +248,8 @@ def _left_by_old_versions(path: Path) -> tuple[Path, Path]:
 
 
 def _behind_links(path: Path) -> Path:
-    """Return the absolute place of a file, or of the file that a link leads to.
-
-    A link to a file that a process has open stays. The working folder may change while a draft is
-    written.
-    """
-    path = path.absolute()
+    """Return the place that a link leads to; a link to a file that a process has open stays."""
+    path = path.absolute()  # the working folder may change while a draft is written
     for _ in range(40):
         if not path.is_symlink():
             return path
@@ -395,14 +391,12 @@ def _fresh_mode(private: Path) -> int:
 
 def _keep_mode(draft: Path, target: Path, fresh: int) -> None:
     """Give a draft the mode and the owner of the file that it replaces, or the mode `fresh`."""
-    with suppress(OSError):  # some file systems have no modes
-        if not target.exists():
-            draft.chmod(fresh)
-            return
-        there = target.stat()
+    there = target.stat() if target.exists() else None
+    if there is not None:
         with suppress(OSError):  # only root may give files away
             os.chown(draft, there.st_uid, there.st_gid)
-        draft.chmod(stat.S_IMODE(there.st_mode))
+    with suppress(OSError):  # some file systems have no modes
+        draft.chmod(fresh if there is None else stat.S_IMODE(there.st_mode))
 
 
 def _sync(path: Path) -> None:
