@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         "The file for the result in JSON. A pipe or a device, such as /dev/stdout, receives the "
         "JSON too. By default, no file is written."
     )
-    folder = "The folder for a video of each Meta-World task. By default, no video is made."
+    folder = "The folder for a video of each task. By default, no video is made."
     parser.add_argument("--json", type=_output, metavar="FILE", help=result)
     parser.add_argument("--video", type=_output, metavar="DIR", help=folder)
     return parser
@@ -135,8 +135,11 @@ def _play(options: argparse.Namespace) -> None:
         )
     _write_and_print(result.to_json(), options.json, result.table())
     if options.video is not None:
-        for path in evaluation.record_videos(policy, suite, seed, options.video):
-            print(path)
+        evaluation.record_videos(policy, suite, seed, options.video, _print)
+
+
+def _print(path: Path) -> None:
+    print(path, flush=True)  # as soon as the video is there
 
 
 def _write_and_print(report: dict[str, Any], file: Path | None, table: Table) -> None:

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from metaworld.evaluation import evaluation as official_evaluation
 from numpy.typing import NDArray
+from PIL import Image, ImageSequence
 
 from conal_rl import envs, evaluate, evaluation
 from conal_rl.agents import ConalSAC, experiment
@@ -23,11 +25,13 @@ from conal_rl.agents.experiment import load_policy, make_agent
 from conal_rl.agents.tree_files import load_trees
 from conal_rl.config import Config, load_config
 from conal_rl.core import Tree
+from conal_rl.envs import make
 from conal_rl.envs.metaworld import CAMERA_SIZE, official_vector_env, suite_tasks
 from conal_rl.errors import (
     CheckpointError,
     ConalError,
     ConfigError,
+    ExtraError,
     ObservationError,
     SuiteError,
 )
@@ -35,6 +39,7 @@ from conal_rl.evaluation import (
     Evaluation,
     evaluate_policy,
     mean_interval,
+    prepare_videos,
     protocol,
     record_videos,
     video,
@@ -331,7 +336,8 @@ def test_a_video_shows_a_whole_episode(tmp_path: Path, monkeypatch: pytest.Monke
 
     frames = imageio.imread(paths[0])
     assert 3 < len(frames) < 126
-    assert frames[0].shape[:2] == (CAMERA_SIZE, CAMERA_SIZE)
+    assert frames[0].shape[:2] == (CAMERA_SIZE, CAMERA_SIZE) == (480, 480)
+    assert seconds(paths[0]) >= 3
     # The right way up: the sky, one grey, is above the table, not below it.
     assert frames[0][:20].std() < frames[0][-20:].std()
     assert (frames[0] != frames[-1]).any()
@@ -349,7 +355,7 @@ def test_the_first_solved_episode_of_ten_is_filmed(
         return [np.full((8, 8, 3), episodes, dtype=np.uint8)], episodes == solved_at
 
     monkeypatch.setattr(video, "_film", film)
-    monkeypatch.setattr(video, "require_display", lambda: None)
+    monkeypatch.setenv("DISPLAY", ":0")
     (path,) = record_videos(Still(), "mt1:reach-v3", 0, tmp_path)
     assert path.is_file() and episodes == (solved_at or 10)
 
@@ -360,8 +366,135 @@ def test_a_video_without_opengl_is_refused(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(ConalError, match="MUJOCO_GL=egl"):
         record_videos(Still(), "mt1:reach-v3", 0, tmp_path)
-    with pytest.raises(SuiteError, match=r"^suite: got 'cartpole'"):
-        record_videos(Still(), "cartpole", 0, tmp_path)
+
+
+class Drawn(Target):
+    """Its image has the step in its first pixel; it says nothing about success."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 40}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.render_mode = render_mode
+
+    def render(self) -> Any:
+        if self.target is None:
+            return None
+        image = np.zeros((480, 500, 3), np.uint8)
+        image[:200, :200] = min(40 * self.steps, 250)
+        return image
+
+
+class Solved(Drawn):
+    """Succeeds in its third episode."""
+
+    episode = -1  # the first reset is that of the seed
+
+    def reset(self, **given: Any) -> Any:
+        self.episode += 1
+        return super().reset(**given)
+
+    def step(self, action: Any) -> Any:
+        *step, info = super().step(action)
+        return (*step, info | {"success": self.episode == 3})
+
+
+@pytest.fixture
+def drawn() -> Iterator[None]:
+    """Registers envs that give images."""
+    ids: dict[str, tuple[Any, dict[str, Any]]] = {
+        "own/Drawn-v0": (Drawn, {"length": 6}),
+        "Long-v0": (Drawn, {"length": 200}),
+        "Solved-v0": (Solved, {}),
+        "Blank-v0": (Drawn, {"target": None}),
+        "Undrawn-v0": (Target, {}),
+    }
+    for env_id, (entry, settings) in ids.items():
+        gym.register(env_id, entry, disable_env_checker=True, kwargs=settings)
+    yield
+    for env_id in ids:
+        del gym.registry[env_id]
+
+
+def pauses(path: Path) -> list[int]:
+    """The milliseconds that each image of a GIF is shown."""
+    with Image.open(path) as image:
+        return [frame.info["duration"] for frame in ImageSequence.Iterator(image)]
+
+
+def seconds(path: Path) -> float:
+    return sum(pauses(path)) / 1000
+
+
+def test_own_tasks_are_filmed_and_named_one_by_one(
+    tmp_path: Path, drawn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video, "find_spec", lambda _: None)
+    seen: list[tuple[Path, int]] = []
+    suite = ("own/Drawn-v0", "Long-v0", "Solved-v0", "Solved-v0")
+    paths = record_videos(
+        Still(1), suite, 0, tmp_path, lambda path: seen.append((path, len(list(tmp_path.iterdir()))))
+    )
+    names = ["own_Drawn-v0.gif", "Long-v0.gif", "Solved-v0.gif", "Solved-v0_2.gif"]
+    assert [path.name for path in paths] == names
+    assert seen == [(path, number) for number, path in enumerate(paths, start=1)]
+    short, long, *_ = paths
+    with Image.open(short) as image:
+        assert image.size == (500, 480)
+        brightness = [np.asarray(f.convert("L"))[0, 0] for f in ImageSequence.Iterator(image)]
+    assert brightness == sorted(set(brightness)) and len(brightness) == 4, "steps 0, 2, 4 and 6"
+    assert seconds(short) == 3 and pauses(short)[-1] >= 1000, "the last one is held"
+    assert seconds(long) == pytest.approx(101 * 0.05 + 1)
+
+
+def test_episodes_without_success_are_filmed_once(tmp_path: Path, drawn: None) -> None:
+    class Counting(Still):
+        calls = 0
+
+        def predict(self, *given: Any, **named: Any) -> Any:
+            self.calls += 1
+            return super().predict(*given, **named)
+
+    for suite, steps in (("own/Drawn-v0", 6), ("Solved-v0", 3 * 5)):
+        policy = Counting(1)
+        record_videos(policy, [suite], 0, tmp_path)
+        assert policy.calls == steps
+
+
+@pytest.mark.parametrize(
+    ("task", "part"),
+    [("Undrawn-v0", "render_mode"), ("Blank-v0", "render: got NoneType")],
+)
+def test_an_env_without_images_is_named(
+    task: str, part: str, tmp_path: Path, drawn: None
+) -> None:
+    with pytest.raises(SuiteError, match=f"^task '{task}': .*{part}"):
+        prepare_videos([task], tmp_path / "films")
+    assert not (tmp_path / "films").exists()
+
+
+def test_cartpole_is_filmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "VIDEO_TRIES", 1)
+    if not find_spec("pygame"):
+        with pytest.raises(ExtraError, match=r"pygame is not installed\. .*\[video\]"):
+            prepare_videos("cartpole", tmp_path)
+        return
+    paths = record_videos(Still(1), "cartpole", 0, tmp_path)
+    assert [path.stem for path in paths][:2] == ["standard", "long_pole"]
+
+
+def test_envs_of_every_suite_have_images(drawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    envs = make(["Long-v0"] * 2, render_mode="rgb_array")
+    envs.reset()
+    assert envs.render_mode == "rgb_array"
+    assert [np.shape(image) for image in envs.get_images()] == [(480, 500, 3)] * 2
+    assert make("cartpole", render_mode="rgb_array").render_mode == "rgb_array"
+    official = make("mt1:reach-v3", engine="official", render_mode="rgb_array")
+    assert official.render_mode == "rgb_array"
+    with pytest.raises(SuiteError, match="render_mode: got 'human'"):
+        make("mt1:reach-v3", render_mode="human")
+    with pytest.raises(SuiteError, match="Undrawn-v0.*render_mode"):
+        make(["Undrawn-v0"], render_mode="rgb_array")
 
 
 def test_videos_are_refused_before_the_evaluation(
