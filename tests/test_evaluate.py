@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from conal_rl.agents.experiment import load_policy, make_agent
 from conal_rl.agents.tree_files import load_trees
 from conal_rl.config import Config, load_config
 from conal_rl.core import Tree
-from conal_rl.envs import make
+from conal_rl.envs import make, suite_of
 from conal_rl.envs.metaworld import CAMERA_SIZE, official_vector_env, suite_tasks
 from conal_rl.errors import (
     CheckpointError,
@@ -404,7 +405,7 @@ def drawn() -> Iterator[None]:
     """Registers envs that give images."""
     ids: dict[str, tuple[Any, dict[str, Any]]] = {
         "own/Drawn-v0": (Drawn, {"length": 6}),
-        "Long-v0": (Drawn, {"length": 200}),
+        "Long-v0": (Drawn, {"length": 80}),
         "Solved-v0": (Solved, {}),
         "Blank-v0": (Drawn, {"target": None}),
         "Undrawn-v0": (Target, {}),
@@ -444,7 +445,7 @@ def test_own_tasks_are_filmed_and_named_one_by_one(
         brightness = [np.asarray(f.convert("L"))[0, 0] for f in ImageSequence.Iterator(image)]
     assert brightness == sorted(set(brightness)) and len(brightness) == 4, "steps 0, 2, 4 and 6"
     assert seconds(short) == 3 and pauses(short)[-1] >= 1000, "the last one is held"
-    assert seconds(long) == pytest.approx(101 * 0.05 + 1)
+    assert seconds(long) == pytest.approx(41 * 0.05 + 1)
 
 
 def test_episodes_without_success_are_filmed_once(tmp_path: Path, drawn: None) -> None:
@@ -608,6 +609,37 @@ def test_a_run_and_its_checkpoint_hold_the_same_agent(tmp_path: Path) -> None:
     (tmp_path / "model" / "model.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"model\.json"):
         load_policy(tmp_path, "cpu")
+
+
+def test_a_copied_model_is_evaluated_on_its_tasks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for tasks, suite in (
+        (suite_tasks("mt10"), "mt10"),
+        (suite_tasks("mt1:reach-v3"), ("reach-v3",)),
+        (("standard", "long_pole"), ("standard", "long_pole")),
+        (("Pendulum-v1", "Pendulum-v1#2"), ("Pendulum-v1", "Pendulum-v1")),
+    ):
+        assert suite_of(tasks) == suite
+    env = make("cartpole")
+    agent = ConalSAC(env=env, tree=Tree.shared(env.tasks, 1), widths=(8,), buffer_size=10)
+    agent.save_weights(tmp_path / "friends")
+    friends = str(tmp_path / "friends")
+    file = tmp_path / "out.json"
+    for given, name in (([], "cartpole"), (["--suite", "cartpole:proportional"], "cartpole:proportional")):
+        words = [friends, "--episodes", "1", "--json", str(file), *given]
+        assert evaluate.main(words) == 0
+        assert json.loads(file.read_text())["suite"] == name
+    run = tmp_path / "run"
+    shutil.copytree(friends, run / "model")
+    (run / "config.yaml").write_text(CONFIG + "evaluation: {episodes: 3, seed: 7}\n")
+    for path in (run, run / "model"):
+        assert evaluate.main([str(path), "--json", str(file)]) == 0
+        data = json.loads(file.read_text())
+        assert (data["episodes_per_task"], data["seed"]) == (3, 7), "the run's"
+        capsys.readouterr()
+        assert evaluate.main([str(path), "--suite", "cartpole"]) == 2
+        assert capsys.readouterr().err.startswith("error: --suite: got ")
 
 
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ Every suite keeps the same contract:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -25,7 +26,7 @@ from conal_rl.envs.suggest import bare_name, did_you_mean
 from conal_rl.envs.vec_env import Suite, SuiteVecEnv, Task, TaskVecEnv
 from conal_rl.errors import SuiteError
 
-__all__ = ["SuiteVecEnv", "TaskVecEnv", "make"]
+__all__ = ["SuiteVecEnv", "TaskVecEnv", "make", "suite_of"]
 
 
 def make(
@@ -128,6 +129,20 @@ def _tasks(suite: Suite, seed: int, render_mode: str | None) -> list[Task]:
                 "without a list"
             )
     return gym_tasks.tasks(suite, metaworld.TASK_NAMES, render_mode)
+
+
+def suite_of(tasks: Sequence[str]) -> Suite:
+    """Return the suite with these tasks, for an agent whose suite is not known.
+
+    CartPole's variants are those of `"cartpole"`, which pushes with a constant force.
+    """
+    from conal_rl.envs import cartpole, metaworld
+
+    named = {**metaworld.BENCHMARKS, "cartpole": tuple(cartpole.VARIANTS)}
+    for suite, of_suite in named.items():
+        if tuple(tasks) == of_suite:
+            return suite
+    return tuple(re.sub(r"#\d+$", "", task) for task in tasks)  # an ID that is given twice
 
 
 _NATIVE = "conal_rl.envs.native.gymnasium_env"

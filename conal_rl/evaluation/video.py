@@ -15,6 +15,7 @@ import imageio.v2 as imageio
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 from numpy.typing import NDArray
+from PIL import Image as pillow  # imageio requires it
 
 from conal_rl.envs import make
 from conal_rl.envs.metaworld import (
@@ -191,10 +192,13 @@ def _stride(steps_per_second: float) -> int:
 def _write(path: Path, frames: Sequence[Image], steps_per_second: float) -> None:
     # A GIF counts time in hundredths of a second, and viewers slow down below two of them.
     pause = max(2, round(100 * _stride(steps_per_second) / steps_per_second))
-    least = math.ceil(100 * SHORTEST / pause) - len(frames)
-    frames = [*frames, *[frames[-1]] * max(math.ceil(100 * HELD / pause), least)]
-    timing: dict[str, Any] = {"duration": 10 * pause, "loop": 0}  # again and again
-    if path.suffix == ".mp4":
-        timing = {"fps": 100 / pause, "macro_block_size": 2}
+    held = max(100 * HELD, 100 * SHORTEST - pause * len(frames))
     with draft_file(path) as draft:
-        imageio.mimsave(draft, cast(Any, frames), **timing)
+        if path.suffix == ".mp4":
+            still = [frames[-1]] * math.ceil(held / pause)
+            timing: dict[str, Any] = {"fps": 100 / pause, "macro_block_size": 2}
+            imageio.mimsave(draft, cast(Any, [*frames, *still]), **timing)
+            return
+        first, *rest = map(pillow.fromarray, frames)
+        pauses = [10 * pause] * len(rest) + [10 * (pause + held)]  # milliseconds
+        first.save(draft, save_all=True, append_images=rest, duration=pauses, loop=0)
