@@ -51,9 +51,7 @@ class ContinuousCartPole(gym.ActionWrapper[Any, npt.NDArray[np.float32], int]):
     def __init__(
         self, variant: Variant, proportional: bool = False, render_mode: str | None = None
     ) -> None:
-        super().__init__(
-            gym.make("CartPole-v1", disable_env_checker=True, render_mode=render_mode)
-        )
+        super().__init__(gym.make("CartPole-v1", disable_env_checker=True, render_mode=render_mode))
         self.action_space = Box(-1.0, 1.0, (1,), dtype=np.float32)
         assert isinstance(self.unwrapped, CartPoleEnv)
         self._cartpole = self.unwrapped

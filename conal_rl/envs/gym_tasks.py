@@ -36,16 +36,15 @@ def tasks(
     return tasks_of_ids
 
 
-def _build(
-    env_id: str, other_names: Sequence[str], render_mode: str | None
-) -> gym.Env[Any, Any]:
+def _build(env_id: str, other_names: Sequence[str], render_mode: str | None) -> gym.Env[Any, Any]:
     if (bare := bare_name(env_id)) in other_names:
         raise SuiteError(
             f"suite: got the task {env_id!r}, expected a gymnasium env ID or a Meta-World task"
             f"{did_you_mean(bare, other_names)}"
         )
+    given: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        return gym.make(env_id, **({} if render_mode is None else {"render_mode": render_mode}))
+        return gym.make(env_id, **given)
     except gym.error.UnregisteredEnv as error:
         close = did_you_mean(env_id.rpartition(":")[2], [*gym.registry, *other_names])
         raise SuiteError(

@@ -266,7 +266,7 @@ def _build(name: str, goals: list[Goal], render_mode: str | None) -> gym.Env[Any
                 max_episode_steps=HORIZON,
                 task_select="random",
                 reward_function_version="v2",
-                render_mode=render_mode,
+                render_mode=cast(Any, render_mode),
             )
         )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -116,7 +117,7 @@ def record_videos(
 
 def _metaworld_stages(
     suite: str | Sequence[str], seed: int, policy: Policy
-) -> Iterator[_Stage]:
+) -> Generator[_Stage, None, None]:
     """Yield the tasks of a Meta-World suite, with the episodes of its official protocol."""
     envs = cast(gym.vector.SyncVectorEnv, official_vector_env(suite, seed))
     with closing(envs):
@@ -130,7 +131,7 @@ def _metaworld_stages(
 
 def _own_stages(
     suite: str | Sequence[str], seed: int, policy: Policy | None
-) -> Iterator[_Stage]:
+) -> Generator[_Stage, None, None]:
     """Yield the tasks of any other suite; each env has begun an episode with its seed."""
     with closing(cast(Any, make(suite, 1, seed, render_mode="rgb_array"))) as envs:
         if policy is not None:
@@ -138,7 +139,7 @@ def _own_stages(
         for task, env, env_seed in zip(envs.tasks, envs.envs, envs.seed(seed), strict=True):
             env.reset(seed=env_seed)
             steps = env.metadata.get("render_fps") or 30
-            yield _Stage(task, env, lambda task=task, env=env: _rendered(task, env), steps)
+            yield _Stage(task, env, partial(_rendered, task, env), steps)
 
 
 def _rendered(task: str, env: gym.Env[Any, Any]) -> Image:

@@ -135,7 +135,9 @@ def read_record(folder: Path, name: str) -> ConflictRecord:
             "Train with a search, or with --agent.conflict-rule none, which counts conflicts"
         )
     searched = None if search is None else search.steps
-    return ConflictRecord(name, method_label(config, phases), config, phases, searched, negative, gates)
+    return ConflictRecord(
+        name, method_label(config, phases), config, phases, searched, negative, gates
+    )
 
 
 def read_scalars(folder: Path) -> dict[str, Curve]:

@@ -277,7 +277,8 @@ def draw_tasks(log: SuccessLog) -> Figure:
     rates = log.quantity == "success"
     columns = min(len(log.tasks), 5)
     rows = math.ceil(len(log.tasks) / columns)
-    figure = Figure(figsize=(max(1.5 * columns + 0.5, 3.5), 1.1 * rows + 1.0))
+    width = min(max(1.5, 0.055 * max(map(len, log.tasks))), 3.0)
+    figure = Figure(figsize=(max(width * columns + 0.5, 3.5), 1.1 * rows + 1.0))
     figure.set_layout_engine("constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=rates)
     colour = COLOURS.get(log.method, COLOURS["CoNAL"])
