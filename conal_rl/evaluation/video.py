@@ -27,6 +27,7 @@ from conal_rl.envs.metaworld import (
     suite_tasks,
 )
 from conal_rl.errors import ConalError, ConfigError, SuiteError, missing_extra, of_user_code
+from conal_rl.evaluation import protocol
 from conal_rl.evaluation.protocol import Policy, require_fit
 from conal_rl.files import draft_file
 
@@ -120,7 +121,7 @@ def _metaworld_stages(
 ) -> Generator[_Stage, None, None]:
     """Yield the tasks of a Meta-World suite, with the episodes of its official protocol."""
     envs = cast(gym.vector.SyncVectorEnv, official_vector_env(suite, seed))
-    with closing(envs):
+    with protocol.closing(envs):
         require_fit(policy, suite_tasks(suite), envs.single_observation_space)
         envs.call("toggle_terminate_on_success", True)
         for task, env in zip(suite_tasks(suite), envs.envs, strict=True):
@@ -133,7 +134,8 @@ def _own_stages(
     suite: str | Sequence[str], seed: int, policy: Policy | None
 ) -> Generator[_Stage, None, None]:
     """Yield the tasks of any other suite; each env has begun an episode with its seed."""
-    with closing(cast(Any, make(suite, 1, seed, render_mode="rgb_array"))) as envs:
+    envs = cast(Any, make(suite, 1, seed, render_mode="rgb_array"))
+    with protocol.closing(envs):
         if policy is not None:
             require_fit(policy, envs.tasks, envs.observation_space)
         for task, env, env_seed in zip(envs.tasks, envs.envs, envs.seed(seed), strict=True):
