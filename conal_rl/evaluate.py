@@ -16,7 +16,7 @@ from conal_rl.config import SupervisedConfig
 from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError
 from conal_rl.files import is_writable, user_path, write_json
-from conal_rl.runs.folder import find_run, run_of
+from conal_rl.runs.folder import find_run, is_shared_model, run_of
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,8 +25,14 @@ def _parser() -> argparse.ArgumentParser:
         "path",
         type=find_run,
         metavar="RUN_OR_CHECKPOINT",
-        help="The folder of a run, one of the folders in its checkpoints/, or pretrained:NAME.",
+        help="The folder of a run, one of the folders in its checkpoints/, a copy of its model/, "
+        "or pretrained:NAME.",
     )
+    suite = (
+        "The suite of a copied model/, or its tasks with commas. The default is found by the names "
+        "of its tasks. Give it for cartpole:proportional."
+    )
+    parser.add_argument("--suite", help=suite)
     episodes = (
         "The number of episodes per task. The default is the run's evaluation.episodes. Raise it "
         "for a narrower interval."
@@ -54,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         "The file for the result in JSON. A pipe or a device, such as /dev/stdout, receives the "
         "JSON too. By default, no file is written."
     )
-    folder = "The folder for a video of each Meta-World task. By default, no video is made."
+    folder = "The folder for a video of each task. By default, no video is made."
     parser.add_argument("--json", type=_output, metavar="FILE", help=result)
     parser.add_argument("--video", type=_output, metavar="DIR", help=folder)
     return parser
@@ -77,7 +83,13 @@ def run(arguments: Sequence[str] | None = None) -> None:
             f"--json: got {options.json}, expected a file in a folder that exists, both writable. "
             "Make the folder first"
         )
-    config = run_of(options.path).config()
+    shared = is_shared_model(options.path)
+    if options.suite is not None and not shared:
+        raise ConfigError(
+            f"--suite: got {options.path}, which names its suite, expected a copy of a model/. "
+            "Leave out --suite"
+        )
+    config = None if shared else run_of(options.path).config()
     resolve_device("--device", options.device)
     if isinstance(config, SupervisedConfig):
         _test(config, options)
@@ -115,11 +127,13 @@ def _play(options: argparse.Namespace) -> None:
 
     policy, config = load_policy(options.path, options.device)
     suite = config.env.suite
+    if options.suite is not None:
+        suite = tuple(options.suite.split(",")) if "," in options.suite else options.suite
     if options.video is not None:
         evaluation.prepare_videos(suite, options.video)
     episodes = config.evaluation.episodes if options.episodes is None else options.episodes
     seed = config.evaluation.seed if options.seed is None else options.seed
-    if seed == config.seed:
+    if seed == config.seed and not is_shared_model(options.path):
         print(
             f"The seed {seed} is also the seed of training, so the goals are the same.",
             file=sys.stderr,
@@ -135,8 +149,11 @@ def _play(options: argparse.Namespace) -> None:
         )
     _write_and_print(result.to_json(), options.json, result.table())
     if options.video is not None:
-        for path in evaluation.record_videos(policy, suite, seed, options.video):
-            print(path)
+        evaluation.record_videos(policy, suite, seed, options.video, _print)
+
+
+def _print(path: Path) -> None:
+    print(path, flush=True)  # as soon as the video is there
 
 
 def _write_and_print(report: dict[str, Any], file: Path | None, table: Table) -> None:

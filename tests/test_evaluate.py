@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from metaworld.evaluation import evaluation as official_evaluation
 from numpy.typing import NDArray
+from PIL import Image, ImageSequence
 
 from conal_rl import envs, evaluate, evaluation
 from conal_rl.agents import ConalSAC, experiment
@@ -23,11 +26,13 @@ from conal_rl.agents.experiment import load_policy, make_agent
 from conal_rl.agents.tree_files import load_trees
 from conal_rl.config import Config, load_config
 from conal_rl.core import Tree
+from conal_rl.envs import make, suite_of
 from conal_rl.envs.metaworld import CAMERA_SIZE, official_vector_env, suite_tasks
 from conal_rl.errors import (
     CheckpointError,
     ConalError,
     ConfigError,
+    ExtraError,
     ObservationError,
     SuiteError,
 )
@@ -35,6 +40,7 @@ from conal_rl.evaluation import (
     Evaluation,
     evaluate_policy,
     mean_interval,
+    prepare_videos,
     protocol,
     record_videos,
     video,
@@ -331,7 +337,8 @@ def test_a_video_shows_a_whole_episode(tmp_path: Path, monkeypatch: pytest.Monke
 
     frames = imageio.imread(paths[0])
     assert 3 < len(frames) < 126
-    assert frames[0].shape[:2] == (CAMERA_SIZE, CAMERA_SIZE)
+    assert frames[0].shape[:2] == (CAMERA_SIZE, CAMERA_SIZE) == (480, 480)
+    assert seconds(paths[0]) >= 3
     # The right way up: the sky, one grey, is above the table, not below it.
     assert frames[0][:20].std() < frames[0][-20:].std()
     assert (frames[0] != frames[-1]).any()
@@ -349,7 +356,7 @@ def test_the_first_solved_episode_of_ten_is_filmed(
         return [np.full((8, 8, 3), episodes, dtype=np.uint8)], episodes == solved_at
 
     monkeypatch.setattr(video, "_film", film)
-    monkeypatch.setattr(video, "require_display", lambda: None)
+    monkeypatch.setenv("DISPLAY", ":0")
     (path,) = record_videos(Still(), "mt1:reach-v3", 0, tmp_path)
     assert path.is_file() and episodes == (solved_at or 10)
 
@@ -360,8 +367,139 @@ def test_a_video_without_opengl_is_refused(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(ConalError, match="MUJOCO_GL=egl"):
         record_videos(Still(), "mt1:reach-v3", 0, tmp_path)
-    with pytest.raises(SuiteError, match=r"^suite: got 'cartpole'"):
-        record_videos(Still(), "cartpole", 0, tmp_path)
+
+
+class Drawn(Target):
+    """Its image has the step in its first pixel; it says nothing about success."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 40}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.render_mode = render_mode
+
+    def render(self) -> Any:
+        if self.target is None:
+            return None
+        image = np.zeros((480, 500, 3), np.uint8)
+        image[:200, :200] = min(40 * self.steps, 250)
+        return image
+
+
+class Solved(Drawn):
+    """Succeeds in its third episode."""
+
+    episode = -1  # the first reset is that of the seed
+
+    def reset(self, **given: Any) -> Any:
+        self.episode += 1
+        return super().reset(**given)
+
+    def step(self, action: Any) -> Any:
+        *step, info = super().step(action)
+        return (*step, info | {"success": self.episode == 3})
+
+
+@pytest.fixture
+def drawn() -> Iterator[None]:
+    """Registers envs that give images."""
+    ids: dict[str, tuple[Any, dict[str, Any]]] = {
+        "own/Drawn-v0": (Drawn, {"length": 6}),
+        "Long-v0": (Drawn, {"length": 80}),
+        "Solved-v0": (Solved, {}),
+        "Blank-v0": (Drawn, {"target": None}),
+        "Undrawn-v0": (Target, {}),
+    }
+    for env_id, (entry, settings) in ids.items():
+        gym.register(env_id, entry, disable_env_checker=True, kwargs=settings)
+    yield
+    for env_id in ids:
+        del gym.registry[env_id]
+
+
+def pauses(path: Path) -> list[int]:
+    """The milliseconds that each image of a GIF is shown."""
+    with Image.open(path) as image:
+        return [frame.info["duration"] for frame in ImageSequence.Iterator(image)]
+
+
+def seconds(path: Path) -> float:
+    return sum(pauses(path)) / 1000
+
+
+def test_own_tasks_are_filmed_and_named_one_by_one(
+    tmp_path: Path, drawn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video, "find_spec", lambda _: None)
+    seen: list[tuple[Path, int]] = []
+    suite = ("own/Drawn-v0", "Long-v0", "Solved-v0", "Solved-v0")
+    paths = record_videos(
+        Still(1),
+        suite,
+        0,
+        tmp_path,
+        lambda path: seen.append((path, len(list(tmp_path.iterdir())))),
+    )
+    names = ["own_Drawn-v0.gif", "Long-v0.gif", "Solved-v0.gif", "Solved-v0_2.gif"]
+    assert [path.name for path in paths] == names
+    assert seen == [(path, number) for number, path in enumerate(paths, start=1)]
+    short, long, *_ = paths
+    with Image.open(short) as image:
+        assert image.size == (500, 480)
+        brightness = [np.asarray(f.convert("L"))[0, 0] for f in ImageSequence.Iterator(image)]
+    assert brightness == sorted(set(brightness)) and len(brightness) == 4, "steps 0, 2, 4 and 6"
+    assert seconds(short) == 3 and pauses(short)[-1] >= 1000, "the last one is held"
+    assert seconds(long) == pytest.approx(41 * 0.05 + 1)
+
+
+def test_episodes_without_success_are_filmed_once(tmp_path: Path, drawn: None) -> None:
+    class Counting(Still):
+        calls = 0
+
+        def predict(self, *given: Any, **named: Any) -> Any:
+            self.calls += 1
+            return super().predict(*given, **named)
+
+    for suite, steps in (("own/Drawn-v0", 6), ("Solved-v0", 3 * 5)):
+        policy = Counting(1)
+        record_videos(policy, [suite], 0, tmp_path)
+        assert policy.calls == steps
+
+
+@pytest.mark.parametrize(
+    ("task", "part"),
+    [("Undrawn-v0", "render_mode"), ("Blank-v0", "render: got NoneType")],
+)
+def test_an_env_without_images_is_named(task: str, part: str, tmp_path: Path, drawn: None) -> None:
+    with pytest.raises(SuiteError, match=f"^task '{task}': .*{part}"):
+        prepare_videos([task], tmp_path / "films")
+    assert not (tmp_path / "films").exists()
+
+
+@pytest.mark.slow
+def test_cartpole_is_filmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "VIDEO_TRIES", 1)
+    if not find_spec("pygame"):
+        with pytest.raises(ExtraError, match=r"pygame is not installed\. .*\[video\]"):
+            prepare_videos("cartpole", tmp_path)
+        return
+    paths = record_videos(Still(1), "cartpole", 0, tmp_path)
+    assert [path.stem for path in paths][:2] == ["standard", "long_pole"]
+
+
+def test_envs_of_every_suite_have_images(drawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    envs = make(["Long-v0"] * 2, render_mode="rgb_array")
+    envs.reset()
+    assert envs.render_mode == "rgb_array"
+    images = [np.asarray(image) for image in envs.get_images()]
+    assert [image.shape for image in images] == [(480, 500, 3)] * 2
+    assert make("cartpole", render_mode="rgb_array").render_mode == "rgb_array"
+    official = make("mt1:reach-v3", engine="official", render_mode="rgb_array")
+    assert official.render_mode == "rgb_array"
+    with pytest.raises(SuiteError, match="render_mode: got 'human'"):
+        make("mt1:reach-v3", render_mode="human")
+    with pytest.raises(SuiteError, match=r"Undrawn-v0.*render_mode"):
+        make(["Undrawn-v0"], render_mode="rgb_array")
 
 
 def test_videos_are_refused_before_the_evaluation(
@@ -475,6 +613,40 @@ def test_a_run_and_its_checkpoint_hold_the_same_agent(tmp_path: Path) -> None:
     (tmp_path / "model" / "model.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"model\.json"):
         load_policy(tmp_path, "cpu")
+
+
+def test_a_copied_model_is_evaluated_on_its_tasks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for tasks, suite in (
+        (suite_tasks("mt10"), "mt10"),
+        (suite_tasks("mt1:reach-v3"), ("reach-v3",)),
+        (("standard", "long_pole"), ("standard", "long_pole")),
+        (("Pendulum-v1", "Pendulum-v1#2"), ("Pendulum-v1", "Pendulum-v1")),
+    ):
+        assert suite_of(tasks) == suite
+    env = make("cartpole")
+    agent = ConalSAC(env=env, tree=Tree.shared(env.tasks, 1), widths=(8,), buffer_size=10)
+    agent.save_weights(tmp_path / "friends")
+    friends = str(tmp_path / "friends")
+    file = tmp_path / "out.json"
+    for given, name in (
+        ([], "cartpole"),
+        (["--suite", "cartpole:proportional"], "cartpole:proportional"),
+    ):
+        words = [friends, "--episodes", "1", "--json", str(file), *given]
+        assert evaluate.main(words) == 0
+        assert json.loads(file.read_text())["suite"] == name
+    run = tmp_path / "run"
+    shutil.copytree(friends, run / "model")
+    (run / "config.yaml").write_text(CONFIG + "evaluation: {episodes: 3, seed: 7}\n")
+    for path in (run, run / "model"):
+        assert evaluate.main([str(path), "--json", str(file)]) == 0
+        data = json.loads(file.read_text())
+        assert (data["episodes_per_task"], data["seed"]) == (3, 7), "the run's"
+        capsys.readouterr()
+        assert evaluate.main([str(path), "--suite", "cartpole"]) == 2
+        assert capsys.readouterr().err.startswith("error: --suite: got ")
 
 
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:

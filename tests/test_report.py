@@ -236,6 +236,10 @@ def test_labels_name_method_and_ablation(tmp_path: Path) -> None:
     for method, name in (("conal", "CoNAL"), ("conal_pro", "CoNAL-Pro"), ("ltb", "LTB")):
         assert record(tmp_path / method, method).method == name
     assert record(tmp_path / "hps", "shared").method == "HPS"
+    stl = make_run(tmp_path / "stl", "shared")
+    config = (stl / "config.yaml").read_text()
+    (stl / "config.yaml").write_text(config.replace("shared", "independent"))
+    assert read_record(stl, "stl").method == "STL"
     config = (tmp_path / "hps" / "config.yaml").read_text()
     (tmp_path / "hps" / "config.yaml").write_text(config.replace("shared", "mine.json"))
     assert read_record(tmp_path / "hps", "hps").method == "tree"
@@ -612,9 +616,11 @@ def test_the_command_imports_nothing_heavy_before_drawing() -> None:
 # Success
 
 
-def progress(folder: Path, text: str) -> Path:
+def progress(folder: Path, text: str, config: str = "") -> Path:
+    config = config or "env: {suite: cartpole}\nagent: {tree: shared}\n"
     folder.mkdir(parents=True)
     (folder / "progress.csv").write_text(text, encoding="utf-8")
+    (folder / "config.yaml").write_text(f"name: tiny\ntotal_steps: 1000\n{config}")
     return folder
 
 
@@ -626,9 +632,9 @@ def test_returns_are_drawn_if_no_task_reports_success(tmp_path: Path) -> None:
     assert (log.quantity, log.searched, list(log.tasks)) == ("return", 2, ["b", "a"])
     steps = draw_success([log]).axes[0]
     assert steps.get_ylabel() == "mean return during training"
-    curve, end_of_search = steps.lines
-    assert_allclose(np.asarray(curve.get_ydata(), dtype=float), [np.nan, -52.5, -47])
-    assert set(np.asarray(end_of_search.get_xdata()).tolist()) == {20}
+    (curve,) = [line_points for line, line_points in drawn(steps) if line.get_lw() == 1.4]
+    assert_allclose(curve, [(10, np.nan), (20, -52.5), (30, -47)])
+    assert ends_of_search(steps) == [20]
     assert [axes.get_title() for axes in draw_tasks(log).axes] == ["b", "a"]
     other = progress(tmp_path / "other", "time/total_timesteps,success/a,success/mean\n10,1,1\n")
     with pytest.raises(ConfigError, match="expected one kind"):
@@ -664,19 +670,100 @@ def test_success_is_drawn_over_steps_and_minutes(
     assert success_log.minutes.tolist() == [0.5, 1, 1.5]
     assert list(success_log.tasks) == ["a", "b"]
     assert_allclose(success_log.mean, [np.nan, np.nan, 0.6])
-    curves, dots = draw_success([success_log]).axes[1].lines
-    assert_allclose(np.asarray(curves.get_xydata()), [[0.5, np.nan], [1, np.nan], [1.5, 0.6]])
-    heights = np.asarray(dots.get_ydata(), dtype=float)
-    assert_allclose(heights, [np.nan, np.nan, 0.4])
-    drawn = draw_tasks(success_log).axes
-    assert [axes.get_title() for axes in drawn] == ["a", "b"]
-    curve = np.asarray(drawn[1].lines[0].get_xydata())
+    dots, curve = [line_points for _, line_points in drawn(draw_success([success_log]).axes[1])]
+    assert_allclose(curve, [(0.5, np.nan), (1, np.nan), (1.5, 0.6)])
+    assert_allclose([y for _, y in dots], [np.nan, np.nan, 0.4])
+    panels = draw_tasks(success_log).axes
+    assert [axes.get_title() for axes in panels] == ["a", "b"]
+    curve = np.asarray(panels[1].lines[0].get_xydata()).tolist()
     assert_allclose(curve, [[10.0, np.nan], [20.0, 0.5], [30.0, 1.0]])
     out = tmp_path / "out"
     assert report.main(["success", str(run), "--out", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["success-run.png", "success.png"]
     names = ("success.png", "success-run.png")
     assert capsys.readouterr().out.split() == [str(out / name) for name in names]
+
+
+def ends_of_search(axes: Axes) -> list[float]:
+    """Where the vertical lines are."""
+    return [
+        line_points[0][0]
+        for _, line_points in drawn(axes)
+        if len(line_points) == 2 and line_points[0][0] == line_points[1][0]
+    ]
+
+
+def logged(folder: Path, seed: int, lines: int, config: str = "") -> Path:
+    """A run of 100 steps per line, whose tasks b and a alternate between 0 and 1."""
+    rows = ["time/total_timesteps,phase,success/b,success/a,time/minutes"]
+    for line in range(1, lines + 1):
+        phase = "search" if line <= 10 else "train"
+        rows.append(f"{100 * line},{phase},{line % 2},{line % 2},{line * (1 + seed)}")
+    config = config or "env: {suite: cartpole}\n"
+    run = progress(folder, "\n".join([*rows, ""]), f"seed: {seed}\n{config}")
+    final = {"success": {"a": 0.5, "b": 0.25}, "steps": 100 * lines, "seconds": 60 * lines}
+    (run / "evaluation.json").write_text(json.dumps(final))
+    return run
+
+
+def test_seeds_of_success_are_a_mean_within_a_band(tmp_path: Path) -> None:
+    runs = [logged(tmp_path / f"run-{seed}", seed, 30) for seed in (0, 1)]
+    fixed = "env: {suite: cartpole}\nagent: {tree: independent}\n"
+    other = logged(tmp_path / "stl", 0, 30, fixed)
+    figure = draw_success([read_success(run, run.name) for run in (*runs, other)])
+    colours = labels(figure)
+    assert list(colours) == ["CoNAL (2 seeds)", "STL", "end of search", "final evaluation"]
+    text = figure.legends[0].get_title().get_text()
+    assert text.startswith("tiny: 3 runs\n") and "band: lowest to highest seed" in text
+    steps, minutes = figure.axes
+    assert len(steps.collections) == 1, "one band"
+    assert ends_of_search(steps) == [1000, 1000, 1000]
+    assert ends_of_search(minutes) == [10, 20, 10]
+    finals = [line_points for line, line_points in drawn(steps) if line.get_marker() == "D"]
+    assert finals == [[(3000, 0.375)]] * 3
+    curve = [
+        line_points
+        for line, line_points in drawn(steps)
+        if line.get_color() == colours["STL"] and line.get_lw() == 1.4
+    ]
+    assert dict(curve[0])[2000] == pytest.approx(0.4), "0, 1, 0, 1, 0 around line 20"
+    assert dict(curve[0])[1000] == pytest.approx(1 / 3), "0, 1, 0 at the search's end"
+    render(figure)
+
+
+def test_a_figure_of_tasks_has_their_order_and_marks(tmp_path: Path) -> None:
+    run = logged(tmp_path / "my_$run$", 0, 30)
+    figure = draw_tasks(read_success(run, run.name))
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"], "the suite's order"
+    assert list(labels(figure)) == ["end of search", "final evaluation"]
+    title = figure.legends[0].get_title().get_text()
+    assert title.startswith("my_$run$: CoNAL\n") and "faint: each line" in title
+    for axes, final in zip(figure.axes, (0.5, 0.25), strict=True):
+        assert ends_of_search(axes) == [1000]
+        points_of = {line.get_marker(): line_points for line, line_points in drawn(axes)}
+        assert points_of["D"] == [(3000, final)]
+        faint = [line_points for line, line_points in drawn(axes) if line.get_alpha()]
+        assert [y for _, y in faint[0]] == [line % 2 for line in range(1, 31)]
+    render(figure)
+    heights = [axes.get_window_extent().height for axes in figure.axes]
+    assert min(heights) > 40, "the panels have room below the legend"
+
+
+def test_an_older_log_takes_the_search_from_its_file(tmp_path: Path) -> None:
+    run = progress(tmp_path / "run", "time/total_timesteps,success/a\n10,0\n20,1\n30,1\n")
+    (run / "search.json").write_text(json.dumps({"steps": 20}))
+    assert read_success(run, "run").searched == 2
+    (run / "evaluation.json").write_text(json.dumps({"success": {"a": 1}}))
+    with refused(CheckpointError, run / "evaluation.json"):
+        read_success(run, "run")
+
+
+def test_every_figure_names_its_run(tmp_path: Path) -> None:
+    run = record(tmp_path / "run")
+    for figure in (draw_gates(run), draw_conflicts([run])):
+        assert figure.legends[0].get_title().get_text() == "run: CoNAL"
+    two = [run, record(tmp_path / "hps", "shared")]
+    assert draw_conflicts(two).legends[0].get_title().get_text() == "tiny: 2 runs"
 
 
 @pytest.mark.parametrize(

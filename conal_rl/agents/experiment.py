@@ -18,10 +18,10 @@ from stable_baselines3.common.utils import get_device
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.callback import RunCallback, Stopped, next_multiple
 from conal_rl.agents.tree_files import load_trees, structures_from_json, trees_to_json
-from conal_rl.config import Config
+from conal_rl.config import AgentConfig, Config, EnvConfig
 from conal_rl.core import Structure, Tree
 from conal_rl.core.learner import Learner
-from conal_rl.envs import SuiteVecEnv, make
+from conal_rl.envs import SuiteVecEnv, make, suite_of
 from conal_rl.envs.vec_env import EnvState
 from conal_rl.errors import (
     CheckpointError,
@@ -40,9 +40,9 @@ from conal_rl.runs.experiment import (
     require_compiler,
     search_space,
 )
-from conal_rl.runs.folder import find_run, run_of
+from conal_rl.runs.folder import find_run, is_model, is_shared_model, run_of
 from conal_rl.runs.progress import Session
-from conal_rl.runs.weights import require_finite
+from conal_rl.runs.weights import read_model, require_finite
 
 
 class SACExperiment:
@@ -302,8 +302,8 @@ def load_run(run: str | Path, device: str = "auto") -> ConalSAC:
     """Return the agent of a run, ready for `predict`.
 
     Args:
-        run: the run's folder or one of its checkpoints, or `pretrained:NAME` for weights that come
-            with the package.
+        run: the run's folder, one of its checkpoints, a copy of its `model/`, or
+            `pretrained:NAME` for weights that come with the package.
         device: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
@@ -317,19 +317,27 @@ def load_run(run: str | Path, device: str = "auto") -> ConalSAC:
 def load_policy(path: Path, device: str = "auto") -> tuple[ConalSAC, Config]:
     """Return the agent of a run or of one of its checkpoints, and the config of its training.
 
+    A shared model's config has the suite of its tasks, and otherwise defaults.
+
     Raises:
         CheckpointError: `path` is neither, or its files are damaged.
         ConfigError: the run's config.yaml is damaged, or the run is a supervised one.
     """
     path = path.resolve()
+    if is_shared_model(path):
+        agent = ConalSAC.load_weights(path, device)
+        env, fixed = EnvConfig(suite_of(agent.tasks)), AgentConfig(tree="shared")
+        steps = max(agent.num_timesteps, 1)
+        return agent, Config(name="model", total_steps=steps, env=env, agent=fixed)
     config = run_of(path).config()
     if not isinstance(config, Config):
         raise ConfigError(f"{path}: got a supervised run, expected an RL run. Give a different run")
-    if (path / "model").is_dir():
-        return ConalSAC.load_weights(path / "model", device), config
+    model = path if is_model(path) else path / "model"
+    if model.is_dir():
+        return ConalSAC.from_model(*read_model(model), device, model, config.agent), config
     tensors, state = load_checkpoint(path, groups=["policy"])
     about = state.get("agent", {}).get("model")
-    return ConalSAC.from_model(about, tensors["policy"], device, path), config
+    return ConalSAC.from_model(about, tensors["policy"], device, path, config.agent), config
 
 
 def _require_other_goals(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.utils import check_for_correct_spaces
 from torch import Tensor
 
+from conal_rl.agents.arguments import Arguments
 from conal_rl.agents.policies import ConalPolicy
 from conal_rl.agents.tree_files import structures_from_json, structures_to_json
-from conal_rl.config import AgentConfig
+from conal_rl.config import AgentConfig, marked
 from conal_rl.core import Structure
-from conal_rl.errors import CheckpointError
+from conal_rl.errors import CheckpointError, ConfigError
 from conal_rl.runs.weights import UNFIT, reason
 
 FORMAT = "conal_rl.agent"
@@ -72,8 +75,7 @@ def read_description(about: Any, source: Path) -> Description:
         )
     tasks = len(about["tasks"])
     features = about["observation_dim"] - tasks
-    # The agent only predicts, so that its replay may be tiny.
-    values = {**about["architecture"], "reward_scale": about["reward_scale"], "buffer_size": 2}
+    values = {**about["architecture"], "reward_scale": about["reward_scale"]}
     return Description(
         tuple(about["tasks"]),
         structures_from_json(about["trees"]),
@@ -107,6 +109,69 @@ def fill(policy: ConalPolicy, weights: Mapping[str, Tensor], critics: bool = Tru
         if name.startswith("critic.")
     }
     policy.load_state_dict(targets | dict(weights))
+
+
+def build_predicting(
+    agent: Any,
+    about: Any,
+    weights: Mapping[str, Tensor],
+    source: Path,
+    settings: AgentConfig | None = None,
+) -> None:
+    """Build a bare `ConalSAC` from a description and its policy's tensors, ready for `predict`.
+
+    Args:
+        agent: a `ConalSAC` that is not set up.
+        about: an output of `describe`.
+        weights: the policy's tensors.
+        source: the file, for errors.
+        settings: what it is to learn with, if it gets an env. None: the defaults.
+
+    Raises:
+        CheckpointError: they do not describe an agent. The error names `source`.
+    """
+    with of_an_agent(source):
+        model = read_description(about, source)
+        agent.observation_space, agent.action_space = model.observation_space, model.action_space
+        agent.n_envs, agent.num_timesteps, agent.has_critics = 1, model.steps, model.critics
+        of_networks = {n: getattr(model.settings, n) for n in marked(AgentConfig, "in_model")}
+        agent.learns_with = dataclasses.replace(settings or model.settings, **of_networks)
+        # It only predicts, so that its replay may be tiny.
+        agent._arguments = Arguments(dataclasses.replace(model.settings, buffer_size=2))
+        agent._configure(model.tasks, model.structures)
+        fill(agent.policy, weights, model.critics)
+
+
+def learning_agent(loaded: Any, env: Any, given: Mapping[str, Any]) -> Any:
+    """Return a new agent with the weights of a `loaded` one, which only predicts.
+
+    Args:
+        loaded: a `ConalSAC` of `load_weights`.
+        env: the env to learn in.
+        given: keywords of `ConalSAC`, which win over the settings that `loaded` is to learn with.
+
+    Raises:
+        ConfigError: the weights lack critics, or a keyword asks for different networks.
+        ValueError: the env does not fit the weights.
+    """
+    if not loaded.has_critics:
+        raise ConfigError(
+            "env: got an env for weights without critics, which cannot learn, expected critics. "
+            "Save the weights with critics=True"
+        )
+    keywords = {"settings": loaded.learns_with, "device": str(loaded.device), **given}
+    agent = type(loaded)(env=env, tasks=loaded.tasks, tree=loaded.structures, **keywords)
+    check_for_correct_spaces(agent.env, loaded.observation_space, loaded.action_space)
+    new, old = agent.policy.architecture, loaded.policy.architecture
+    for name in sorted(old.keys() - {"mixed_precision"}):
+        if new[name] != old[name]:
+            raise ConfigError(
+                f"agent.{name}: got {new[name]!r}, expected {old[name]!r}, which the weights are "
+                "of. Leave it out"
+            )
+    agent.policy.load_state_dict(loaded.policy.state_dict())
+    agent.num_timesteps = loaded.num_timesteps
+    return agent
 
 
 def to_share(

@@ -23,7 +23,7 @@ from conal_rl.agents import arguments, checks
 from conal_rl.agents.arguments import LIVE_LOOP, LOOP, Arguments
 from conal_rl.agents.episode_stats import Means, RecentEpisodes, record
 from conal_rl.agents.learning_state import LearningState, Tensors, zip_of_this_version
-from conal_rl.agents.model_files import fill, of_an_agent, read_description, to_share
+from conal_rl.agents.model_files import build_predicting, learning_agent, to_share
 from conal_rl.agents.policies import ConalPolicy, TaskActor, TaskCritics
 from conal_rl.agents.replay import TaskReplayBuffer, require_replay
 from conal_rl.agents.update import SACUpdate, Temperatures
@@ -72,6 +72,8 @@ class ConalSAC(SAC):
     replay_buffer: TaskReplayBuffer
     has_critics = True
     """Whether the critics hold weights; False after loading a model without them."""
+    learns_with: AgentConfig | None = None
+    """Settings for learning, of an agent of `load_weights` before it has an env; else None."""
     updates_before = 0  # of the search's agents, for the log
 
     def __init__(
@@ -298,12 +300,15 @@ class ConalSAC(SAC):
         return learning
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Replace the env, like SB3's method.
+        """Replace the env, like SB3's method. An agent of `load_weights` can then learn.
 
         Raises:
+            ConfigError: the agent has no critics.
             ValueError: the tasks, the spaces or the number of envs differ.
         """
         checks.require_tasks(self.tasks, checks.require_env(env))
+        if self.learns_with is not None:
+            vars(self).update(vars(learning_agent(self, env, {})), learns_with=None)
         super().set_env(env, force_reset)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: Any = None) -> None:
@@ -329,11 +334,16 @@ class ConalSAC(SAC):
     ) -> "ConalSAC":
         """Return the agent in a zip file, like SB3's method; keywords replace its settings.
 
+        A folder of `save_weights` is read too. With an env, the agent can then learn.
+
         Raises:
             CheckpointError: the file is of a different version of conal_rl, or of SB3's SAC.
             ConfigError: a keyword is wrong, the saved networks depend on it, or it has no effect.
             TypeError: a keyword is unknown.
         """
+        if isinstance(path, str | Path) and Path(path).is_dir():
+            agent = cls.load_weights(path, device)
+            return agent if env is None else learning_agent(agent, env, named)
         new, env = arguments.for_load(named, device), checks.require_env(env)
         with zip_of_this_version(path):
             return super().load(path, env, new.pop("device"), *rest, **new)
@@ -398,8 +408,7 @@ class ConalSAC(SAC):
     def load_weights(cls, folder: Path | str, device: str = "auto") -> "ConalSAC":
         """Return an agent ready for `predict` from the files of `save_weights`; runs no code.
 
-        To train it further, make an agent with an env and the trees of `derive()`. Load this
-        agent's `policy.state_dict()` into it; if `has_critics` is False, only `actor.state_dict()`.
+        `set_env` lets it learn further, with default settings. `load` takes different ones.
 
         Raises:
             CheckpointError: a file is missing, damaged, or of a different kind or version.
@@ -410,23 +419,18 @@ class ConalSAC(SAC):
 
     @classmethod
     def from_model(
-        cls, about: Any, weights: Mapping[str, Tensor], device: str, source: Path
+        cls, about: Any, weights: Mapping[str, Tensor], device: str, source: Path, *settings: Any
     ) -> "ConalSAC":
         """Return an agent ready for `predict`, from a description and its policy's tensors.
+
+        With an env, it learns with the `settings`, an AgentConfig, or else with defaults.
 
         Raises:
             CheckpointError: they do not describe an agent. The error names `source`.
             ConfigError: this machine lacks the device.
         """
         agent = cls(device=device, _init_setup_model=False)
-        with of_an_agent(source):
-            model = read_description(about, source)
-            agent.observation_space = model.observation_space
-            agent.action_space = model.action_space
-            agent.n_envs, agent.num_timesteps, agent.has_critics = 1, model.steps, model.critics
-            agent._arguments = Arguments(model.settings)
-            agent._configure(model.tasks, model.structures)
-            fill(agent.policy, weights, model.critics)
+        build_predicting(agent, about, weights, source, *settings)
         return agent
 
     def _learning_state(self) -> LearningState:

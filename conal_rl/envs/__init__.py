@@ -16,16 +16,17 @@ Every suite keeps the same contract:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
 import gymnasium as gym
 
-from conal_rl.envs.suggest import did_you_mean
+from conal_rl.envs.suggest import bare_name, did_you_mean
 from conal_rl.envs.vec_env import Suite, SuiteVecEnv, Task, TaskVecEnv
 from conal_rl.errors import SuiteError
 
-__all__ = ["SuiteVecEnv", "TaskVecEnv", "make"]
+__all__ = ["SuiteVecEnv", "TaskVecEnv", "make", "suite_of"]
 
 
 def make(
@@ -33,6 +34,7 @@ def make(
     envs_per_task: int = 1,
     seed: int = 0,
     engine: Literal["native", "official"] = "native",
+    render_mode: str | None = None,
 ) -> SuiteVecEnv:
     """Return all envs of a suite as one vector env.
 
@@ -53,6 +55,9 @@ def make(
             `"official"` is Meta-World's own code, which steps one env after the other. Both give
             the same numbers. If a task is a user's subclass, the official engine steps the whole
             suite. The setting does not affect other suites.
+        render_mode: What `render` of every env gives, as in `gymnasium.make`. Give `"rgb_array"`
+            for images, as SB3's `VecVideoRecorder` needs them. Meta-World's camera is then the
+            benchmark's. The native engine always has images.
 
     Raises:
         SuiteError: An argument is wrong. The message says in one line which, and what to do.
@@ -70,11 +75,16 @@ def make(
             f"seed: got {seed}, expected at least 0 and below 2**32. Give a different seed"
         )
     suite = suite if isinstance(suite, str) else tuple(suite)
+    if render_mode not in (None, "rgb_array") and (engine == "native" and _is_published(suite)):
+        raise SuiteError(
+            f"render_mode: got {render_mode!r}, expected 'rgb_array', because the native engine "
+            "has only images. Give engine='official'"
+        )
     if engine == "native" and _is_published(suite):
         from conal_rl.envs.native.sb3_env import NativeVecEnv
 
         return NativeVecEnv(suite, envs_per_task, seed)
-    return TaskVecEnv(suite, _tasks(suite, seed), envs_per_task, seed)
+    return TaskVecEnv(suite, _tasks(suite, seed, render_mode), envs_per_task, seed)
 
 
 def _is_published(suite: Suite) -> bool:
@@ -87,26 +97,52 @@ def _is_published(suite: Suite) -> bool:
     return metaworld.is_published(suite)
 
 
-def _tasks(suite: Suite, seed: int) -> list[Task]:
+def _tasks(suite: Suite, seed: int, render_mode: str | None) -> list[Task]:
     # metaworld is imported late, because it imports MuJoCo.
     from conal_rl.envs import cartpole
 
     if suite in cartpole.SUITES:
-        return cartpole.tasks(str(suite))
+        return cartpole.tasks(str(suite), render_mode)
 
     from conal_rl.envs import gym_tasks, metaworld
 
     if not suite:
         raise SuiteError("suite: got an empty list of tasks, expected at least one. Name a task")
     if metaworld.is_metaworld(suite):
-        return metaworld.tasks(suite, seed)
+        return metaworld.tasks(suite, seed, render_mode)
+    suites = [*metaworld.BENCHMARKS, *cartpole.SUITES]
     if isinstance(suite, str):
-        close = did_you_mean(suite, [*metaworld.BENCHMARKS, *cartpole.SUITES])
+        bare = bare_name(suite)
+        in_yaml = "" if bare in suites or bare == "mt1" else f" (in YAML [{suite}])"
+        if bare == "mt1" or bare in metaworld.TASK_NAMES:
+            bare = f"mt1:{'reach-v3' if bare == 'mt1' else bare}"
+        close = did_you_mean(bare, [*suites, *(f"mt1:{task}" for task in metaworld.TASK_NAMES)])
         raise SuiteError(
             f"suite: got {suite!r}, expected mt10, mt25, mt50, mt1:TASK, cartpole, "
-            f"cartpole:proportional or a list of tasks (in YAML [{suite}]){close}"
+            f"cartpole:proportional or a list of tasks{in_yaml}{close}"
         )
-    return gym_tasks.tasks(suite, other_names=metaworld.TASK_NAMES)
+    for name in suite:
+        bare = name if name in cartpole.SUITES else bare_name(name)
+        if bare in metaworld.BENCHMARKS or name in cartpole.SUITES:
+            raise SuiteError(
+                f"suite: got {name!r} in a list of tasks, expected a task. Give the suite {bare!r} "
+                "without a list"
+            )
+    return gym_tasks.tasks(suite, metaworld.TASK_NAMES, render_mode)
+
+
+def suite_of(tasks: Sequence[str]) -> Suite:
+    """Return the suite with these tasks, for an agent whose suite is not known.
+
+    CartPole's variants are those of `"cartpole"`, which pushes with a constant force.
+    """
+    from conal_rl.envs import cartpole, metaworld
+
+    named = {**metaworld.BENCHMARKS, "cartpole": tuple(cartpole.VARIANTS)}
+    for suite, of_suite in named.items():
+        if tuple(tasks) == of_suite:
+            return suite
+    return tuple(re.sub(r"#\d+$", "", task) for task in tasks)  # an ID that is given twice
 
 
 _NATIVE = "conal_rl.envs.native.gymnasium_env"

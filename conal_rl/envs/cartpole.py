@@ -48,8 +48,10 @@ class ContinuousCartPole(gym.ActionWrapper[Any, npt.NDArray[np.float32], int]):
     is true, the force is the action times `variant.force`. Episodes are truncated after 500 steps.
     """
 
-    def __init__(self, variant: Variant, proportional: bool = False) -> None:
-        super().__init__(gym.make("CartPole-v1", disable_env_checker=True))
+    def __init__(
+        self, variant: Variant, proportional: bool = False, render_mode: str | None = None
+    ) -> None:
+        super().__init__(gym.make("CartPole-v1", disable_env_checker=True, render_mode=render_mode))
         self.action_space = Box(-1.0, 1.0, (1,), dtype=np.float32)
         assert isinstance(self.unwrapped, CartPoleEnv)
         self._cartpole = self.unwrapped
@@ -72,10 +74,10 @@ class ContinuousCartPole(gym.ActionWrapper[Any, npt.NDArray[np.float32], int]):
         return 1
 
 
-def tasks(suite: str) -> list[Task]:
+def tasks(suite: str, render_mode: str | None = None) -> list[Task]:
     """Return the variants as tasks. `suite` is one of `SUITES`."""
     proportional = suite == "cartpole:proportional"
     return [
-        Task(name, partial(ContinuousCartPole, variant, proportional))
+        Task(name, partial(ContinuousCartPole, variant, proportional, render_mode))
         for name, variant in VARIANTS.items()
     ]

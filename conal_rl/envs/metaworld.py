@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import Any, Literal, SupportsFloat
+from typing import Any, Literal, SupportsFloat, cast
 from unittest import mock
 
 import gymnasium as gym
@@ -30,12 +30,12 @@ import metaworld
 import mujoco
 import numpy as np
 import numpy.typing as npt
-from gymnasium.envs.mujoco import MujocoRenderer
+from gymnasium.envs.mujoco import MujocoEnv, MujocoRenderer
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3, MT50_V3
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.types import Task as Goal  # metaworld calls an env with one goal a task
 
-from conal_rl.envs.suggest import did_you_mean
+from conal_rl.envs.suggest import bare_name, did_you_mean
 from conal_rl.envs.vec_env import Suite, Task
 from conal_rl.errors import ConalError, SuiteError, of_user_code
 
@@ -138,9 +138,10 @@ def suite_tasks(suite: str | Sequence[str]) -> tuple[str, ...]:
     for i, name in enumerate(names):
         if _find_class(name) is None:
             mixed = "" if len(names) == 1 else " because the other tasks are Meta-World's"
+            meant = bare_name(name) if bare_name(name) in TASK_NAMES else name
             raise SuiteError(
                 f"suite: got the task {name!r}, expected a Meta-World v3 task{mixed}"
-                f"{did_you_mean(name, TASK_NAMES)}"
+                f"{did_you_mean(meant, TASK_NAMES)}"
             )
         if name in names[:i]:
             raise SuiteError(
@@ -150,8 +151,10 @@ def suite_tasks(suite: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def tasks(suite: str | Sequence[str], seed: int) -> list[Task]:
+def tasks(suite: str | Sequence[str], seed: int, render_mode: str | None = None) -> list[Task]:
     """Return the suite's tasks. Each reset of their envs draws one of the 50 official goals.
+
+    Images of the `render_mode` "rgb_array" are those of `Camera`.
 
     Raises:
         SuiteError: As in `suite_tasks`.
@@ -159,7 +162,7 @@ def tasks(suite: str | Sequence[str], seed: int) -> list[Task]:
     names = suite_tasks(suite)
     goals = _goals(names, seed)
     return [
-        Task(name, partial(_build, name, [goal for goal in goals if goal.env_name == name]))
+        Task(name, partial(_build, name, [g for g in goals if g.env_name == name], render_mode))
         for name in names
     ]
 
@@ -218,6 +221,9 @@ def official_vector_env(
 
 class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
     # This wrapper obeys the seed of reset, and puts "solved at any step" into info["is_success"].
+    # Its images are the benchmark camera's, upright.
+
+    _camera: Camera | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -236,8 +242,22 @@ class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
             info["is_success"] = self._solved
         return obs, reward, terminated, truncated, info
 
+    def render(self) -> Any:
+        if self.render_mode != "rgb_array":
+            return super().render()
+        if self._camera is None:
+            env = cast(MujocoEnv, self.unwrapped)
+            self._camera = Camera(env.model, env.data)
+        return self._camera.image()
 
-def _build(name: str, goals: list[Goal]) -> gym.Env[Any, Any]:
+    def close(self) -> None:
+        if self._camera is not None:
+            self._camera.close()
+            self._camera = None
+        super().close()
+
+
+def _build(name: str, goals: list[Goal], render_mode: str | None) -> gym.Env[Any, Any]:
     with _without_precision_warnings(), _users_code(name):
         return _Episodes(
             metaworld._init_each_env(
@@ -246,6 +266,7 @@ def _build(name: str, goals: list[Goal]) -> gym.Env[Any, Any]:
                 max_episode_steps=HORIZON,
                 task_select="random",
                 reward_function_version="v2",
+                render_mode=cast(Any, render_mode),
             )
         )
 
@@ -306,7 +327,8 @@ def require_display() -> None:
         )
 
 
-CAMERA_SIZE = 240
+CAMERA_SIZE = 480
+"""Width and height of the camera's images, in pixels."""
 
 
 class Camera:
@@ -323,7 +345,7 @@ class Camera:
         )
 
     def image(self) -> npt.NDArray[np.uint8]:
-        """Return the camera's image, upright, `(240, 240, 3)`.
+        """Return the camera's image, upright, `(480, 480, 3)`.
 
         Raises:
             ConalError: MuJoCo cannot render because it does not find OpenGL.

@@ -8,32 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conal_rl.config import marked
 from conal_rl.reports.run_data import NETWORKS, Array, ConflictRecord, Curve, Phase
-from conal_rl.reports.style import COLOURS, FAINT, INK, dress, legend, line_styles
+from conal_rl.reports.seeds import Line, draw_band, lines, styles, title
+from conal_rl.reports.style import FAINT, INK, SEARCH_ENDS, dress, legend, name_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _NO_PAIR = "#E4E4E4"
-_SEARCH_ENDS: dict[str, Any] = {"lw": 0.8, "ls": (0, (1, 2))}
 _SMALL = 12  # the largest number of tasks for which a heat map's cells have room for a number
 
 
 # Conflicts over training
-
-
-@dataclass(frozen=True)
-class _Line:
-    label: str
-    records: list[ConflictRecord]  # more than one: seeds of the same experiment
 
 
 def draw_conflicts(records: Sequence[ConflictRecord]) -> Figure:
@@ -48,8 +40,8 @@ def draw_conflicts(records: Sequence[ConflictRecord]) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    lines = _lines([record for record in records if record.negative])
-    if not lines:
+    drawn = lines([record for record in records if record.negative])
+    if not drawn:
         raise ValueError("records: got no curve of conflicts, expected at least one")
     layers = {
         network: sorted({layer for r in records for layer in r.negative.get(network, {})})
@@ -60,12 +52,12 @@ def draw_conflicts(records: Sequence[ConflictRecord]) -> Figure:
     figure = Figure(figsize=(2.2 * max(columns, 2) + 0.5, 1.75 * len(networks) + 0.6))
     figure.set_layout_engine("constrained")
     panels = figure.subplots(len(networks), columns, squeeze=False, sharey=True)
-    styles = _styles(lines)
+    line_styles = styles(drawn)
     for row, network in zip(panels, networks, strict=True):
         for axes in row[len(layers[network]) :]:
             axes.set_visible(False)
         for axes, layer in zip(row, layers[network], strict=False):
-            _draw_shares(axes, [_curves(line, network, layer) for line in lines], styles)
+            _draw_shares(axes, [_curves(line, network, layer) for line in drawn], line_styles)
             axes.set_title(f"{NETWORKS[network]}, layer {layer}", size=8, color=INK)
     shares = [c.values for r in records for n in r.negative.values() for c in n.values()]
     low, high = (20 * edge(0.5, *map(edge, shares)) for edge in (min, max))
@@ -75,59 +67,17 @@ def draw_conflicts(records: Sequence[ConflictRecord]) -> Figure:
     figure.supylabel("share of negative cosines", size=8, color=INK)
     handles = [
         panels[0, 0].plot([], [], **style, label=line.label)[0]
-        for line, style in zip(lines, styles, strict=True)
+        for line, style in zip(drawn, line_styles, strict=True)
     ]
     handles += panels[0, 0].plot([], [], color=FAINT, lw=0.8, label="pure noise")
-    if _end_searches(panels.flat, lines, styles):
-        handles += panels[0, 0].plot([], [], **_SEARCH_ENDS, color=FAINT, label="end of search")
-    legend(figure, handles)
+    if _end_searches(panels.flat, drawn, line_styles):
+        handles += panels[0, 0].plot([], [], **SEARCH_ENDS, color=FAINT, label="end of search")
+    legend(figure, handles, title([record for line in drawn for record in line.runs]))
     return figure
 
 
-def _lines(records: Sequence[ConflictRecord]) -> list[_Line]:
-    """Group the seeds of one experiment; lines of the same method get the names of folders."""
-    groups: list[list[ConflictRecord]] = []
-    for record in records:
-        for group in groups:
-            if _same_but_seed(record, group[0]):
-                group.append(record)
-                break
-        else:
-            groups.append([record])
-    separated: list[list[ConflictRecord]] = []
-    for group in groups:
-        # Two runs of the same seed say nothing about the spread over seeds.
-        once = len({record.config.seed for record in group}) == len(group)
-        separated += [group] if once else [[record] for record in group]
-    methods = [group[0].method for group in separated]
-    lines = []
-    for group, method in zip(separated, methods, strict=True):
-        label = method
-        if methods.count(method) > 1:
-            label += f", {group[0].name}"
-        if len(group) > 1:
-            label += f" ({len(group)} seeds)"
-        lines.append(_Line(label, group))
-    return lines
-
-
-def _same_but_seed(a: ConflictRecord, b: ConflictRecord) -> bool:
-    if a.method != b.method or type(a.config) is not type(b.config):
-        return False
-    may_differ = marked(type(a.config), "changes_experiment", False)
-    return a.config.differences(b.config).keys() <= may_differ
-
-
-def _styles(lines: Sequence[_Line]) -> list[dict[str, Any]]:
-    """Return each method's colour if no method has two lines, otherwise a sequence of colours."""
-    methods = [line.records[0].method for line in lines]
-    if len(set(methods)) == len(methods) and set(methods) <= set(COLOURS):
-        return [{"color": COLOURS[method], "lw": 1.4} for method in methods]
-    return line_styles(len(lines))
-
-
-def _curves(line: _Line, network: str, layer: int) -> list[Curve]:
-    curves = [record.negative.get(network, {}).get(layer) for record in line.records]
+def _curves(line: Line[ConflictRecord], network: str, layer: int) -> list[Curve]:
+    curves = [record.negative.get(network, {}).get(layer) for record in line.runs]
     return [curve for curve in curves if curve is not None]
 
 
@@ -136,22 +86,15 @@ def _draw_shares(
 ) -> None:
     axes.axhline(0.5, color=FAINT, lw=0.8, zorder=1)
     for curves, style in zip(curves_of_lines, styles, strict=True):
-        if not curves:
-            continue
-        steps = np.unique(np.concatenate([curve.steps for curve in curves]))
-        values = np.array(
-            [np.interp(steps, c.steps, c.values, left=np.nan, right=np.nan) for c in curves]
-        )
-        if len(curves) > 1:
-            low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
-            axes.fill_between(steps, low, high, color=style["color"], alpha=0.2, lw=0)
-        marker = "o" if len(steps) == 1 else None
-        axes.plot(steps, np.nanmean(values, axis=0), **style, marker=marker, ms=3)
+        if curves:
+            draw_band(axes, curves, style)
     dress(axes, ticks=5)
 
 
 def _end_searches(
-    panels: Iterable[Axes], lines: Sequence[_Line], styles: Sequence[dict[str, Any]]
+    panels: Iterable[Axes],
+    drawn: Sequence[Line[ConflictRecord]],
+    line_styles: Sequence[dict[str, Any]],
 ) -> bool:
     """Mark the end of each search whose run then counted conflicts in the derived tree.
 
@@ -159,13 +102,13 @@ def _end_searches(
     """
     ends = {
         (record.searched, style["color"])
-        for line, style in zip(lines, styles, strict=True)
-        for record in line.records
+        for line, style in zip(drawn, line_styles, strict=True)
+        for record in line.runs
         if record.searched is not None and record.searched < _last_step(record)
     }
     for axes in panels:
         for step, colour in ends:
-            axes.axvline(step, **_SEARCH_ENDS, color=colour)
+            axes.axvline(step, **SEARCH_ENDS, color=colour)
     return bool(ends)
 
 
@@ -216,12 +159,12 @@ def draw_cosines(record: ConflictRecord, phase: Phase) -> Figure:
     bar.set_label("mean cosine of two tasks' gradients", size=8, color=INK)
     bar.ax.tick_params(labelsize=7, labelcolor=INK, color=FAINT)
     bar.outline.set_visible(False)
-    title = f"{record.name}: {record.method}, {phase.name}, up to {phase.steps:,} {record.steps}"
+    text = f"{title([record])}, {phase.name}, up to {phase.steps:,} {record.steps}"
     if tasks <= _SMALL:
-        title += "\nnumbers: share of negative cosines, in percent"
+        text += "\nnumbers: share of negative cosines, in percent"
     if np.isnan(everything).sum() > tasks * sum(len(phase.networks[n].cosine) for n in networks):
-        title += "\ngrey: the two tasks share no module"
-    figure.suptitle(title, size=8, color=INK, parse_math=False)
+        text += "\ngrey: the two tasks share no module"
+    name_figure(figure, text)
     return figure
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from conal_rl.reports.run_data import NETWORKS, ConflictRecord, Curve
+from conal_rl.reports.seeds import title
 from conal_rl.reports.style import COLOURS, INK, dress, legend
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def draw_gates(record: ConflictRecord) -> Figure:
         panels[0, 0].plot([], [], color=colours[o], lw=1.8, label=_option(record, o, options))[0]
         for o in options
     ]
-    legend(figure, handles)
+    legend(figure, handles, title([record]))
     return figure
 
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from conal_rl.config import SupervisedConfig
 from conal_rl.errors import ConfigError
-from conal_rl.reports.style import INK
+from conal_rl.reports.run_data import method_label
+from conal_rl.reports.style import INK, name_figure
 from conal_rl.supervised.evaluation import load_network
 from conal_rl.supervised.losses import has_normal
 from conal_rl.supervised.metrics import Edges, Saliency
@@ -52,7 +53,9 @@ def draw_predictions(folder: Path, config: SupervisedConfig, count: int, device:
                 pair[1] = np.full_like(pair[1], np.nan)
             row += pair
         rows.append(row)
-    return _grid(rows, tasks)
+    figure = _grid(rows, tasks)
+    name_figure(figure, f"{folder.resolve().name}: {method_label(config)}")
+    return figure
 
 
 def _pair(problem: Problem, task: str, prediction: Tensor, target: Tensor) -> list[Image]:

@@ -21,6 +21,7 @@ Array = NDArray[np.float64]
 
 # The name in files, then the name in figures.
 NETWORKS = {"actor": "actor", "critic": "critics", "encoder": "encoder"}
+FIXED = {"shared": "HPS", "independent": "STL"}
 METHODS = {"conal": "CoNAL", "conal_pro": "CoNAL-Pro", "ltb": "LTB", "recon": "Recon"}
 
 _SCALAR = re.compile(r"(conflicts|gates)_(actor|critic|encoder)/(.+)/(\d+)")
@@ -134,7 +135,9 @@ def read_record(folder: Path, name: str) -> ConflictRecord:
             "Train with a search, or with --agent.conflict-rule none, which counts conflicts"
         )
     searched = None if search is None else search.steps
-    return ConflictRecord(name, _method(config, phases), config, phases, searched, negative, gates)
+    return ConflictRecord(
+        name, method_label(config, phases), config, phases, searched, negative, gates
+    )
 
 
 def read_scalars(folder: Path) -> dict[str, Curve]:
@@ -247,11 +250,11 @@ def _statistics(entry: Any, tasks: int) -> Statistics:
     return Statistics(numbers, cosine, negative, held)
 
 
-def _method(config: AnyConfig, phases: Sequence[Phase]) -> str:
+def method_label(config: AnyConfig, phases: Sequence[Phase] = ()) -> str:
     """Return the method's name for labels."""
     if config.agent.tree != "search":
         weighting = "" if config.agent.weighting == "equal" else f" + {config.agent.weighting}"
-        return ("HPS" if config.agent.tree == "shared" else "tree") + weighting
+        return FIXED.get(config.agent.tree, "tree") + weighting
     # A search that still runs has not written its file.
     searched: str = config.search.method
     if phases and phases[0].name.startswith("search"):

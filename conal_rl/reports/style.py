@@ -16,8 +16,11 @@ COLOURS = {
     "CoNAL-Pro": "#CC79A7",
     "Recon": "#56B4E9",
     "tree": "#E69F00",
+    "STL": "#000000",
 }
 INK, FAINT = "#333333", "#999999"
+SEARCH_ENDS: dict[str, Any] = {"lw": 0.8, "ls": (0, (1, 2))}
+"""The line where a search ends and training begins."""
 
 
 def dress(axes: Axes, ticks: int) -> None:
@@ -45,8 +48,16 @@ def line_styles(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def legend(figure: Figure, handles: list[Any]) -> None:
-    """Put a legend above the panels, in one line if it fits, otherwise in columns."""
+def name_figure(figure: Figure, text: str) -> None:
+    """Write the title of a figure without a legend, which names its runs."""
+    figure.suptitle(text, size=8, color=INK, parse_math=False)
+
+
+def legend(figure: Figure, handles: list[Any], text: str) -> None:
+    """Put a legend above the panels, in one line if it fits, otherwise in columns.
+
+    The `text` above it names the figure's runs.
+    """
     widths = [0.5 + 0.06 * len(handle.get_label()) for handle in handles]  # inches, at size 8
     fitting = int(figure.get_figwidth() / max(widths))
     drawn_legend = figure.legend(
@@ -56,6 +67,9 @@ def legend(figure: Figure, handles: list[Any]) -> None:
         frameon=False,
         fontsize=8,
         labelcolor=INK,
+        title=text,
+        title_fontproperties={"size": 8},
     )
-    for text in drawn_legend.get_texts():
-        text.set_parse_math(False)
+    drawn_legend.get_title().set(color=INK, parse_math=False, multialignment="center")
+    for label in drawn_legend.get_texts():
+        label.set_parse_math(False)

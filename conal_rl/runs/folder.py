@@ -218,11 +218,22 @@ def find_run(text: str) -> Path:
     return shipped / name
 
 
+def is_model(path: Path) -> bool:
+    """Return whether a folder has the files of a model: a run's `model/`, or a copy of it."""
+    return (path / "model.json").is_file()
+
+
+def is_shared_model(path: Path) -> bool:
+    """Return whether a folder has weights to share, and no run around it."""
+    path = path.resolve()
+    return is_model(path) and not (path.name == "model" and Run(path.parent).config_path.is_file())
+
+
 def run_of(path: Path) -> Run:
-    """Return the run in a folder, or the run that a checkpoint belongs to.
+    """Return the run in a folder, or the run that a checkpoint or a `model/` belongs to.
 
     Raises:
-        CheckpointError: `path` is neither.
+        CheckpointError: `path` is none of them.
     """
     path = path.resolve()
     if not path.is_dir():
@@ -232,6 +243,8 @@ def run_of(path: Path) -> Run:
     restore_folder(path / "model")
     if (path / "state.json").is_file():
         return Run(path.parents[1])
+    if is_model(path):
+        return Run(path.parent)
     if not any((path / part).is_dir() for part in ("model", "checkpoints")):
         raise CheckpointError(
             f"{path}: got a different folder, expected a run (with model/ or checkpoints/) or "

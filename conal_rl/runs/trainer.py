@@ -211,6 +211,7 @@ class Trainer:
 
         atomic_write(self.run.tree_path, self.experiment.trees_json(trees))
         figure = Figure(figsize=(7 * len(trees), 6), layout="constrained")
+        figure.suptitle(self.run.folder.name, parse_math=False)
         axes = figure.subplots(1, len(trees), squeeze=False)[0]
         for panel, tree, name in zip(axes, trees, self.experiment.learners, strict=True):
             tree.draw(panel, title=name)

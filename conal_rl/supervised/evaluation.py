@@ -21,6 +21,7 @@ from conal_rl.errors import CheckpointError, ConalError, ConfigError
 from conal_rl.files import read_json, user_path
 from conal_rl.literals import Precision
 from conal_rl.runs.checkpoints import load_checkpoint
+from conal_rl.runs.folder import is_model
 from conal_rl.runs.weights import UNFIT, read_model, reason, structure_from_json
 from conal_rl.supervised.data.common import Batch, SharedLoader, TaskLoaders
 from conal_rl.supervised.metrics import LOWER_IS_BETTER, Scores, delta_p, total_error
@@ -203,8 +204,9 @@ def load_network(
         ConfigError: this machine lacks the device.
     """
     chosen = resolve_device("device", str(device))
-    if (path / "model").is_dir():
-        about, weights = read_model(path / "model")
+    model = path if is_model(path) else path / "model"
+    if model.is_dir():
+        about, weights = read_model(model)
     else:
         about = load_checkpoint(path, groups=[])[1]
         group = "best" if about.get("phase") == "done" and about.get("best") else "network"

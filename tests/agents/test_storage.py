@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.policies import CONAL
 from conal_rl.agents.tree_files import load_trees, trees_to_json
+from conal_rl.config import AgentConfig
 from conal_rl.core import Tree
-from conal_rl.errors import CheckpointError, TreeError
+from conal_rl.errors import CheckpointError, ConfigError, TreeError
 from conal_rl.runs.checkpoints import load_checkpoint, save_checkpoint
 from tests.helpers.agents import SEARCH, TASKS, TREES, assert_same_agent
 from tests.helpers.tiers import first_quick
@@ -242,6 +243,49 @@ def test_a_model_of_a_different_version_is_refused(
     damage_json(folder / "model.json", **change)
     with pytest.raises(CheckpointError, match=r"conal_rl\.agent of version 1"):
         ConalSAC.load_weights(folder)
+
+
+@pytest.mark.parametrize("tree", ["shared", "search"])
+def test_loaded_weights_learn_in_an_env_that_they_are_given(tree: str, tmp_path: Path) -> None:
+    agent = make_agent(TREES[tree], reward_scale=0.5)
+    agent.learn(60)
+    agent.save_weights(tmp_path / "model")
+    env = make_env((-0.5, 0.5), envs_per_task=2)
+    loaded = ConalSAC.load_weights(tmp_path / "model", device="cpu")
+    loaded.set_env(env)
+    again = ConalSAC.load(tmp_path / "model", env=env, device="cpu", learning_starts=2, gamma=0.5)
+    observations = np.asarray(env.reset())
+    for one in (loaded, again):
+        assert one.settings.buffer_size == AgentConfig.buffer_size and one.n_envs == 4
+        assert one.settings.reward_scale == 0.5 and one.settings.critic == "mse"
+        np.testing.assert_array_equal(
+            one.predict(observations, deterministic=True)[0],
+            agent.predict(observations, deterministic=True)[0],
+        )
+        assert same_tensors(one.critic.state_dict(), agent.critic.state_dict())
+    assert again.settings.gamma == 0.5
+    again.learn(60)
+    loaded.learn(60)
+    assert again._n_updates > 0 and loaded._n_updates == 0, "the default begins with random steps"
+    assert not same_tensors(again.critic.state_dict(), agent.critic.state_dict())
+    again.set_env(make_env((-0.5, 0.5), envs_per_task=2))
+    again.learn(8)
+
+
+def test_weights_learn_only_with_critics_and_their_own_networks(tmp_path: Path) -> None:
+    agent, env = make_agent(TREES["shared"]), make_env((-0.5, 0.5))
+    agent.save_weights(tmp_path / "actor", critics=False)
+    agent.save_weights(tmp_path / "model")
+    loaded = ConalSAC.load_weights(tmp_path / "actor", device="cpu")
+    with pytest.raises(ConfigError, match=r"^env: got an env for weights without critics"):
+        loaded.set_env(env)
+    with pytest.raises(ConfigError, match="without critics"):
+        ConalSAC.load(tmp_path / "actor", env)
+    assert isinstance(ConalSAC.load(tmp_path / "actor", device="cpu"), ConalSAC)
+    with pytest.raises(ConfigError, match=r"agent.widths: got \(4, 4\), expected \(8, 8\)"):
+        ConalSAC.load(tmp_path / "model", env, device="cpu", widths=(4, 4))
+    with pytest.raises(CheckpointError, match="got a run's folder"):
+        ConalSAC.load(tmp_path, env)
 
 
 def test_weights_of_other_networks_are_refused(shared_model: Path, tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ class Episodes:
         return self.engine.rows.warnings
 
     def image(self, i: int) -> npt.NDArray[np.uint8]:
-        """Return the benchmark camera's image of env `i`, upright, `(240, 240, 3)`.
+        """Return the benchmark camera's image of env `i`, upright, `(480, 480, 3)`.
 
         Raises:
             ConalError: MuJoCo cannot render.

@@ -337,7 +337,7 @@ def test_images_equal_the_official_cameras(monkeypatch: pytest.MonkeyPatch) -> N
         images = envs.get_images()
     except ConalError as error:
         pytest.skip(str(error))
-    assert all(image is not None and image.shape == (240, 240, 3) for image in images)
+    assert all(image is not None and image.shape == (480, 480, 3) for image in images)
     before = envs.step(random_actions(1, 4)[0])[0]
     envs.get_images()  # an image changes nothing
     fresh = make(PAIR, envs_per_task=2, seed=0)
@@ -354,7 +354,7 @@ def official_env(name: str) -> Any:
     """Return an official env that renders, with the goals of a native env of the same seed."""
     from conal_rl.envs.metaworld import _goals, env_class
 
-    env = env_class(name)(render_mode="rgb_array", camera_name="corner2", width=240, height=240)
+    env = env_class(name)(render_mode="rgb_array", camera_name="corner2", width=480, height=480)
     env.set_task(_goals((name,), 0)[0])
     return env
 
