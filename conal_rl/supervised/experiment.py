@@ -399,6 +399,7 @@ class SupervisedExperiment:
         rate = self.learner.optimizer.param_groups[0]["lr"]
         logger.record("train/learning_rate", rate)
         logger.record("time/total_timesteps", self._step)
+        logger.record("time/minutes", session.elapsed() / 60)
         logger.record("time/phase_steps_per_s", display.rate(self._step))
         for tag, value in log_scalars(self.learner, "encoder").items():
             logger.record(tag, value, exclude="csv")

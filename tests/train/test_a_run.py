@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from conal_rl import train
 from conal_rl.agents import ConalSAC
@@ -18,7 +23,7 @@ from conal_rl.core import Tree
 from conal_rl.errors import CheckpointError
 from conal_rl.runs.checkpoints import load_checkpoint
 from conal_rl.runs.folder import Run
-from conal_rl.runs.progress import ContinuedCSV
+from conal_rl.runs.progress import ContinuedCSV, PhaseDisplay, make_logger
 from conal_rl.runs.trainer import Trainer
 from tests.helpers.toy_runs import TASKS, copied, evaluation, rows, state, steps, stop_at
 
@@ -118,11 +123,14 @@ def test_evaluation_of_a_run(finished: Path) -> None:
     assert report["replay_of_search_reused"] is True
 
 
-def test_tensorboard_has_gates_and_conflicts(finished: Path) -> None:
+def scalars(folder: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(finished))
-    events.Reload()
+    return EventAccumulator(str(folder)).Reload()
+
+
+def test_tensorboard_has_gates_and_conflicts(finished: Path) -> None:
+    events = scalars(finished)
     tags = set(events.Tags()["scalars"])
     assert {f"gates_actor/{TASKS[0]}/1", f"gates_critic/{TASKS[1]}/2", "train/actor_loss"} < tags
     assert {f"held_{name}/any_pair/1" for name in ("actor", "critic")} < tags
@@ -286,7 +294,22 @@ def test_divergence_is_one_line(
     assert all(bool(weight.isfinite().all()) for weight in tensors["policy"].values())
 
 
-# The log file
+# The bar and the log file
+
+
+@pytest.mark.parametrize("until", [400_000, 10_000_000])
+def test_a_bar_of_80_columns_has_its_numbers(until: int) -> None:
+    display = PhaseDisplay("search", 0, until, 10_000_000, lambda: math.inf)
+    display.rate = lambda _: 1488.0  # type: ignore[method-assign]
+    display.show(until - 1, "success 0.72, return 3076.2, evaluated 0.95")
+    display.close()
+    console = Console(width=80, file=io.StringIO())
+    with console.capture() as shown:
+        console.print(display._progress.get_renderable())
+    (line,) = shown.get().splitlines()
+    assert f"{until - 1}/{until}" in line and "1,488/s" in line
+    assert "min left" in line and "success 0.72" in line
+
 
 
 @pytest.fixture
@@ -311,6 +334,23 @@ def test_a_file_that_is_not_a_log_is_refused(content: str | bytes, log: Path) ->
     with pytest.raises(CheckpointError, match=r"progress\.csv: "):
         ContinuedCSV(log, 100)
     assert log.read_bytes() == damaged + b"1,2\n"
+
+
+def test_nan_is_an_empty_cell_and_not_a_point(tmp_path: Path) -> None:
+    logger = make_logger(tmp_path, 0)
+    for step, value in ((10, np.nan), (20, 1.5)):
+        logger.record("time/total_timesteps", step)
+        logger.record("loss/a", value)
+        logger.record("loss/b", np.float32(value))
+        logger.dump(step)
+    logger.record("loss/c", 1.0, exclude="csv")
+    logger.dump(30)
+    logger.close()
+    lines = (tmp_path / "progress.csv").read_text().splitlines()
+    assert lines == ["time/total_timesteps,loss/a,loss/b", "10,,", "20,1.5,1.5"]
+    points = scalars(tmp_path)
+    assert [(event.step, event.value) for event in points.Scalars("loss/a")] == [(20, 1.5)]
+    assert [event.step for event in points.Scalars("loss/b")] == [20]
 
 
 def test_a_log_continues_at_the_checkpoint(log: Path) -> None:
