@@ -381,6 +381,23 @@ def test_videos_are_refused_before_the_evaluation(
     assert not (tmp_path / "films").exists()
 
 
+def test_videos_are_announced(
+    run_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    announced = f"A video of each task follows, in {tmp_path / 'films'}."
+    monkeypatch.setattr(evaluation, "prepare_videos", lambda *_: None)
+
+    def record(*_: Any) -> list[Path]:
+        assert capsys.readouterr().err.splitlines()[-1] == announced
+        return []
+
+    monkeypatch.setattr(evaluation, "record_videos", record)
+    assert evaluate.main([str(run_folder), "--video", str(tmp_path / "films")]) == 0
+
+
 # The command
 
 

@@ -232,20 +232,21 @@ class PhaseDisplay:
 
 
 @contextmanager
-def evaluation_bar() -> Iterator[Callable[[int, int], None]]:
-    """Show how many episodes are done: a bar in a terminal, a line elsewhere.
+def evaluation_bar(counted: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how much of an evaluation is done: a bar in a terminal, a line elsewhere.
 
-    Yields a function that takes the episodes done and the episodes wanted.
+    Yields a function that takes how many are done and how many are wanted. `counted` names them,
+    such as episodes.
     """
     console = Console(stderr=True)
     bars = can_redraw(console)
     with Progress(console=console, transient=True, disable=not bars) as bar:
-        task = bar.add_task("evaluation, episodes", total=None)
+        task = bar.add_task(f"evaluation, {counted}", total=None)
 
         def show(done: int, wanted: int) -> None:
             bar.update(task, completed=done, total=wanted)
             if not bars and done == 1:
-                console.print(f"evaluation: {wanted:,} episodes", highlight=False)
+                console.print(f"evaluation: {wanted:,} {counted}", highlight=False)
 
         yield show
 

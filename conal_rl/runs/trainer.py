@@ -170,7 +170,7 @@ class Trainer:
     def _evaluate(self) -> None:
         """Write evaluation.json and print its table."""
         seconds = self._elapsed()
-        with evaluation_bar() as show:
+        with evaluation_bar(self.experiment.counted) as show:
             report, table = self.experiment.evaluate(show)
         report |= {
             "steps": self.experiment.steps,

@@ -240,6 +240,13 @@ def test_minutes_continue_after_the_search_and_a_resume(tmp_path: Path) -> None:
     assert minutes == sorted(minutes) and minutes[0] > 0
 
 
+def test_the_final_test_says_how_long_it_is(
+    finished: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main([str(finished)]) == 0
+    assert capfd.readouterr().err.splitlines() == ["evaluation: 1 batches"]
+
+
 def test_the_last_outcome_of_a_phase_is_its_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from rich.console import Console
 
 from conal_rl import train
 from conal_rl.agents import ConalSAC
+from conal_rl.agents.experiment import _say_if_slow
 from conal_rl.agents.tree_files import load_trees
+from conal_rl.config import Config, load_config
 from conal_rl.core import Tree
 from conal_rl.errors import CheckpointError
 from conal_rl.runs.checkpoints import load_checkpoint
@@ -107,6 +110,21 @@ def test_a_run_says_where_it_is_and_what_comes_next(
         f"  python -m conal_rl.report conflicts {run}",
         f"  tensorboard --logdir {run}",
     ]
+
+
+@pytest.mark.parametrize(("device", "preset", "slow"), [
+    ("cpu", "mt10_paper", True), ("cpu", "mt10", False), ("cuda", "mt10_paper", False),
+])
+def test_networks_for_a_gpu_on_a_cpu_are_announced(
+    device: str, preset: str, slow: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(preset)
+    assert isinstance(config, Config)
+    env = SimpleNamespace(num_tasks=10, num_envs=10 * config.env.envs_per_task)
+    _say_if_slow(config, env, torch.device(device))  # type: ignore[arg-type]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == slow
+    assert all("125,000 updates of 256" in line and "mt10 takes" in line for line in lines)
 
 
 def test_evaluation_of_a_run(finished: Path) -> None:
