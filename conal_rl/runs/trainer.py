@@ -45,15 +45,17 @@ class Trainer:
         self._stop = StopRequest()
 
     @classmethod
-    def start(cls, experiment: Experiment, out: Path | None, runs: Path) -> Trainer:
-        """Begin a run in the new folder `out`, or in one that is made in `runs`.
+    def start(
+        cls, experiment: Experiment, out: Path | None, runs: Path, label: str | None = None
+    ) -> Trainer:
+        """Begin a run in the new folder `out`, or in one with this label that is made in `runs`.
 
         Raises:
             ConalError: the experiment or the folder cannot be made. No folder is left.
         """
         experiment.start()
         phase: Phase = "search" if experiment.config.agent.tree == "search" else "train"
-        run = Run.create(experiment.config, out, experiment.precision, runs)
+        run = Run.create(experiment.config, out, experiment.precision, runs, label)
         return cls(run, experiment, phase)
 
     @classmethod

@@ -185,6 +185,25 @@ def test_the_default_folder_has_name_seed_and_time(
     assert run.name.startswith("toy-5-")
 
 
+def test_the_default_folder_names_a_method_that_options_chose(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--search.rule", "none", "--total-steps", "320", "--search.only"]
+    assert train.main([toy, *options]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("toy-conal_no_noticing-0-")
+    assert "instead of" not in capsys.readouterr().err
+
+
+def test_a_cut_search_is_announced(
+    toy: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--total-steps", "240", "--search.only"]
+    assert train.main([toy, "--out", str(tmp_path / "run"), *options]) == 0
+    announced = [line for line in capfd.readouterr().err.splitlines() if "instead of" in line]
+    assert [line.startswith("search.steps: the search has 48 steps") for line in announced] == [True]
+
 def test_envs_get_only_actions_within_their_bounds(toy: str, tmp_path: Path) -> None:
     suite = ["--env.suite", *["tests.helpers.toy:Strict-v0"] * 2]
     assert train.main([toy, "--out", str(tmp_path / "run"), *suite, "--total-steps", "240"]) == 0
