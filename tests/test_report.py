@@ -166,6 +166,18 @@ def test_scalars_of_one_process_are_read_by_tag(tmp_path: Path) -> None:
     assert_allclose(scalars["gates_actor/a b/1"].steps, [20])
 
 
+def test_scalars_have_the_same_tags_in_old_and_new_runs(tmp_path: Path) -> None:
+    """New tags begin with tree_. A process that only evaluates takes no point away."""
+    log(tmp_path, {10: {TAG: 0.25}, 20: {TAG: 0.5}, 30: {TAG: 0.75}})
+    log(tmp_path, {30: {f"tree_{TAG}": 0.5, "tree_gates_actor/a/1": 1.0}})
+    output = TensorBoardOutputFormat(str(tmp_path))
+    output.write({"final/mean_success": 1.0}, {"final/mean_success": ()}, 20)
+    output.close()
+    scalars = read_scalars(tmp_path)
+    assert scalars.keys() == {TAG, "gates_actor/a/1"}
+    assert scalars[TAG].values.tolist() == [0.25, 0.5, 0.5]
+
+
 def test_a_resumed_run_has_one_branch(tmp_path: Path) -> None:
     """Two resumes, from steps 25 and 35, leave out what was logged beyond these steps."""
     log(tmp_path, {step: {TAG: 0.125} for step in (10, 20, 30, 40, 50, 60)})

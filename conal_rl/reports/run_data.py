@@ -24,6 +24,8 @@ NETWORKS = {"actor": "actor", "critic": "critics", "encoder": "encoder"}
 METHODS = {"conal": "CoNAL", "conal_pro": "CoNAL-Pro", "ltb": "LTB", "recon": "Recon"}
 
 _SCALAR = re.compile(r"(conflicts|gates)_(actor|critic|encoder)/(.+)/(\d+)")
+_TREE = "tree_"  # how these tags begin; older runs lack it
+_ONCE = ("config/", "final/")  # tags that a process writes at its start and its end
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,11 @@ def _read_events(path: Path) -> tuple[float, float, dict[str, dict[int, float]]]
     for event in LegacyEventFileLoader(str(path)).Load():
         began = min(began, event.wall_time)
         for value in event.summary.value:
-            first_step = min(first_step, event.step)
-            if _SCALAR.fullmatch(value.tag) and math.isfinite(value.simple_value):
-                points.setdefault(value.tag, {})[event.step] = value.simple_value
+            if value.tag.startswith(_ONCE):
+                continue
+            first_step, tag = min(first_step, event.step), value.tag.removeprefix(_TREE)
+            if _SCALAR.fullmatch(tag) and math.isfinite(value.simple_value):
+                points.setdefault(tag, {})[event.step] = value.simple_value
     return began, first_step, points
 
 

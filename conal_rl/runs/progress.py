@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -134,8 +135,11 @@ def _column(name: str) -> int:
     return next(kinds, len(_COLUMNS))
 
 
-def make_logger(folder: Path, steps: int) -> Logger:
-    """Return a log to progress.csv and TensorBoard files in `folder`; it continues at `steps`."""
+def make_logger(folder: Path, steps: int, config: str = "") -> Logger:
+    """Return a log to progress.csv and TensorBoard files in `folder`; it continues at `steps`.
+
+    TensorBoard shows `config`, the config in YAML, as a text.
+    """
     from tensorboard.compat.proto.event_pb2 import (
         Event,
         SessionLog,
@@ -146,7 +150,22 @@ def make_logger(folder: Path, steps: int) -> Logger:
     # TensorBoard then leaves out what an earlier process logged after these steps.
     start = SessionLog(status=SessionLog.START)
     curves.writer._get_file_writer().add_event(Event(step=steps + 1, session_log=start))
+    if config:
+        curves.writer.add_text("config", textwrap.indent(config, "    "), steps)
     return Logger(folder=str(folder), output_formats=[table, curves])
+
+
+def log_final(logger: Logger, report: Mapping[str, Any], steps: int) -> None:
+    """Log the content of evaluation.json to TensorBoard: success, returns and scores."""
+    figures = {name: report.get(name) for name in ("mean_success", "total_error", "delta_p")}
+    for kind in ("success", "returns"):
+        figures |= {f"{kind}/{task}": value for task, value in report.get(kind, {}).items()}
+    for task, metrics in report.get("scores", {}).items():
+        figures |= {f"{task}/{metric}": value for metric, value in metrics.items()}
+    points = {f"final/{name}": value for name, value in figures.items() if value is not None}
+    for output in logger.output_formats:
+        if isinstance(output, Curves):
+            output.write(points, dict.fromkeys(points, ()), steps)
 
 
 class PhaseDisplay:

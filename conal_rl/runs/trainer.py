@@ -21,7 +21,7 @@ from conal_rl.files import atomic_write, write_json
 from conal_rl.runs.checkpoints import load_checkpoint, newest_step, save_checkpoint
 from conal_rl.runs.experiment import Experiment
 from conal_rl.runs.folder import Run
-from conal_rl.runs.progress import Session, evaluation_bar, make_logger
+from conal_rl.runs.progress import Session, evaluation_bar, log_final, make_logger
 from conal_rl.signals import StopRequest
 
 Phase = Literal["search", "train", "done"]
@@ -97,12 +97,14 @@ class Trainer:
         """Run the remaining phases: search, training, evaluation. Return the exit status."""
         print(f"The run is in {self.run.folder}.", file=sys.stderr)
         with self._stop.watching():
-            self._logger = make_logger(self.run.folder, self.experiment.steps)
+            config = self.run.config_path.read_text(encoding="utf-8")
+            self._logger = make_logger(self.run.folder, self.experiment.steps, config)
             if self.phase == "train" and not self.run.tree_path.exists():
                 self._write_trees(tuple(x.tree() for x in self.experiment.learners.values()))
             if self.phase == "search" and self._search():
                 self._derive()
                 if self.config.search.only:
+                    self._say_what_is_next()
                     return 0
             if self.phase == "train" and self._learn(self.config.total_steps):
                 self.phase = "done"
@@ -181,13 +183,20 @@ class Trainer:
             "search_seconds": round(self.search_seconds, 1),
         }
         write_json(self.run.evaluation_path, report)
+        log_final(self._logger, report, self.experiment.steps)
         Console().print(table)
+        self._say_what_is_next()
+
+    def _say_what_is_next(self) -> None:
         folder, module = shlex.quote(str(self.run.folder)), "python -m conal_rl"
         searched = (self.run.folder / "search.json").exists()
         figures = [*self.experiment.figures, *["conflicts"] * searched]
+        first = f"{module}.evaluate {folder}"
+        if self.config.search.only:
+            first = f"{module}.train --resume {folder} --search.no-only"
         print(
             f"The run is in {self.run.folder}. Next:",
-            f"{module}.evaluate {folder}",
+            first,
             *(f"{module}.report {figure} {folder}" for figure in figures),
             f"tensorboard --logdir {folder}",
             sep="\n  ",

@@ -150,10 +150,34 @@ def scalars(folder: Path) -> Any:
 def test_tensorboard_has_gates_and_conflicts(finished: Path) -> None:
     events = scalars(finished)
     tags = set(events.Tags()["scalars"])
-    assert {f"gates_actor/{TASKS[0]}/1", f"gates_critic/{TASKS[1]}/2", "train/actor_loss"} < tags
-    assert {f"held_{name}/any_pair/1" for name in ("actor", "critic")} < tags
-    logged = events.Scalars(f"gates_actor/{TASKS[0]}/1")
-    assert [event.step for event in logged] == [40, 80, 120, 160]
+    gates = [f"tree_gates_actor/{TASKS[0]}/1", f"tree_gates_critic/{TASKS[1]}/2"]
+    assert {*gates, "train/actor_loss"} < tags
+    assert {f"tree_held_{name}/any_pair/1" for name in ("actor", "critic")} < tags
+    assert [event.step for event in events.Scalars(gates[0])] == [40, 80, 120, 160]
+
+
+def test_tensorboard_shows_success_and_return_before_diagnostics(finished: Path) -> None:
+    groups = sorted({tag.partition("/")[0] for tag in scalars(finished).Tags()["scalars"]})
+    assert groups[:4] == ["final", "return", "rollout", "success"]
+    assert groups[4:6] == ["time", "train"]
+    assert groups[6:] and all(group.startswith("tree_") for group in groups[6:])
+
+
+def test_tensorboard_has_the_config_and_the_final_scores(finished: Path, tmp_path: Path) -> None:
+    run = copied(finished, tmp_path)
+    assert train.main(["--resume", str(run)]) == 0  # it only evaluates
+    report = evaluation(run)
+    for folder in (finished, run):
+        events = scalars(folder)
+        (text,) = events.Tensors("config/text_summary")[-1].tensor_proto.string_val
+        assert yaml.safe_load(text) == yaml.safe_load((run / "config.yaml").read_text())
+        expected = {"mean_success": report["mean_success"]}
+        for kind in ("success", "returns"):
+            expected |= {f"{kind}/{task}": value for task, value in report[kind].items()}
+        for name, value in expected.items():
+            last = events.Scalars(f"final/{name}")[-1]
+            assert (last.step, last.value) == (320, pytest.approx(value))
+        assert [event.step for event in events.Scalars("success/mean")] == steps(run)
 
 
 def test_the_same_seed_gives_the_same_files(toy: str, finished: Path, tmp_path: Path) -> None:
@@ -243,9 +267,13 @@ def test_a_tree_from_a_file_is_trained(
     assert ConalSAC.load_weights(run / "model").derive() == expected
 
 
-def test_search_only_stops_and_a_resume_trains(toy: str, tmp_path: Path) -> None:
+def test_search_only_stops_and_a_resume_trains(
+    toy: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
+    capfd.readouterr()
     assert train.main([toy, "--out", str(run), "--search.only"]) == 0
+    assert f"train --resume {run} --search.no-only" in capfd.readouterr().err
     trees = (run / "tree.json").read_bytes()
     assert steps(run) == [40, 80, 120, 160]
     assert not (run / "evaluation.json").exists()
