@@ -47,13 +47,15 @@ class Statistics:
         negative: share of steps with a negative cosine, `(layer, task, task)`, NaN in the same
             places.
         held: for each rule the share of steps in which it would have held the layer's module,
-            `(layer,)`.
+            `(layer,)`: dropped at least one task's gradient there.
+        rule: the rule that the phase followed; none if it only counted.
     """
 
     layers: tuple[int, ...]
     cosine: Array
     negative: Array
     held: dict[str, Array]
+    rule: str
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,7 @@ def _statistics(entry: Any, tasks: int) -> Statistics:
     # the cosine and for its share of negatives. Tasks that share a module never have both zeros.
     unshared = ((cosine == 0) & (negative == 0)) | np.eye(tasks, dtype=bool)
     cosine[unshared] = negative[unshared] = np.nan
-    return Statistics(numbers, cosine, negative, held)
+    return Statistics(numbers, cosine, negative, held, str(entry.get("rule", "none")))
 
 
 def _method(config: AnyConfig, phases: Sequence[Phase]) -> str:
