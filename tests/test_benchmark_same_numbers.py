@@ -245,9 +245,7 @@ def test_kept_runs_of_a_different_commit_run_again(repository: Path, tmp_path: P
     assert (kept / "two" / "progress.csv").read_text() == "loss\n2\n2\n"
 
 
-def test_declared_columns_are_printed(
-    repository: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_declared_columns_are_printed(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(repository, "loss\\n", "loss,phase\\n")
     edit(repository, "value = '1'", "value = '1,search'")
     assert benchmark.main(["same-numbers", "--base", "HEAD"]) == 0

@@ -314,6 +314,13 @@ def test_bad_arguments_are_refused_in_one_line(
         assert str(caught.value).startswith(f"{next(iter(arguments))}: got ")
 
 
+@pytest.mark.parametrize(("suite", "official"), [("mt1:reach-v3", True), ("cartpole", False)])
+def test_the_table_says_why_returns_are_low(suite: str, official: bool) -> None:
+    result = Evaluation(suite, "native", 0, 1, {"a": 1.0}, {"a": 124.0}, {"a": [True]})
+    caption = str(result.table().caption)
+    assert ("lower than in training" in caption) == official
+
+
 # Videos
 
 

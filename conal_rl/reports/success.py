@@ -92,7 +92,7 @@ def read_success(folder: Path, name: str) -> SuccessLog:
             {key.partition("/")[2]: column(key) for key in names},
             column("evaluation/mean_success"),
             quantity,
-            sum(row.get("phase") == "search" for row in rows),
+            max((n for n, row in enumerate(rows, 1) if row.get("phase") == "search"), default=0),
         )
     except ValueError as error:
         raise _damaged(path, error) from error

@@ -125,7 +125,11 @@ class Curves(TensorBoardOutputFormat):
 
 def known(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that are not NaN."""
-    nan = {name for name, value in values.items() if isinstance(value, float | np.floating) and isnan(value)}
+    nan = {
+        name
+        for name, value in values.items()
+        if isinstance(value, float | np.floating) and isnan(value)
+    }
     return {name: value for name, value in values.items() if name not in nan}
 
 

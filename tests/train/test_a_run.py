@@ -112,9 +112,14 @@ def test_a_run_says_where_it_is_and_what_comes_next(
     ]
 
 
-@pytest.mark.parametrize(("device", "preset", "slow"), [
-    ("cpu", "mt10_paper", True), ("cpu", "mt10", False), ("cuda", "mt10_paper", False),
-])
+@pytest.mark.parametrize(
+    ("device", "preset", "slow"),
+    [
+        ("cpu", "mt10_paper", True),
+        ("cpu", "mt10", False),
+        ("cuda", "mt10_paper", False),
+    ],
+)
 def test_networks_for_a_gpu_on_a_cpu_are_announced(
     device: str, preset: str, slow: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,7 +231,10 @@ def test_a_cut_search_is_announced(
     options = ["--total-steps", "240", "--search.only"]
     assert train.main([toy, "--out", str(tmp_path / "run"), *options]) == 0
     announced = [line for line in capfd.readouterr().err.splitlines() if "instead of" in line]
-    assert [line.startswith("search.steps: the search has 48 steps") for line in announced] == [True]
+    assert [line.startswith("search.steps: the search has 48 steps") for line in announced] == [
+        True
+    ]
+
 
 def test_envs_get_only_actions_within_their_bounds(toy: str, tmp_path: Path) -> None:
     suite = ["--env.suite", *["tests.helpers.toy:Strict-v0"] * 2]
@@ -374,7 +382,6 @@ def test_a_bar_of_80_columns_has_its_numbers(until: int) -> None:
     (line,) = shown.get().splitlines()
     assert f"{until - 1}/{until}" in line and "1,488/s" in line
     assert "min left" in line and "success 0.72" in line
-
 
 
 @pytest.fixture

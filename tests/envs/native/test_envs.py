@@ -56,7 +56,9 @@ class Ends(SawyerPushEnvV3):
 def test_only_the_first_step_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     """It compiles the engine, which takes a minute or two without a cache."""
     announcements: list[str] = []
-    monkeypatch.setattr(engine, "announced", lambda text: announcements.append(text) or nullcontext())  # type: ignore[func-returns-value]
+    monkeypatch.setattr(
+        engine, "announced", lambda text: announcements.append(text) or nullcontext()
+    )  # type: ignore[func-returns-value]
     env = NativeVecEnv("mt1:reach-v3")
     env.reset()
     for _ in range(3):
