@@ -104,13 +104,15 @@ def _test(config: SupervisedConfig, options: argparse.Namespace) -> None:
                 f"--{name}: got {options.path}, expected an RL run with it. Leave out --{name}"
             )
     from conal_rl.runs.experiment import decide_precision
+    from conal_rl.runs.progress import evaluation_bar
     from conal_rl.supervised.evaluation import load_network, report_table, test
 
     config = config.with_root(options.root)
     network, problem = load_network(options.path, config, options.device)
     device, recorded = next(network.parameters()).device, run_of(options.path).precision()
     precision = decide_precision(device, config.agent.mixed_precision, recorded, "float16")
-    report = test(network, problem, config, device, precision)
+    with evaluation_bar("batches") as show:
+        report = test(network, problem, config, device, precision, show)
     _write_and_print(report, options.json, report_table(report))
 
 
@@ -138,7 +140,7 @@ def _play(options: argparse.Namespace) -> None:
             f"The seed {seed} is also the seed of training, so the goals are the same.",
             file=sys.stderr,
         )
-    with evaluation_bar() as show:
+    with evaluation_bar("episodes") as show:
         result = evaluation.evaluate_policy(
             policy,
             suite,
@@ -149,6 +151,7 @@ def _play(options: argparse.Namespace) -> None:
         )
     _write_and_print(result.to_json(), options.json, result.table())
     if options.video is not None:
+        print(f"A video of each task follows, in {options.video}.", file=sys.stderr)
         evaluation.record_videos(policy, suite, seed, options.video, _print)
 
 

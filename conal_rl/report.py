@@ -317,7 +317,12 @@ def write(images: dict[str, bytes], out: Path) -> list[Path]:
     return [out / name for name in images]
 
 
-_RULES_CAPTION = "columns of rules: share of steps in which the rule would hold the module"
+_RULES_CAPTION = (
+    "A rule's column is the share of steps in which it holds the layer's shared module: it drops "
+    "at least one task's gradient there. * marks the rule that was in use. The other columns say "
+    "only what their rules would have done. In a held step, any_pair leaves the module without a "
+    "gradient; with consensus it learns from the tasks that are not dropped."
+)
 
 
 def table(record: ConflictRecord) -> Table:
@@ -357,7 +362,7 @@ def table(record: ConflictRecord) -> Table:
         )
         for layer, layer_number in enumerate(network_statistics.layers):
             shares = [
-                _formatted(network_statistics.held[r][layer])
+                _formatted(network_statistics.held[r][layer]) + "*" * (r == network_statistics.rule)
                 if r in network_statistics.held
                 else "-"
                 for r in rules

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,18 @@ def lasting_streams() -> Iterator[None]:
 def can_redraw(console: Console) -> bool:
     """Return whether a bar can be drawn. FORCE_COLOR asks for colours, and not for bars."""
     return console.is_terminal and console.file.isatty() and not console.is_dumb_terminal
+
+
+@contextmanager
+def announced(text: str, seconds: float = 5.0) -> Iterator[None]:
+    """Print a line on stderr if the block takes longer than `seconds`, and could seem to hang."""
+    timer = threading.Timer(seconds, lambda: print(text, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class _Lasting(io.FileIO):

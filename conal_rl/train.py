@@ -40,7 +40,9 @@ def run(arguments: Sequence[str]) -> int:
         run = Run.open(command.resume)
         with run.locked():
             return Trainer.resume(run, _experiment(config)).run_phases()
-    trainer = Trainer.start(_experiment(config), command.out, runs)
+    trainer = Trainer.start(_experiment(config), command.out, runs, command.label)
+    if command.cut is not None:
+        print(command.cut, file=sys.stderr)
     with trainer.run.locked():
         return trainer.run_phases()
 

@@ -33,7 +33,14 @@ def threads() -> Iterator[None]:
 def test_engine_compares_all_engines(capsys: pytest.CaptureFixture[str]) -> None:
     command = "engine --suite mt1:reach-v3 --envs-per-task 2 --rounds 1 --seconds 0.01 --threads 2"
     assert benchmark.main([*command.split(), "--episodes", "2"]) == 0
-    output = capsys.readouterr().out
+    output, errors = capsys.readouterr()
+    started = [line.rpartition(", ")[2] for line in errors.splitlines() if "starts" in line]
+    peers = ["native engine", "official sync", "official async", "native and limit"]
+    assert [part.removesuffix(": starts") for part in started if "EnvPool" not in part] == [
+        *peers,
+        "official engine",
+        "native engine",
+    ]
     rows = rows_of(output)
     rates = {name: cells[0] for name, cells in rows.items() if name != "reach-v3"}
     assert {"official sync", "official async", "limit: mj_step, mj_forward", "native"} <= set(rates)
@@ -53,7 +60,8 @@ def test_conflict_measures_every_network(
 ) -> None:
     monkeypatch.setattr(benchmark, "ONE_INPUT_TASKS", 3)
     assert benchmark.main(["conflict", *QUICK.split()]) == 0
-    output = capsys.readouterr().out
+    output, errors = capsys.readouterr()
+    assert errors.count(": starts\n") == 7
     assert "3 tasks, hidden layers 8, 8, batch 4 per task" in output
     assert "shared input: 3 tasks" in output
     assert f"cpu, {torch.get_num_threads()} threads" in output
@@ -84,7 +92,8 @@ def test_update_measures_every_peer(
     monkeypatch.setenv("COLUMNS", "120")  # the numbers of operations of tiny networks are long
     monkeypatch.setattr(update, "STORED", 100)
     assert benchmark.main(["update", *QUICK.split()]) == 0
-    output = capsys.readouterr().out
+    output, errors = capsys.readouterr()
+    assert errors == "3 tasks, hidden layers 8, 8: starts\n"
     assert output.count("3 tasks, hidden layers 8, 8, batch 4 per task") == 1
     rows = rows_of(output)
     half = ["HPS, bf16", "derived, bf16", "supernet, bf16"]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from conal_rl import benchmark
 from conal_rl.benchmarks import forking, run_differences, same_numbers
-from conal_rl.benchmarks.run_differences import compare_runs
+from conal_rl.benchmarks.run_differences import compare_runs, declared_differences
 from conal_rl.config import load_config
 from conal_rl.errors import ConalError
 
@@ -76,6 +76,14 @@ def test_clock_and_column_order_do_not_matter(runs: tuple[Path, Path]) -> None:
     change_json(runs[1] / "evaluation.json", "a_new_entry", to=1)
     (runs[1] / "tree.json").write_text(json.dumps(TREE, indent=4))
     assert compare_runs(*runs) == []
+
+
+def test_declared_columns_are_named_and_not_differences(runs: tuple[Path, Path]) -> None:
+    assert declared_differences(*runs) == []
+    (runs[0] / "progress.csv").write_text("loss/a,train/n_updates\n1,5\n1,1\n")
+    (runs[1] / "progress.csv").write_text("loss/a,train/n_updates,phase\n1,5,search\n1,6,train\n")
+    assert compare_runs(*runs) == []
+    assert declared_differences(*runs) == ["phase", "train/n_updates"]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +217,8 @@ def test_command_compares_with_a_commit(
     kept = tmp_path / "kept"
     command = ["same-numbers", "--base", "HEAD", "--keep", str(kept)]
     assert benchmark.main(command) == 0
-    assert capsys.readouterr().out.count("equal") == 2
+    printed = capsys.readouterr().out
+    assert printed.count("equal") == 2 and "log has changed" not in printed
     began = (kept / "one.json").stat().st_mtime_ns
     edit(repository, "value = '1'", "value = '2'")
     assert benchmark.main([*command, "--only", "o*"]) == 1
@@ -234,6 +243,14 @@ def test_kept_runs_of_a_different_commit_run_again(repository: Path, tmp_path: P
     subprocess.run(["git", *identity, "commit", "-qam", "second"], cwd=repository, check=True)
     assert benchmark.main(command) == 0
     assert (kept / "two" / "progress.csv").read_text() == "loss\n2\n2\n"
+
+
+def test_declared_columns_are_printed(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(repository, "loss\\n", "loss,phase\\n")
+    edit(repository, "value = '1'", "value = '1,search'")
+    assert benchmark.main(["same-numbers", "--base", "HEAD"]) == 0
+    printed = capsys.readouterr().out
+    assert "These columns differ, because the log has changed: phase\n" in printed
 
 
 def test_failure_of_the_new_side_is_a_difference(

@@ -456,7 +456,7 @@ def test_the_log_interval_follows_the_steps(tmp_path: Path) -> None:
 
 
 def test_the_command_line_gives_config_and_folders(tmp_path: Path) -> None:
-    config, out, resume = parse_command_line(["--seed", "7", "mt10", "--out", "here"], "")
+    config, out, resume, *_ = parse_command_line(["--seed", "7", "mt10", "--out", "here"], "")
     assert (config, out, resume) == (
         load_config("mt10", ["--seed", "7"]),
         Path.cwd() / "here",
@@ -468,6 +468,43 @@ def test_the_command_line_gives_config_and_folders(tmp_path: Path) -> None:
     assert again.resume == tmp_path
 
 
+@pytest.mark.parametrize(
+    ("options", "label"),
+    [
+        ("mt10 --seed 3 --agent.learning-rate 0.1", "mt10"),
+        ("mt10 --agent.tree shared", "mt10-hps"),
+        ("mt10 --agent.tree independent --name mine", "mine-stl"),
+        ("mt10 --agent.tree=my.json", "mt10-tree"),
+        ("mt10 --search.method conal_pro", "mt10-conal_pro"),
+        ("mt10 --search.rule none", "mt10-conal_no_noticing"),
+        ("mt10 --search.rule any_pair", "mt10"),
+        ("mt10 --search.no-purely-specific", "mt10-conal_no_purely_specific"),
+        ("mt10 --agent.tree shared --agent.weighting pcgrad", "mt10-hps_pcgrad"),
+        ("celeba9", "celeba9"),  # whose own method is CoNAL-Pro
+        ("celeba9 --search.method conal", "celeba9-conal"),
+        ("mt1", "mt1"),
+    ],
+)
+def test_a_label_has_the_method_that_options_changed(options: str, label: str) -> None:
+    assert parse_command_line(options.split(), "").label == label
+
+
+@pytest.mark.parametrize(
+    ("options", "cut"),
+    [
+        ("mt10 --total-steps 1_000_000", "200,000 steps instead of 400,000"),
+        ("mt10 --total-steps 4_000_000", None),
+        ("mt10 --total-steps 1_000_000 --search.steps 300_000", None),
+        ("mt10 --total-steps 1_000_000 --agent.tree shared", None),
+        ("digits --total-steps 500", "100 steps instead of 600"),
+    ],
+)
+def test_a_search_that_total_steps_cuts_is_announced(options: str, cut: str | None) -> None:
+    line = parse_command_line(options.split(), "").cut
+    assert (line is None) == (cut is None)
+    assert line is None or (cut is not None and cut in line and "--search.steps" in line)
+
+
 def test_a_tilde_in_a_command_line_is_the_home_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -476,7 +513,7 @@ def test_a_tilde_in_a_command_line_is_the_home_folder(
     (tmp_path / "config.yaml").write_text(load_config("cartpole").to_yaml())
     (tmp_path / "mine.yaml").write_text("base: ~/config.yaml\nseed: 3\n")
     options = ["~/mine.yaml", "--out=~/run", "--agent.tree=~/tree.json"]
-    config, out, _ = parse_command_line(options, "")
+    config, out, *_ = parse_command_line(options, "")
     assert (config.seed, out) == (3, tmp_path / "run")
     assert config.with_whole_paths().agent.tree == str(tmp_path / "tree.json")
     assert parse_command_line(["--resume=~/"], "").resume == tmp_path

@@ -320,6 +320,13 @@ def test_bad_arguments_are_refused_in_one_line(
         assert str(caught.value).startswith(f"{next(iter(arguments))}: got ")
 
 
+@pytest.mark.parametrize(("suite", "official"), [("mt1:reach-v3", True), ("cartpole", False)])
+def test_the_table_says_why_returns_are_low(suite: str, official: bool) -> None:
+    result = Evaluation(suite, "native", 0, 1, {"a": 1.0}, {"a": 124.0}, {"a": [True]})
+    caption = str(result.table().caption)
+    assert ("lower than in training" in caption) == official
+
+
 # Videos
 
 
@@ -517,6 +524,23 @@ def test_videos_are_refused_before_the_evaluation(
     assert evaluate.main(["pretrained:mt10", "--video", str(tmp_path / "films")]) == 2
     assert "MUJOCO_GL" in capsys.readouterr().err
     assert not (tmp_path / "films").exists()
+
+
+def test_videos_are_announced(
+    run_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    announced = f"A video of each task follows, in {tmp_path / 'films'}."
+    monkeypatch.setattr(evaluation, "prepare_videos", lambda *_: None)
+
+    def record(*_: Any) -> list[Path]:
+        assert capsys.readouterr().err.splitlines()[-1] == announced
+        return []
+
+    monkeypatch.setattr(evaluation, "record_videos", record)
+    assert evaluate.main([str(run_folder), "--video", str(tmp_path / "films")]) == 0
 
 
 # The command

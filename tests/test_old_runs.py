@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conal_rl import evaluate, train
+from conal_rl.reports.success import read_success
 from tests.helpers.toy_runs import evaluation, rows
 
 OLD = Path(__file__).parent / "data" / "old_runs"
@@ -24,6 +25,13 @@ def test_an_old_run_resumes_and_evaluates(name: str, steps: int, tmp_path: Path)
     assert after[-1]["time/total_timesteps"] == str(steps)
     for old, new in zip(before, after):
         assert {key: value for key, value in old.items() if value}.items() <= new.items()
+    assert list(after[0])[:2] == ["time/total_timesteps", "phase"]
+    phases = [row["phase"] for row in after]  # the old rows do not say it
+    assert phases == [""] * len(before) + sorted(phases[len(before) :])
+    if name == "cartpole":
+        log = read_success(run, name)
+        assert log.searched == len(before) + phases.count("search") > len(before)
+        assert log.steps.tolist() == [float(row["time/total_timesteps"]) for row in after]
     report = evaluation(run)
     assert (report["steps"], report["search_steps"]) == (steps, {980: 840, 12: 6}[steps])
     file = tmp_path / "again.json"

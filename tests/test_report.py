@@ -166,6 +166,18 @@ def test_scalars_of_one_process_are_read_by_tag(tmp_path: Path) -> None:
     assert_allclose(scalars["gates_actor/a b/1"].steps, [20])
 
 
+def test_scalars_have_the_same_tags_in_old_and_new_runs(tmp_path: Path) -> None:
+    """New tags begin with tree_. A process that only evaluates takes no point away."""
+    log(tmp_path, {10: {TAG: 0.25}, 20: {TAG: 0.5}, 30: {TAG: 0.75}})
+    log(tmp_path, {30: {f"tree_{TAG}": 0.5, "tree_gates_actor/a/1": 1.0}})
+    output = TensorBoardOutputFormat(str(tmp_path))
+    output.write({"final/mean_success": 1.0}, {"final/mean_success": ()}, 20)
+    output.close()
+    scalars = read_scalars(tmp_path)
+    assert scalars.keys() == {TAG, "gates_actor/a/1"}
+    assert scalars[TAG].values.tolist() == [0.25, 0.5, 0.5]
+
+
 def test_a_resumed_run_has_one_branch(tmp_path: Path) -> None:
     """Two resumes, from steps 25 and 35, leave out what was logged beyond these steps."""
     log(tmp_path, {step: {TAG: 0.125} for step in (10, 20, 30, 40, 50, 60)})
@@ -489,8 +501,11 @@ def test_the_table_has_a_row_per_layer(tmp_path: Path) -> None:
     rows = [line.split() for line in text.splitlines()]
     pairs = np.array([1, 2, 3]) / 6  # of two tasks' numbers, as in `statistics`
     cosine, negative = f"{np.mean(0.1 - 0.2 * pairs):+.3f}", f"{np.mean(0.3 + 0.4 * pairs):.2f}"
-    assert ["search", "actor", "1", negative, cosine, "0.90", "0.25"] in rows
-    assert ["search", "critics", "2", negative, "+0.017", "0.90", "0.25"] in rows
+    assert ["search", "actor", "1", negative, cosine, "0.90", "0.25*"] in rows
+    caption = " ".join(text.split())
+    assert "drops at least one task's gradient" in caption
+    assert "* marks the rule that was in use" in caption
+    assert ["search", "critics", "2", negative, "+0.017", "0.90", "0.25*"] in rows
 
 
 def test_a_run_in_its_first_phase_has_means_so_far(

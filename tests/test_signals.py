@@ -22,7 +22,7 @@ from conal_rl.benchmarks import engine, forking, study
 from conal_rl.cli import exit_status
 from conal_rl.errors import ConalError
 from conal_rl.signals import StopRequest, handled
-from conal_rl.streams import can_redraw
+from conal_rl.streams import announced, can_redraw
 
 ROOT = Path(__file__).parents[1]
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -323,3 +323,27 @@ def test_bars_need_a_terminal_that_can_redraw(
         console = Console(file=screen if terminal else io.StringIO(), _environ=os.environ)
         assert can_redraw(console) == expected
     os.close(ours)
+
+
+class _Listening:
+    """A stream that notes what it gets, and when."""
+
+    def __init__(self) -> None:
+        self.text, self.came = "", threading.Event()
+
+    def write(self, text: str) -> None:
+        self.text += text
+        self.came.set()
+
+    def flush(self) -> None: ...
+
+
+def test_only_a_long_block_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = _Listening()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with announced("It is short.", 1e5):
+        pass
+    assert not stream.text
+    with announced("It takes long.", 0.0):
+        assert stream.came.wait(60)
+    assert stream.text.startswith("It takes long.")

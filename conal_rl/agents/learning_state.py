@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -72,6 +73,10 @@ class LearningState(NamedTuple):
             "numpy_random": np.random.get_state(legacy=False),  # noqa: NPY002 - SB3's stream
             "actions_random": algorithm.action_space.np_random.bit_generator.state,
             "recent": self.recent.state(),
+            "last_episodes": [
+                [float(episode["r"]), int(episode["l"])]
+                for episode in algorithm.ep_info_buffer or ()
+            ],
         }
         state["numpy_random"]["state"]["key"] = state["numpy_random"]["state"]["key"].tolist()
         learnt, state["noticing"] = _learners_state(update.learners)
@@ -94,6 +99,10 @@ class LearningState(NamedTuple):
                 restore_optimizer(update.temperatures.optimizer, groups["optimizer_temperature"])
             _restore_learners(update.learners, groups, state["noticing"])
             self.recent.restore(state["recent"])
+            last = [{"r": total, "l": steps} for total, steps in state.get("last_episodes", ())]
+            # Both exist, or SB3 makes both again.
+            algorithm.ep_info_buffer = deque(last, maxlen=algorithm._stats_window_size)
+            algorithm.ep_success_buffer = deque(maxlen=algorithm._stats_window_size)
             algorithm.num_timesteps = state["steps"]
             algorithm._n_updates = state["updates"]
             self.queue.pending = state.get("put_off", 0)

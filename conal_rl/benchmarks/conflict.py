@@ -21,6 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from conal_rl.agents.policies import TaskNetwork
+from conal_rl.benchmarks import say
 from conal_rl.core import (
     ConalSearch,
     ConflictNoticing,
@@ -70,6 +71,7 @@ def measure(
     _add_columns(table, columns)
     names = [f"task-{number}" for number in range(tasks)]
     for title, tree in (("HPS", Tree.shared(names, len(widths))), ("supernet", ConalSearch())):
+        say(f"{tasks} tasks, {title}")
         network = TaskNetwork(names, tree, FEATURES, widths, 1, replicas=CRITICS).to(device)
         x = torch.randn(tasks, batch, FEATURES, device=device)
         target = torch.randn(CRITICS * tasks, batch, 1, device=device)
@@ -186,6 +188,7 @@ def measure_one_input(tasks: int, rounds: int, seconds: float, device: str) -> T
         ]
     supernet = Supernet(names, convolutions)
     for title, ours, of_modules, x in (*networks, ("supernet, conv", supernet, supernet, images)):
+        say(f"shared input, {title}")
         steps = _ways(ours.to(device), of_modules.to(device), x)
         table.add_row(title, *_cells(take_turns(steps, rounds, seconds, device), columns[1:]))
     return table

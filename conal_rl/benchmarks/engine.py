@@ -25,6 +25,7 @@ from metaworld.policies import ENV_POLICY_MAP
 from numba import njit
 from rich.table import Table
 
+from conal_rl.benchmarks import say
 from conal_rl.envs.metaworld import HORIZON, official_vector_env, suite_tasks
 from conal_rl.envs.native import physics
 from conal_rl.envs.native.engine import OBSERVATION, Engine
@@ -67,22 +68,28 @@ def measure(
             versions of metaworld and mujoco.
     """
     tasks = suite_tasks(suite)
+    named = f"{suite}, {envs_per_task} envs per task"
+    say(f"{named}, native engine")
     began = time.perf_counter()
     native = NativeVecEnv(suite, envs_per_task, threads=threads)
     native.reset()
     native.step(np.zeros((native.num_envs, 4), dtype=np.float32))
     ready = time.perf_counter() - began
     engine = native.episodes.engine
-    groups: list[Callable[[], list[Peer]]] = [
-        lambda: [_official(suite, "sync")],
-        lambda: [_official(suite, "async")],
-        lambda: [_limit(engine), Peer("native", _native(native), native.close)],
-    ]
+    groups: dict[str, Callable[[], list[Peer]]] = {
+        "official sync": lambda: [_official(suite, "sync")],
+        "official async": lambda: [_official(suite, "async")],
+    }
     if importlib.util.find_spec("envpool"):
-        groups.insert(2, lambda: [_envpool(tasks, envs_per_task)])
+        groups["EnvPool"] = lambda: [_envpool(tasks, envs_per_task)]
+    groups["native and limit"] = lambda: [
+        _limit(engine),
+        Peer("native", _native(native), native.close),
+    ]
     rates: dict[str, list[float]] = {}
-    for group in groups:
-        peers = group()
+    for group, make in groups.items():
+        say(f"{named}, {group}")
+        peers = make()
         try:
             for _ in range(rounds):
                 for peer in peers:
@@ -92,7 +99,7 @@ def measure(
                 peer.close()
 
     table = Table(
-        title=f"{suite}, {envs_per_task} envs per task, {engine.threads} threads",
+        title=f"{named}, {engine.threads} threads",
         caption=f"The native engine starts in {ready:.1f} s. A task's first env takes "
         f"{engine.bytes_per_worker / 1e6:.0f} MB, and each further one "
         f"{engine.bytes_per_env / 1e3:.1f} kB.",
@@ -275,6 +282,7 @@ def compare_evaluations(suite: str, episodes: int) -> Table:
     policy = _Scripted(suite_tasks(suite))
     seconds, results = {}, {}
     for engine in ("official", "native"):
+        say(f"{suite}, evaluation, {engine} engine")
         began = time.perf_counter()
         results[engine] = evaluate_policy(policy, suite, episodes, 0, engine)
         seconds[engine] = time.perf_counter() - began

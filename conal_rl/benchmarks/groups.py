@@ -17,6 +17,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from conal_rl.benchmarks import say
 from conal_rl.core import (
     ConalProStage,
     ConalSearch,
@@ -67,6 +68,7 @@ def measure(seeds: Sequence[int], steps: int = STEPS) -> Table:
     for column in ("method", "recovered", "Rand", "lowest", "groups of the last seed"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for name, method in METHODS.items():
+        say(name)
         trees = [search(Family(seed), method, steps) for seed in seeds]
         indices = [rand_index(tree.layers[-1], truth) for tree in trees]
         table.add_row(

@@ -21,9 +21,9 @@ STEPS = "time/total_timesteps"
 def compare_runs(old: Path, new: Path) -> list[str]:
     """Return the differences between two run folders, a line each: file, place, both values.
 
-    Compared are progress.csv without `time/*`, tree.json, evaluation.json without the clock, the
-    weights and the tensors of the newest checkpoint. Entries of evaluation.json that only the new
-    side has are not compared.
+    Compared are progress.csv without `time/*` and `DECLARED`, tree.json, evaluation.json without
+    the clock, the weights and the tensors of the newest checkpoint. Entries of evaluation.json that
+    only the new side has are not compared.
     """
     lines = compare_progress(old / "progress.csv", new / "progress.csv")
     lines += _compare_json(old / "tree.json", new / "tree.json")
@@ -36,8 +36,11 @@ def compare_runs(old: Path, new: Path) -> list[str]:
     return lines + compare_tensors("checkpoint", *map(_tensors, newest))
 
 
-_LOGGED_DIFFERENTLY = ("phase", "rollout/success_rate", "train/n_updates")
-"""Columns that commits up to 0e2ad22 lack, or count from scratch after a search or a resume."""
+DECLARED = (
+    *("phase", "train/n_updates", "rollout/success_rate"),
+    *("rollout/ep_len_mean", "rollout/ep_rew_mean"),
+)
+"""Columns that commits up to 0e2ad22 lack, or begin from scratch after a search or a resume."""
 
 
 def compare_progress(old: Path, new: Path) -> list[str]:
@@ -46,14 +49,27 @@ def compare_progress(old: Path, new: Path) -> list[str]:
     lines = []
     if len(sides[0]) != len(sides[1]):
         lines.append(f"progress.csv: {len(sides[0])} rows before, {len(sides[1])} now")
+    found = _compare_columns(*sides)
+    return lines + [line for name, line in found.items() if name not in DECLARED]
+
+
+def declared_differences(old: Path, new: Path) -> list[str]:
+    """Return the columns in which two runs differ as `DECLARED` says, by name."""
+    found = _compare_columns(*(_rows(run / "progress.csv") for run in (old, new)))
+    return [name for name in DECLARED if name in found]
+
+
+def _compare_columns(*sides: list[dict[str, str]]) -> dict[str, str]:
+    """Return a line for each column that differs, except those of the clock."""
+    lines: dict[str, str] = {}
     columns = [{name: None for row in rows for name in row} for rows in sides]
     for name in columns[0] | columns[1]:
-        if name.startswith("time/") or name in _LOGGED_DIFFERENTLY:
+        if name.startswith("time/"):
             continue
         if all(_same(_number(row.get(name, "")), math.nan) for rows in sides for row in rows):
             continue  # a log without the column says the same
         if name not in columns[0] or name not in columns[1]:
-            lines.append(f"progress.csv: column {name} {_only(name in columns[0])}")
+            lines[name] = f"progress.csv: column {name} {_only(name in columns[0])}"
             continue
         differing = [
             (number, row.get(STEPS), row[name], other[name])
@@ -62,7 +78,7 @@ def compare_progress(old: Path, new: Path) -> list[str]:
         ]
         if differing:
             number, steps, before, now = differing[0]
-            lines.append(
+            lines[name] = (
                 f"progress.csv: {name}, {len(differing)} rows, first row {number} "
                 f"(step {steps}): {before or 'empty'} before, {now or 'empty'} now"
             )

@@ -25,7 +25,7 @@ from rich.table import Table
 
 import conal_rl
 from conal_rl.benchmarks.forking import import_packages, train_in_fork
-from conal_rl.benchmarks.run_differences import compare_runs
+from conal_rl.benchmarks.run_differences import compare_runs, declared_differences
 from conal_rl.errors import ConalError, ConfigError
 from conal_rl.files import write_json
 
@@ -51,11 +51,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The CPU seconds of both sides of a case, and their differences, a line each."""
+    """The CPU seconds of both sides of a case, and their differences, a line each.
+
+    `declared` has the columns in which they differ because the log has changed.
+    """
 
     old_seconds: float
     new_seconds: float
     differences: list[str]
+    declared: Sequence[str] = ()
 
 
 _MT10 = (
@@ -293,7 +297,8 @@ def _against(case: Case, old_seconds: float, old: Path, new: Path) -> Outcome:
         seconds = run_case(CHECKOUT, case, new)
     except ConalError as error:
         return Outcome(old_seconds, math.nan, [f"the new side failed: {error}"])
-    return Outcome(old_seconds, seconds, compare_runs(old, new))
+    declared = declared_differences(old, new)
+    return Outcome(old_seconds, seconds, compare_runs(old, new), declared)
 
 
 def _verdict(differences: int) -> str:
@@ -331,6 +336,11 @@ def measure(base: str, only: str, keep: Path | None, out: Path | None, console: 
     table.add_section()
     table.add_row("all", "", *(f"{sum(side):.0f}" for side in sums))
     console.print(table)
+    declared = {column for outcome in outcomes.values() for column in outcome.declared}
+    if declared:
+        columns = ", ".join(sorted(declared))
+        line = f"These columns differ, because the log has changed: {columns}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for name, outcome in outcomes.items():
         for line in outcome.differences[:SHOWN]:
             console.print(f"{name}: {line}", highlight=False, markup=False, soft_wrap=True)

@@ -26,6 +26,7 @@ from stable_baselines3.common.logger import configure
 from torch.utils.flop_counter import FlopCounterMode
 
 from conal_rl.agents import ConalSAC
+from conal_rl.benchmarks import say
 from conal_rl.benchmarks.conflict import Step, take_turns
 from conal_rl.core import Tree
 from conal_rl.envs import TaskVecEnv
@@ -55,6 +56,7 @@ def measure(
 ) -> Table:
     """Return a table of all peers. The arguments are those of `benchmarks.conflict.measure`."""
     torch.manual_seed(0)
+    say(f"{tasks} tasks, hidden layers {', '.join(map(str, widths))}")
     peers = make_peers(tasks, widths, batch, device)
     square = torch.randn(2, 2048, 2048, device=device)
     product = torch.empty_like(square[0])

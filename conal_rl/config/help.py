@@ -39,7 +39,7 @@ def print_help(config: Any, description: str, names: str) -> None:
         "--out",
         metavar="DIR",
         help="Folder of the new run. Give one if scripts must find it. The default is "
-        "runs/NAME-SEED-TIME.",
+        "runs/NAME-SEED-TIME, or runs/NAME-METHOD-SEED-TIME if options change the method.",
     )
     options.add_argument(
         "--resume",

@@ -52,6 +52,8 @@ class CommandLine(NamedTuple):
     config: AnyConfig
     out: Path | None  # the new run's folder, absolute; None: the default
     resume: Path | None  # the folder of the run to resume, absolute; None: a new run
+    label: str  # the name of the run, with its method if options have changed it
+    cut: str | None  # a line that says that --total-steps has cut the search, if it has
 
 
 def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
@@ -91,7 +93,22 @@ def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
             "Give one name"
         )
     config = _load(words[0], given, keep_search=resume is not None)
-    return CommandLine(config, _folder(out), _folder(resume))
+    named = _load(words[0], {})
+    changed = config.method != named.method
+    label = f"{config.name}-{config.method}" if changed else config.name
+    cut = _cut(named, config) if resume is None and "search.steps" not in given else None
+    return CommandLine(config, _folder(out), _folder(resume), label, cut)
+
+
+def _cut(named: AnyConfig, config: AnyConfig) -> str | None:
+    """Return a line if the search is shorter than that of the config without options."""
+    now, before = config.search.steps, named.search.steps
+    if config.agent.tree != "search" or now >= before:
+        return None
+    return (
+        f"search.steps: the search has {now:,} steps instead of {before:,}, a fifth of the "
+        f"{config.total_steps:,} in total. Give --search.steps for a different length."
+    )
 
 
 def _folder(named: str | None) -> Path | None:

@@ -232,6 +232,18 @@ class RunConfig:
                 "A fixed tree is not searched. Leave out search.only"
             )
 
+    @property
+    def method(self) -> str:
+        """Short name of the method, as in results/: hps, stl, tree, conal, conal_pro, and so on."""
+        agent, search = self.agent, self.search
+        if agent.tree != "search":
+            name = {"shared": "hps", "independent": "stl"}.get(agent.tree, "tree")
+        else:
+            noticing = search.method not in ("conal", "conal_pro") or search.rule != "none"
+            name = search.method + "_no_purely_specific" * (not search.purely_specific)
+            name += "_no_noticing" * (not noticing)
+        return name if agent.weighting == "equal" else f"{name}_{agent.weighting}"
+
     def with_whole_paths(self) -> Any:
         """Return the same config with absolute paths, so that they mean the same in any folder.
 

@@ -19,9 +19,12 @@ def gate_weights(learner: Learner) -> dict[str, list[float]]:
 
 
 def log_scalars(learner: Learner, name: str) -> dict[str, float]:
-    """Return gates and conflicts for a log, by tag; `name` is the network's."""
+    """Return gates and conflicts for a log, by tag; `name` is the network's.
+
+    The tags begin with `tree_`, so that TensorBoard shows them below returns and success.
+    """
     scalars = {
-        f"gates_{name}/{choice}/{option}": weight
+        f"tree_gates_{name}/{choice}/{option}": weight
         for choice, row in gate_weights(learner).items()
         for option, weight in enumerate(row, start=1)
     }
@@ -29,14 +32,14 @@ def log_scalars(learner: Learner, name: str) -> dict[str, float]:
         return scalars
     numbers = _layer_numbers(learner)
     for layer, share in zip(numbers, learner.noticing.recently_negative(), strict=False):
-        scalars[f"conflicts_{name}/negative/{layer}"] = share
+        scalars[f"tree_conflicts_{name}/negative/{layer}"] = share
     statistics = learner.noticing.statistics()
     if statistics is None:
         return scalars
     for rule, held in statistics.module_held.items():
         shares = statistics.of_layers(held).tolist()
         for layer, share in zip(numbers, shares, strict=True):
-            scalars[f"held_{name}/{rule}/{layer}"] = share
+            scalars[f"tree_held_{name}/{rule}/{layer}"] = share
     return scalars
 
 

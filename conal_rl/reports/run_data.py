@@ -25,6 +25,8 @@ FIXED = {"shared": "HPS", "independent": "STL"}
 METHODS = {"conal": "CoNAL", "conal_pro": "CoNAL-Pro", "ltb": "LTB", "recon": "Recon"}
 
 _SCALAR = re.compile(r"(conflicts|gates)_(actor|critic|encoder)/(.+)/(\d+)")
+_TREE = "tree_"  # how these tags begin; older runs lack it
+_ONCE = ("config/", "final/")  # tags that a process writes at its start and its end
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,15 @@ class Statistics:
         negative: share of steps with a negative cosine, `(layer, task, task)`, NaN in the same
             places.
         held: for each rule the share of steps in which it would have held the layer's module,
-            `(layer,)`.
+            `(layer,)`: dropped at least one task's gradient there.
+        rule: the rule that the phase followed; none if it only counted.
     """
 
     layers: tuple[int, ...]
     cosine: Array
     negative: Array
     held: dict[str, Array]
+    rule: str
 
 
 @dataclass(frozen=True)
@@ -182,9 +186,11 @@ def _read_events(path: Path) -> tuple[float, float, dict[str, dict[int, float]]]
     for event in LegacyEventFileLoader(str(path)).Load():
         began = min(began, event.wall_time)
         for value in event.summary.value:
-            first_step = min(first_step, event.step)
-            if _SCALAR.fullmatch(value.tag) and math.isfinite(value.simple_value):
-                points.setdefault(value.tag, {})[event.step] = value.simple_value
+            if value.tag.startswith(_ONCE):
+                continue
+            first_step, tag = min(first_step, event.step), value.tag.removeprefix(_TREE)
+            if _SCALAR.fullmatch(tag) and math.isfinite(value.simple_value):
+                points.setdefault(tag, {})[event.step] = value.simple_value
     return began, first_step, points
 
 
@@ -247,7 +253,7 @@ def _statistics(entry: Any, tasks: int) -> Statistics:
     # the cosine and for its share of negatives. Tasks that share a module never have both zeros.
     unshared = ((cosine == 0) & (negative == 0)) | np.eye(tasks, dtype=bool)
     cosine[unshared] = negative[unshared] = np.nan
-    return Statistics(numbers, cosine, negative, held)
+    return Statistics(numbers, cosine, negative, held, str(entry.get("rule", "none")))
 
 
 def method_label(config: AnyConfig, phases: Sequence[Phase] = ()) -> str:

@@ -150,7 +150,8 @@ def read_success(folder: Path, name: str) -> SuccessLog:
 def _searched(run: Run, rows: Sequence[dict[str, str]], steps: Array) -> int:
     """Return the number of lines of the search; an older run's log does not say it."""
     if rows and "phase" in rows[0]:
-        return sum(row["phase"] == "search" for row in rows)
+        lines = (number for number, row in enumerate(rows, 1) if row["phase"] == "search")
+        return max(lines, default=0)  # an older run's lines before its resume name no phase
     path = run.folder / "search.json"
     content = read_json(path) if path.exists() else {}
     try:

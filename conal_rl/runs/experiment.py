@@ -111,8 +111,13 @@ class Experiment(Protocol):
     ) -> tuple[dict[str, Any], RenderableType]:
         """Return the content of evaluation.json, and a table to print.
 
-        `progress` takes the episodes done and the episodes wanted.
+        `progress` takes how many of `counted` are done and how many are wanted.
         """
+        ...
+
+    @property
+    def counted(self) -> str:
+        """What an evaluation counts: episodes or batches."""
         ...
 
     @property

@@ -46,14 +46,17 @@ class Run:
         out: Path | None = None,
         precision: Precision = "single",
         runs: Path = Path("runs"),
+        label: str | None = None,
     ) -> Run:
-        """Make the folder `out`, by default `runs/NAME-SEED-TIME`, with config and versions.
+        """Make the folder `out`, by default `runs/LABEL-SEED-TIME`, with config and versions.
+
+        The default of `label` is the config's name.
 
         Raises:
             ConfigError: `out` holds files already or cannot be made.
         """
         try:
-            folder = out or _new_folder(runs, config)
+            folder = out or _new_folder(runs, f"{label or config.name}-{config.seed}")
             folder.mkdir(parents=True, exist_ok=True)
             if any(not path.name.startswith(DRAFTS) for path in folder.iterdir()):
                 resume = f", or resume the run there with --resume {folder}"
@@ -270,9 +273,9 @@ def versions() -> dict[str, str | int | None]:
     return record
 
 
-def _new_folder(parent: Path, config: RunConfig) -> Path:
+def _new_folder(parent: Path, name: str) -> Path:
     """Make and return a new folder, also if several runs start within one second."""
-    stem = f"{config.name}-{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     for attempt in range(1000):
         folder = parent / (f"{stem}-{attempt}" if attempt else stem)
         try:

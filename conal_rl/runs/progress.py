@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -83,11 +86,16 @@ class ContinuedCSV(CSVOutputFormat):
         key_excluded: dict[str, tuple[str, ...]],
         step: int = 0,
     ) -> None:
-        """Write a line. A column that is new moves to its place, in all lines."""
-        logged = [name for name in key_values if "csv" not in (key_excluded[name] or ())]
-        if new := [name for name in logged if name not in self.keys]:
+        """Write a line. A column that is new moves to its place, in all lines. NaN stays empty."""
+        cells = {
+            name: value
+            for name, value in known(key_values).items()
+            if "csv" not in (key_excluded[name] or ())
+        }
+        if new := [name for name in cells if name not in self.keys]:
             self._add_columns(new)
-        super().write(key_values, key_excluded, step)
+        if cells:
+            super().write(cells, key_excluded, step)
 
     def _add_columns(self, new: Sequence[str]) -> None:
         rows = list(csv.DictReader(read_text(self.path).splitlines()))
@@ -101,25 +109,67 @@ class ContinuedCSV(CSVOutputFormat):
             self.file.flush()
 
 
+class Curves(TensorBoardOutputFormat):
+    """SB3's TensorBoard log, without a point for NaN."""
+
+    def write(
+        self,
+        key_values: dict[str, Any],
+        key_excluded: dict[str, tuple[str, ...]],
+        step: int = 0,
+    ) -> None:
+        """Write a point for each value that is known."""
+        points = known(key_values)
+        super().write(points, {name: key_excluded[name] for name in points}, step)
+
+
+def known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that are not NaN."""
+    nan = {
+        name
+        for name, value in values.items()
+        if isinstance(value, float | np.floating) and isnan(value)
+    }
+    return {name: value for name, value in values.items() if name not in nan}
+
+
 def _column(name: str) -> int:
     """Return the place of a column's kind in progress.csv."""
     kinds = (kind for kind, start in enumerate(_COLUMNS) if name.startswith(start))
     return next(kinds, len(_COLUMNS))
 
 
-def make_logger(folder: Path, steps: int) -> Logger:
-    """Return a log to progress.csv and TensorBoard files in `folder`; it continues at `steps`."""
+def make_logger(folder: Path, steps: int, config: str = "") -> Logger:
+    """Return a log to progress.csv and TensorBoard files in `folder`; it continues at `steps`.
+
+    TensorBoard shows `config`, the config in YAML, as a text.
+    """
     from tensorboard.compat.proto.event_pb2 import (
         Event,
         SessionLog,
     )  # imported here because it is slow
 
     table = ContinuedCSV(folder / "progress.csv", steps)
-    curves = TensorBoardOutputFormat(str(folder))
+    curves = Curves(str(folder))
     # TensorBoard then leaves out what an earlier process logged after these steps.
     start = SessionLog(status=SessionLog.START)
     curves.writer._get_file_writer().add_event(Event(step=steps + 1, session_log=start))
+    if config:
+        curves.writer.add_text("config", textwrap.indent(config, "    "), steps)
     return Logger(folder=str(folder), output_formats=[table, curves])
+
+
+def log_final(logger: Logger, report: Mapping[str, Any], steps: int) -> None:
+    """Log the content of evaluation.json to TensorBoard: success, returns and scores."""
+    figures = {name: report.get(name) for name in ("mean_success", "total_error", "delta_p")}
+    for kind in ("success", "returns"):
+        figures |= {f"{kind}/{task}": value for task, value in report.get(kind, {}).items()}
+    for task, metrics in report.get("scores", {}).items():
+        figures |= {f"{task}/{metric}": value for metric, value in metrics.items()}
+    points = {f"final/{name}": value for name, value in figures.items() if value is not None}
+    for output in logger.output_formats:
+        if isinstance(output, Curves):
+            output.write(points, dict.fromkeys(points, ()), steps)
 
 
 class PhaseDisplay:
@@ -142,12 +192,12 @@ class PhaseDisplay:
         self.console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=10),
-            # Whole at 80 columns; the outcome, which is last, is cut instead.
+            BarColumn(bar_width=6),
+            # At 80 columns the numbers are whole, and only the end of the outcome is cut off.
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[rate]:,.0f}/s"),
             TextColumn("{task.fields[left]}"),
-            TextColumn("{task.fields[outcome]}", table_column=Column(overflow="ellipsis", ratio=1)),
+            TextColumn("{task.fields[outcome]}", table_column=Column(no_wrap=True, ratio=1)),
             expand=True,
             console=self.console,
             disable=not can_redraw(self.console),
@@ -193,7 +243,7 @@ class PhaseDisplay:
     def _left(self, step: int) -> str:
         """Return the time that is left of the run, and next to it that of the phase."""
         run, phase = (self._minutes(until, step) for until in (self.total, self.until))
-        return f"{run:.0f} min left" + (f" ({phase:.0f} of it {self.phase})" if run > phase else "")
+        return f"{run:.0f} min left" + (f" ({self.phase} {phase:.0f})" if run > phase else "")
 
     def _minutes(self, until: int, step: int) -> float:
         seconds = max(until - step, 0) / max(self.rate(step), 1e-9)
@@ -205,20 +255,21 @@ class PhaseDisplay:
 
 
 @contextmanager
-def evaluation_bar() -> Iterator[Callable[[int, int], None]]:
-    """Show how many episodes are done: a bar in a terminal, a line elsewhere.
+def evaluation_bar(counted: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how much of an evaluation is done: a bar in a terminal, a line elsewhere.
 
-    Yields a function that takes the episodes done and the episodes wanted.
+    Yields a function that takes how many are done and how many are wanted. `counted` names them,
+    such as episodes.
     """
     console = Console(stderr=True)
     bars = can_redraw(console)
     with Progress(console=console, transient=True, disable=not bars) as bar:
-        task = bar.add_task("evaluation, episodes", total=None)
+        task = bar.add_task(f"evaluation, {counted}", total=None)
 
         def show(done: int, wanted: int) -> None:
             bar.update(task, completed=done, total=wanted)
             if not bars and done == 1:
-                console.print(f"evaluation: {wanted:,} episodes", highlight=False)
+                console.print(f"evaluation: {wanted:,} {counted}", highlight=False)
 
         yield show
 

@@ -17,11 +17,11 @@ from conal_rl.config import RunConfig, marked
 from conal_rl.core import ConalProStage, Tree
 from conal_rl.core.findings import findings
 from conal_rl.errors import CheckpointError, ConfigError
-from conal_rl.files import atomic_write, write_json
+from conal_rl.files import atomic_write, read_text, write_json
 from conal_rl.runs.checkpoints import load_checkpoint, newest_step, save_checkpoint
 from conal_rl.runs.experiment import Experiment
 from conal_rl.runs.folder import Run
-from conal_rl.runs.progress import Session, evaluation_bar, make_logger
+from conal_rl.runs.progress import Session, evaluation_bar, log_final, make_logger
 from conal_rl.signals import StopRequest
 
 Phase = Literal["search", "train", "done"]
@@ -45,15 +45,17 @@ class Trainer:
         self._stop = StopRequest()
 
     @classmethod
-    def start(cls, experiment: Experiment, out: Path | None, runs: Path) -> Trainer:
-        """Begin a run in the new folder `out`, or in one that is made in `runs`.
+    def start(
+        cls, experiment: Experiment, out: Path | None, runs: Path, label: str | None = None
+    ) -> Trainer:
+        """Begin a run in the new folder `out`, or in one with this label that is made in `runs`.
 
         Raises:
             ConalError: the experiment or the folder cannot be made. No folder is left.
         """
         experiment.start()
         phase: Phase = "search" if experiment.config.agent.tree == "search" else "train"
-        run = Run.create(experiment.config, out, experiment.precision, runs)
+        run = Run.create(experiment.config, out, experiment.precision, runs, label)
         return cls(run, experiment, phase)
 
     @classmethod
@@ -94,13 +96,15 @@ class Trainer:
     def run_phases(self) -> int:
         """Run the remaining phases: search, training, evaluation. Return the exit status."""
         with self._stop.watching():
-            self._logger = make_logger(self.run.folder, self.experiment.steps)
+            config = read_text(self.run.config_path)
+            self._logger = make_logger(self.run.folder, self.experiment.steps, config)
             print(f"The run is in {self.run.folder}.", file=sys.stderr)
             if self.phase == "train" and not self.run.tree_path.exists():
                 self._write_trees(tuple(x.tree() for x in self.experiment.learners.values()))
             if self.phase == "search" and self._search():
                 self._derive()
                 if self.config.search.only:
+                    self._say_what_is_next()
                     return 0
             if self.phase == "train" and self._learn(self.config.total_steps):
                 self.phase = "done"
@@ -170,7 +174,7 @@ class Trainer:
     def _evaluate(self) -> None:
         """Write evaluation.json and print its table."""
         seconds = self._elapsed()
-        with evaluation_bar() as show:
+        with evaluation_bar(self.experiment.counted) as show:
             report, table = self.experiment.evaluate(show)
         report |= {
             "steps": self.experiment.steps,
@@ -179,13 +183,20 @@ class Trainer:
             "search_seconds": round(self.search_seconds, 1),
         }
         write_json(self.run.evaluation_path, report)
+        log_final(self._logger, report, self.experiment.steps)
         Console().print(table)
+        self._say_what_is_next()
+
+    def _say_what_is_next(self) -> None:
         folder, module = shlex.quote(str(self.run.folder)), "python -m conal_rl"
         searched = (self.run.folder / "search.json").exists()
         figures = [*self.experiment.figures, *["conflicts"] * searched]
+        first = f"{module}.evaluate {folder}"
+        if self.config.search.only:
+            first = f"{module}.train --resume {folder} --search.no-only"
         print(
             f"The run is in {self.run.folder}. Next:",
-            f"{module}.evaluate {folder}",
+            first,
             *(f"{module}.report {figure} {folder}" for figure in figures),
             f"tensorboard --logdir {folder}",
             sep="\n  ",

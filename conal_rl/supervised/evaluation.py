@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +29,8 @@ from conal_rl.supervised.network import MultiTaskNetwork, autocast, task_losses,
 from conal_rl.supervised.problem import Problem, Task, make_problem
 
 Loader = SharedLoader | TaskLoaders
+Progress = Callable[[int, int], None]
+"""Takes (batches done, batches wanted) after every batch."""
 
 
 @torch.no_grad()
@@ -56,12 +58,16 @@ def scores(
     loader: Loader,
     device: torch.device,
     autocast: AbstractContextManager[Any],
+    progress: Progress | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return every metric of every task; NaN if nothing is labelled."""
     metrics = {name: task.metric() for name, task in problem.tasks.items()}
-    for batch, predictions in _predicted(network, loader, device, autocast):
+    predicted = _predicted(network, loader, device, autocast)
+    for done, (batch, predictions) in enumerate(predicted, start=1):
         for name, metric in metrics.items():
             metric.update(predictions[name].float(), batch.targets[name], batch.masks[name])
+        if progress is not None:
+            progress(done, len(loader))
     return {name: metric.compute() for name, metric in metrics.items()}
 
 
@@ -163,6 +169,7 @@ def test(
     config: SupervisedConfig,
     device: torch.device,
     precision: Precision,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Return the scores on the test part and the network's size, as JSON types.
 
@@ -174,7 +181,7 @@ def test(
         print(f"The report has no delta_p: {error}", file=sys.stderr)
         reference = None
     loader = problem.loader("test", config.evaluation.batch_size, False)
-    test_scores = scores(network, problem, loader, device, autocast(device, precision))
+    test_scores = scores(network, problem, loader, device, autocast(device, precision), progress)
     return {
         "set": config.data.set,
         "scores": {task: to_json(metrics) for task, metrics in test_scores.items()},

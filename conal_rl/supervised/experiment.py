@@ -230,7 +230,7 @@ class SupervisedExperiment:
         selected = self._best.weights if finished else {}
         write_model(folder, about, selected or self.network.state_dict())
 
-    figures = ()
+    figures, counted = (), "batches"
 
     def evaluate(self, progress: Callable[[int, int], None]) -> tuple[dict[str, Any], Table]:
         """Return the scores on the test part, as JSON types and as a table."""
@@ -238,7 +238,9 @@ class SupervisedExperiment:
             print("The run made no update: the network has learnt nothing.", file=sys.stderr)
         if self._best.weights:  # only now, because training continues from the last weights
             self.network.load_state_dict(self._best.weights)
-        report = test(self.network, self.problem, self.config, self.device, self.precision)
+        report = test(
+            self.network, self.problem, self.config, self.device, self.precision, progress
+        )
         selected = {"selected_step": self._best.step if self._best.weights else None}
         return report | selected, report_table(report)
 
@@ -399,6 +401,7 @@ class SupervisedExperiment:
         rate = self.learner.optimizer.param_groups[0]["lr"]
         logger.record("train/learning_rate", rate)
         logger.record("time/total_timesteps", self._step)
+        logger.record("time/minutes", session.elapsed() / 60)
         logger.record("time/phase_steps_per_s", display.rate(self._step))
         for tag, value in log_scalars(self.learner, "encoder").items():
             logger.record(tag, value, exclude="csv")

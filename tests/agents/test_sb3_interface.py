@@ -92,13 +92,13 @@ def test_what_is_logged() -> None:
     for task in TASKS:
         assert line[f"return/{task}"] == pytest.approx(agent.recent.returns()[task], abs=2)
         for name in ("actor", "critic"):
-            gates = [line[f"gates_{name}/{task}/{point}"] for point in (1, 2, 3)]
+            gates = [line[f"tree_gates_{name}/{task}/{point}"] for point in (1, 2, 3)]
             assert sum(gates) == pytest.approx(1)
     for name in ("actor", "critic"):
         for rule in ("any_pair", "conflicting_tasks", "and_deeper", "consensus", "none"):
-            shares = [line[f"held_{name}/{rule}/{layer}"] for layer in (1, 2)]
+            shares = [line[f"tree_held_{name}/{rule}/{layer}"] for layer in (1, 2)]
             assert all(0 <= share <= 1 for share in shares)
-        assert line[f"held_{name}/none/1"] == 0
+        assert line[f"tree_held_{name}/none/1"] == 0
     assert "success/mean" not in line  # this env defines no success
 
 

@@ -47,11 +47,11 @@ def read(folder: Path, name: str = "evaluation") -> dict[str, Any]:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    """The rows of progress.csv, with sorted columns and without the speed."""
+    """The rows of progress.csv, with sorted columns and without the clock."""
     with (folder / "progress.csv").open(newline="") as file:
         lines = [dict(sorted(row.items())) for row in csv.DictReader(file)]
     for row in lines:
-        del row["time/phase_steps_per_s"]
+        del row["time/phase_steps_per_s"], row["time/minutes"]
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -230,6 +231,20 @@ def test_fixed_trees_resume_as_if_never_stopped(
         assert encoder["rule"] == "none" and encoder["gates"] == {}
         assert len(encoder["mean_cosine"]) == len(tree.layers)
     require_equal(whole, run_in_parts(tmp_path / "parts", words, (5, 12)))
+
+
+def test_minutes_continue_after_the_search_and_a_resume(tmp_path: Path) -> None:
+    folder = run_in_parts(tmp_path / "run", DIGITS, (4, 9))
+    with (folder / "progress.csv").open(newline="") as file:
+        minutes = [float(row["time/minutes"]) for row in csv.DictReader(file)]
+    assert minutes == sorted(minutes) and minutes[0] > 0
+
+
+def test_the_final_test_says_how_long_it_is(
+    finished: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main([str(finished)]) == 0
+    assert capfd.readouterr().err.splitlines() == ["evaluation: 1 batches"]
 
 
 def test_the_last_outcome_of_a_phase_is_its_loss(

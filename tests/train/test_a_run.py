@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from conal_rl import train
 from conal_rl.agents import ConalSAC
+from conal_rl.agents.experiment import _say_if_slow
 from conal_rl.agents.tree_files import load_trees
+from conal_rl.config import Config, load_config
 from conal_rl.core import Tree
 from conal_rl.errors import CheckpointError
 from conal_rl.runs.checkpoints import load_checkpoint
 from conal_rl.runs.folder import Run
-from conal_rl.runs.progress import ContinuedCSV
+from conal_rl.runs.progress import ContinuedCSV, PhaseDisplay, make_logger
 from conal_rl.runs.trainer import Trainer
 from tests.helpers.toy_runs import TASKS, copied, evaluation, rows, state, steps, stop_at
 
@@ -104,6 +112,26 @@ def test_a_run_says_where_it_is_and_what_comes_next(
     ]
 
 
+@pytest.mark.parametrize(
+    ("device", "preset", "slow"),
+    [
+        ("cpu", "mt10_paper", True),
+        ("cpu", "mt10", False),
+        ("cuda", "mt10_paper", False),
+    ],
+)
+def test_networks_for_a_gpu_on_a_cpu_are_announced(
+    device: str, preset: str, slow: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(preset)
+    assert isinstance(config, Config)
+    env = SimpleNamespace(num_tasks=10, num_envs=10 * config.env.envs_per_task)
+    _say_if_slow(config, env, torch.device(device))  # type: ignore[arg-type]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == slow
+    assert all("125,000 updates of 256" in line and "mt10 takes" in line for line in lines)
+
+
 def test_evaluation_of_a_run(finished: Path) -> None:
     report = evaluation(finished)
     assert report["suite"] == ",".join(TASKS)
@@ -118,16 +146,43 @@ def test_evaluation_of_a_run(finished: Path) -> None:
     assert report["replay_of_search_reused"] is True
 
 
-def test_tensorboard_has_gates_and_conflicts(finished: Path) -> None:
+def scalars(folder: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(finished))
-    events.Reload()
+    return EventAccumulator(str(folder)).Reload()
+
+
+def test_tensorboard_has_gates_and_conflicts(finished: Path) -> None:
+    events = scalars(finished)
     tags = set(events.Tags()["scalars"])
-    assert {f"gates_actor/{TASKS[0]}/1", f"gates_critic/{TASKS[1]}/2", "train/actor_loss"} < tags
-    assert {f"held_{name}/any_pair/1" for name in ("actor", "critic")} < tags
-    logged = events.Scalars(f"gates_actor/{TASKS[0]}/1")
-    assert [event.step for event in logged] == [40, 80, 120, 160]
+    gates = [f"tree_gates_actor/{TASKS[0]}/1", f"tree_gates_critic/{TASKS[1]}/2"]
+    assert {*gates, "train/actor_loss"} < tags
+    assert {f"tree_held_{name}/any_pair/1" for name in ("actor", "critic")} < tags
+    assert [event.step for event in events.Scalars(gates[0])] == [40, 80, 120, 160]
+
+
+def test_tensorboard_shows_success_and_return_before_diagnostics(finished: Path) -> None:
+    groups = sorted({tag.partition("/")[0] for tag in scalars(finished).Tags()["scalars"]})
+    assert groups[:4] == ["final", "return", "rollout", "success"]
+    assert groups[4:6] == ["time", "train"]
+    assert groups[6:] and all(group.startswith("tree_") for group in groups[6:])
+
+
+def test_tensorboard_has_the_config_and_the_final_scores(finished: Path, tmp_path: Path) -> None:
+    run = copied(finished, tmp_path)
+    assert train.main(["--resume", str(run)]) == 0  # it only evaluates
+    report = evaluation(run)
+    for folder in (finished, run):
+        events = scalars(folder)
+        (text,) = events.Tensors("config/text_summary")[-1].tensor_proto.string_val
+        assert yaml.safe_load(text) == yaml.safe_load((run / "config.yaml").read_text())
+        expected = {"mean_success": report["mean_success"]}
+        for kind in ("success", "returns"):
+            expected |= {f"{kind}/{task}": value for task, value in report[kind].items()}
+        for name, value in expected.items():
+            last = events.Scalars(f"final/{name}")[-1]
+            assert (last.step, last.value) == (320, pytest.approx(value))
+        assert [event.step for event in events.Scalars("success/mean")] == steps(run)
 
 
 def test_the_same_seed_gives_the_same_files(toy: str, finished: Path, tmp_path: Path) -> None:
@@ -157,6 +212,28 @@ def test_the_default_folder_has_name_seed_and_time(
     assert train.main([toy, "--seed", "5", "--search.only"]) == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name.startswith("toy-5-")
+
+
+def test_the_default_folder_names_a_method_that_options_chose(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--search.rule", "none", "--total-steps", "320", "--search.only"]
+    assert train.main([toy, *options]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("toy-conal_no_noticing-0-")
+    assert "instead of" not in capsys.readouterr().err
+
+
+def test_a_cut_search_is_announced(
+    toy: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--total-steps", "240", "--search.only"]
+    assert train.main([toy, "--out", str(tmp_path / "run"), *options]) == 0
+    announced = [line for line in capfd.readouterr().err.splitlines() if "instead of" in line]
+    assert [line.startswith("search.steps: the search has 48 steps") for line in announced] == [
+        True
+    ]
 
 
 def test_envs_get_only_actions_within_their_bounds(toy: str, tmp_path: Path) -> None:
@@ -198,9 +275,13 @@ def test_a_tree_from_a_file_is_trained(
     assert ConalSAC.load_weights(run / "model").derive() == expected
 
 
-def test_search_only_stops_and_a_resume_trains(toy: str, tmp_path: Path) -> None:
+def test_search_only_stops_and_a_resume_trains(
+    toy: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
+    capfd.readouterr()
     assert train.main([toy, "--out", str(run), "--search.only"]) == 0
+    assert f"train --resume {run} --search.no-only" in capfd.readouterr().err
     trees = (run / "tree.json").read_bytes()
     assert steps(run) == [40, 80, 120, 160]
     assert not (run / "evaluation.json").exists()
@@ -286,7 +367,21 @@ def test_divergence_is_one_line(
     assert all(bool(weight.isfinite().all()) for weight in tensors["policy"].values())
 
 
-# The log file
+# The bar and the log file
+
+
+@pytest.mark.parametrize("until", [400_000, 10_000_000])
+def test_a_bar_of_80_columns_has_its_numbers(until: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PhaseDisplay, "rate", lambda *_: 1488.0)
+    display = PhaseDisplay("search", 0, until, 10_000_000, lambda: math.inf)
+    display.show(until - 1, "success 0.72, return 3076.2, evaluated 0.95")
+    display.close()
+    console = Console(width=80, file=io.StringIO())
+    with console.capture() as shown:
+        console.print(display._progress.get_renderable())
+    (line,) = shown.get().splitlines()
+    assert f"{until - 1}/{until}" in line and "1,488/s" in line
+    assert "min left" in line and "success 0.72" in line
 
 
 @pytest.fixture
@@ -311,6 +406,23 @@ def test_a_file_that_is_not_a_log_is_refused(content: str | bytes, log: Path) ->
     with pytest.raises(CheckpointError, match=r"progress\.csv: "):
         ContinuedCSV(log, 100)
     assert log.read_bytes() == damaged + b"1,2\n"
+
+
+def test_nan_is_an_empty_cell_and_not_a_point(tmp_path: Path) -> None:
+    logger = make_logger(tmp_path, 0)
+    for step, value in ((10, np.nan), (20, 1.5)):
+        logger.record("time/total_timesteps", step)
+        logger.record("loss/a", value)
+        logger.record("loss/b", np.float32(value))
+        logger.dump(step)
+    logger.record("loss/c", 1.0, exclude="csv")
+    logger.dump(30)
+    logger.close()
+    lines = (tmp_path / "progress.csv").read_text().splitlines()
+    assert lines == ["time/total_timesteps,loss/a,loss/b", "10,,", "20,1.5,1.5"]
+    points = scalars(tmp_path)
+    assert [(event.step, event.value) for event in points.Scalars("loss/a")] == [(20, 1.5)]
+    assert [event.step for event in points.Scalars("loss/b")] == [20]
 
 
 def test_a_log_continues_at_the_checkpoint(log: Path) -> None:

@@ -55,6 +55,19 @@ def test_stop_and_resume(phase: str, stopped: dict[str, Path], tmp_path: Path) -
     assert rows(run) == after  # nothing was left to log
 
 
+def test_means_over_episodes_continue_after_a_resume(
+    stopped: dict[str, Path], tmp_path: Path
+) -> None:
+    run = copied(stopped["train"], tmp_path)
+    before = state(run)["agent"]["last_episodes"]
+    assert train.main(["--resume", str(run), "--total-steps", "272"]) == 0
+    assert before and state(run)["agent"]["last_episodes"][: len(before)] == before
+    returns, lengths = zip(*state(run)["agent"]["last_episodes"], strict=True)
+    last = rows(run)[-1]
+    assert float(last["rollout/ep_rew_mean"]) == pytest.approx(sum(returns) / len(returns))
+    assert float(last["rollout/ep_len_mean"]) == pytest.approx(sum(lengths) / len(lengths))
+
+
 def test_an_evaluation_that_was_due_at_the_stop_comes_after_it(toy: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ["--agent.tree", "shared", "--total-steps", "200", "--evaluation.every", "80"]

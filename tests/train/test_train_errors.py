@@ -264,7 +264,7 @@ def test_the_time_left_is_what_ends_first(capfd: pytest.CaptureFixture[str]) -> 
         display.line(10, "")
         display.close()
         line = capfd.readouterr().err
-        assert part in line and "of it" not in line
+        assert part in line and "(train" not in line
     assert int(line.split(", ")[-1].split()[0]) > 2  # by steps
 
 
@@ -273,7 +273,7 @@ def test_the_time_left_is_of_the_run_and_of_the_phase(capfd: pytest.CaptureFixtu
     display.line(10, "")
     display.close()
     *_, left = capfd.readouterr().err.strip().split(", ")
-    run, phase = re.fullmatch(r"(\d+) min left \((\d+) of it search\)", left).groups()  # type: ignore[union-attr]
+    run, phase = re.fullmatch(r"(\d+) min left \(search (\d+)\)", left).groups()  # type: ignore[union-attr]
     assert int(run) == pytest.approx(100 * int(phase), rel=0.1)
 
 

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import mujoco
@@ -31,6 +32,7 @@ from conal_rl.envs.native.physics import (
     Integers,
     Workers,
 )
+from conal_rl.streams import announced
 
 OBSERVATION = 39
 STEPS_PER_TIMING = 500
@@ -38,6 +40,11 @@ STEPS_PER_TIMING = 500
 
 The timed steps therefore cost 0.2% with any number of threads.
 """
+COMPILES = (
+    "The Meta-World engine is being prepared. The first time on a machine, it is compiled, which "
+    "can take a minute or two."
+)
+"""What a first step says if it takes long."""
 PATIENCE = 20_000
 """How often a helper thread looks for the next step before it sleeps: about 0.1 ms."""
 
@@ -212,7 +219,9 @@ class Engine:
             if self._timing:
                 self._time_workers()
             else:
-                physics.step(self.workers, self.rows, self._order, self._control, 0)
+                first = self._steps == 1
+                with announced(COMPILES) if first else nullcontext():
+                    physics.step(self.workers, self.rows, self._order, self._control, 0)
 
     def _time_workers(self) -> None:
         """Time each worker's step in this thread, and put the slowest workers first from now on.

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor
 from conal_rl.device import usable_cores
 from conal_rl.envs import make, native
 from conal_rl.envs.metaworld import NUM_GOALS, official_vector_env, tasks
+from conal_rl.envs.native import engine
 from conal_rl.envs.native.episodes import Episodes, GoalStream
 from conal_rl.envs.native.gymnasium_env import MetaWorldVectorEnv
 from conal_rl.envs.native.sb3_env import NativeVecEnv
@@ -49,6 +51,23 @@ class Ends(SawyerPushEnvV3):
     def step(self, action: Any) -> Any:
         observation, reward, _, truncated, info = super().step(action)
         return observation, reward, self.curr_path_length == 10, truncated, info
+
+
+def test_only_the_first_step_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compiles the engine, which takes a minute or two without a cache."""
+    announcements: list[str] = []
+
+    def announced(text: str) -> AbstractContextManager[None]:
+        announcements.append(text)
+        return nullcontext()
+
+    monkeypatch.setattr(engine, "announced", announced)
+    env = NativeVecEnv("mt1:reach-v3")
+    env.reset()
+    for _ in range(3):
+        env.step(np.zeros((1, 4), dtype=np.float32))
+    env.close()
+    assert announcements == [engine.COMPILES]
 
 
 def random_actions(steps: int, envs: int) -> Any:
