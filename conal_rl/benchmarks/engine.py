@@ -86,18 +86,7 @@ def measure(
         _limit(engine),
         Peer("native", _native(native), native.close),
     ]
-    rates: dict[str, list[float]] = {}
-    for group, make in groups.items():
-        say(f"{named}, {group}")
-        peers = make()
-        try:
-            for _ in range(rounds):
-                for peer in peers:
-                    rates.setdefault(peer.name, []).append(peer.rate(seconds))
-        finally:
-            for peer in peers:
-                peer.close()
-
+    rates = _rates(named, groups, rounds, seconds)
     table = Table(
         title=f"{named}, {engine.threads} threads",
         caption=f"The native engine starts in {ready:.1f} s. A task's first env takes "
@@ -110,6 +99,24 @@ def measure(
     for name, values in rates.items():
         table.add_row(name, f"{median(values):,.0f}", f"{ours / median(values):.2f} x")
     return table
+
+
+def _rates(
+    named: str, groups: dict[str, Callable[[], list[Peer]]], rounds: int, seconds: float
+) -> dict[str, list[float]]:
+    """Return the rates of every peer; the peers of a group take turns."""
+    rates: dict[str, list[float]] = {}
+    for group, make in groups.items():
+        say(f"{named}, {group}")
+        peers = make()
+        try:
+            for _ in range(rounds):
+                for peer in peers:
+                    rates.setdefault(peer.name, []).append(peer.rate(seconds))
+        finally:
+            for peer in peers:
+                peer.close()
+    return rates
 
 
 def _random_actions(envs: int) -> npt.NDArray[np.float32]:

@@ -161,7 +161,7 @@ def test_tensorboard_has_gates_and_conflicts(finished: Path) -> None:
     assert [event.step for event in events.Scalars(gates[0])] == [40, 80, 120, 160]
 
 
-def test_tensorboard_shows_success_and_return_before_diagnostics(finished: Path) -> None:
+def test_tensorboard_shows_success_before_diagnostics(finished: Path) -> None:
     groups = sorted({tag.partition("/")[0] for tag in scalars(finished).Tags()["scalars"]})
     assert groups[:4] == ["final", "return", "rollout", "success"]
     assert groups[4:6] == ["time", "train"]
