@@ -1,5 +1,6 @@
 """Settings of all tests, and what several folders of them share."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ settings.register_profile(
     "any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("any_machine")  # a busy machine fails no test
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in the background
 torch.set_num_threads(1)  # the networks here are small: more threads would only wait for each other
 
 

@@ -193,6 +193,7 @@ def test_an_interrupted_driver_waits_for_its_fork(
         signal.signal(signal.SIGTERM, stop)
         (tmp_path / "started").touch()
         time.sleep(60)
+        os._exit(1)
 
     monkeypatch.setattr(forking, "_train", train)
     interrupt_when((tmp_path / "started").exists)
