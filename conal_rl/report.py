@@ -9,22 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from conal_rl.cli import Parser, add_data_root, exit_status, wide_console
 from conal_rl.config import SupervisedConfig
 from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError
 from conal_rl.files import user_path, write_together
-from conal_rl.reports.run_data import NETWORKS, ConflictRecord, mean_over_pairs, read_record
+from conal_rl.reports.run_data import ConflictRecord, read_record
 from conal_rl.runs.folder import run_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_AGAINST = ":against:"
+"""Stands for the -- between the two groups of `compare`."""
 _OUT_HELP = "The folder for the figures. The default is %(default)s/."
 
 
@@ -68,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=user_path, default=Path("report"), metavar="DIR", help=_OUT_HELP
     )
     success.set_defaults(make=_success)
+    _add_compare(
+        what.add_parser("compare", help="Say whether two groups of finished RL runs differ.")
+    )
     _add_predictions(
         what.add_parser(
             "predictions",
@@ -78,6 +78,36 @@ def _parser() -> argparse.ArgumentParser:
         what.add_parser("results", help="Print the tables of results/, or add a run to it.")
     )
     return parser
+
+
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.usage = "%(prog)s RUN... -- RUN... [--tasks TASK...] [--paired] [--out DIR]"
+    compare.description = (
+        "Compare two groups of finished runs, such as the seeds of two methods: the runs before "
+        "-- and those after it. Print means over runs with 95%% t intervals, the difference with "
+        "its interval and p-value, the probability of improvement, and a verdict. "
+        "Draw the curves of both groups in bands (compare.png)."
+    )
+    compare.add_argument(
+        "runs", type=user_path, nargs="+", metavar="RUN", help="The folders of finished RL runs."
+    )
+    compare.add_argument(
+        "--tasks",
+        nargs="+",
+        default=[],
+        metavar="TASK",
+        help="The tasks whose mean is a run's outcome. The default is all tasks.",
+    )
+    compare.add_argument(
+        "--paired",
+        action="store_true",
+        help="Compare the runs of each seed with each other: for runs whose seed decides more than "
+        "chance, as a tree that is trained again does.",
+    )
+    compare.add_argument(
+        "--out", type=user_path, default=Path("report"), metavar="DIR", help=_OUT_HELP
+    )
+    compare.set_defaults(make=_compare)
 
 
 def _add_predictions(predictions: argparse.ArgumentParser) -> None:
@@ -160,7 +190,10 @@ def run(arguments: Sequence[str] | None = None) -> None:
     Raises:
         ConalError: the command line, a run or the machine does not allow it.
     """
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["compare"]:  # argparse takes -- for itself
+        given = [_AGAINST if word == "--" else word for word in given]
+    options = _parser().parse_args(given)
     for path in (options.out, *options.out.parents):
         if path.exists() and not path.is_dir():
             raise ConfigError(
@@ -240,6 +273,30 @@ def _success(options: argparse.Namespace) -> None:
         print(path)
 
 
+def _compare(options: argparse.Namespace) -> None:
+    from conal_rl.reports.compare import read_comparison, tables
+    from conal_rl.reports.success import draw_success, read_success
+
+    words = [str(path) for path in options.runs]
+    where = words.index(_AGAINST) if words.count(_AGAINST) == 1 else 0
+    if not 0 < where < len(words) - 1:
+        raise ConfigError(
+            "compare: got one group of runs, expected two with -- between them. "
+            "Give them as in RUN RUN -- RUN RUN"
+        )
+    named = _named([*options.runs[:where], *options.runs[where + 1 :]])
+    if len(named) < len(words) - 1:
+        raise ConfigError("compare: got a run twice, expected every run once. Leave it out")
+    logs = [read_success(folder, name) for name, folder in named.items()]
+    comparison = read_comparison(logs[:where], logs[where:], options.tasks, options.paired)
+    paths = write({"compare.png": _png(draw_success(logs, comparison.lines))}, options.out)
+    console = wide_console()
+    for rows in tables(comparison):
+        console.print(rows)
+    for path in paths:
+        print(path)
+
+
 def _named(runs: Sequence[Path]) -> dict[str, Path]:
     """Return each folder once, by a unique name."""
     folders = list({folder.resolve(): folder for folder in runs}.values())
@@ -248,6 +305,8 @@ def _named(runs: Sequence[Path]) -> dict[str, Path]:
 
 
 def _conflicts(options: argparse.Namespace) -> None:
+    from conal_rl.reports.conflicts import table
+
     records = [read_record(folder, name) for name, folder in _named(options.runs).items()]
     # All figures are drawn before the first is written, so that an error leaves no partial report.
     images = {name: _png(figure) for name, figure in draw(records).items()}
@@ -315,70 +374,6 @@ def write(images: dict[str, bytes], out: Path) -> list[Path]:
             "Give a different folder"
         ) from error
     return [out / name for name in images]
-
-
-_RULES_CAPTION = (
-    "A rule's column is the share of steps in which it holds the layer's shared module: it drops "
-    "at least one task's gradient there. * marks the rule that was in use. The other columns say "
-    "only what their rules would have done. In a held step, any_pair leaves the module without a "
-    "gradient; with consensus it learns from the tasks that are not dropped."
-)
-
-
-def table(record: ConflictRecord) -> Table:
-    """Return a table with one row per phase, network and shared layer.
-
-    The columns say how well the tasks' gradients agree, and how often each rule would hold the
-    module. A run that is still in its first phase has only the mean over its log lines.
-    """
-    statistics = [
-        (phase.name, network, network_statistics)
-        for phase in record.phases
-        for network, network_statistics in phase.networks.items()
-    ]
-    rules = list(
-        dict.fromkeys(
-            r
-            for _, _, network_statistics in statistics
-            for r in network_statistics.held
-            if r != "none"
-        )
-    )
-    rows = Table(
-        title=Text(f"{record.name}: {record.method}"),
-        caption=_RULES_CAPTION if rules else None,
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
-    for heading in ("phase", "layer"):
-        rows.add_column(heading, no_wrap=True)
-    for heading in ("negative cosines", "mean cosine", *rules):
-        rows.add_column(heading.replace(" ", "\n").replace("_", "\n"), justify="right")
-    for phase, network, network_statistics in statistics:
-        negative, cosine = (
-            mean_over_pairs(network_statistics.negative),
-            mean_over_pairs(network_statistics.cosine),
-        )
-        for layer, layer_number in enumerate(network_statistics.layers):
-            shares = [
-                _formatted(network_statistics.held[r][layer]) + "*" * (r == network_statistics.rule)
-                if r in network_statistics.held
-                else "-"
-                for r in rules
-            ]
-            numbers = [_formatted(negative[layer]), _formatted(cosine[layer], "+.3f"), *shares]
-            rows.add_row(phase, f"{NETWORKS[network]} {layer_number}", *numbers)
-    if not rows.row_count:
-        for network, layers in record.negative.items():
-            for layer, curve in sorted(layers.items()):
-                share = _formatted(float(curve.values.mean()))
-                rows.add_row("so far", f"{NETWORKS[network]} {layer}", share, "-")
-    return rows
-
-
-def _formatted(number: float, form: str = ".2f") -> str:
-    return format(number, form) if np.isfinite(number) else "-"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

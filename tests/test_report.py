@@ -22,7 +22,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from conal_rl import report
 from conal_rl.errors import CheckpointError, ConfigError
-from conal_rl.reports.conflicts import draw_conflicts, draw_cosines
+from conal_rl.reports.conflicts import draw_conflicts, draw_cosines, table
 from conal_rl.reports.gates import draw_gates
 from conal_rl.reports.run_data import (
     ConflictRecord,
@@ -362,7 +362,7 @@ def test_layers_keep_their_numbers_after_an_unshared_layer(tmp_path: Path) -> No
     content["actor"]["layers"] = [2, 4]
     (run / "training.json").write_text(json.dumps(content))
     run_record = read_record(run, "run")
-    rows = report.table(run_record)
+    rows = table(run_record)
     assert list(rows.columns[1].cells) == ["actor 2", "actor 4", "critics 1", "critics 2"]
     titles = {axes.get_title() for axes in draw_cosines(run_record, run_record.phases[0]).axes}
     assert {"actor, layer 2", "actor, layer 4", "critics, layer 1"} <= titles
@@ -495,7 +495,7 @@ def test_the_command_writes_figures_and_prints_them(
 def test_the_table_has_a_row_per_layer(tmp_path: Path) -> None:
     console = Console(width=80)
     with console.capture() as captured:
-        console.print(report.table(record(tmp_path / "run")))
+        console.print(table(record(tmp_path / "run")))
     text = captured.get()
     assert "…" not in text, "80 columns are enough"
     rows = [line.split() for line in text.splitlines()]

@@ -197,7 +197,7 @@ def test_help_has_full_sentences(
     shown = [help_of(capsys, command, *preset)]
     for what in re.findall(r"^ {4}([a-z0-9-]+)", shown[0], re.MULTILINE):
         shown.append(help_of(capsys, command, what))
-    assert len(shown) == {"report": 5, "benchmark": 8}.get(command, 1)
+    assert len(shown) == {"report": 6, "benchmark": 8}.get(command, 1)
     for text in shown:
         description = text.split("\n\n")[1]
         assert re.match(r"(?!positional|options)\S.*\.\Z", description, re.DOTALL), text

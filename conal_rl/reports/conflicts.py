@@ -1,4 +1,4 @@
-"""Figures of how often the tasks' gradients conflict during training, and which tasks conflict.
+"""How often the tasks' gradients conflict during training, and which tasks do: figures, a table.
 
 Yue, Zhang, Liang (AAAI 2023) motivate CoNAL with the share of negative cosines between the
 gradients of two tasks on their shared modules. `draw_conflicts` draws this share.
@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
-from conal_rl.reports.run_data import NETWORKS, Array, ConflictRecord, Curve, Phase
+from conal_rl.reports.run_data import NETWORKS, Array, ConflictRecord, Curve, Phase, mean_over_pairs
 from conal_rl.reports.seeds import Line, draw_band, lines, styles, title
 from conal_rl.reports.style import FAINT, INK, SEARCH_ENDS, dress, legend, name_figure
 
@@ -213,3 +216,70 @@ def _name_tasks(panels: NDArray[Any], tasks: Sequence[str]) -> None:
             )
             # If the map below is missing, the names fill its place and need no extra room.
             name.set_in_layout(lowest is column[-1])
+
+
+# The table
+
+
+_RULES_CAPTION = (
+    "A rule's column is the share of steps in which it holds the layer's shared module: it drops "
+    "at least one task's gradient there. * marks the rule that was in use. The other columns say "
+    "only what their rules would have done. In a held step, any_pair leaves the module without a "
+    "gradient; with consensus it learns from the tasks that are not dropped."
+)
+
+
+def table(record: ConflictRecord) -> Table:
+    """Return a table with one row per phase, network and shared layer.
+
+    The columns say how well the tasks' gradients agree, and how often each rule would hold the
+    module. A run that is still in its first phase has only the mean over its log lines.
+    """
+    statistics = [
+        (phase.name, network, network_statistics)
+        for phase in record.phases
+        for network, network_statistics in phase.networks.items()
+    ]
+    rules = list(
+        dict.fromkeys(
+            r
+            for _, _, network_statistics in statistics
+            for r in network_statistics.held
+            if r != "none"
+        )
+    )
+    rows = Table(
+        title=Text(f"{record.name}: {record.method}"),
+        caption=_RULES_CAPTION if rules else None,
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    for heading in ("phase", "layer"):
+        rows.add_column(heading, no_wrap=True)
+    for heading in ("negative cosines", "mean cosine", *rules):
+        rows.add_column(heading.replace(" ", "\n").replace("_", "\n"), justify="right")
+    for phase, network, network_statistics in statistics:
+        negative, cosine = (
+            mean_over_pairs(network_statistics.negative),
+            mean_over_pairs(network_statistics.cosine),
+        )
+        for layer, layer_number in enumerate(network_statistics.layers):
+            shares = [
+                _formatted(network_statistics.held[r][layer]) + "*" * (r == network_statistics.rule)
+                if r in network_statistics.held
+                else "-"
+                for r in rules
+            ]
+            numbers = [_formatted(negative[layer]), _formatted(cosine[layer], "+.3f"), *shares]
+            rows.add_row(phase, f"{NETWORKS[network]} {layer_number}", *numbers)
+    if not rows.row_count:
+        for network, layers in record.negative.items():
+            for layer, curve in sorted(layers.items()):
+                share = _formatted(float(curve.values.mean()))
+                rows.add_row("so far", f"{NETWORKS[network]} {layer}", share, "-")
+    return rows
+
+
+def _formatted(number: float, form: str = ".2f") -> str:
+    return format(number, form) if np.isfinite(number) else "-"

@@ -180,13 +180,19 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def draw_success(logs: Sequence[SuccessLog]) -> Figure:
+def draw_success(
+    logs: Sequence[SuccessLog], groups: Sequence[Line[SuccessLog]] | None = None
+) -> Figure:
     """Draw the runs' mean success over env steps and over minutes.
 
     Runs that differ only in their seeds become one line: their mean, in a band from lowest to
     highest. Curves of at least 20 lines are means over five lines of the log. Dots are evaluations
     during training, and diamonds are final evaluations. Returns are drawn for tasks that report no
     success.
+
+    Args:
+        logs: the runs.
+        groups: the runs by line, if not by their settings.
 
     Raises:
         ConfigError: some runs have success and others only returns.
@@ -202,7 +208,7 @@ def draw_success(logs: Sequence[SuccessLog]) -> Figure:
     quantity = logs[0].quantity
     figure = Figure(figsize=(6.5, 3.1), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    drawn = lines(logs)
+    drawn = lines(logs) if groups is None else groups
     line_styles = styles(drawn)
     for axes, label in zip(panels, ("env steps", "minutes"), strict=True):
         for line, style in zip(drawn, line_styles, strict=True):
