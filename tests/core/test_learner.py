@@ -222,8 +222,8 @@ def test_conflicts_are_of_the_layers_that_the_tree_shares() -> None:
     problem = Regression(tree, hold=True)
     problem.learn(range(1))
     assert findings(problem.learner)["layers"] == [2, 4]
-    tags = [tag for tag in log_scalars(problem.learner, "actor") if tag.startswith("conflicts")]
-    assert tags == [f"conflicts_actor/negative/{layer}" for layer in (2, 4)]
+    tags = [tag for tag in log_scalars(problem.learner, "actor") if "conflicts" in tag]
+    assert tags == [f"tree_conflicts_actor/negative/{layer}" for layer in (2, 4)]
 
 
 def test_a_tree_has_no_gates_to_report() -> None:
