@@ -22,7 +22,7 @@ torch.set_num_threads(1)  # the networks here are small: more threads would only
 
 @pytest.fixture(autouse=True)
 def _signals() -> Iterator[None]:
-    """Signals have their usual handlers, also if `nohup` or a shell's `&` has pytest ignore some."""
+    """Signals have their usual handlers, also if pytest began under `nohup`."""
     interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
