@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 
-from conal_rl.cli import Parser, exit_status, wide_console
+from conal_rl.cli import Parser, add_seeds, exit_status, wide_console
 from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError
 from conal_rl.files import user_path
@@ -117,7 +117,7 @@ def _add_groups(what: Commands) -> None:
     groups = _add_command(
         what, "groups", _groups, "Compare which searches recover known groups of tasks."
     )
-    _add_seeds(groups, 10)
+    add_seeds(groups, range(10))
     groups.add_argument(
         "--steps",
         type=int,
@@ -134,7 +134,7 @@ def _add_supervised(what: Commands) -> None:
     supervised.add_argument(
         "set", choices=("digits", "terrain"), help="The data set of the comparison."
     )
-    _add_seeds(supervised, 5)
+    add_seeds(supervised, range(5))
     _add_jobs(supervised, 2)
     _add_out(supervised, "runs/study-SET")
 
@@ -148,7 +148,7 @@ def _add_mt10(what: Commands) -> None:
         choices=("methods", "recipe"),
         help="The rows to compare: methods, or choices of the recipe.",
     )
-    _add_seeds(mt10, 2)
+    add_seeds(mt10, range(2))
     _add_jobs(mt10, 1)
     mt10.add_argument(
         "--steps",
@@ -263,16 +263,6 @@ def _add_turns(command: argparse.ArgumentParser, seconds: float) -> None:
     )
 
 
-def _add_seeds(command: argparse.ArgumentParser, count: int) -> None:
-    command.add_argument(
-        "--seeds",
-        type=int,
-        default=count,
-        metavar="N",
-        help="Use the seeds 0 to N - 1. The default N is %(default)s.",
-    )
-
-
 def _add_jobs(command: argparse.ArgumentParser, count: int) -> None:
     command.add_argument(
         "--jobs",
@@ -301,7 +291,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     times = ("rounds", "seconds", "threads", "minutes")
     _require(options, "more than 0", lambda value: value > 0, *times)
-    counts = ("envs_per_task", "widths", "batch", "seeds", "steps", "jobs")
+    counts = ("envs_per_task", "widths", "batch", "steps", "jobs")
     _require(options, "at least 1", lambda value: value >= 1, *counts)
     _require(options, "at least 2", lambda value: value >= 2, "tasks")
     _require(options, "at least 0", lambda value: value >= 0, "episodes")
@@ -369,14 +359,14 @@ def _groups(options: argparse.Namespace, console: Console) -> None:
     from conal_rl.benchmarks import groups
 
     torch.set_num_threads(1)  # the networks are tiny
-    console.print(groups.measure(range(options.seeds), options.steps))
+    console.print(groups.measure(options.seeds, options.steps))
 
 
 def _supervised(options: argparse.Namespace, console: Console) -> None:
     from conal_rl.benchmarks import supervised
 
     out = options.out or Path("runs") / f"study-{options.set}"
-    for table in supervised.measure(options.set, range(options.seeds), options.jobs, out):
+    for table in supervised.measure(options.set, options.seeds, options.jobs, out):
         console.print(table)
 
 
@@ -398,13 +388,12 @@ def _mt10(options: argparse.Namespace, console: Console) -> None:
             f"--{other}: got {value}, expected no value for {options.table}. Leave it out"
         )
     out = options.out or Path("runs") / f"mt10-{options.table}"
-    seeds = range(options.seeds)
     if options.table == "methods":
         steps = options.steps or load_config("mt10").total_steps
-        tables = mt10.compare_methods(seeds, options.jobs, out, steps, rows)
+        tables = mt10.compare_methods(options.seeds, options.jobs, out, steps, rows)
     else:
         minutes = options.minutes or RECIPE_MINUTES
-        tables = mt10.compare_choices(seeds, options.jobs, out, minutes, rows)
+        tables = mt10.compare_choices(options.seeds, options.jobs, out, minutes, rows)
     for table in tables:
         console.print(table)
 

@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from conal_rl.errors import ConalError, ConfigError
@@ -46,6 +46,56 @@ def add_data_root(parser: argparse.ArgumentParser) -> None:
         help="The folder of a supervised run's data. The default is the run's data.root. "
         "Give it if the data have moved.",
     )
+
+
+class _Seeds(argparse.Action):
+    """Collects the seeds of words such as 3 and 100-109."""
+
+    def __call__(self, parser: Any, options: Any, words: Any, option: str | None = None) -> None:
+        from conal_rl.config.checks import require_seed
+
+        seeds: dict[int, None] = {}  # each once, in the order given
+        for word in words:
+            first, dash, last = word.partition("-")
+            ends = (first, last) if dash else (first, first)
+            if not all(end.isascii() and end.isdigit() and len(end) < 20 for end in ends):
+                raise _wrong_seeds(word)
+            low, high = map(int, ends)
+            if not low <= high < low + 10_000:
+                raise _wrong_seeds(word)
+            seeds |= dict.fromkeys(range(low, high + 1))
+        for seed in seeds:
+            require_seed("--seeds", seed)
+        setattr(options, self.dest, list(seeds))
+
+
+def _wrong_seeds(word: str) -> ConfigError:
+    return ConfigError(
+        f"--seeds: got {word!r}, expected numbers and ranges. Give them as in 3 5 or 100-109"
+    )
+
+
+def add_seeds(parser: argparse.ArgumentParser, default: Sequence[int]) -> None:
+    """Add the option that names seeds, as numbers and ranges."""
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        action=_Seeds,
+        default=list(default),
+        metavar="SEED",
+        help=f"Use these seeds, as in 3 5 or 100-109. The default is {seed_ranges(default)}.",
+    )
+
+
+def seed_ranges(seeds: Sequence[int]) -> str:
+    """Return seeds in words that `--seeds` takes: consecutive ones as a range."""
+    ranges: list[list[int]] = []
+    for seed in sorted(seeds):
+        if ranges and seed == ranges[-1][-1] + 1:
+            ranges[-1].append(seed)
+        else:
+            ranges.append([seed])
+    return " ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in ranges)
 
 
 def exit_status(run: Callable[[], int | None]) -> int:

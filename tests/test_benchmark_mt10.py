@@ -93,7 +93,7 @@ def test_finished_runs_are_not_made_again(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(mt10, "start", start)
     arguments = ["mt10", "methods", "--out", str(tmp_path), "--steps", "10", "--jobs", "1"]
     rows = ["--rows", "STL", mt10.SB3]
-    assert benchmark.main([*arguments, "--seeds", "2", *rows]) == 0
+    assert benchmark.main([*arguments, "--seeds", "0-1", *rows]) == 0
     out = [str(tmp_path / name) for name in ("stl-0", "stl-1", "sb3-s-sac-one-per-task-0")]
     common = ["--total-steps", "10"]
     stl = ["--agent.tree", "independent"]
@@ -102,7 +102,7 @@ def test_finished_runs_are_not_made_again(tmp_path: Path, monkeypatch: pytest.Mo
         ["train", "mt10", "--seed", "1", *common, *stl, "--out", out[1]],
         ["sb3_sac", "mt10", "--seed", "0", *common, "--out", out[2]],
     ]
-    assert benchmark.main([*arguments, "--seeds", "2", *rows]) == 0
+    assert benchmark.main([*arguments, "--seeds", "0-1", *rows]) == 0
     assert started[4:] == started[2:4]  # SB3's runs decide themselves which tasks are left
     assert benchmark.main([*arguments, "--rows"]) == 0
     assert len(started) == 6
@@ -119,7 +119,7 @@ def test_a_run_of_different_settings_is_refused(
     (run / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     report = {"success": {"reach-v3": 0.5}, "steps": 10, "seconds": 60}
     (run / "evaluation.json").write_text(json.dumps(report), encoding="utf-8")
-    command = ["mt10", "methods", "--out", str(tmp_path), "--rows", "HPS", "--seeds", "1"]
+    command = ["mt10", "methods", "--out", str(tmp_path), "--rows", "HPS", "--seeds", "0"]
     assert benchmark.main([*command, "--steps", "10"]) == 0
     for _ in range(2):
         capsys.readouterr()
@@ -191,7 +191,7 @@ def test_a_folder_without_a_run_is_not_changed(
     notes = tmp_path / "hps-0" / "notes.txt"
     notes.parent.mkdir()
     notes.write_text("mine", encoding="utf-8")
-    command = ["mt10", "methods", "--out", str(tmp_path), "--rows", "HPS", "--seeds", "1"]
+    command = ["mt10", "methods", "--out", str(tmp_path), "--rows", "HPS", "--seeds", "0"]
     assert benchmark.main(command) == 2
     assert str(notes.parent) in capsys.readouterr().err
     assert notes.read_text(encoding="utf-8") == "mine"
@@ -207,7 +207,7 @@ def test_rows_of_a_different_budget_are_not_shown(
         run = Run.create(config, tmp_path / name)
         report = {"success": {"reach-v3": 0.5}, "steps": int(steps), "seconds": 60}
         run.evaluation_path.write_text(json.dumps(report), encoding="utf-8")
-    command = ["mt10", "methods", "--out", str(tmp_path), "--seeds", "1", "--rows"]
+    command = ["mt10", "methods", "--out", str(tmp_path), "--seeds", "0", "--rows"]
     assert benchmark.main([*command, "--steps", "20"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:3] == ["STL", "1", "0.500"] for line in lines)
@@ -233,7 +233,7 @@ def test_a_run_of_a_different_process_is_not_changed(
     """A run before its first checkpoint looks like a stopped one."""
     config = load_config("mt10", ["--total-steps", "10", *mt10.HPS])
     run = Run.create(config, tmp_path / "hps-0")
-    command = ["mt10", "methods", "--out", str(tmp_path), "--rows", "HPS", "--seeds", "1"]
+    command = ["mt10", "methods", "--out", str(tmp_path), "--rows", "HPS", "--seeds", "0"]
     with run.locked():
         assert benchmark.main([*command, "--steps", "10"]) == 2
     error = capsys.readouterr().err

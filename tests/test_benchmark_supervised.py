@@ -120,7 +120,7 @@ def test_a_failed_run_is_named_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervised, "METHODS", {"STL": ["--agent.learning-rate", "-1"]})
-    assert benchmark.main(["supervised", "digits", "--seeds", "1", "--out", str(tmp_path)]) == 2
+    assert benchmark.main(["supervised", "digits", "--seeds", "0", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: STL, seed 0: ") and "learning_rate" in error
     assert "\n" not in error

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy import stats
 
-from conal_rl import report
+from conal_rl import benchmark, report
+from conal_rl.cli import Parser, add_seeds, seed_ranges
 from conal_rl.evaluation.comparison import (
     Difference,
     bootstrap_coverage,
@@ -131,6 +132,27 @@ def test_empty_groups_and_incomplete_pairs_are_refused() -> None:
         with pytest.raises(ValueError, match="runs"):
             compare(a, b, paired)
     assert compare([1.0], [0.0]) == Difference(1.0, None, None, 1.0, None)
+
+
+# Seeds
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=30))
+def test_seeds_are_read_back_from_their_ranges(seeds: list[int]) -> None:
+    parser = Parser()
+    add_seeds(parser, [0])
+    once = sorted(set(seeds))
+    assert parser.parse_args(["--seeds", *seed_ranges(once).split()]).seeds == once
+    assert parser.parse_args(["--seeds", *map(str, seeds)]).seeds == list(dict.fromkeys(seeds))
+    assert parser.parse_args([]).seeds == [0]
+
+
+@pytest.mark.parametrize(
+    "word", ["-1", "a", "3-", "5-3", "1e3", "0-99999999999", "9" * 30, "\u0663"]
+)
+def test_seeds_that_are_none_are_named(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.main(["groups", "--seeds", word]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 # The command

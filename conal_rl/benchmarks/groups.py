@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from conal_rl.benchmarks import say
+from conal_rl.cli import seed_ranges
 from conal_rl.core import (
     ConalProStage,
     ConalSearch,
@@ -61,7 +62,7 @@ def measure(seeds: Sequence[int], steps: int = STEPS) -> Table:
     """Return a table of the methods, on one family of tasks per seed."""
     truth = [group for group, size in enumerate(GROUPS) for _ in range(size)]
     table = Table(
-        title=f"{len(truth)} tasks in {len(GROUPS)} groups, seeds {seeds[0]} to {seeds[-1]}",
+        title=f"{len(truth)} tasks in {len(GROUPS)} groups, seeds {seed_ranges(seeds)}",
         caption="Rand: mean over the seeds of the adjusted Rand index of the last layer's groups. "
         "It is 1 for the true groups, and 0 on average for random groups.",
     )

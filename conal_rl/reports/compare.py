@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from conal_rl.cli import seed_ranges
 from conal_rl.config import marked
 from conal_rl.errors import ConfigError
 from conal_rl.evaluation.comparison import (
@@ -112,8 +113,8 @@ def read_comparison(
         seeds = [[log.config.seed for log in logs] for logs in (a, b)]
         if sorted(seeds[0]) != sorted(set(seeds[1])) or len(seeds[1]) != len(set(seeds[1])):
             raise ConfigError(
-                f"--paired: got the seeds {_words(seeds[0])} and {_words(seeds[1])}, expected "
-                "every seed once on both sides. Leave out --paired"
+                f"--paired: got the seeds {seed_ranges(seeds[0])} and {seed_ranges(seeds[1])}, "
+                "expected every seed once on both sides. Leave out --paired"
             )
         a, b = (sorted(logs, key=lambda log: log.config.seed) for logs in (a, b))
     names = [logs[0].method for logs in (a, b)]
@@ -140,7 +141,7 @@ def _groups(comparison: Comparison) -> Table:
     for number, line in enumerate(comparison.lines):
         outcomes = comparison.outcomes(number)
         mean, interval = mean_over_runs(outcomes)
-        seeds = _words([log.config.seed for log in line.runs])
+        seeds = seed_ranges([log.config.seed for log in line.runs])
         rows.add_row(
             Text(line.label),
             seeds,
@@ -210,14 +211,3 @@ def _signed(value: float) -> str:
 
 def _interval(ends: Interval | None, form: Callable[[float], str] = _number) -> str:
     return "-" if ends is None else f"{form(ends[0])} .. {form(ends[1])}"
-
-
-def _words(seeds: Sequence[int]) -> str:
-    """Return seeds as `--seeds` takes them: consecutive ones as a range."""
-    ranges: list[list[int]] = []
-    for seed in sorted(seeds):
-        if ranges and seed == ranges[-1][-1] + 1:
-            ranges[-1].append(seed)
-        else:
-            ranges.append([seed])
-    return " ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in ranges)
