@@ -14,7 +14,17 @@ import yaml
 
 from conal_rl.config.rl import Config
 from conal_rl.config.supervised import SupervisedConfig
-from conal_rl.config.values import advice, convert, describe, parse_options, quoted, suggestion
+from conal_rl.config.values import (
+    advice,
+    after_switch,
+    convert,
+    describe,
+    parse_options,
+    quoted,
+    shown,
+    suggestion,
+)
+from conal_rl.config.yaml_text import load_yaml
 from conal_rl.errors import ConfigError
 from conal_rl.files import read_text, user_path
 
@@ -39,6 +49,7 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> AnyC
     """
     given, words = parse_options(overrides, _FIELDS)
     if words:
+        after_switch(overrides, words, _FIELDS)
         raise ConfigError(
             f"command line: got {words[0]!r}, expected an option, such as --seed 1. "
             f"Leave out {words[0]}"
@@ -86,7 +97,8 @@ def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
                 "config.yaml. Give the folder that `train` named when the run began"
             )
     if len(words) != 1:
-        given_words = " ".join(words) or "no name"
+        after_switch(argv, words[1:], _FIELDS)
+        given_words = shown(" ".join(words)) or "no name"
         names = ", ".join(presets())
         raise ConfigError(
             f"command line: got {given_words}, expected one of {names}, or a YAML file. "
@@ -125,7 +137,7 @@ def _load(name: str, overrides: Mapping[str, Any], keep_search: bool = False) ->
     # Each layer is checked with only the layers below it, so that an error names the right file.
     for source, fields in layers:
         flat |= fields
-        if flat.get("search.steps", 0) is None:  # back to the default
+        if str(flat.get("search.steps", 0)).lower() == "none":  # back to the default
             del flat["search.steps"]
         sized = flat
         if "search.steps" in flat.keys() - fields.keys() and not keep_search:
@@ -186,12 +198,12 @@ def _read(name: str, above: tuple[str, ...] = ()) -> list[_Layer]:
 def _read_flat(path: Path, source: str) -> dict[str, Any]:
     """Read a YAML file; return its nested sections as `{"section.field": value}`."""
     try:
-        data = yaml.load(read_text(path), _Loader)
+        data = load_yaml(read_text(path))
     except OSError as error:
         raise ConfigError(
             f"{source}: got {error.strerror}, expected a readable file. Check the path"
         ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
         raise ConfigError(
             f"{source}: got invalid YAML ({reason}), expected fields. Correct the file"
@@ -203,7 +215,7 @@ def _read_flat(path: Path, source: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in data.items():
         if key not in _SECTIONS:
-            fields = {str(key): value}
+            fields = {key: value}
         elif isinstance(value, dict):
             fields = {f"{key}.{field}": inner for field, inner in value.items()}
         else:
@@ -215,21 +227,10 @@ def _read_flat(path: Path, source: str) -> dict[str, Any]:
             name = _OLD_NAMES.get(given, given)
             if name in flat:
                 raise ConfigError(
-                    f"{source}: {name}: got two values, expected one. Leave out one of them"
+                    f"{source}: {shown(name)}: got two values, expected one. Leave out one of them"
                 )
             flat[name] = inner
     return flat
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice; YAML would keep the last and not say so."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.YAMLError(f"{twice[0]} is given twice in the mapping {node.start_mark}")
-        return super().construct_mapping(node, deep)
 
 
 def _build(kind: _Kind, flat: Mapping[str, Any], source: str) -> AnyConfig:
@@ -237,7 +238,7 @@ def _build(kind: _Kind, flat: Mapping[str, Any], source: str) -> AnyConfig:
     values: dict[str, dict[str, Any]] = {section: {} for section in ("", *kind.sections)}
     for path, value in flat.items():
         if path not in kind.fields:
-            raise ConfigError(f"{source}: {path}: {_unknown(path, kind)}")
+            raise ConfigError(f"{source}: {shown(path)}: {_unknown(path, kind)}")
         section, _, name = path.rpartition(".")
         try:
             values[section][name] = convert(kind.fields[path], value)
