@@ -224,7 +224,7 @@ def _read_flat(path: Path, source: str) -> dict[str, Any]:
                 "Indent its fields below it"
             )
         for given, inner in fields.items():
-            name = _OLD_NAMES.get(given, given)
+            name = _OLD_NAMES.get(given) or given
             if name in flat:
                 raise ConfigError(
                     f"{source}: {shown(name)}: got two values, expected one. Leave out one of them"

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import re
 import reprlib
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from conal_rl.errors import ConfigError
@@ -35,8 +36,8 @@ def parse_options(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return `{field: value}` of the options `--field VALUE`, and all other words.
 
-    A switch takes no value, or true, yes, on, 1, false, no, off or 0. A list takes every word up to the next option. Any other
-    field takes one word. `-` and `_` are the same within a name.
+    A switch takes no value, or true, yes, on, 1, false, no, off or 0. A list takes every word up to
+    the next option. Any other field takes one word. `-` and `_` are the same within a name.
 
     Raises:
         ConfigError: an option is unknown, or its value is missing.
@@ -59,8 +60,7 @@ def parse_options(
         if name not in kinds:
             raise ConfigError(
                 f"command line: {shown(option)}: got an unknown option, expected one of the "
-                "fields. "
-                f"{suggestion(name, kinds, '--')}"
+                f"fields. {suggestion(name, kinds, '--')}"
             )
         values = [value] if equals else _take(left, kinds[name])
         if not values:
@@ -141,7 +141,7 @@ def _switch(value: Any) -> bool | None:
 
 def after_switch(argv: Sequence[str], words: Sequence[str], kinds: Mapping[str, Any]) -> None:
     """Raise ConfigError if one of the `words` is there because a switch does not take it."""
-    for option, word in zip(argv, argv[1:]):
+    for option, word in itertools.pairwise(argv):
         name = option.removeprefix("--").replace("-", "_").replace(".no_", ".")
         if option.startswith("--") and kinds.get(name) is bool and word in words:
             raise ConfigError(
