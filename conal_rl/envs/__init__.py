@@ -22,9 +22,11 @@ from typing import Literal
 
 import gymnasium as gym
 
+from conal_rl.config.checks import require_seed, whole
+from conal_rl.config.values import quoted
 from conal_rl.envs.suggest import bare_name, did_you_mean
 from conal_rl.envs.vec_env import Suite, SuiteVecEnv, Task, TaskVecEnv
-from conal_rl.errors import SuiteError
+from conal_rl.errors import ConfigError, SuiteError
 
 __all__ = ["SuiteVecEnv", "TaskVecEnv", "make", "suite_of"]
 
@@ -66,13 +68,16 @@ def make(
         raise SuiteError(
             f"engine: got {engine!r}, expected 'native' or 'official'. Give one of them"
         )
-    if envs_per_task < 1:
+    try:
+        envs_per_task = whole("envs_per_task", envs_per_task)
+        require_seed("seed", seed)  # the range of the numpy stream that draws Meta-World's goals
+    except ConfigError as error:
+        raise SuiteError(str(error)) from error
+    words = [suite] if isinstance(suite, str) else suite
+    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
         raise SuiteError(
-            f"envs_per_task: got {envs_per_task}, expected at least 1. Give a larger number"
-        )
-    if not 0 <= seed < 2**32:  # the range of the numpy stream that draws Meta-World's goals
-        raise SuiteError(
-            f"seed: got {seed}, expected at least 0 and below 2**32. Give a different seed"
+            f"suite: got {quoted(suite)}, expected the name of a suite or a list of tasks. "
+            "Give one of them"
         )
     suite = suite if isinstance(suite, str) else tuple(suite)
     if render_mode not in (None, "rgb_array") and (engine == "native" and _is_published(suite)):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, SupportsFloat, cast
+from typing import Any, NamedTuple, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -17,6 +16,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from conal_rl.errors import ConalError, ObservationError, SuiteError, of_user_code
 
+_LARGEST = float(np.finfo(np.float32).max)
 Suite = str | tuple[str, ...]
 Observation = npt.NDArray[np.float32]  # (obs_dim + num_tasks,)
 
@@ -39,8 +39,9 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
     env has reported success or failure once, an episode without a report counts as failed.
 
     Raises:
-        ObservationError: An observation or reward has a NaN or inf, or the wrong shape. It never
-            reaches a replay buffer.
+        ObservationError: An observation or reward is not finite numbers of the right shape, or a
+            success, terminated or truncated is neither a boolean nor 0 or 1. It never reaches a
+            replay buffer.
         SuiteError: The env's own code fails.
     """
 
@@ -84,12 +85,12 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
             else:
                 problem = f"reset: got {of_user_code(error)}, expected no error. Correct the env"
             raise SuiteError(f"{self._where}: {problem}") from error
-        if not isinstance(answer, tuple) or len(answer) != 2:
+        if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping)):
             raise ObservationError(
                 f"{self._where}: reset: got {_short(answer)}, expected an observation and an "
                 "info. Correct the env"
             )
-        return self._observation(answer[0]), answer[1]
+        return self._observation(answer[0]), dict(answer[1])
 
     def step(
         self, action: npt.NDArray[Any]
@@ -113,23 +114,14 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
             )
         obs, given, terminated, truncated, own_info = answer
         info = dict(own_info)  # a copy, because the env may return the same object again
-        if np.ndim(cast(Any, given)) or not isinstance(given, SupportsFloat):
-            raise ObservationError(
-                f"{self._where}: reward: got {_short(given)} at step {self._step} of the "
-                "episode, expected a number. Correct the env"
-            )
-        reward = float(given)
-        if not math.isfinite(reward):
-            raise self._error("reward")
+        reward = self._reward(given)
         self._return += reward
+        terminated = self._truth("terminated", terminated)
+        truncated = self._truth("truncated", truncated)
         for key in {"success", "is_success"} & info.keys():
-            if np.size(info[key]) != 1:
-                raise ObservationError(
-                    f"{self._where}: info[{key!r}]: got {_short(info[key])} at step "
-                    f"{self._step} of the episode, expected true or false. Correct the env"
-                )
+            info[key] = self._truth(f"info[{key!r}]", info[key])
         if "success" in info or "is_success" in info:
-            self._solved = bool(self._solved or info.get("success"))
+            self._solved = self._solved or info.get("success", False)
         if (terminated or truncated) and "is_success" not in info:
             if self._solved is not None:
                 info["is_success"] = self._solved
@@ -137,25 +129,68 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
                 info["is_success"] = self._return >= self._threshold
         return self._observation(obs), reward, terminated, truncated, info
 
-    def _observation(self, obs: npt.NDArray[Any]) -> Observation:
-        if np.shape(obs) != (self._length,):
+    def _reward(self, given: Any) -> float:
+        number = given if isinstance(given, float) else _item(given)
+        if number is None or np.ndim(given):
             raise ObservationError(
-                f"{self._where}: observation: got the shape {np.shape(obs)} at step {self._step} "
-                f"of the episode, expected the shape ({self._length},) of its space. "
-                "Correct the env"
+                f"{self._where}: reward: got {_short(given)} at step {self._step} of the "
+                "episode, expected a number. Correct the env"
+            )
+        reward = float(number)
+        if not -_LARGEST <= reward <= _LARGEST:
+            raise self._error("reward", reward)
+        return reward
+
+    def _truth(self, what: str, given: Any) -> bool:
+        """Return a boolean, or a number 0 or 1, or an array of one of these, as a boolean."""
+        if isinstance(given, bool):
+            return given
+        number = _item(given)
+        if number is None or number not in (0, 1):
+            raise ObservationError(
+                f"{self._where}: {what}: got {_short(given)} at step {self._step} of the "
+                "episode, expected true or false. Correct the env"
+            )
+        return bool(number)
+
+    def _observation(self, given: Any) -> Observation:
+        try:
+            obs = np.asarray(given)
+            problem = None if obs.dtype.kind in "biuf" else f"values of the type {obs.dtype}"
+        except Exception:  # ragged lists, tensors with gradients, objects of any class
+            problem = _short(given)
+        if problem is None and obs.shape != (self._length,):
+            problem = f"the shape {obs.shape}"
+        if problem is not None:
+            raise ObservationError(
+                f"{self._where}: observation: got {problem} at step {self._step} of the episode, "
+                f"expected numbers of the shape ({self._length},) of its space. Correct the env"
             )
         out: Observation = self._empty.copy()
         with np.errstate(over="ignore"):  # a number too large for float32 becomes inf
-            out[: len(obs)] = obs
+            out[: self._length] = obs
         if not np.isfinite(out).all():
-            raise self._error("observation")
+            worst = obs[~np.isfinite(out[: self._length])][0]
+            raise self._error("observation", float(worst))
         return out
 
-    def _error(self, what: str) -> ObservationError:
+    def _error(self, what: str, value: float) -> ObservationError:
+        got = "NaN or inf"
+        if np.isfinite(value):
+            got = f"{value:g}, which is too large for single precision,"
         return ObservationError(
-            f"{self._where}: {what}: got NaN or inf at step {self._step} of the episode, expected "
+            f"{self._where}: {what}: got {got} at step {self._step} of the episode, expected "
             "finite numbers. Correct the env"
         )
+
+
+def _item(value: Any) -> float | None:
+    """Return a real number, or that of an array of one; None for anything else."""
+    try:
+        array = np.asarray(value)
+    except Exception:  # tensors with gradients, objects of any class
+        return None
+    return array.item() if array.size == 1 and array.dtype.kind in "biuf" else None
 
 
 def _short(value: object) -> str:
@@ -321,35 +356,46 @@ def _common_obs_dim(names: Sequence[str], envs: Sequence[gym.Env[Any, Any]]) -> 
     for name, env in zip(names, envs, strict=True):
         if not isinstance(env.action_space, Box):
             raise SuiteError(
-                f"task {name!r}: action space: got {env.action_space}, expected a Box. "
+                f"task {name!r}: action space: got {_short(env.action_space)}, expected a Box. "
                 "Wrap the env so that a continuous action selects one of its actions"
             )
         actions = env.action_space
         if len(actions.shape) != 1 or not actions.is_bounded() or actions.dtype.kind != "f":
             raise SuiteError(
-                f"task {name!r}: action space: got {actions}, expected a 1-D Box of "
+                f"task {name!r}: action space: got {_short(actions)}, expected a 1-D Box of "
                 "floating-point numbers with finite bounds. Wrap the env, for example in "
                 "gymnasium's RescaleAction or TransformAction"
+            )
+        if not _has_width(actions):
+            raise SuiteError(
+                f"task {name!r}: action space: got {_short(actions)}, expected bounds whose "
+                "difference is above 0, and not too large for single precision. Correct the env"
             )
         obs = env.observation_space
         if not isinstance(obs, Box) or len(obs.shape) != 1:
             raise SuiteError(
-                f"task {name!r}: observation space: got {obs}, expected a 1-D Box. "
+                f"task {name!r}: observation space: got {_short(obs)}, expected a 1-D Box. "
                 "Wrap the env, for example in gymnasium's FlattenObservation"
             )
         if not _same_actions(env.action_space, envs[0].action_space):
             raise SuiteError(
-                f"task {name!r}: action space: got {env.action_space}, expected "
-                f"{envs[0].action_space} as for task {names[0]!r}. "
+                f"task {name!r}: action space: got {_short(env.action_space)}, expected "
+                f"{_short(envs[0].action_space)} as for task {names[0]!r}. "
                 "Wrap one of the envs, for example in gymnasium's RescaleAction"
             )
     return max(env.observation_space.shape[0] for env in envs)  # type: ignore[index]
 
 
+def _has_width(actions: Box) -> bool:
+    with np.errstate(over="ignore"):  # a bound or a width may be too large for float32
+        width = actions.high.astype(np.float32) - actions.low.astype(np.float32)
+    return width.size > 0 and bool(np.all((width > 0) & np.isfinite(width)))
+
+
 def _same_actions(a: Box, b: gym.Space[Any]) -> bool:
-    return (
-        isinstance(b, Box)
-        and a.shape == b.shape
-        and np.allclose(a.low, b.low)
-        and np.allclose(a.high, b.high)
-    )
+    if not isinstance(b, Box) or a.shape != b.shape:
+        return False
+    # -0.1 in float32 and -0.1 in float64 are the same bound.
+    kind = min(a.dtype, b.dtype, key=lambda dtype: np.dtype(dtype).itemsize)
+    ends = ((a.low, b.low), (a.high, b.high))
+    return all(np.array_equal(x.astype(kind), y.astype(kind)) for x, y in ends)

@@ -1,5 +1,6 @@
 """`TaskVecEnv` and lists of gymnasium envs, on toy envs with known numbers."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Box, Discrete
 from stable_baselines3.common.monitor import Monitor
 
@@ -158,8 +160,6 @@ def test_an_env_of_a_users_module_is_a_task(scratch: Path) -> None:
     ("what", "where"), [("observation", "bad_obs_at"), ("reward", "bad_reward_at")]
 )
 def test_non_finite_numbers_are_named(what: str, where: str, bad: float) -> None:
-    if what == "reward" and bad == 1e300:
-        bad = np.inf
     built = 0
 
     def sometimes_bad() -> Toy:
@@ -173,7 +173,8 @@ def test_non_finite_numbers_are_named(what: str, where: str, bad: float) -> None
     actions = np.zeros((4, 1), np.float32)
     for _ in range(3):
         envs.step(actions)
-    message = f"task 'a', env 1 of the task: {what}: got NaN or inf at step 4 of the episode"
+    got = r"1e\+300, which is too large for single precision," if bad == 1e300 else "NaN or inf"
+    message = f"task 'a', env 1 of the task: {what}: got {got} at step 4 of the episode"
     with pytest.raises(ObservationError, match=message):
         envs.step(actions)
 
@@ -206,6 +207,10 @@ def test_a_nan_at_the_reset_is_at_step_0() -> None:
         (["reach-v3", "psuh-v3"], "suite: got .*'psuh-v3'.*'push-v3'"),
         (["reach-v3", "push-v3", "reach-v3"], "suite: got 'reach-v3' twice"),
         ([], "suite: got an empty list"),
+        (10, "suite: got 10, expected the name of a suite or a list"),
+        ({"reach-v3"}, "suite: got {'reach-v3'}, expected the name"),
+        ([["reach-v3"]], r"suite: got \[\['reach-v3'\]\], expected the name"),
+        (None, "suite: got nothing, expected the name"),
         ("", "suite: got an empty list"),
         ("mt12", "suite: got 'mt12', expected mt10.*'mt25' or"),
         ("Pendulum-v1", r"suite: got 'Pendulum-v1', .*\[Pendulum-v1\]"),
@@ -234,9 +239,12 @@ def test_a_wrong_suite_is_one_line_that_names_it(suite: Any, message: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"envs_per_task": 0}, "envs_per_task: got 0, expected at least 1"),
-        ({"seed": -1}, "seed: got -1, expected at least 0"),
+        ({"envs_per_task": 0}, "envs_per_task: got 0, expected 1 or more"),
+        ({"seed": -1}, "seed: got -1, expected 0 or more"),
         ({"seed": 2**32}, "seed: got 4294967296, expected"),
+        ({"seed": None}, "seed: got nothing, expected an integer"),
+        ({"envs_per_task": "two"}, "envs_per_task: got 'two', expected an integer"),
+        ({"envs_per_task": 1.5}, "envs_per_task: got 1.5, expected an integer"),
         ({"engine": "warp"}, "engine: got 'warp', expected 'native' or 'official'"),
     ],
 )
@@ -387,6 +395,11 @@ def test_an_observation_of_the_wrong_length_is_refused(length: int) -> None:
         Box(-1, 1, (2, 3)),
         Box(-1, 1, ()),
         Box(0, 10, (2,), np.int64),
+        Box(-1, 1, (0,)),
+        Box(np.array([-1, 2.0]), np.array([1, 2.0]), dtype=np.float64),
+        Box(-3e38, 3e38, (2,)),
+        Box(-1e300, 1e300, (2,), np.float64),
+        Box(1.0, 1.0 + 1e-12, (1,), np.float64),
     ],
 )
 def test_an_unsuitable_action_space_is_refused(space: Box) -> None:
@@ -431,16 +444,151 @@ def test_a_reset_that_fails_is_named() -> None:
         envs.reset()
 
 
-@pytest.mark.parametrize("key", ["success", "is_success"])
-def test_several_values_of_success_are_refused(key: str) -> None:
-    class Several(Toy):
-        def step(self, action: Any) -> Any:
-            return *super().step(action)[:4], {key: np.array([True, False])}
+@pytest.mark.parametrize(
+    ("low", "fits"),
+    [(-0.1, True), (np.float64(-0.1), True), (-0.1 - 1e-6, False), (np.nextafter(-0.1, 0), False)],
+)
+def test_bounds_of_actions_are_equal_or_not(low: float, fits: bool) -> None:
+    """In the same precision; -0.1 has a different rounding in float32."""
 
-    envs = TaskVecEnv("toy", [Task("a", Several)])
+    def acting(low: float, kind: Any) -> Any:
+        env = Toy()
+        env.action_space = Box(np.array([low]), np.array([1.0]), dtype=kind)
+        return env
+
+    tasks = [
+        Task("a", lambda: acting(-0.1, np.float64)),
+        Task("b", lambda: acting(low, np.float64)),
+    ]
+    if fits:
+        TaskVecEnv("toy", tasks)
+        TaskVecEnv("toy", [tasks[0], Task("b", lambda: acting(low, np.float32))])
+    else:
+        with pytest.raises(SuiteError, match=r"task 'b': action space: .* as for task 'a'"):
+            TaskVecEnv("toy", tasks)
+
+
+class Answers(Toy):
+    """An env whose first step gives what is said here, and otherwise what `Toy` gives."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__()
+        self.given = given
+
+    def step(self, action: Any) -> Any:
+        obs, reward, terminated, truncated, info = super().step(action)
+        given = self.given
+        info = {key: given[key] for key in ("success", "is_success") if key in given}
+        return (
+            given.get("obs", obs),
+            given.get("reward", reward),
+            given.get("terminated", terminated),
+            given.get("truncated", truncated),
+            info,
+        )
+
+
+def first_step(**given: Any) -> Any:
+    """Return rewards, dones and infos of the first step."""
+    envs = TaskVecEnv("toy", [Task("a", lambda: Answers(**given))])
     envs.reset()
-    with pytest.raises(ObservationError, match=rf"info\['{key}'\]: got array.* at step 1"):
-        envs.step(np.zeros((1, 1), dtype=np.float32))
+    return envs.step(np.zeros((1, 1), dtype=np.float32))[1:]
+
+
+class Truthy:
+    """It is true, and says nothing about success."""
+
+
+@pytest.mark.parametrize("key", ["success", "is_success", "terminated", "truncated"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array([True, False]),
+        {"a": False},
+        "False",
+        "",
+        np.nan,
+        0.5,
+        2,
+        -1,
+        None,
+        [],
+        1j,
+        Truthy(),
+        torch.ones(1, requires_grad=True),
+    ],
+    ids=repr,
+)
+def test_what_is_neither_true_nor_false_is_refused(key: str, value: Any) -> None:
+    where = key if key.endswith("ated") else f"info['{key}']"
+    message = (
+        rf"^task 'a', env 0 of the task: {re.escape(where)}: got .* at step 1 .* true or false"
+    )
+    with pytest.raises(ObservationError, match=message) as error:
+        first_step(**{key: value})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int64, np.float32, np.float64])
+@pytest.mark.parametrize("value", [0, 1])
+def test_truth_has_the_type_of_the_env(value: int, kind: Any, shape: tuple[int, ...]) -> None:
+    given = np.full(shape, value, kind)
+    for form in (given, torch.from_numpy(given), *([given.item()] if not shape else [])):
+        _, (done,), (info,) = first_step(success=form, terminated=True)
+        assert done and info["is_success"] is bool(value)
+        assert first_step(terminated=form)[1].tolist() == [bool(value)]
+        assert first_step(truncated=form)[2][0]["TimeLimit.truncated"] is bool(value)
+
+
+@pytest.mark.parametrize(
+    "reward", ["1", None, [1.0], np.ones(1), {}, 1j, np.complex64(1), Truthy(), 1e39, -1e308]
+)
+def test_a_reward_that_the_agent_cannot_have_is_refused(reward: Any) -> None:
+    with pytest.raises(ObservationError, match=r"^task 'a', env 0 .*: reward: got .* at step 1"):
+        first_step(reward=reward)
+
+
+@pytest.mark.parametrize("reward", [2, True, np.float32(2), np.int8(2), np.array(2.0), 3.4e38])
+def test_a_reward_is_any_number(reward: Any) -> None:
+    assert first_step(reward=reward)[0].tolist() == [pytest.approx(float(reward))]
+
+
+@pytest.mark.parametrize(
+    "obs",
+    [
+        np.array(["a", "b"]),
+        torch.zeros(2, requires_grad=True),
+        np.zeros(2, complex),
+        [1.0, [2.0, 3.0]],
+        None,
+        "ab",
+        {"a": 1, "b": 2},
+        [None, None],
+        np.array([1, 2], dtype=object),
+        np.array(["2020-01-01", "2020-01-02"], dtype="datetime64[D]"),
+    ],
+    ids=repr,
+)
+def test_an_observation_that_is_not_numbers_is_refused(obs: Any) -> None:
+    message = r"^task 'a', env 0 of the task: observation: got .* at step 1 .* of the shape \(2,\)"
+    with pytest.raises(ObservationError, match=message) as error:
+        first_step(obs=obs)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("obs", [[1, 2], (True, False), np.array([1, 2], np.uint8), torch.ones(2)])
+def test_an_observation_is_any_numbers(obs: Any) -> None:
+    first_step(obs=obs)
+
+
+def test_an_info_of_reset_is_a_mapping() -> None:
+    class Bare(Toy):
+        def reset(self, **given: Any) -> Any:
+            return super().reset(**given)[0], None
+
+    with pytest.raises(ObservationError, match=r"reset: got .* an info"):
+        TaskVecEnv("toy", [Task("a", Bare)]).reset()
 
 
 def test_actions_of_the_wrong_shape_are_refused() -> None:
