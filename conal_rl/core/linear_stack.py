@@ -38,14 +38,15 @@ class LinearStack(Layer):
     ):
         super().__init__(index)
         self.activation = activation
+        single = partial(torch.empty, dtype=torch.float32)
         bound = in_features**-0.5  # torch.nn.Linear's initialisation, per module
         self.weight = nn.Parameter(
-            torch.empty(self.count, in_features, out_features).uniform_(-bound, bound)
+            single(self.count, in_features, out_features).uniform_(-bound, bound)
         )
-        self.bias = nn.Parameter(torch.empty(self.count, 1, out_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(single(self.count, 1, out_features).uniform_(-bound, bound))
         if layer_norm:
-            self.gain = nn.Parameter(torch.ones(self.count, 1, out_features))
-            self.shift = nn.Parameter(torch.zeros(self.count, 1, out_features))
+            self.gain = nn.Parameter(single(self.count, 1, out_features).fill_(1.0))
+            self.shift = nn.Parameter(single(self.count, 1, out_features).zero_())
         self.layer_norm = layer_norm
         self.register_buffer("rows", torch.tensor(self.index), persistent=False)
         self.blocks_in_order = self.blocks

@@ -7,7 +7,7 @@ This module handles every quirk of metaworld:
 - An episode never terminates by itself, and 500 steps truncate it. A task may be solved at one
   step and unsolved at the next, so success means "at any step".
 - Goals come from numpy's global stream, task after task. The goals of a task therefore depend on
-  the tasks before it in the suite.
+  the tasks before it in the suite. Here they come from an equal stream of their own.
 - `gym.make_vec("Meta-World/custom-mt-envs")` ignores seed 0, and `Meta-World/MT10` leaves out the
   one-hot. This module calls `metaworld._init_each_env`, the function below both.
 - Corner cameras are mounted upside down.
@@ -18,12 +18,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any, Literal, SupportsFloat, cast
-from unittest import mock
 
 import gymnasium as gym
 import metaworld
@@ -187,36 +185,43 @@ def official_vector_env(
         SuiteError: As in `suite_tasks`.
     """
     names = suite_tasks(suite_or_tasks)
-    options: dict[str, Any] = dict(
-        seed=seed, use_one_hot=True, task_select="pseudorandom", max_episode_steps=HORIZON
-    )
-    same_step = gym.vector.AutoresetMode.SAME_STEP
-    envs: gym.vector.SyncVectorEnv[Any, Any] | gym.vector.AsyncVectorEnv[Any, Any]
-    with _without_precision_warnings():
-        if isinstance(suite_or_tasks, str) and suite_or_tasks in BENCHMARKS:
-            envs = metaworld.make_mt_envs(  # type: ignore[assignment]
-                suite_or_tasks.upper(),
-                vector_strategy=vector_strategy,
-                autoreset_mode=same_step,
-                **options,
-            )
-        else:
-            goals = _goals(names, seed)
-            builders = [
-                partial(
-                    metaworld._init_each_env,
-                    env_cls=env_class(name),
-                    tasks=[goal for goal in goals if goal.env_name == name],
-                    env_id=i,
-                    num_tasks=len(names),
-                    **options,
-                )
-                for i, name in enumerate(names)
-            ]
-            vector = {"sync": gym.vector.SyncVectorEnv, "async": gym.vector.AsyncVectorEnv}
-            envs = vector[vector_strategy](builders, autoreset_mode=same_step)
+    goals = _goals(names, seed)
+    builders = [
+        partial(_build_official, i, names, [g for g in goals if g.env_name == name], seed)
+        for i, name in enumerate(names)
+    ]
+    vector = {"sync": gym.vector.SyncVectorEnv, "async": gym.vector.AsyncVectorEnv}
+    envs = vector[vector_strategy](builders, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     envs.call("toggle_sample_tasks_on_reset", True)
     return envs
+
+
+def _build_official(
+    index: int, names: Sequence[str], goals: list[Goal], seed: int
+) -> gym.Env[Any, Any]:
+    env = metaworld._init_each_env(
+        env_cls=env_class(names[index]),
+        tasks=goals,
+        seed=seed,
+        task_select="pseudorandom",
+        max_episode_steps=HORIZON,
+        env_id=index,
+    )
+    return _OneHot(env, index, len(names))
+
+
+class _OneHot(gym.ObservationWrapper[Any, Any, Any]):
+    # As metaworld's OneHotWrapper, about whose space gymnasium warns: it rounds float64 bounds.
+
+    def __init__(self, env: gym.Env[Any, Any], task: int, num_tasks: int) -> None:
+        super().__init__(env)
+        self._one_hot = np.eye(num_tasks)[task]
+        own, zeros = cast(gym.spaces.Box, env.observation_space), np.zeros(num_tasks)
+        low, high = np.append(own.low, zeros), np.append(own.high, zeros + 1)
+        self.observation_space = gym.spaces.Box(low.astype(np.float32), high.astype(np.float32))
+
+    def observation(self, observation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.append(observation, self._one_hot)
 
 
 class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
@@ -258,7 +263,7 @@ class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def _build(name: str, goals: list[Goal], render_mode: str | None) -> gym.Env[Any, Any]:
-    with _without_precision_warnings(), _users_code(name):
+    with _users_code(name):
         return _Episodes(
             metaworld._init_each_env(
                 env_cls=env_class(name),
@@ -293,25 +298,48 @@ def draw_goals(envs: Mapping[str, SawyerXYZEnv], seed: int) -> list[Goal]:
         seed: As `seed` of metaworld's benchmarks.
     """
 
-    def hand_stays(env: SawyerXYZEnv, steps: int = 50) -> None:
+    stream = _NumpysStream(seed)
+    goals = []
+    for name, env in envs.items():
+        env._freeze_rand_vec, env._set_task_called = False, True
+        with _drawing_goals(env, stream):
+            for _ in range(NUM_GOALS):
+                with _users_code(name):
+                    env.reset()
+                goal = {"rand_vec": env._last_rand_vec, "env_cls": type(env)}
+                goals.append(metaworld._encode_task(name, goal | metaworld._MT_OVERRIDE))
+    return goals
+
+
+class _NumpysStream(np.random.Generator):
+    """Draws the numbers that `numpy.random.uniform` draws after `numpy.random.seed(seed)`."""
+
+    def __init__(self, seed: int) -> None:
+        numpys = np.random.RandomState(seed)  # noqa: NPY002 - metaworld's benchmarks draw from it
+        super().__init__(numpys._bit_generator)
+        self.uniform: Any = numpys.uniform
+
+
+@contextmanager
+def _drawing_goals(env: SawyerXYZEnv, stream: np.random.Generator) -> Iterator[None]:
+    """Let one env draw goals from the stream, and leave its hand where it is at a reset.
+
+    Only this object changes. Metaworld's own way is numpy's global stream.
+    """
+
+    def hand_stays(steps: int = 50) -> None:
         mujoco.mj_forward(env.model, env.data)  # some tasks read positions directly afterwards
         env.init_tcp = env.tcp_center
 
-    goals = []
-    before = np.random.get_state()  # noqa: NPY002
-    np.random.seed(seed)  # noqa: NPY002
+    own, seeded = env.np_random, env.seeded_rand_vec
+    env.np_random, env.seeded_rand_vec = stream, True
+    if type(env)._reset_hand is SawyerXYZEnv._reset_hand:
+        vars(env)["_reset_hand"] = hand_stays
     try:
-        with mock.patch.object(SawyerXYZEnv, "_reset_hand", hand_stays):
-            for name, env in envs.items():
-                env._freeze_rand_vec, env._set_task_called = False, True
-                for _ in range(NUM_GOALS):
-                    with _users_code(name):
-                        env.reset()
-                    goal = {"rand_vec": env._last_rand_vec, "env_cls": type(env)}
-                    goals.append(metaworld._encode_task(name, goal | metaworld._MT_OVERRIDE))
+        yield
     finally:
-        np.random.set_state(before)  # noqa: NPY002
-    return goals
+        vars(env).pop("_reset_hand", None)
+        env.np_random, env.seeded_rand_vec = own, seeded
 
 
 def require_display() -> None:
@@ -364,11 +392,3 @@ class Camera:
     def close(self) -> None:
         """Free the OpenGL context."""
         self._renderer.close()  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _without_precision_warnings() -> Iterator[None]:
-    # metaworld's OneHotWrapper builds a float32 Box from float64 bounds, and gymnasium warns.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*Box (low|high)'s precision lowered")
-        yield

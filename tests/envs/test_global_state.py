@@ -1,0 +1,176 @@
+"""Envs neither read nor change what the whole process shares."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import metaworld
+import numpy as np
+import pytest
+import torch
+from metaworld.sawyer_xyz_env import SawyerXYZEnv
+from numpy.testing import assert_array_equal
+
+from conal_rl import ConalSAC, Tree, evaluate_policy
+from conal_rl.envs import make
+from conal_rl.envs.metaworld import _goals, official_vector_env, tasks
+
+PAIR = ("reach-v3", "push-v3")
+OWNERS = (np.random, random, torch.random)
+"""Modules with a global stream. A module's functions that make a stream of their own stay."""
+OWN = ("default_rng", "SeedSequence", "Generator", "RandomState", "Random", "SystemRandom")
+
+
+@pytest.fixture
+def no_global_stream(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every function on a global random stream fails."""
+
+    def forbidden(name: str) -> Callable[..., Any]:
+        def fails(*_: Any, **__: Any) -> Any:
+            pytest.fail(f"{name} was called")
+
+        return fails
+
+    with monkeypatch.context() as patch:
+        for owner in OWNERS:
+            for name, value in vars(owner).items():
+                if callable(value) and not isinstance(value, type) and not name.startswith("_"):
+                    if name not in OWN:
+                        patch.setattr(owner, name, forbidden(f"{owner.__name__}.{name}"))
+        yield
+
+
+class Still:
+    """A policy that never moves."""
+
+    def predict(self, observation: Any, *, deterministic: bool = False) -> tuple[Any, None]:
+        return np.zeros((len(observation), 4), np.float32), None
+
+
+@pytest.mark.usefixtures("no_global_stream")
+@pytest.mark.parametrize("engine", ["native", "official"])
+def test_envs_use_no_global_stream(engine: Any) -> None:
+    envs = make(PAIR, envs_per_task=2, seed=987, engine=engine)
+    envs.reset()
+    for _ in range(3):
+        envs.step(np.zeros((4, 4), np.float32))
+    envs.seed(5)
+    envs.reset()
+    envs.close()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_global_stream")
+@pytest.mark.parametrize("engine", ["native", "official"])
+def test_evaluation_uses_no_global_stream(engine: Any) -> None:
+    evaluate_policy(Still(), PAIR, episodes=1, seed=654, engine=engine)
+
+
+@pytest.mark.usefixtures("no_global_stream")
+def test_other_suites_use_no_global_stream() -> None:
+    for suite in ("cartpole", ("Pendulum-v1",)):
+        envs = make(suite, seed=3)
+        envs.reset()
+        envs.step(np.zeros((envs.num_envs, 1), np.float32))
+        envs.close()
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_goals_are_those_of_the_global_stream(seed: int) -> None:
+    """Metaworld's benchmarks draw them after `numpy.random.seed`."""
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    ours = _goals(("door-open-v3",), seed)
+    assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    official = metaworld.MT1("door-open-v3", seed=seed).train_tasks
+    assert [goal.data for goal in ours] == [goal.data for goal in official]
+
+
+def test_envs_that_are_made_at_once_are_those_made_alone() -> None:
+    """Two threads make different envs, while a third looks at Metaworld's class."""
+    names = ("reach-v3", "push-v3", "button-press-v3", "plate-slide-v3")
+    alone = [_goals((name,), 321) for name in names]
+    _goals.cache_clear()
+    own, seen, done = SawyerXYZEnv._reset_hand, set(), threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            seen.add(SawyerXYZEnv._reset_hand)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            at_once = list(pool.map(lambda name: _goals((name,), 321), names))
+    finally:
+        done.set()
+        watcher.join()
+    assert at_once == alone
+    assert seen == {own}
+
+
+def test_an_env_is_as_its_class_makes_it_after_its_goals_are_drawn() -> None:
+    envs = official_vector_env(("reach-v3",), 11)
+    env: Any = envs.envs[0].unwrapped  # type: ignore[union-attr]
+    new = metaworld.ALL_V3_ENVIRONMENTS["reach-v3"]()
+    assert "_reset_hand" not in vars(env)
+    assert env.seeded_rand_vec == new.seeded_rand_vec
+    assert type(env.np_random) is np.random.Generator
+    envs.close()
+
+
+class Fails(metaworld.ALL_V3_ENVIRONMENTS["reach-v3"]):  # type: ignore[misc,name-defined]
+    """A user's env whose reset fails while its goals are drawn."""
+
+    made: list[Any] = []
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.made.append(self)
+
+    def reset_model(self) -> Any:
+        raise RuntimeError("no")
+
+
+def test_an_env_that_fails_changes_no_class() -> None:
+    own = SawyerXYZEnv._reset_hand
+    with pytest.raises(Exception, match="no"):
+        tasks([f"{__name__}:Fails"], 0)
+    assert SawyerXYZEnv._reset_hand is own
+    (env,) = Fails.made
+    assert "_reset_hand" not in vars(env)
+
+
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_torchs_default_type_changes_no_agent(tmp_path: Path) -> None:
+    envs = make(("Pendulum-v1", "Pendulum-v1"), seed=0)
+    tree = Tree.shared(envs.tasks, 2)
+    agent = ConalSAC(env=envs, tree=tree, widths=(8, 8), learning_starts=10, batch_size=4)
+    agent.learn(60)
+    assert torch.get_default_dtype() == torch.float64
+    kinds = {parameter.dtype for parameter in agent.policy.parameters()}
+    assert kinds == {torch.float32}
+    agent.save(tmp_path / "agent.zip")
+    observation = envs.reset()
+    again = ConalSAC.load(tmp_path / "agent.zip")
+    actions = [a.predict(observation, deterministic=True)[0] for a in (agent, again)]
+    assert_array_equal(*actions)
+
+
+def test_env_spaces_come_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    gym.logger.min_level = gym.logger.WARN
+    official_vector_env(("reach-v3", "push-v3"), 11).close()
+    assert not [w for w in recwarn if "precision lowered" in str(w.message)]
