@@ -315,7 +315,7 @@ class _NumpysStream(np.random.Generator):
     """Draws the numbers that `numpy.random.uniform` draws after `numpy.random.seed(seed)`."""
 
     def __init__(self, seed: int) -> None:
-        numpys = np.random.RandomState(seed)  # noqa: NPY002 - metaworld's benchmarks draw from it
+        numpys = np.random.RandomState(seed)
         super().__init__(numpys._bit_generator)
         self.uniform: Any = numpys.uniform
 
