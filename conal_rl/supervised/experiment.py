@@ -22,8 +22,7 @@ from conal_rl.core import ConalProStage, Structure, Tree
 from conal_rl.core.findings import log_scalars
 from conal_rl.core.learner import Learner
 from conal_rl.core.optimizers import set_learning_rate
-from conal_rl.errors import CheckpointError, ConalError, ConfigError, TreeError, diverged
-from conal_rl.files import user_path
+from conal_rl.errors import CheckpointError, ConalError, ConfigError, diverged
 from conal_rl.literals import Precision
 from conal_rl.runs.experiment import (
     Tensors,
@@ -48,6 +47,7 @@ from conal_rl.supervised.evaluation import Loader, mean_loss, read_reference, re
 from conal_rl.supervised.network import (
     MultiTaskNetwork,
     autocast,
+    fixed_tree,
     statistics_kept,
     task_losses,
     to_device,
@@ -88,7 +88,7 @@ class SupervisedExperiment:
             ConalError: the data cannot be read, or a tree does not fit.
         """
         self._set_precision(None)
-        structure = _fixed_tree(self.config, self.tasks) or search_space(self.config, self.tasks)
+        structure = fixed_tree(self.config, self.tasks) or search_space(self.config, self.tasks)
         self._build(structure)
         self._try_out()
         self._build(structure)
@@ -431,20 +431,3 @@ class SupervisedExperiment:
         loss = self._loss() if self._summed else self._logged_loss
         best = f", best validation loss {self._best.loss:.4f}" if self._best.weights else ""
         return f"loss {loss:.4f}{best}"
-
-
-def _fixed_tree(config: SupervisedConfig, tasks: tuple[str, ...]) -> Tree | None:
-    """Return the tree that `agent.tree` names, or None for a search."""
-    depth = config.agent.depth
-    if config.agent.tree == "search":
-        return None
-    if config.agent.tree == "shared":
-        return Tree.shared(tasks, depth)
-    if config.agent.tree == "independent":
-        return Tree.independent(tasks, depth)
-    path = user_path(config.agent.tree)
-    tree = Tree.load(path)
-    try:
-        return tree.check(tasks, depth)
-    except TreeError as error:
-        raise TreeError(f"{path}: {error}. Use a tree of this data set and encoder") from error

@@ -206,9 +206,9 @@ def load_tokenizer(folder: str | Path) -> Any:
 def read_pairs(path: Path, name: Name, damaged: list[DataError] | None = None) -> list[Pair]:
     """Return the pairs of a `.tsv` file of PAWS-X or XNLI.
 
-    The first row may be a header, as in PAWS-X's own files and in MultiNLI's translations. Where
-    files were joined, it may come again. LibMTL always skips the first row, but the files of
-    XTREME's and LibMTL's scripts have no header. Blank lines are left out.
+    The first row may be a header, as in PAWS-X's own files and in MultiNLI's translations. LibMTL
+    always skips the first row, but the files of XTREME's and LibMTL's scripts have no header.
+    Blank lines are left out.
 
     Args:
         path: the file.
@@ -219,14 +219,12 @@ def read_pairs(path: Path, name: Name, damaged: list[DataError] | None = None) -
         DataError: the file cannot be read, is malformed, or is empty.
     """
     pairs = []
-    header = None
     lines = [
         (number, line) for number, line in numbered_lines(path) if line.strip() or "\t" in line
     ]
     for number, line in lines:
         columns = [column.strip() for column in line.split("\t")]
-        if (number == lines[0][0] and _is_header(columns, name)) or columns == header:
-            header = columns
+        if number == lines[0][0] and _is_header(columns, name):
             continue
         with _noting(damaged):
             pairs.append(_pair(columns, name, f"{path}, line {number}", line))
