@@ -84,9 +84,10 @@ def text_problem(config: SupervisedConfig) -> Problem:
         return texts
 
     def check(*splits: Split) -> None:
-        errors = [error for split in splits for of in read(split).values() for error in of.damaged]
+        texts = [of for split in splits for of in read(split).values()]
+        errors = [error for of in texts for error in of.damaged]
         if not skip:
-            require_none(errors, name)
+            require_none(errors, sum(map(len, texts)) + len(errors), name)
 
     read("test")
 

@@ -221,11 +221,11 @@ def test_mostly_damaged_items_are_not_passed_over(one_line: Any, tmp_path: Path)
 def test_worker_processes_find_the_same_damage(damaged: list[Path], tmp_path: Path) -> None:
     data = Taskonomy(tmp_path / "data", "train", size=8, crop=None)
     before = torch.get_rng_state()
-    alone, helped = find_damaged(data), find_damaged(data, workers=2)
+    one, other = find_damaged(data), find_damaged(data, workers=2)
     assert torch.equal(torch.get_rng_state(), before)
-    assert list(alone) == list(helped) == [1, 5, 8]
-    assert [e.where for e in alone.values()] == [e.where for e in helped.values()]
-    assert [e.where for e in alone.values()] == [str(path) for path in damaged]
+    assert list(one) == list(other) == [1, 5, 8]
+    assert [e.where for e in one.values()] == [e.where for e in other.values()]
+    assert [e.where for e in one.values()] == [str(path) for path in damaged]
 
 
 def test_a_long_search_for_damage_is_kept(
@@ -266,7 +266,7 @@ def test_a_cache_that_cannot_be_written_is_left_out(
     assert list(find_damaged(data)) == [1, 5, 8]
 
 
-def test_a_set_of_another_format_is_not_read_whole(
+def test_a_set_of_a_different_format_is_not_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_taskonomy(tmp_path, count=40)
@@ -276,14 +276,21 @@ def test_a_set_of_another_format_is_not_read_whole(
     found = find_damaged(Taskonomy(tmp_path, "train", size=8, crop=None))
     assert len(found) == 16
     with refused(DataError, "16 damaged items", "and 6 more"):
-        damage.require_none([*found.values()], "taskonomy")
+        damage.require_none([*found.values()], 40, "taskonomy")
 
 
-# Files that are no items
+def test_a_wrong_size_is_explained(one_line: Any, tmp_path: Path) -> None:
+    words = ["nyuv2", *options_of("nyuv2", tmp_path), "--data.size", "6", "8"]
+    line = one_line(*words, "--out", str(tmp_path / "run"))
+    assert "13 damaged items of nyuv2" in line and "skip" not in line
+    assert "got shape (6, 10, 3), expected shape (6, 8, 3)" in line
+
+
+# Files that do not belong to a data set
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_double_files_of_macos_are_no_items(name: str, tmp_path: Path) -> None:
+def test_double_files_of_macos_are_passed_over(name: str, tmp_path: Path) -> None:
     if name in TEXT:
         pytest.importorskip("transformers")
     config = config_of(name, tmp_path)
@@ -296,7 +303,7 @@ def test_double_files_of_macos_are_no_items(name: str, tmp_path: Path) -> None:
     assert items(problem) == before and tuple(problem.tasks) == tuple(make_problem(config).tasks)
 
 
-def test_rows_of_double_files_are_no_items(tmp_path: Path) -> None:
+def test_rows_of_double_files_are_passed_over(tmp_path: Path) -> None:
     """A list that was made from the folders' content has them."""
     write_taskonomy(tmp_path)
     content = json.loads((tmp_path / "taskonomy.json").read_text())

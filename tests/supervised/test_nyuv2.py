@@ -126,7 +126,7 @@ def test_empty_folders_and_wrong_names_are_refused(tmp_path: Path) -> None:
         ("depth", np.full((*SIZE, 1), 234.5), "234.5", "values 0.0 to 20.0 metres"),
         ("depth", np.zeros(SIZE), "(6, 10)", "shape (6, 10, 1)"),
         ("normal", np.full((*SIZE, 3), np.nan), "nan", "values -1.1 to 1.1"),
-        ("normal", np.full((*SIZE, 3), [0.5, 0.5, 1]), "length 1.22", "vectors of length 1"),
+        ("normal", np.full((*SIZE, 3), [0.5, 0.5, 1]), "length 1.22", "values from -1 to 1"),
     ],
 )
 def test_wrong_arrays_are_named(

@@ -109,7 +109,7 @@ def test_a_first_pair_is_not_read_as_a_header(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", ["label", "gold_label", "Label", "label\r"])
-def test_a_header_of_xnli_is_no_pair(tmp_path: Path, label: str) -> None:
+def test_a_header_of_xnli_is_left_out(tmp_path: Path, label: str) -> None:
     rows = f"premise\thypo\t{label}\na\tb\tneutral\n"
     for start in ("", "\n", "\ufeff", "\ufeff\r\n"):
         path = write(tmp_path / "a.tsv", start + rows)
@@ -119,7 +119,7 @@ def test_a_header_of_xnli_is_no_pair(tmp_path: Path, label: str) -> None:
 
 
 @pytest.mark.parametrize("heading", ["token\ttag", "word\tLabel", "form\tupos\n"])
-def test_a_header_of_tags_is_no_sentence(tmp_path: Path, heading: str) -> None:
+def test_a_header_of_tags_is_left_out(tmp_path: Path, heading: str) -> None:
     path = write(tmp_path / "a.tsv", f"{heading}\na\tNOUN\nb\tX\n")
     assert read_tagged(path, LABELS["udpos"]) == [Sentence(["a", "b"], [7, 16])]
 

@@ -28,7 +28,7 @@ from conal_rl.version import __version__
 MOST_NAMED = 1000
 """Damaged items that an error or a line names."""
 WITH_REASON = 10
-"""Up to this number of damaged items, the reason follows each name."""
+"""Damaged items whose name is followed by the reason; the first ones."""
 KEPT_AFTER = 10.0
 """Seconds of reading after which its result is kept."""
 _CHUNK = 16  # items that a worker process reads at once
@@ -67,6 +67,7 @@ class Splits:
         """By split, the names of the items that are left out."""
         self._open = open_split
         self._found: dict[str, dict[int, DataError]] = {}
+        self._items: dict[str, int] = {}
 
     def __call__(self, name: str, augmented: bool) -> SharedDataset:
         """Open a split.
@@ -85,11 +86,12 @@ class Splits:
         """Raise a DataError that names the damaged items of all splits, without `skip`."""
         errors = [error for name in self.names for error in self._damaged(name).values()]
         if not self.skip:
-            require_none(errors, self.what)
+            require_none(errors, sum(self._items.values()), self.what)
 
     def _damaged(self, name: str) -> dict[int, DataError]:
         if name not in self._found:
             dataset, where = self._open(name, False), f"{self.what}, {name}"
+            self._items[name] = len(dataset)
             text = f"{where}: all {len(dataset):,} items are read once, to find damaged ones."
             with announced(f"{text} Raise data.workers to read faster."):
                 damaged = find_damaged(dataset, self.workers)
@@ -99,12 +101,15 @@ class Splits:
         return self._found[name]
 
 
-def require_none(errors: Sequence[DataError], what: str) -> None:
-    """Raise a DataError that names all items of a data set that are damaged, if any is."""
+def require_none(errors: Sequence[DataError], items: int, what: str) -> None:
+    """Raise a DataError that names all damaged items, if there are any; `items` counts all."""
     if errors:
+        advice = "Download the files again, or give --data.skip-damaged"
+        if 2 * len(errors) > items:
+            advice = "Check the format of the files"
         raise DataError(
             f"data.root: got {_count(len(errors))} of {what}: {_named(errors)}, expected whole "
-            "items. Download the files again, or give --data.skip-damaged"
+            f"items. {advice}"
         )
 
 
@@ -233,8 +238,8 @@ def _name(error: DataError) -> str:
 
 def _named(errors: Sequence[DataError]) -> str:
     names = [_name(error) for error in errors[:MOST_NAMED]]
-    if len(errors) <= WITH_REASON:
-        names = [f"{_name(error)} ({error.got})" for error in errors]
-    elif len(errors) > MOST_NAMED:
+    for number, error in enumerate(errors[:WITH_REASON]):
+        names[number] += f" (got {error.got}, expected {error.expected})"
+    if len(errors) > MOST_NAMED:
         names.append(f"and {len(errors) - MOST_NAMED:,} more")
     return "; ".join(names)

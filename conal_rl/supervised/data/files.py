@@ -27,10 +27,10 @@ class DataError(ConalError):
     Attributes:
         where: the file, or a line of it.
         got: its wrong content.
+        expected: the right content.
     """
 
-    where: str = ""
-    got: str = ""
+    where = got = expected = ""
 
 
 def data_error(
@@ -38,7 +38,7 @@ def data_error(
 ) -> DataError:
     """Return the error to raise if the file `where` holds `got` instead of `expected`."""
     error = DataError(f"{where}: got {got}, expected {expected}. {advice}")
-    error.where, error.got = str(where), got
+    error.where, error.got, error.expected = str(where), got, expected
     return error
 
 
@@ -63,7 +63,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file is no item of any data set, such as `._0.npy` from macOS."""
+    """Return whether a file does not belong to a data set, such as `._0.npy` from macOS."""
     return name.startswith(".")
 
 

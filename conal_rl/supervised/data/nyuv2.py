@@ -202,14 +202,17 @@ def flipped(sample: Sample) -> Sample:
 
 
 def _require_unit_length(path: Path, normals: Array) -> None:
-    """Raise a DataError if most normals have a different length: -1 to 1 may be stored as 0 to 1.
+    """Raise a DataError if the normals seem to be stored as 0 to 1 instead of -1 to 1.
 
-    Resizing may shorten a few. Unlabelled ones are (0, 0, 0).
+    Then no value is negative, and most lengths are not 1. Unlabelled normals are (0, 0, 0).
     """
+    if (normals < 0).any():
+        return
     lengths = np.linalg.norm(normals, axis=-1)
     labelled = lengths[lengths > 0]
     if labelled.size and not 0.9 < (length := float(np.median(labelled))) < 1.1:
-        raise data_error(path, f"normals of length {length:.3g}", "vectors of length 1")
+        got = f"normals from 0 to 1 and of length {length:.3g}"
+        raise data_error(path, got, "values from -1 to 1, and vectors of length 1")
 
 
 def _paired_names(folder: Path, kinds: list[str], require_all: bool) -> list[str]:
