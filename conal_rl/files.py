@@ -64,13 +64,14 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    r"""Return the text of a UTF-8 file, with `\n` at the end of each line.
+    r"""Return the text of a UTF-8 file, with `\n` at the end of each line and without a BOM.
 
     Raises:
         OSError: as `read_bytes`.
         UnicodeDecodeError: the file is not UTF-8.
     """
-    return read_bytes(path).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    text = read_bytes(path).decode("utf-8").removeprefix("\ufeff")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -481,3 +481,9 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lines_end_in_one_way(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes("ä\r\nb\rc\n".encode())
     assert read_text(tmp_path / "file") == "ä\nb\nc\n"
+
+
+def test_a_bom_is_not_part_of_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b"\xef\xbb\xbf[1,\r\n2]")
+    assert read_text(path) == "[1,\n2]" and read_json(path) == [1, 2]

@@ -44,6 +44,10 @@ class DataConfig:
     augment: bool = False
     """Scale, crop and flip training images at random, if the set supports it. Switch it on if the
     network memorises the training images."""
+    skip_damaged: bool = field(False, changes_experiment=False)
+    """Pass over damaged items, and print their number and names. Switch it on if published files
+    are damaged, as some of taskonomy are. If it is off, the damaged items of all parts are named
+    before training starts."""
     workers: int = field(0, changes_experiment=False)
     """Number of processes that read ahead. Raise it if reading is slower than learning. The batches
     are the same for any number."""

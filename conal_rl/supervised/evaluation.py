@@ -182,9 +182,11 @@ def test(
         reference = None
     loader = problem.loader("test", config.evaluation.batch_size, False)
     test_scores = scores(network, problem, loader, device, autocast(device, precision), progress)
+    passed_over = {part: list(names) for part, names in problem.passed_over.items()}
     return {
         "set": config.data.set,
         "scores": {task: to_json(metrics) for task, metrics in test_scores.items()},
+        **({"passed_over": passed_over} if passed_over else {}),
         **to_json(summary(test_scores, reference)),
         "reference": None if reference is None else config.evaluation.reference,
         "parameters": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,7 @@ from conal_rl.core import ConalProStage, Structure, Tree
 from conal_rl.core.findings import log_scalars
 from conal_rl.core.learner import Learner
 from conal_rl.core.optimizers import set_learning_rate
-from conal_rl.errors import CheckpointError, ConfigError, TreeError, diverged
-from conal_rl.files import user_path
+from conal_rl.errors import CheckpointError, ConalError, ConfigError, diverged
 from conal_rl.literals import Precision
 from conal_rl.runs.experiment import (
     Tensors,
@@ -42,10 +42,12 @@ from conal_rl.runs.weights import (
     write_model,
 )
 from conal_rl.supervised.data.common import Batch
+from conal_rl.supervised.data.files import DataError
 from conal_rl.supervised.evaluation import Loader, mean_loss, read_reference, report_table, test
 from conal_rl.supervised.network import (
     MultiTaskNetwork,
     autocast,
+    fixed_tree,
     statistics_kept,
     task_losses,
     to_device,
@@ -86,7 +88,7 @@ class SupervisedExperiment:
             ConalError: the data cannot be read, or a tree does not fit.
         """
         self._set_precision(None)
-        structure = _fixed_tree(self.config, self.tasks) or search_space(self.config, self.tasks)
+        structure = fixed_tree(self.config, self.tasks) or search_space(self.config, self.tasks)
         self._build(structure)
         self._try_out()
         self._build(structure)
@@ -132,7 +134,17 @@ class SupervisedExperiment:
 
         Raises:
             ConalError: training diverged.
+            DataError: a file cannot be read. A checkpoint keeps what was learnt.
         """
+        self.problem.check()
+        try:
+            self._learn(session)
+        except DataError:
+            with suppress(ConalError):
+                session.save()
+            raise
+
+    def _learn(self, session: Session) -> None:
         config = self.config
         batches = self._batches(self._step - self._first_step)
         validation = self._validation_batches(self._step - self._first_step)
@@ -296,6 +308,7 @@ class SupervisedExperiment:
 
     def _try_out(self) -> None:
         """Read first batches and open all files, so that errors come before the run."""
+        self.problem.check()
         for task in self.problem.tasks.values():
             task.metric()  # may lack a package
         if self.config.agent.compile:
@@ -310,17 +323,20 @@ class SupervisedExperiment:
 
     def _update(self, batches: Iterator[Batch], validation: Iterator[Batch]) -> None:
         """Step the weights and then, in a search, the gates."""
+        due = (self._step - self._first_step) % self.config.search.gate_every == 0
+        steps_gates = due and self.learner.gates is not None
+        # Both are read before the first step: if a file fails, no update is half done.
+        batch, of_gates = next(batches), next(validation) if steps_gates else None
         self.network.train()
         self._set_rates()
         with self.learner.capture():
-            losses = self._losses(next(batches))
+            losses = self._losses(batch)
         self.learner.step(losses, self.config.agent.max_grad_norm)
         self._sums += losses.detach()
         self._summed += 1
-        due = (self._step - self._first_step) % self.config.search.gate_every == 0
-        if due and self.learner.gates is not None:
+        if of_gates is not None:
             with statistics_kept(self.network):
-                losses = self._losses(next(validation))
+                losses = self._losses(of_gates)
             self.learner.step_gates(losses)
 
     def _losses(self, cpu_batch: Batch) -> Tensor:
@@ -415,20 +431,3 @@ class SupervisedExperiment:
         loss = self._loss() if self._summed else self._logged_loss
         best = f", best validation loss {self._best.loss:.4f}" if self._best.weights else ""
         return f"loss {loss:.4f}{best}"
-
-
-def _fixed_tree(config: SupervisedConfig, tasks: tuple[str, ...]) -> Tree | None:
-    """Return the tree that `agent.tree` names, or None for a search."""
-    depth = config.agent.depth
-    if config.agent.tree == "search":
-        return None
-    if config.agent.tree == "shared":
-        return Tree.shared(tasks, depth)
-    if config.agent.tree == "independent":
-        return Tree.independent(tasks, depth)
-    path = user_path(config.agent.tree)
-    tree = Tree.load(path)
-    try:
-        return tree.check(tasks, depth)
-    except TreeError as error:
-        raise TreeError(f"{path}: {error}. Use a tree of this data set and encoder") from error

@@ -6,7 +6,6 @@ PASCAL-Context are those of ASTMT, for Taskonomy those of AdaShare, for CelebA t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -20,9 +19,16 @@ from conal_rl.errors import ConfigError
 from conal_rl.supervised.data.bundled import Digits, Terrain
 from conal_rl.supervised.data.celeba import NINE, CelebA
 from conal_rl.supervised.data.common import Joined, Only, SharedDataset, SharedLoader, split
+from conal_rl.supervised.data.damage import Splits
 from conal_rl.supervised.data.nyuv2 import VOID, CityScapes, NYUv2
 from conal_rl.supervised.data.pascal_context import PascalContext
-from conal_rl.supervised.data.taskonomy import CLASSES, DEPTH_VOID, SEGMENTATION_VOID, Taskonomy
+from conal_rl.supervised.data.taskonomy import (
+    CLASSES,
+    DEPTH_VOID,
+    SEGMENTATION_VOID,
+    Taskonomy,
+    read_modes,
+)
 from conal_rl.supervised.decoders import aspp, pooled_linear
 from conal_rl.supervised.encoders import Depth as ResNetDepth
 from conal_rl.supervised.encoders import features, load_torchvision, resnet_chain, small_chain
@@ -76,6 +82,7 @@ class ImageSet(NamedTuple):
 
     targets: Mapping[str, Target]  # the tasks to learn, in order
     open: Callable[[Part, bool], SharedDataset]  # opens a part with all its tasks, augmented or not
+    splits: Splits  # the published parts, which `open` joins and cuts
     size: tuple[int, int] | None  # height and width of predictions; None: one per image
     channels: int = 3
 
@@ -122,7 +129,8 @@ def image_problem(config: SupervisedConfig) -> Problem:
             workers=data.workers,
         )
 
-    return Problem(tasks, chain, loader, _prepare(agent))
+    splits = image_set.splits
+    return Problem(tasks, chain, loader, _prepare(agent), splits.check, splits.passed_over)
 
 
 def _chain(agent: ModelConfig, channels: int, name: str) -> list[LayerFactory]:
@@ -170,9 +178,18 @@ def _nyuv2(config: SupervisedConfig, kind: type[NYUv2] = NYUv2) -> ImageSet:
     tasks = tuple(targets)
 
     def open_split(name: Any, augmented: bool) -> SharedDataset:
-        return kind(root, name, tasks=tasks, augment=augmented, seed=config.seed, size=size)
+        return kind(
+            root,
+            name,
+            tasks=tasks,
+            augment=augmented,
+            seed=config.seed,
+            size=size,
+            require_all=False,
+        )
 
-    return ImageSet(targets, _cut_training(config, open_split, "val"), size)
+    splits = _splits(config, open_split, "train", "val")
+    return ImageSet(targets, _cut_training(config, splits, "val"), splits, size)
 
 
 def _pascal_context(config: SupervisedConfig) -> ImageSet:
@@ -190,9 +207,10 @@ def _pascal_context(config: SupervisedConfig) -> ImageSet:
     tasks: Any = tuple(targets)
 
     def open_split(name: Any, augmented: bool) -> SharedDataset:
-        return PascalContext(root, name, tasks=tasks, size=size)
+        return PascalContext(root, name, tasks=tasks, size=size, require_all=False)
 
-    return ImageSet(targets, _cut_training(config, open_split, "val"), size)
+    splits = _splits(config, open_split, "train", "val")
+    return ImageSet(targets, _cut_training(config, splits, "val"), splits, size)
 
 
 def _taskonomy(config: SupervisedConfig) -> ImageSet:
@@ -215,21 +233,24 @@ def _taskonomy(config: SupervisedConfig) -> ImageSet:
         "keypoints": Target(1, l1, AbsoluteError, 7),
         "edges": Target(1, l1, AbsoluteError, 7),
     }
-    modes = json.loads((root / "taskonomy.json").read_text(encoding="utf-8"))
-    cut = _three_parts(open_split) if "val" in modes else _cut_training(config, open_split, "test")
-    return ImageSet(_chosen(config, known), cut, (crop, crop))
+    has_validation = "val" in read_modes(root / "taskonomy.json")
+    names = ("train", "val", "test") if has_validation else ("train", "test")
+    splits = _splits(config, open_split, *names)
+    cut = _three_parts(splits) if has_validation else _cut_training(config, splits, "test")
+    return ImageSet(_chosen(config, known), cut, splits, (crop, crop))
 
 
 def _celeba(config: SupervisedConfig) -> ImageSet:
     root, size = root_of(config, "Anno, Eval and Img"), _side(config, 64)
-    attributes = tuple(CelebA(root, "test", attributes="all").tasks)
+    attributes = tuple(CelebA(root, "test", attributes="all", require_all=False).tasks)
     known = dict.fromkeys(attributes, Target(2, cross_entropy, Accuracy))
     targets = known if config.data.tasks == ("all",) else _chosen(config, known, NINE)
 
     def open_split(name: Any, augmented: bool) -> SharedDataset:
-        return CelebA(root, name, attributes=tuple(targets), size=size)
+        return CelebA(root, name, attributes=tuple(targets), size=size, require_all=False)
 
-    return ImageSet(targets, _three_parts(open_split), None)
+    splits = _splits(config, open_split, "train", "val", "test")
+    return ImageSet(targets, _three_parts(splits), splits, None)
 
 
 def _digits(config: SupervisedConfig) -> ImageSet:
@@ -240,7 +261,8 @@ def _digits(config: SupervisedConfig) -> ImageSet:
         else Target(kind.outputs, cross_entropy, Accuracy)
         for name, kind in Digits.kinds.items()
     }
-    return ImageSet(_chosen(config, known), _three_parts(lambda name, _: Digits(name)), None, 1)
+    splits = _splits(config, lambda name, _: Digits(name), "train", "val", "test")
+    return ImageSet(_chosen(config, known), _three_parts(splits), splits, None, 1)
 
 
 def _terrain(config: SupervisedConfig) -> ImageSet:
@@ -251,8 +273,9 @@ def _terrain(config: SupervisedConfig) -> ImageSet:
         "normals": Target(3, normals_cosine, NormalAngles),
         "segmentation": Target(classes, cross_entropy, partial(Segmentation, classes)),
     }
-    parts = _three_parts(lambda name, _: Terrain(name))
-    return ImageSet(_chosen(config, known), parts, (Terrain.tile, Terrain.tile), 1)
+    splits = _splits(config, lambda name, _: Terrain(name), "train", "val", "test")
+    size = (Terrain.tile, Terrain.tile)
+    return ImageSet(_chosen(config, known), _three_parts(splits), splits, size, 1)
 
 
 _SETS: dict[str, Callable[[SupervisedConfig], ImageSet]] = {
@@ -271,6 +294,13 @@ def _chosen(
 ) -> dict[str, Target]:
     tasks = chosen_tasks(config, tuple(known), tuple(known) if usual is None else usual)
     return {task: known[task] for task in tasks}
+
+
+def _splits(
+    config: SupervisedConfig, open_split: Callable[[Any, bool], SharedDataset], *names: str
+) -> Splits:
+    data = config.data
+    return Splits(open_split, names, data.set, data.skip_damaged, data.workers)
 
 
 def _cut_training(

@@ -8,9 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from conal_rl.core import Structure
+from conal_rl.config import SupervisedConfig
+from conal_rl.core import Structure, Tree
 from conal_rl.core.conal_pro import inherit_weights
 from conal_rl.core.encoder import EncoderNetwork, make_encoder
+from conal_rl.errors import TreeError
+from conal_rl.files import user_path
 from conal_rl.literals import Precision
 from conal_rl.supervised.data.common import Batch
 from conal_rl.supervised.decoders import Heads
@@ -87,3 +90,24 @@ def statistics_kept(network: nn.Module) -> Iterator[None]:
     finally:
         for norm, tracked in zip(norms, tracking, strict=True):
             norm.track_running_stats = tracked
+
+
+def fixed_tree(config: SupervisedConfig, tasks: tuple[str, ...]) -> Tree | None:
+    """Return the tree that `agent.tree` names, or None for a search.
+
+    Raises:
+        TreeError: the file cannot be read, or its tree does not fit.
+    """
+    depth = config.agent.depth
+    if config.agent.tree == "search":
+        return None
+    if config.agent.tree == "shared":
+        return Tree.shared(tasks, depth)
+    if config.agent.tree == "independent":
+        return Tree.independent(tasks, depth)
+    path = user_path(config.agent.tree)
+    tree = Tree.load(path)
+    try:
+        return tree.check(tasks, depth)
+    except TreeError as error:
+        raise TreeError(f"{path}: {error}. Use a tree of this data set and encoder") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -48,12 +48,17 @@ class Problem:
             training are full, have a new order in every epoch, and are augmented if the config says
             so. Without `training` they have all samples, in order.
         prepare: fills a new network with pretrained weights, if the config names any.
+        check: raises a DataError that names all damaged items of all parts, except if
+            `data.skip_damaged` passes over them. Images are read for it.
+        passed_over: by published part, the damaged items that were passed over so far.
     """
 
     tasks: Mapping[str, Task]
     chain: Sequence[LayerFactory]
     loader: Callable[[Part, int, bool], SharedLoader | TaskLoaders]
     prepare: Callable[[nn.Module], None]
+    check: Callable[[], None] = lambda: None
+    passed_over: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def make_problem(config: SupervisedConfig) -> Problem:

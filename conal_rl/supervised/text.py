@@ -21,7 +21,16 @@ from conal_rl.files import user_path
 from conal_rl.supervised.bert import bert_chain, read_config
 from conal_rl.supervised.data.common import Batch, Indexed, Joined, TaskItem, TaskLoaders
 from conal_rl.supervised.data.common import stack_tasks as stack
-from conal_rl.supervised.data.text import IGNORED, LABELS, Name, Split, load_tokenizer, xtreme
+from conal_rl.supervised.data.damage import pass_over, require_none
+from conal_rl.supervised.data.text import (
+    IGNORED,
+    LABELS,
+    Name,
+    Split,
+    Texts,
+    load_tokenizer,
+    xtreme,
+)
 from conal_rl.supervised.decoders import token_head
 from conal_rl.supervised.losses import cross_entropy, token_cross_entropy
 from conal_rl.supervised.metrics import Accuracy, SpanF1
@@ -62,14 +71,29 @@ def text_problem(config: SupervisedConfig) -> Problem:
     languages = chosen_tasks(config, known or USUAL[name], USUAL[name])
     tokenizer = _tokenizer(folder, about)
 
-    @lru_cache
-    def texts(split: Split) -> Mapping[str, Indexed[TaskItem]]:
-        return xtreme(root, name, languages, split, tokenizer, config.data.tokens)
+    skip = config.data.skip_damaged
+    passed_over: dict[str, list[str]] = {}
 
-    texts("test")
+    @lru_cache
+    def read(split: Split) -> Mapping[str, Texts]:
+        texts = xtreme(root, name, languages, split, tokenizer, config.data.tokens, True)
+        errors = [error for of in texts.values() for error in of.damaged]
+        if skip and errors:
+            items = sum(len(of) for of in texts.values()) + len(errors)
+            passed_over[split] = pass_over(errors, items, f"{name}, {split}")
+        return texts
+
+    def check(*splits: Split) -> None:
+        texts = [of for split in splits for of in read(split).values()]
+        errors = [error for of in texts for error in of.damaged]
+        if not skip:
+            require_none(errors, sum(map(len, texts)) + len(errors), name)
+
+    read("test")
 
     def loader(part: Part, batch_size: int, training: bool) -> TaskLoaders:
-        splits = [texts(split) for split in _SPLITS[part]]
+        check(*_SPLITS[part])
+        splits = [read(split) for split in _SPLITS[part]]
         datasets = {of: Joined([split[of] for split in splits]) for of in languages}
         longest = max(len(dataset) for dataset in datasets.values())
         workers = config.data.workers
@@ -83,7 +107,14 @@ def text_problem(config: SupervisedConfig) -> Problem:
 
     task = _task(name, about.hidden_size, config.agent.dropout)
     chain = _chain(config, folder, about, pooler=task.loss is cross_entropy)
-    return Problem(dict.fromkeys(languages, task), chain, loader, lambda network: None)
+    return Problem(
+        dict.fromkeys(languages, task),
+        chain,
+        loader,
+        lambda network: None,
+        partial(check, "train", "dev", "test"),
+        passed_over,
+    )
 
 
 class Padded:

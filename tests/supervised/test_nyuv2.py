@@ -120,10 +120,13 @@ def test_empty_folders_and_wrong_names_are_refused(tmp_path: Path) -> None:
         ("image", np.zeros((3, *SIZE)), "(3, 6, 10)", "shape (6, 10, 3)"),
         ("label", np.full(SIZE, 13), "13", "integers -1 to 12"),
         ("label", np.full(SIZE, 0.5), "0.5", "integers -1 to 12"),
-        ("depth", np.full((*SIZE, 1), -1.0), "-1.0", "values 0.0 to 10000.0"),
-        ("depth", np.full((*SIZE, 1), np.inf), "inf", "values 0.0 to 10000.0"),
+        ("depth", np.full((*SIZE, 1), -1.0), "-1.0", "values 0.0 to 20.0 metres"),
+        ("depth", np.full((*SIZE, 1), np.inf), "inf", "values 0.0 to 20.0 metres"),
+        ("depth", np.full((*SIZE, 1), 2345), "2345", "values 0.0 to 20.0 metres"),
+        ("depth", np.full((*SIZE, 1), 234.5), "234.5", "values 0.0 to 20.0 metres"),
         ("depth", np.zeros(SIZE), "(6, 10)", "shape (6, 10, 1)"),
         ("normal", np.full((*SIZE, 3), np.nan), "nan", "values -1.1 to 1.1"),
+        ("normal", np.full((*SIZE, 3), [0.5, 0.5, 1]), "length 1.22", "values from -1 to 1"),
     ],
 )
 def test_wrong_arrays_are_named(
@@ -133,6 +136,15 @@ def test_wrong_arrays_are_named(
     np.save(path, array)
     with refused(DataError, path, f"{value}, expected {expected}"):
         NYUv2(tmp_path, "train", size=SIZE)[5]
+
+
+def test_cityscapes_depth_is_inverse(tmp_path: Path) -> None:
+    write_array_tree(tmp_path, classes=7, normals=False)
+    path = tmp_path / "train" / "depth" / "5.npy"
+    for depth in (35.0, 126.0):  # metres, and pixels of disparity
+        np.save(path, np.full((*SIZE, 1), depth))
+        with refused(DataError, path, depth, "inverse depth"):
+            CityScapes(tmp_path, "train", size=SIZE)[5]
 
 
 def test_damaged_files_are_named(written: Written, tmp_path: Path) -> None:

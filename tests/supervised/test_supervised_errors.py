@@ -257,11 +257,18 @@ def test_a_resume_cannot_change_the_run(
 def test_a_damaged_file_of_the_test_keeps_the_checkpoint(
     one_line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error comes with the file's batch, and the run can be resumed."""
+    """A file that is damaged during training ends the run at its end, and it can be resumed."""
     words = ["nyuv2", *options_of("nyuv2", tmp_path / "data"), "--agent.tree", "shared"]
     words += ["--checkpoint-minutes", "1e-9", "--total-steps", "4"]
-    cut_off(tmp_path / "data", "val/normal/*.npy")
     folder = tmp_path / "run"
+    update = SupervisedExperiment._update
+
+    def spied(self: SupervisedExperiment, *batches: Any) -> None:
+        update(self, *batches)
+        if self.steps == 2:
+            cut_off(tmp_path / "data", "val/normal/*.npy")
+
+    monkeypatch.setattr(SupervisedExperiment, "_update", spied)
     assert "val/normal" in one_line(*words, "--out", str(folder), lines=None)
     assert load_checkpoint(folder, groups=[])[1]["phase"] == "done"
     assert not (folder / "evaluation.json").exists()

@@ -158,6 +158,12 @@ def test_wrong_values_and_shapes_are_named(written: Written, tmp_path: Path) -> 
     Image.fromarray(np.zeros((8, 9), dtype=np.uint8)).save(segmentation)
     with refused(DataError, segmentation, "got shape (8, 9)", "expected shape (8, 8)"):
         data[0]
+    for column in (3, 4, 5):
+        path = tmp_path / data.rows[1][column]
+        Image.fromarray(np.full((8, 8), 100, dtype=np.uint8)).save(path)
+        with refused(DataError, path, "got 8 bits", "expected 16 bits"):
+            data[1]
+        Image.fromarray(np.full((8, 8), 100, dtype=np.uint16)).save(path)
     prior = tmp_path / "semseg_prior_factor.npy"
     np.save(prior, np.zeros(16))
     with refused(DataError, prior, "got shape (16,)", "expected shape (17,)"):

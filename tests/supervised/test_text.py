@@ -104,8 +104,44 @@ def test_classes_are_in_xtremes_order(tmp_path: Path) -> None:
 def test_a_first_pair_is_not_read_as_a_header(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", 'say "a\tb" and\t1\n')
     assert read_pairs(path, "pawsx") == [Pair('say "a', 'b" and', 1)]
-    with refused(DataError, f"{path}, line 1", "'label'"):
-        read_pairs(write(path, "text\ttext\tlabel\n"), "xnli")
+    with refused(DataError, f"{path}, line 1", "'entailed'"):
+        read_pairs(write(path, "text\ttext\tentailed\n"), "xnli")
+
+
+@pytest.mark.parametrize("label", ["label", "gold_label", "Label", "label\r"])
+def test_a_header_of_xnli_is_left_out(tmp_path: Path, label: str) -> None:
+    rows = f"premise\thypo\t{label}\na\tb\tneutral\n"
+    for start in ("", "\n", "\ufeff", "\ufeff\r\n"):
+        path = write(tmp_path / "a.tsv", start + rows)
+        assert read_pairs(path, "xnli") == [Pair("a", "b", 2)]
+    with refused(DataError, f"{path}, line 3", "'label'"):
+        read_pairs(write(path, "a\tb\tneutral\n\na\tb\tlabel\n"), "xnli")
+
+
+@pytest.mark.parametrize("heading", ["token\ttag", "word\tLabel", "form\tupos\n"])
+def test_a_header_of_tags_is_left_out(tmp_path: Path, heading: str) -> None:
+    path = write(tmp_path / "a.tsv", f"{heading}\na\tNOUN\nb\tX\n")
+    assert read_tagged(path, LABELS["udpos"]) == [Sentence(["a", "b"], [7, 16])]
+
+
+def test_blank_lines_between_pairs_are_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "\na\tb\t0\n\n \nc\td\t1\n\n")
+    assert read_pairs(path, "pawsx") == [Pair("a", "b", 0), Pair("c", "d", 1)]
+
+
+def test_samples_with_damaged_lines_can_be_left_out(tmp_path: Path) -> None:
+    damaged: list[DataError] = []
+    path = write(tmp_path / "a.tsv", b"a\tb\t0\nc\nd\t\xff\t1\ne\tf\t1\n\t\t\n")
+    assert read_pairs(path, "pawsx", damaged) == [Pair("a", "b", 0), Pair("e", "f", 1)]
+    assert [error.where for error in damaged] == [f"{path}, line {n}" for n in (2, 3, 5)]
+    damaged.clear()
+    path = write(tmp_path / "b.tsv", "a\tX\nb\n\nc\tX\n\nd\tY\n")
+    assert read_tagged(path, LABELS["udpos"], "", damaged) == [Sentence(["c"], [16])]
+    assert [error.where for error in damaged] == [f"{path}, line {n}" for n in (2, 6)]
+    damaged.clear()
+    path = write(tmp_path / "c.conllu", conllu("1", "a", "_") + "\n\n" + conllu("1", "b", "X"))
+    assert read_conllu(path, damaged) == [Sentence(["b"], [16])]
+    assert [error.where for error in damaged] == [f"{path}, line 1"]
 
 
 def test_characters_that_look_like_line_ends_are_text(tmp_path: Path) -> None:
@@ -233,7 +269,7 @@ def test_conllu_leaves_out_sentences_without_text(tmp_path: Path) -> None:
     [
         ("a\tb\t0\na\tb\n", "line 2: got 2 columns", "text, text and label"),
         ("a\tb\tc\t1\n", "line 1: got 4 columns", "text, text and label"),
-        ("a\tb\t0\n\na\tb\t1\n", "line 2: got 1 columns", "text, text and label"),
+        ("a\tb\t0\n\t\na\tb\t1\n", "line 2: got 2 columns", "text, text and label"),
         ("a\tb\t0\na\tb\t2\n", "line 2: got '2'", "0, 1"),
         ("a\tb\t-1\n", "line 1: got '-1'", "0, 1"),
         ("a\tb\tlabel\na\tb\tlabel\n", "line 2: got 'label'", "0, 1"),

@@ -25,6 +25,7 @@ from conal_rl.errors import ConfigError
 from conal_rl.files import user_path
 from conal_rl.supervised.data.common import Sample, TargetSpec
 from conal_rl.supervised.data.files import (
+    DataError,
     data_error,
     missing_file,
     normalise,
@@ -61,6 +62,8 @@ class CelebA:
         split: the part, by the published partition.
         attributes: names of attributes, `NINE` by default; "all" takes the file's 40.
         size: side of the square that images are resized to.
+        require_all: every image must have a file and a row of attributes. Without it, an image that
+            lacks one is an item that cannot be read.
 
     Raises:
         DataError: a folder or file is missing, damaged, or has unexpected content.
@@ -75,13 +78,15 @@ class CelebA:
         *,
         attributes: tuple[str, ...] | Literal["all"] = NINE,
         size: int = 64,
+        require_all: bool = True,
     ):
         if split not in PARTITIONS:
             raise ConfigError(
                 f"split: got {split!r}, expected one of {', '.join(PARTITIONS)}. Give one of them"
             )
         root, self.size = user_path(root), size
-        known, rows = _read_attributes(root / _ATTRIBUTES)
+        self._list = root / _ATTRIBUTES
+        known, rows, wrong = _read_attributes(self._list, require_all)
         chosen = known if attributes == "all" else attributes
         if unknown := [name for name in chosen if name not in known]:
             raise ConfigError(
@@ -89,15 +94,17 @@ class CelebA:
                 "Give some of them"
             )
         names = _read_partition(root / _PARTITION, PARTITIONS[split])
-        self.paths = _image_paths(root, names)
+        self.paths = _image_paths(root, names, require_all)
         """The images' files, in the order of the partition."""
         for name in names:
-            if name not in rows:
-                raise data_error(
-                    root / _ATTRIBUTES, f"no row for {name}", f"each image of {_PARTITION}"
-                )
-        columns = [known.index(name) for name in chosen]
-        labels = np.frombuffer(b"".join(rows[name] for name in names), dtype=np.uint8)
+            if name not in rows and name not in wrong:
+                expected = f"each image of {_PARTITION}"
+                wrong[name] = data_error(self._list, f"no row for {name}", expected)
+                if require_all:
+                    raise wrong[name]
+        self._wrong = {i: wrong[name] for i, name in enumerate(names) if name in wrong}
+        columns, blank = [known.index(name) for name in chosen], bytes(len(known))
+        labels = np.frombuffer(b"".join(rows.get(name, blank) for name in names), dtype=np.uint8)
         labels = labels.reshape(len(names), len(known))[:, columns]
         self.labels = torch.from_numpy(labels).long()  # (image, attribute)
         self.tasks = {name: TargetSpec((), torch.int64) for name in chosen}
@@ -105,14 +112,25 @@ class CelebA:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def files(self, index: int) -> list[Path]:
+        """Return the files of an item."""
+        return [self.paths[index], self._list]
+
     def __getitem__(self, index: int) -> Sample:
+        if index in self._wrong:
+            raise self._wrong[index]
         pixels = read_image(self.paths[index], "an aligned face, .png or .jpg", "RGB")
         image = resize(normalise(pixels), (self.size, self.size), "bilinear")
         return Sample(image, dict(zip(self.tasks, self.labels[index], strict=True)))
 
 
-def _read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, bytes]]:
-    """Return the attributes' names, and each image's row: one byte 0 or 1 per attribute."""
+def _read_attributes(
+    path: Path, require_all: bool
+) -> tuple[tuple[str, ...], dict[str, bytes], dict[str, DataError]]:
+    """Return the attributes' names, each image's row (bytes 0 or 1), and the errors of rows.
+
+    With `require_all`, the first error is raised.
+    """
     layout = "the number of images, the attributes' names, a row per image"
     lines = read_lines(path, layout)
     if len(lines) < 3 or not lines[0].isdecimal():
@@ -120,16 +138,20 @@ def _read_attributes(path: Path) -> tuple[tuple[str, ...], dict[str, bytes]]:
     names = tuple(lines[1].split())
     if int(lines[0]) != len(lines) - 2:
         raise data_error(path, f"{len(lines) - 2} rows", f"{lines[0]} rows, as line 1 says")
-    rows = {}
+    rows: dict[str, bytes] = {}
+    wrong: dict[str, DataError] = {}
     for number, line in enumerate(lines[2:], start=3):
         image, *values = line.split()
-        if len(values) != len(names) or not set(values) <= {"1", "-1"}:
-            expected = f"{len(names)} values of 1 or -1"
-            raise data_error(f"{path}, row {number}", f"{line!r:.80}", expected)
-        if image in rows:
-            raise data_error(f"{path}, row {number}", f"{image} a second time", "a new image")
-        rows[image] = bytes(value == "1" for value in values)
-    return names, rows
+        where = f"{path}, row {number}"
+        if image in rows or image in wrong:
+            wrong[image] = data_error(where, f"{image} a second time", "a new image")
+        elif len(values) != len(names) or not set(values) <= {"1", "-1"}:
+            wrong[image] = data_error(where, f"{line!r:.80}", f"{len(names)} values of 1 or -1")
+        else:
+            rows[image] = bytes(value == "1" for value in values)
+        if require_all and image in wrong:
+            raise wrong[image]
+    return names, rows, wrong
 
 
 def _read_partition(path: Path, wanted: str) -> list[str]:
@@ -149,7 +171,7 @@ def _read_partition(path: Path, wanted: str) -> list[str]:
     return names
 
 
-def _image_paths(root: Path, names: list[str]) -> list[Path]:
+def _image_paths(root: Path, names: list[str], require_all: bool) -> list[Path]:
     folder = next((root / name for name in _FOLDERS if (root / name).is_dir()), None)
     if folder is None:
         raise missing_file(root / _FOLDERS[0], "a folder of images")
@@ -158,7 +180,7 @@ def _image_paths(root: Path, names: list[str]) -> list[Path]:
     for name in names:
         stem = Path(name).stem
         files = [stem + suffix for suffix in (".png", ".jpg") if stem + suffix in present]
-        if not files:
+        if not files and require_all:
             raise missing_file(folder / f"{stem}.png", f"an image (.png or .jpg) of {_PARTITION}")
-        paths.append(folder / files[0])
+        paths.append(folder / (files or [f"{stem}.png"])[0])
     return paths

@@ -191,9 +191,9 @@ class _Loader:
             batches,
             batch_size=None,
             sampler=numbers,
-            collate_fn=_same,
+            collate_fn=same,
             num_workers=self.workers,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=leave_signals,
             generator=generator,
         ):
             if isinstance(batch, ConalError):
@@ -418,13 +418,14 @@ def _task_batch(
     )
 
 
-def _leave_signals(worker: int) -> None:
+def leave_signals(worker: int) -> None:
     """Ignore the signals that stop a run: the main process ends its workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _same(batch: Any) -> Any:
+def same(batch: Any) -> Any:
+    """Return the batch: what a DataLoader collates is collated already."""
     return batch
 
 

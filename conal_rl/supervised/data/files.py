@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,20 +15,31 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conal_rl.errors import ConalError, import_extra
-from conal_rl.files import read_text, require_regular
+from conal_rl.files import read_bytes, read_text, require_regular
 
 Array = NDArray[Any]
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of wrong bytes
 
 
 class DataError(ConalError):
-    """A data set's file or folder is missing, damaged, or does not follow its format."""
+    """A data set's file or folder is missing, damaged, or does not follow its format.
+
+    Attributes:
+        where: the file, or a line of it.
+        got: its wrong content.
+        expected: the right content.
+    """
+
+    where = got = expected = ""
 
 
 def data_error(
     where: Path | str, got: str, expected: str, advice: str = "Download the data set again"
 ) -> DataError:
     """Return the error to raise if the file `where` holds `got` instead of `expected`."""
-    return DataError(f"{where}: got {got}, expected {expected}. {advice}")
+    error = DataError(f"{where}: got {got}, expected {expected}. {advice}")
+    error.where, error.got, error.expected = str(where), got, expected
+    return error
 
 
 def missing_file(path: Path, what: str) -> DataError:
@@ -50,6 +62,11 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise data_error(path, f"a file that cannot be read ({reason})", what) from error
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a file does not belong to a data set, such as `._0.npy` from macOS."""
+    return name.startswith(".")
+
+
 def require_files(paths: Iterable[Path], what: str) -> None:
     """Raise a DataError that names the first missing file."""
     for path in paths:
@@ -62,6 +79,33 @@ def read_lines(path: Path, what: str) -> list[str]:
     with reading(path, what):
         lines = read_text(path).splitlines()
     return [line.strip() for line in lines if line.strip()]
+
+
+def utf8_lines(path: Path) -> list[str]:
+    """Return the lines of a UTF-8 file, as they are, without a BOM."""
+    lines = []
+    for number, line in numbered_lines(path):
+        require_utf8(line, f"{path}, line {number}")
+        lines.append(line)
+    return lines
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Return the lines with their numbers, without a BOM; `require_utf8` judges each of them."""
+    try:
+        content = read_bytes(path)
+    except OSError as error:
+        got = f"{error.strerror or error}"
+        raise data_error(path, got, "a readable file", "Check the folder") from error
+    text = content.decode("utf-8", errors="surrogateescape").removeprefix("\ufeff")
+    # splitlines would also split at characters inside texts, such as U+2028.
+    return enumerate((line.removesuffix("\r") for line in text.split("\n")), start=1)
+
+
+def require_utf8(line: str, where: str) -> None:
+    """Raise a DataError that names the first byte of a line of `numbered_lines` that is wrong."""
+    if not line.isascii() and (found := _NOT_UTF8.search(line)):
+        raise data_error(where, f"byte 0x{ord(found[0]) - 0xDC00:02x}", "UTF-8")
 
 
 def read_npy(path: Path, shape: tuple[int, ...], what: str) -> Array:
@@ -97,10 +141,11 @@ def require_numbers(path: Path, array: Array) -> None:
         raise data_error(path, f"values of type {array.dtype}", "numbers")
 
 
-def require_values(path: Path, array: Array, low: float, high: float) -> None:
+def require_values(path: Path, array: Array, low: float, high: float, unit: str = "") -> None:
     """Raise a DataError that names the file unless all values are between `low` and `high`.
 
-    NaN is refused. If both bounds are integers, the values must be integers too.
+    NaN is refused. If both bounds are integers, the values must be integers too. The error names
+    the `unit`.
     """
     require_numbers(path, array)
     whole = isinstance(low, int) and isinstance(high, int)
@@ -109,7 +154,9 @@ def require_values(path: Path, array: Array, low: float, high: float) -> None:
         bad |= array != np.round(array)
     if bad.any():
         kind = "integers" if whole else "values"
-        raise data_error(path, f"the value {array[bad][0]}", f"{kind} {low} to {high}")
+        raise data_error(
+            path, f"the value {array[bad][0]}", f"{kind} {low} to {high}{unit and f' {unit}'}"
+        )
 
 
 def normalise(image: Array) -> Tensor:

@@ -23,7 +23,14 @@ from torch.nn import functional as F
 from conal_rl.errors import ConfigError
 from conal_rl.files import user_path
 from conal_rl.supervised.data.common import Sample, TargetSpec
-from conal_rl.supervised.data.files import data_error, missing_file, read_npy, require_values
+from conal_rl.supervised.data.files import (
+    Array,
+    data_error,
+    is_hidden,
+    missing_file,
+    read_npy,
+    require_values,
+)
 
 Split = Literal["train", "val"]
 SCALES = (1.0, 1.2, 1.5)
@@ -44,6 +51,8 @@ class NYUv2:
         augment: scale and flip at random, depending on seed, epoch and index.
         seed: the seed of the augmentation.
         size: height and width of every array; None for the published size.
+        require_all: every image must have all its files. Without it, an image that lacks one is an
+            item that cannot be read.
 
     Raises:
         DataError: a folder or file is missing. When an item is read: a file is damaged or has
@@ -59,6 +68,9 @@ class NYUv2:
         "normals": "normal",
     }
     """The folder of each task's targets."""
+    depths: ClassVar[tuple[float, float]] = (0.0, 20.0)
+    unit: ClassVar[str] = "metres"
+    """Range and unit of the depth. The camera sees 10 m far, so other units exceed the range."""
 
     def __init__(
         self,
@@ -69,6 +81,7 @@ class NYUv2:
         augment: bool = False,
         seed: int = 0,
         size: tuple[int, int] | None = None,
+        require_all: bool = True,
     ):
         if split not in ("train", "val"):
             raise ConfigError(f"split: got {split!r}, expected train or val. Give one of them")
@@ -81,7 +94,8 @@ class NYUv2:
                 f"tasks: got {min(unknown)!r}, expected some of {', '.join(self.folders)}. "
                 "Give some of them"
             )
-        self.names = _paired_names(self.folder, ["image", *(self.folders[t] for t in tasks)])
+        self._kinds = ["image", *(self.folders[task] for task in tasks)]
+        self.names = _paired_names(self.folder, self._kinds, require_all)
         """The names of the files, in the order of their numbers."""
         kinds = {
             "segmentation": TargetSpec(self.size, torch.int64),
@@ -98,6 +112,10 @@ class NYUv2:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def files(self, index: int) -> list[Path]:
+        """Return the files of an item."""
+        return [self.folder / kind / self.names[index] for kind in self._kinds]
 
     def __getitem__(self, index: int) -> Sample:
         name = self.names[index]
@@ -116,8 +134,10 @@ class NYUv2:
             require_values(path, array, VOID, self.classes - 1)
             return torch.from_numpy(array.astype(np.int64))
         # Resizing may exceed the range a little. Bytes or negative depths are a different format.
-        low, high = {"image": (-0.1, 1.1), "depth": (0.0, 1e4), "normals": (-1.1, 1.1)}[kind]
-        require_values(path, array, low, high)
+        low, high = {"image": (-0.1, 1.1), "depth": self.depths, "normals": (-1.1, 1.1)}[kind]
+        require_values(path, array, low, high, self.unit if kind == "depth" else "")
+        if kind == "normals":
+            _require_unit_length(path, array)
         return torch.from_numpy(array.astype(np.float32)).movedim(-1, 0).contiguous()
 
 
@@ -130,6 +150,8 @@ class CityScapes(NYUv2):
     size = (128, 256)
     classes = 7
     folders: ClassVar[dict[str, str]] = {"segmentation": "label", "depth": "depth"}
+    depths = (0.0, 10.0)  # a street in metres, or in pixels of disparity, exceeds it
+    unit = "of inverse depth"
 
 
 def augmented(sample: Sample, rng: np.random.Generator) -> Sample:
@@ -179,15 +201,36 @@ def flipped(sample: Sample) -> Sample:
     return Sample(sample.input.flip(-1), targets)
 
 
-def _paired_names(folder: Path, kinds: list[str]) -> list[str]:
-    """Return the names `{i}.npy` that all folders of a split share, in the order of numbers."""
+def _require_unit_length(path: Path, normals: Array) -> None:
+    """Raise a DataError if the normals seem to be stored as 0 to 1 instead of -1 to 1.
+
+    Then no value is negative, and most lengths are not 1. Unlabelled normals are (0, 0, 0).
+    """
+    if (normals < 0).any():
+        return
+    lengths = np.linalg.norm(normals, axis=-1)
+    labelled = lengths[lengths > 0]
+    if labelled.size and not 0.9 < (length := float(np.median(labelled))) < 1.1:
+        got = f"normals from 0 to 1 and of length {length:.3g}"
+        raise data_error(path, got, "values from -1 to 1, and vectors of length 1")
+
+
+def _paired_names(folder: Path, kinds: list[str], require_all: bool) -> list[str]:
+    """Return the names `{i}.npy` of a split, in the order of numbers.
+
+    Raises:
+        DataError: a folder is missing or, with `require_all`, a file is missing in one of them.
+    """
     names: dict[str, list[str]] = {}
     for kind in kinds:
         subfolder = folder / kind
         if not subfolder.is_dir():
             raise missing_file(subfolder, "a folder of 0.npy, 1.npy, ...")
-        files = (path.name for path in subfolder.glob("*.npy"))
+        files = (path.name for path in subfolder.glob("*.npy") if not is_hidden(path.name))
         names[kind] = sorted(files, key=_number(subfolder))
+    if not require_all:
+        everything = set[str]().union(*names.values())
+        names = dict.fromkeys(kinds, sorted(everything, key=_number(folder)))
     if not names["image"]:
         raise data_error(folder / "image", "an empty folder", "0.npy, 1.npy, ...")
     for kind in kinds:

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conal_rl.errors import ConfigError, import_extra
-from conal_rl.files import user_path
+from conal_rl.files import read_text, user_path
 from conal_rl.supervised.data.common import Sample, TargetSpec
 from conal_rl.supervised.data.files import (
     Array,
@@ -95,6 +95,8 @@ class PascalContext:
         split: the part, by `ImageSets`.
         tasks: the tasks, in order; `edges` is not among the default four.
         size: height and width of inputs and targets.
+        require_all: every image must have all its files. Without it, an image that lacks one is an
+            item that cannot be read.
 
     Raises:
         DataError: a folder or file is missing. When an item is read: a file is damaged or has
@@ -110,6 +112,7 @@ class PascalContext:
         *,
         tasks: Sequence[Task] = ("semseg", "human_parts", "saliency", "normals"),
         size: tuple[int, int] = (512, 512),
+        require_all: bool = True,
     ):
         if split not in ("train", "val"):
             raise ConfigError(f"split: got {split!r}, expected train or val. Give one of them")
@@ -132,11 +135,25 @@ class PascalContext:
             "edges": TargetSpec((1, *size), torch.float32),
         }
         self.tasks = {str(task): kinds[task] for task in tasks}
-        self._require_files()
-        self._people = self._read_people(split) if "human_parts" in self.tasks else set()
+        labels = {"edges"} if "normals" in self.tasks else set()
+        self._kinds = sorted({"image", *self.tasks, *labels})
+        if require_all:
+            self._require_files()
+        self._objects_path = self.root / "ImageSets" / "Parts" / f"{split}.txt"
+        self._people: dict[str, bool] = {}
+        if "human_parts" in self.tasks:
+            self._people = _read_people(self._objects_path)
+        if require_all and "human_parts" in self.tasks:
+            for name in self.names:
+                self._has_people(name)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def files(self, index: int) -> list[Path]:
+        """Return the files of an item."""
+        paths = [self._path(kind, self.names[index]) for kind in self._kinds]
+        return [*paths, self._objects_path] if "human_parts" in self.tasks else paths
 
     def __getitem__(self, index: int) -> Sample:
         name = self.names[index]
@@ -155,7 +172,7 @@ class PascalContext:
             require_values(path, np.where(labels == VOID, 0, labels), 0, 20)
             return self._resized(labels)[0].long()
         if task == "human_parts":
-            parts = self._parts(name, shape) if name in self._people else None
+            parts = self._parts(name, shape) if self._has_people(name) else None
             return None if parts is None else self._resized(parts)[0].long()
         if task == "saliency":
             path = self._path(task, name)
@@ -213,20 +230,15 @@ class PascalContext:
         }[kind]
 
     def _require_files(self) -> None:
-        labels = {"edges"} if "normals" in self.tasks else set()
-        for kind in sorted({"image", *self.tasks, *labels}):
+        for kind in self._kinds:
             paths = [self._path(kind, name) for name in self.names]
             require_files(paths, f"the {kind} of an image that ImageSets/Context lists")
 
-    def _read_people(self, split: str) -> set[str]:
-        """Return the names of the images with a person."""
-        path = self.root / "ImageSets" / "Parts" / f"{split}.txt"
-        with reading(path, "JSON from image to the categories of its objects"):
-            objects = json.loads(path.read_text(encoding="utf-8"))
-            people = {name for name, categories in objects.items() if PERSON in categories}
-        if missing := [name for name in self.names if name not in objects]:
-            raise data_error(path, f"no categories of {missing[0]}", "those of each listed image")
-        return people
+    def _has_people(self, name: str) -> bool:
+        if name not in self._people:
+            got = f"no categories of {name}"
+            raise data_error(self._objects_path, got, "those of each listed image")
+        return self._people[name]
 
 
 def edges(labels: Tensor) -> Tensor:
@@ -235,6 +247,13 @@ def edges(labels: Tensor) -> Tensor:
     is_edge[..., :-1] |= labels[..., :-1] != labels[..., 1:]
     is_edge[..., :-1, :] |= labels[..., :-1, :] != labels[..., 1:, :]
     return is_edge.float()
+
+
+def _read_people(path: Path) -> dict[str, bool]:
+    """Return for each image whether a person is in it."""
+    with reading(path, "JSON from image to the categories of its objects"):
+        objects = json.loads(read_text(path))
+        return {name: PERSON in categories for name, categories in objects.items()}
 
 
 def _load_mat(path: Path) -> dict[str, Any]:

@@ -5,7 +5,8 @@ each mode to rows of six PNG files, relative to the root: image, segmentation, n
 keypoint, edge. `semseg_prior_factor.npy` has the weight of each of the 17 classes.
 
 Images are normalised with ImageNet's mean and deviation, which torchvision's weights expect.
-AdaShare instead subtracts a mean from BGR bytes. AdaShare's random scaling is left out.
+AdaShare instead subtracts a mean from BGR bytes. AdaShare's random scaling is left out. Some
+published images are damaged: AdaShare takes the first item instead, we leave the item out.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conal_rl.errors import ConfigError
-from conal_rl.files import user_path
+from conal_rl.files import read_text, user_path
 from conal_rl.supervised.data.common import Sample, TargetSpec
 from conal_rl.supervised.data.files import (
     Array,
     data_error,
+    is_hidden,
     normalise,
     read_image,
     read_npy,
@@ -111,6 +113,10 @@ class Taskonomy:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def files(self, index: int) -> list[Path]:
+        """Return the files of an item."""
+        return [self.root / name for name in self.rows[index]]
+
     def __getitem__(self, index: int) -> Sample:
         sample = self._read(self.rows[index])
         rng = np.random.default_rng((self.seed, self.epoch, index))
@@ -131,6 +137,8 @@ class Taskonomy:
             array = read_image(path, f"the {task} of {row[0]}, .png", mode)
             require_shape(path, array, (*shape, 3) if mode else shape)
             # Normals have 8 bits. Segmentation is 0 to 17. All other files have 16 bits.
+            if task in ("depth", "keypoints", "edges") and array.dtype.itemsize < 2:
+                raise data_error(path, "8 bits per pixel", "16 bits per pixel")
             require_values(path, array, 0, CLASSES if task == "segmentation" else 2**16 - 1)
             maps[task] = self._nearest(array)
         pixels = resize(normalise(image), (self.size, self.size), "bilinear")
@@ -158,11 +166,17 @@ def _clipped(values: Tensor, highest: float) -> Tensor:
     return (values.float() / 2**16).clamp(max=highest) / highest * 2 - 1
 
 
-def _read_rows(path: Path, split: str) -> list[list[str]]:
+def read_modes(path: Path) -> dict[str, Any]:
+    """Return the content of `taskonomy.json`, from mode to rows of files."""
     with reading(path, "JSON from mode to rows of six files"):
-        modes: Any = json.loads(path.read_text(encoding="utf-8"))
+        modes: Any = json.loads(read_text(path))
     if not isinstance(modes, dict):
         raise data_error(path, type(modes).__name__, "an object from mode to rows of six files")
+    return modes
+
+
+def _read_rows(path: Path, split: str) -> list[list[str]]:
+    modes = read_modes(path)
     if split not in modes:
         raise ConfigError(
             f"split: got {split!r}, expected a mode of {path}: {', '.join(modes)}. Give one of them"
@@ -173,4 +187,4 @@ def _read_rows(path: Path, split: str) -> list[list[str]]:
     for number, row in enumerate(rows):
         if not isinstance(row, list) or [type(name) for name in row] != [str] * 6:
             raise data_error(f"{path}, {split}, row {number}", f"{row!r:.80}", "six files")
-    return rows
+    return [row for row in rows if not any(is_hidden(Path(name).name) for name in row)]

@@ -9,7 +9,7 @@ the same files and keep the labels of the test sets:
     udpos/{train,dev,test}-{language}.conllu          Universal Dependencies, read without a .tsv
 
 Columns are separated by tabs. Quotation marks are ordinary characters, as in transformers. A line
-with a different format raises a DataError that names the line.
+with a different format raises a DataError that names the line, or its sample is left out.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -25,9 +26,16 @@ import torch
 from torch import Tensor
 
 from conal_rl.errors import ConfigError, import_extra
-from conal_rl.files import read_bytes, user_path
+from conal_rl.files import user_path
 from conal_rl.supervised.data.common import TargetSpec
-from conal_rl.supervised.data.files import DataError, data_error, missing_file
+from conal_rl.supervised.data.files import (
+    DataError,
+    data_error,
+    missing_file,
+    numbered_lines,
+    require_utf8,
+    utf8_lines,
+)
 
 Name = Literal["pawsx", "xnli", "panx", "udpos"]
 Split = Literal["train", "dev", "test"]
@@ -44,6 +52,11 @@ LABELS: dict[Name, tuple[str, ...]] = {
 """Names of each benchmark's classes or tags, in XTREME's order; a label is an index into it."""
 
 _OTHER_BERT = "Use a different folder of a BERT"
+_HEADINGS = frozenset(
+    {"class", "gold_label", "label", "labels", "ner", "ner_tag", "ner_tags"}
+    | {"pos", "pos_tag", "pos_tags", "tag", "tags", "upos"}
+)
+"""Names that the column of labels has in headers, in lower case."""
 IGNORED = -100
 """The tag of every token except a word's first piece."""
 
@@ -88,14 +101,17 @@ class Texts:
         split: the part.
         tokenizer: from `load_tokenizer`.
         tokens: length of every input, including [CLS] and [SEP].
+        skip_damaged: leave out pairs and sentences with a malformed line.
 
     Raises:
-        DataError: the file is missing or malformed.
+        DataError: the file is missing, or a line is malformed and `skip_damaged` is off.
         ConfigError: the benchmark or split is unknown, or `tokens` leaves no room for text.
     """
 
     truncated: int
     """The number of samples that were cut to `tokens`."""
+    damaged: list[DataError]
+    """The errors of the samples that are left out."""
 
     def __init__(
         self,
@@ -105,6 +121,7 @@ class Texts:
         split: Split,
         tokenizer: Any,
         tokens: int = 128,
+        skip_damaged: bool = False,
     ):
         if tokens < 5:
             raise ConfigError(
@@ -115,12 +132,14 @@ class Texts:
         self.labels = LABELS[name]
         """The names of the classes or tags."""
         self.tokens, self.padding = tokens, tokenizer.pad_token_id
+        self.damaged = []
+        damaged = self.damaged if skip_damaged else None
         if name in ("pawsx", "xnli"):
-            pairs = read_pairs(path, name)
+            pairs = read_pairs(path, name, damaged)
             self.spec = TargetSpec((), torch.int64)
             self._samples, self.truncated = _encode_pairs(pairs, tokenizer, tokens)
         else:
-            sentences = _read_sentences(path, name, language)
+            sentences = _read_sentences(path, name, language, damaged)
             self.spec = TargetSpec((tokens,), torch.int64)
             self._samples, self.truncated = _encode_sentences(sentences, tokenizer, tokens)
 
@@ -149,9 +168,10 @@ def xtreme(
     split: Split,
     tokenizer: Any,
     tokens: int = 128,
+    skip_damaged: bool = False,
 ) -> dict[str, Texts]:
     """Return the `Texts` of each language; see `Texts` for arguments and errors."""
-    return {of: Texts(root, name, of, split, tokenizer, tokens) for of in languages}
+    return {of: Texts(root, name, of, split, tokenizer, tokens, skip_damaged) for of in languages}
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -167,12 +187,12 @@ def load_tokenizer(folder: str | Path) -> Any:
     transformers = import_extra("transformers", "transformers", "nlp")
     vocabulary, settings = Path(folder) / "vocab.txt", Path(folder) / "tokenizer_config.json"
     # Without the file, transformers would use an empty vocabulary.
-    lacking = {"[PAD]", "[UNK]", "[CLS]", "[SEP]"} - set(_lines(vocabulary))
+    lacking = {"[PAD]", "[UNK]", "[CLS]", "[SEP]"} - set(utf8_lines(vocabulary))
     if lacking:
         missing = ", ".join(sorted(lacking))
         raise data_error(vocabulary, f"no line {missing}", "all special tokens", _OTHER_BERT)
     try:
-        about = json.loads("\n".join(_lines(settings))) if settings.exists() else {}
+        about = json.loads("\n".join(utf8_lines(settings))) if settings.exists() else {}
         case = {} if "do_lower_case" in about else {"do_lower_case": False}
         kind = transformers.BertTokenizerFast
         return kind.from_pretrained(str(folder), local_files_only=True, **case)
@@ -183,61 +203,106 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise data_error(str(folder), reason, "a BERT's tokenizer", _OTHER_BERT) from error
 
 
-def read_pairs(path: Path, name: Name) -> list[Pair]:
+def read_pairs(path: Path, name: Name, damaged: list[DataError] | None = None) -> list[Pair]:
     """Return the pairs of a `.tsv` file of PAWS-X or XNLI.
 
-    A PAWS-X file may start with a header, recognised by a label that is a word. LibMTL always skips
-    the first row, but the files of XTREME's and LibMTL's scripts have no header.
+    The first row may be a header, as in PAWS-X's own files and in MultiNLI's translations. LibMTL
+    always skips the first row, but the files of XTREME's and LibMTL's scripts have no header.
+    Blank lines are left out.
+
+    Args:
+        path: the file.
+        name: the benchmark.
+        damaged: takes the errors of malformed lines, which are left out. None: the first is raised.
 
     Raises:
         DataError: the file cannot be read, is malformed, or is empty.
     """
-    lines = _lines(path)
-    while lines and not lines[-1]:
-        lines.pop()
     pairs = []
-    for number, line in enumerate(lines, start=1):
-        columns = line.split("\t")
-        where = f"{path}, line {number}"
-        if len(columns) != 3:
-            raise data_error(where, f"{len(columns)} columns", "text, text and label")
-        first, second, label = (column.strip() for column in columns)
-        if number == 1 and name == "pawsx" and label[:1].isalpha():
+    lines = [
+        (number, line) for number, line in numbered_lines(path) if line.strip() or "\t" in line
+    ]
+    for number, line in lines:
+        columns = [column.strip() for column in line.split("\t")]
+        if number == lines[0][0] and _is_header(columns, name):
             continue
-        if (name, label) == ("xnli", "contradictory"):
-            label = "contradiction"  # MultiNLI's word, in the translated training files
-        pairs.append(Pair(first, second, _index(label, LABELS[name], where)))
+        with _noting(damaged):
+            pairs.append(_pair(columns, name, f"{path}, line {number}", line))
     if not pairs:
         raise data_error(path, "no pair", "pairs of texts")
     return pairs
 
 
-def read_tagged(path: Path, labels: Sequence[str], language: str = "") -> list[Sentence]:
+def _is_header(columns: list[str], name: Name) -> bool:
+    """Return whether these are names of columns instead of two texts and a label."""
+    if len(columns) != 3:
+        return False
+    label = columns[2]
+    return label[:1].isalpha() if name == "pawsx" else label.lower() in _HEADINGS
+
+
+def _pair(columns: list[str], name: Name, where: str, line: str) -> Pair:
+    require_utf8(line, where)
+    if len(columns) != 3:
+        raise data_error(where, f"{len(columns)} columns", "text, text and label")
+    first, second, label = columns
+    if (name, label) == ("xnli", "contradictory"):
+        label = "contradiction"  # MultiNLI's word, in the translated training files
+    return Pair(first, second, _index(label, LABELS[name], where))
+
+
+def read_tagged(
+    path: Path, labels: Sequence[str], language: str = "", damaged: list[DataError] | None = None
+) -> list[Sentence]:
     """Return the sentences of a `.tsv` file of tokens and tags.
 
     WikiANN's files, the source of PANX, write the token `word` as `en:word`. The prefix of
-    `language` is removed.
+    `language` is removed. The first row may be a header.
+
+    Args:
+        path: the file.
+        labels: the tags.
+        language: the language of the prefix.
+        damaged: takes the errors of sentences with a malformed line, which are left out. None: the
+            first error is raised.
 
     Raises:
         DataError: the file cannot be read, is malformed, or is empty.
     """
     sentences = []
-    for block in _blocks(path):
-        sentence = Sentence([], [])
-        for number, line in block:
-            columns = line.split("\t")
-            where = f"{path}, line {number}"
-            if len(columns) != 2 or not columns[0]:
-                got = f"{len(columns)} columns" if columns[0] else "an empty token"
-                raise data_error(where, got, "token, tab and tag")
-            word = columns[0].removeprefix(f"{language}:") if language else columns[0]
-            sentence.words.append(word or columns[0])
-            sentence.tags.append(_index(columns[1].strip(), labels, where))
-        sentences.append(sentence)
+    for number, block in enumerate(_blocks(path)):
+        if number == 0 and _is_tag_heading(block[0][1], labels):
+            block = block[1:]
+        with _noting(damaged):
+            sentence = Sentence([], [])
+            for line in block:
+                _add_tagged(sentence, *line, path, labels, language)
+            if sentence.words:
+                sentences.append(sentence)
     return _require_some(sentences, path)
 
 
-def read_conllu(path: Path) -> list[Sentence]:
+def _is_tag_heading(line: str, labels: Sequence[str]) -> bool:
+    columns = [column.strip() for column in line.split("\t")]
+    return len(columns) == 2 and columns[1].lower() in _HEADINGS and columns[1] not in labels
+
+
+def _add_tagged(
+    sentence: Sentence, number: int, line: str, path: Path, labels: Sequence[str], language: str
+) -> None:
+    columns = line.split("\t")
+    where = f"{path}, line {number}"
+    require_utf8(line, where)
+    if len(columns) != 2 or not columns[0]:
+        got = f"{len(columns)} columns" if columns[0] else "an empty token"
+        raise data_error(where, got, "token, tab and tag")
+    word = columns[0].removeprefix(f"{language}:") if language else columns[0]
+    tag = _index(columns[1].strip(), labels, where)
+    sentence.words.append(word or columns[0])
+    sentence.tags.append(tag)
+
+
+def read_conllu(path: Path, damaged: list[DataError] | None = None) -> list[Sentence]:
     """Return the words (column 2) and universal tags (column 4) of a Universal Dependencies file.
 
     Comments, ranges of several words (3-4) and empty nodes (8.1) are left out. As in XTREME's
@@ -246,37 +311,58 @@ def read_conllu(path: Path) -> list[Sentence]:
     their text and have `_` for words: a sentence is left out if all words, or all except one, are
     `_`.
 
+    Args:
+        path: the file.
+        damaged: as in `read_tagged`.
+
     Raises:
         DataError: the file cannot be read, is malformed, or is empty.
     """
     sentences = []
     for block in _blocks(path):
-        sentence = Sentence([], [])
-        for number, line in block:
-            columns = line.split("\t")
-            where = f"{path}, line {number}"
-            if line.startswith("#"):
-                continue
-            if len(columns) != 10:
-                raise data_error(where, f"{len(columns)} columns", "the 10 columns of CoNLL-U")
-            if _is_range_or_empty(columns[0]):
-                continue
-            if columns[0] != str(len(sentence.words) + 1):
-                expected = f"word {len(sentence.words) + 1} of the sentence"
-                raise data_error(where, repr(columns[0]), expected)
-            word = columns[1].replace(" ", "").replace("\u200c", "")
-            sentence.words.append(word)
-            sentence.tags.append(_index(columns[3], LABELS["udpos"], where))
-        words = sentence.words
-        if words and words.count("_") < max(1, len(words) - 1):
-            sentences.append(sentence)
+        with _noting(damaged):
+            sentence = Sentence([], [])
+            for number, line in block:
+                if not line.startswith("#"):
+                    _add_conllu(sentence, line, f"{path}, line {number}")
+            words = sentence.words
+            if words and words.count("_") < max(1, len(words) - 1):
+                sentences.append(sentence)
     return _require_some(sentences, path)
 
 
-def _read_sentences(path: Path, name: Name, language: str) -> list[Sentence]:
+def _add_conllu(sentence: Sentence, line: str, where: str) -> None:
+    columns = line.split("\t")
+    require_utf8(line, where)
+    if len(columns) != 10:
+        raise data_error(where, f"{len(columns)} columns", "the 10 columns of CoNLL-U")
+    if _is_range_or_empty(columns[0]):
+        return
+    if columns[0] != str(len(sentence.words) + 1):
+        expected = f"word {len(sentence.words) + 1} of the sentence"
+        raise data_error(where, repr(columns[0]), expected)
+    tag = _index(columns[3], LABELS["udpos"], where)
+    sentence.words.append(columns[1].replace(" ", "").replace("\u200c", ""))
+    sentence.tags.append(tag)
+
+
+def _read_sentences(
+    path: Path, name: Name, language: str, damaged: list[DataError] | None
+) -> list[Sentence]:
     if path.suffix == ".conllu":
-        return read_conllu(path)
-    return read_tagged(path, LABELS[name], language if name == "panx" else "")
+        return read_conllu(path, damaged)
+    return read_tagged(path, LABELS[name], language if name == "panx" else "", damaged)
+
+
+@contextmanager
+def _noting(damaged: list[DataError] | None) -> Iterator[None]:
+    """Add the block's error to `damaged`, or raise it if that is None."""
+    try:
+        yield
+    except DataError as error:
+        if damaged is None:
+            raise
+        damaged.append(error)
 
 
 def _find(root: Path, name: str, language: str, split: str) -> Path:
@@ -297,26 +383,9 @@ def _find(root: Path, name: str, language: str, split: str) -> Path:
     raise missing_file(paths[0], f"{paths[0].name}{also}")
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        content = read_bytes(path)
-    except OSError as error:
-        got = f"{error.strerror or error}"
-        raise data_error(path, got, "a readable file", "Check the folder") from error
-    try:
-        text = content.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
-        byte = f"byte 0x{content[error.start]:02x}"
-        raise data_error(f"{path}, line {number}", byte, "UTF-8") from error
-    # splitlines would also split at characters inside texts, such as U+2028.
-    return [line.removesuffix("\r") for line in text.split("\n")]
-
-
 def _blocks(path: Path) -> Iterator[list[tuple[int, str]]]:
     """Yield blocks of numbered lines; blank lines separate blocks, and no block is empty."""
-    numbered = enumerate(_lines(path), start=1)
-    for filled, block in groupby(numbered, key=lambda line: bool(line[1].strip())):
+    for filled, block in groupby(numbered_lines(path), key=lambda line: bool(line[1].strip())):
         if filled:
             yield list(block)
 
