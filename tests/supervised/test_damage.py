@@ -42,7 +42,7 @@ def skipping(config: SupervisedConfig) -> SupervisedConfig:
 
 def items(problem: Problem) -> dict[str, int]:
     """The number of items of each part."""
-    loaders = {part: problem.loader(part, 1, False) for part in ("both", "test")}  # type: ignore[arg-type]
+    loaders = {part: problem.loader(part, 1, False) for part in ("both", "test")}
     return {part: loader.items for part, loader in loaders.items()}
 
 
@@ -106,7 +106,7 @@ def test_one_damaged_item_is_named_or_passed_over(
     assert sum(items(problem).values()) == sum(whole.values()) - 1
     assert [*problem.passed_over.values()] == [[str(tmp_path / file)]]
     for part in ("both", "test"):
-        assert len(list(problem.loader(part, 1, False)))  # type: ignore[arg-type]
+        assert len(list(problem.loader(part, 1, False)))
 
 
 def test_images_without_a_row_of_attributes_are_items(tmp_path: Path) -> None:
@@ -126,7 +126,8 @@ def damaged(tmp_path: Path) -> list[Path]:
     """Twelve items of Taskonomy in `data`, of which the second and two later ones are damaged."""
     write_taskonomy(tmp_path / "data", count=12)
     paths = [tmp_path / f"data/hall/rgb/point_{n}_domain_rgb.png" for n in (1, 5, 8)]
-    for path, spoil in zip(paths, (flip_a_bit, empty, Path.unlink), strict=True):
+    spoils: tuple[Callable[[Path], object], ...] = (flip_a_bit, empty, Path.unlink)
+    for path, spoil in zip(paths, spoils, strict=True):
         spoil(path)
     return paths
 
@@ -238,9 +239,12 @@ def test_a_long_search_for_damage_is_kept(
     monkeypatch.setattr(damage, "KEPT_AFTER", -1.0)
     reads: list[int] = []
     get = Taskonomy.__getitem__
-    monkeypatch.setattr(
-        Taskonomy, "__getitem__", lambda self, index: (reads.append(index), get(self, index))[1]
-    )
+
+    def counted(self: Taskonomy, index: int) -> Any:
+        reads.append(index)
+        return get(self, index)
+
+    monkeypatch.setattr(Taskonomy, "__getitem__", counted)
 
     def found() -> tuple[list[int], list[int]]:
         reads.clear()
