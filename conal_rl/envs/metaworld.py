@@ -9,7 +9,8 @@ This module handles every quirk of metaworld:
 - Goals come from numpy's global stream, task after task. The goals of a task therefore depend on
   the tasks before it in the suite.
 - `gym.make_vec("Meta-World/custom-mt-envs")` ignores seed 0, and `Meta-World/MT10` leaves out the
-  one-hot. This module calls `metaworld._init_each_env`, the function below both.
+  one-hot. Both draw the goals from numpy's global stream, and `num_goals` of one changes the other
+  ones. This module calls `metaworld._init_each_env`, the function below both.
 - Corner cameras are mounted upside down.
 """
 
@@ -18,12 +19,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, Literal, SupportsFloat, cast
-from unittest import mock
 
 import gymnasium as gym
 import metaworld
@@ -31,6 +30,7 @@ import mujoco
 import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.mujoco import MujocoEnv, MujocoRenderer
+from gymnasium.spaces import Box
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3, MT50_V3
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.types import Task as Goal  # metaworld calls an env with one goal a task
@@ -187,36 +187,44 @@ def official_vector_env(
         SuiteError: As in `suite_tasks`.
     """
     names = suite_tasks(suite_or_tasks)
-    options: dict[str, Any] = dict(
-        seed=seed, use_one_hot=True, task_select="pseudorandom", max_episode_steps=HORIZON
-    )
-    same_step = gym.vector.AutoresetMode.SAME_STEP
-    envs: gym.vector.SyncVectorEnv[Any, Any] | gym.vector.AsyncVectorEnv[Any, Any]
-    with _without_precision_warnings():
-        if isinstance(suite_or_tasks, str) and suite_or_tasks in BENCHMARKS:
-            envs = metaworld.make_mt_envs(  # type: ignore[assignment]
-                suite_or_tasks.upper(),
-                vector_strategy=vector_strategy,
-                autoreset_mode=same_step,
-                **options,
-            )
-        else:
-            goals = _goals(names, seed)
-            builders = [
-                partial(
-                    metaworld._init_each_env,
-                    env_cls=env_class(name),
-                    tasks=[goal for goal in goals if goal.env_name == name],
-                    env_id=i,
-                    num_tasks=len(names),
-                    **options,
-                )
-                for i, name in enumerate(names)
-            ]
-            vector = {"sync": gym.vector.SyncVectorEnv, "async": gym.vector.AsyncVectorEnv}
-            envs = vector[vector_strategy](builders, autoreset_mode=same_step)
+    goals = _goals(names, seed)
+    builders = [
+        partial(_build_official, name, [g for g in goals if g.env_name == name], seed, i, len(names))
+        for i, name in enumerate(names)
+    ]
+    vector = {"sync": gym.vector.SyncVectorEnv, "async": gym.vector.AsyncVectorEnv}
+    envs = vector[vector_strategy](builders, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     envs.call("toggle_sample_tasks_on_reset", True)
     return envs
+
+
+def _build_official(
+    name: str, goals: list[Goal], seed: int, task: int, num_tasks: int
+) -> gym.Env[Any, Any]:
+    env = metaworld._init_each_env(
+        env_cls=env_class(name),
+        tasks=goals,
+        seed=seed,
+        env_id=task,
+        task_select="pseudorandom",
+        max_episode_steps=HORIZON,
+    )
+    return _OneHot(env, task, num_tasks)
+
+
+class _OneHot(gym.ObservationWrapper[Any, Any, Any]):
+    # metaworld's own wrapper makes gymnasium warn of float64 bounds. Filters of warnings belong to
+    # the whole process, so the warning is avoided and not filtered. The space is the same.
+
+    def __init__(self, env: gym.Env[Any, Any], task: int, num_tasks: int) -> None:
+        super().__init__(env)
+        space = cast(Box, env.observation_space)
+        bounds = np.stack([[*space.low, *np.zeros(num_tasks)], [*space.high, *np.ones(num_tasks)]])
+        self._one_hot = np.eye(num_tasks)[task]
+        self.observation_space = Box(*bounds.astype(np.float32))
+
+    def observation(self, observation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.concatenate([observation, self._one_hot])
 
 
 class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
@@ -258,7 +266,7 @@ class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def _build(name: str, goals: list[Goal], render_mode: str | None) -> gym.Env[Any, Any]:
-    with _without_precision_warnings(), _users_code(name):
+    with _users_code(name):
         return _Episodes(
             metaworld._init_each_env(
                 env_cls=env_class(name),
@@ -284,9 +292,10 @@ def draw_goals(envs: Mapping[str, SawyerXYZEnv], seed: int) -> list[Goal]:
     """Return 50 goals for each env, task after task, as metaworld's benchmarks draw them.
 
     The benchmarks reset each env 50 times, and they simulate how the hand moves back to its start.
-    That takes nearly all of the time, and no goal depends on it, so here the hand stays.
-    tests/envs/test_metaworld.py compares the goals of MT10. The goals of all 50 tasks were compared
-    once.
+    That takes nearly all of the time, and no goal depends on it, so here the hand stays, except in
+    subclasses of users. tests/envs/test_metaworld.py compares the goals of MT10. The goals of all
+    50 tasks were compared once. The benchmarks draw from numpy's global stream. These draws are
+    the same, but they come from a stream of their own.
 
     Args:
         envs: An env of each task, by the task's name.
@@ -297,21 +306,39 @@ def draw_goals(envs: Mapping[str, SawyerXYZEnv], seed: int) -> list[Goal]:
         mujoco.mj_forward(env.model, env.data)  # some tasks read positions directly afterwards
         env.init_tcp = env.tcp_center
 
+    draws = np.random.RandomState(seed)  # noqa: NPY002 - the stream that metaworld seeds
     goals = []
-    before = np.random.get_state()  # noqa: NPY002
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        with mock.patch.object(SawyerXYZEnv, "_reset_hand", hand_stays):
-            for name, env in envs.items():
-                env._freeze_rand_vec, env._set_task_called = False, True
-                for _ in range(NUM_GOALS):
-                    with _users_code(name):
-                        env.reset()
-                    goal = {"rand_vec": env._last_rand_vec, "env_cls": type(env)}
-                    goals.append(metaworld._encode_task(name, goal | metaworld._MT_OVERRIDE))
-    finally:
-        np.random.set_state(before)  # noqa: NPY002
+    for name, env in envs.items():
+        cls = type(env)
+        env._freeze_rand_vec, env._set_task_called = False, True
+        # An env draws from its own stream if this is set, and otherwise from numpy's global one.
+        env.seeded_rand_vec, env.np_random = True, cast(Any, draws)
+        if cls in ALL_V3_ENVIRONMENTS.values():
+            env.__class__ = _still(cls)
+        try:
+            for _ in range(NUM_GOALS):
+                with _users_code(name):
+                    env.reset()
+                goal = {"rand_vec": env._last_rand_vec, "env_cls": cls}
+                goals.append(metaworld._encode_task(name, goal | metaworld._MT_OVERRIDE))
+        finally:
+            env.__class__, env.seeded_rand_vec, env._np_random = cls, False, None
     return goals
+
+
+class _HandStays(SawyerXYZEnv):
+    # A reset does not simulate how the hand moves back to its start.
+
+    def _reset_hand(self, steps: int = 50) -> None:
+        mujoco.mj_forward(self.model, self.data)  # some tasks read positions directly afterwards
+        self.init_tcp = self.tcp_center
+
+
+@cache
+def _still(cls: type[SawyerXYZEnv]) -> type[SawyerXYZEnv]:
+    # `super()._reset_hand` in a task's own code then is that of `_HandStays`. Meta-World's classes
+    # stay as they are, because other threads may use them.
+    return cast(type[SawyerXYZEnv], type(cls.__name__, (cls, _HandStays), {}))
 
 
 def require_display() -> None:
@@ -364,11 +391,3 @@ class Camera:
     def close(self) -> None:
         """Free the OpenGL context."""
         self._renderer.close()  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _without_precision_warnings() -> Iterator[None]:
-    # metaworld's OneHotWrapper builds a float32 Box from float64 bounds, and gymnasium warns.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*Box (low|high)'s precision lowered")
-        yield
