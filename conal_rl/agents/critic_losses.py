@@ -66,7 +66,7 @@ class HLGauss(nn.Module):
         width = (high - low) / bins
         sigma = sigma_in_bins * width
         self.scale = math.sqrt(2) * sigma
-        edges = torch.linspace(low, high, bins + 1)
+        edges = torch.linspace(low, high, bins + 1, dtype=torch.float32)
         centres = (edges[:-1] + edges[1:]) / 2
         self.bounds = float(centres[0]), float(centres[-1])
         if linear_to is not None:  # the second factor is that of the uniform bin

@@ -128,7 +128,7 @@ def prepare_optimizer(optimizer: torch.optim.Optimizer, device: torch.device | N
     for group in optimizer.param_groups:
         rate = float(group["lr"])
         group["capturable"] = device is not None
-        group["lr"] = rate if device is None else torch.tensor(rate, device=device)
+        group["lr"] = rate if device is None else torch.tensor(rate, dtype=torch.float32, device=device)
     if device is not None:
         for remembered in optimizer.state.values():
             remembered["step"] = remembered["step"].to(device, torch.float32)

@@ -46,7 +46,7 @@ class SearchNetwork(nn.Module, ABC):
         self.replicas = replicas
         self.choices = tuple(choices)
         self._chain = list(chain)
-        self.gates = nn.Parameter(torch.ones(len(self.choices), options))
+        self.gates = nn.Parameter(torch.ones(len(self.choices), options, dtype=torch.float32))
         self.gumbel_temperature: float | None = None
 
     def gate_weights(self) -> Tensor:

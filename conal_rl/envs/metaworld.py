@@ -21,7 +21,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any, Literal, SupportsFloat, cast
 
 import gymnasium as gym
@@ -189,7 +189,9 @@ def official_vector_env(
     names = suite_tasks(suite_or_tasks)
     goals = _goals(names, seed)
     builders = [
-        partial(_build_official, name, [g for g in goals if g.env_name == name], seed, i, len(names))
+        partial(
+            _build_official, name, [g for g in goals if g.env_name == name], seed, i, len(names)
+        )
         for i, name in enumerate(names)
     ]
     vector = {"sync": gym.vector.SyncVectorEnv, "async": gym.vector.AsyncVectorEnv}
@@ -308,12 +310,7 @@ def draw_goals(envs: Mapping[str, SawyerXYZEnv], seed: int) -> list[Goal]:
         envs: An env of each task, by the task's name.
         seed: As `seed` of metaworld's benchmarks.
     """
-
-    def hand_stays(env: SawyerXYZEnv, steps: int = 50) -> None:
-        mujoco.mj_forward(env.model, env.data)  # some tasks read positions directly afterwards
-        env.init_tcp = env.tcp_center
-
-    draws = np.random.RandomState(seed)  # noqa: NPY002 - the stream that metaworld seeds
+    draws = np.random.RandomState(seed)  # as metaworld's
     goals = []
     for name, env in envs.items():
         cls = type(env)
@@ -341,7 +338,6 @@ class _HandStays(SawyerXYZEnv):
         self.init_tcp = self.tcp_center
 
 
-@cache
 def _still(cls: type[SawyerXYZEnv]) -> type[SawyerXYZEnv]:
     # `super()._reset_hand` in a task's own code then is that of `_HandStays`. Meta-World's classes
     # stay as they are, because other threads may use them.
