@@ -38,19 +38,21 @@ class LinearStack(Layer):
     ):
         super().__init__(index)
         self.activation = activation
-        single = partial(torch.empty, dtype=torch.float32)
         bound = in_features**-0.5  # torch.nn.Linear's initialisation, per module
-        self.weight = nn.Parameter(
-            single(self.count, in_features, out_features).uniform_(-bound, bound)
-        )
-        self.bias = nn.Parameter(single(self.count, 1, out_features).uniform_(-bound, bound))
+        # float32 everywhere, because torch's default belongs to the whole process.
+        weight = torch.empty(self.count, in_features, out_features, dtype=torch.float32)
+        self.weight = nn.Parameter(weight.uniform_(-bound, bound))
+        bias = torch.empty(self.count, 1, out_features, dtype=torch.float32)
+        self.bias = nn.Parameter(bias.uniform_(-bound, bound))
         if layer_norm:
-            self.gain = nn.Parameter(single(self.count, 1, out_features).fill_(1.0))
-            self.shift = nn.Parameter(single(self.count, 1, out_features).zero_())
+            self.gain = nn.Parameter(torch.ones_like(bias))
+            self.shift = nn.Parameter(torch.zeros_like(bias))
         self.layer_norm = layer_norm
         self.register_buffer("rows", torch.tensor(self.index), persistent=False)
         self.blocks_in_order = self.blocks
-        self._row_weights = torch.empty(0)  # kept from step to step, because new memory is slow
+        self._row_weights = weight.new_empty(
+            0
+        )  # kept from step to step, because new memory is slow
 
     def forward(self, x: Tensor, order: RowOrder | None = None, equal_rows: bool = False) -> Tensor:
         """Map `(row, batch, in)` to `(row, batch, out)`, as `Layer.forward`.

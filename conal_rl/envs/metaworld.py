@@ -7,9 +7,10 @@ This module handles every quirk of metaworld:
 - An episode never terminates by itself, and 500 steps truncate it. A task may be solved at one
   step and unsolved at the next, so success means "at any step".
 - Goals come from numpy's global stream, task after task. The goals of a task therefore depend on
-  the tasks before it in the suite. Here they come from an equal stream of their own.
+  the tasks before it in the suite.
 - `gym.make_vec("Meta-World/custom-mt-envs")` ignores seed 0, and `Meta-World/MT10` leaves out the
-  one-hot. This module calls `metaworld._init_each_env`, the function below both.
+  one-hot. Both draw the goals from numpy's global stream, and `num_goals` of one changes the other
+  ones. This module calls `metaworld._init_each_env`, the function below both.
 - Corner cameras are mounted upside down.
 """
 
@@ -29,13 +30,14 @@ import mujoco
 import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.mujoco import MujocoEnv, MujocoRenderer
+from gymnasium.spaces import Box
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3, MT50_V3
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.types import Task as Goal  # metaworld calls an env with one goal a task
 
 from conal_rl.envs.suggest import bare_name, did_you_mean
 from conal_rl.envs.vec_env import Suite, Task
-from conal_rl.errors import ConalError, SuiteError, of_user_code
+from conal_rl.errors import CallError, ConalError, SuiteError, of_user_code
 
 HORIZON = 500
 NUM_GOALS = 50
@@ -187,7 +189,9 @@ def official_vector_env(
     names = suite_tasks(suite_or_tasks)
     goals = _goals(names, seed)
     builders = [
-        partial(_build_official, i, names, [g for g in goals if g.env_name == name], seed)
+        partial(
+            _build_official, name, [g for g in goals if g.env_name == name], seed, i, len(names)
+        )
         for i, name in enumerate(names)
     ]
     vector = {"sync": gym.vector.SyncVectorEnv, "async": gym.vector.AsyncVectorEnv}
@@ -197,31 +201,32 @@ def official_vector_env(
 
 
 def _build_official(
-    index: int, names: Sequence[str], goals: list[Goal], seed: int
+    name: str, goals: list[Goal], seed: int, task: int, num_tasks: int
 ) -> gym.Env[Any, Any]:
     env = metaworld._init_each_env(
-        env_cls=env_class(names[index]),
+        env_cls=env_class(name),
         tasks=goals,
         seed=seed,
+        env_id=task,
         task_select="pseudorandom",
         max_episode_steps=HORIZON,
-        env_id=index,
     )
-    return _OneHot(env, index, len(names))
+    return _OneHot(env, task, num_tasks)
 
 
 class _OneHot(gym.ObservationWrapper[Any, Any, Any]):
-    # As metaworld's OneHotWrapper, about whose space gymnasium warns: it rounds float64 bounds.
+    # metaworld's own wrapper makes gymnasium warn of float64 bounds. Filters of warnings belong to
+    # the whole process, so the warning is avoided and not filtered. The space is the same.
 
     def __init__(self, env: gym.Env[Any, Any], task: int, num_tasks: int) -> None:
         super().__init__(env)
+        space = cast(Box, env.observation_space)
+        bounds = np.stack([[*space.low, *np.zeros(num_tasks)], [*space.high, *np.ones(num_tasks)]])
         self._one_hot = np.eye(num_tasks)[task]
-        own, zeros = cast(gym.spaces.Box, env.observation_space), np.zeros(num_tasks)
-        low, high = np.append(own.low, zeros), np.append(own.high, zeros + 1)
-        self.observation_space = gym.spaces.Box(low.astype(np.float32), high.astype(np.float32))
+        self.observation_space = Box(*bounds.astype(np.float32))
 
     def observation(self, observation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.append(observation, self._one_hot)
+        return np.concatenate([observation, self._one_hot])
 
 
 class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
@@ -254,6 +259,13 @@ class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
             env = cast(MujocoEnv, self.unwrapped)
             self._camera = Camera(env.model, env.data)
         return self._camera.image()
+
+    def __getstate__(self) -> Any:
+        # MujocoEnv's copy lacks a part of the simulation's state, and would step differently.
+        raise CallError(
+            "copy: got official Meta-World envs, whose simulation cannot be copied, expected the "
+            "native engine. Give engine='native', or make new envs"
+        )
 
     def close(self) -> None:
         if self._camera is not None:
@@ -289,30 +301,37 @@ def draw_goals(envs: Mapping[str, SawyerXYZEnv], seed: int) -> list[Goal]:
     """Return 50 goals for each env, task after task, as metaworld's benchmarks draw them.
 
     The benchmarks reset each env 50 times, and they simulate how the hand moves back to its start.
-    That takes nearly all of the time, and no goal depends on it, so here the hand stays.
-    tests/envs/test_metaworld.py compares the goals of MT10. The goals of all 50 tasks were compared
-    once.
+    That takes nearly all of the time, and no goal depends on it, so here the hand stays, except in
+    subclasses of users. tests/envs/test_metaworld.py compares the goals of MT10. The goals of all
+    50 tasks were compared once. The benchmarks draw from numpy's global stream. These draws are
+    the same, but they come from a stream of their own.
 
     Args:
         envs: An env of each task, by the task's name.
         seed: As `seed` of metaworld's benchmarks.
     """
-
-    stream = _NumpysStream(seed)
+    draws = _NumpysStream(seed)
     goals = []
     for name, env in envs.items():
+        cls = type(env)
         env._freeze_rand_vec, env._set_task_called = False, True
-        with _drawing_goals(env, stream):
+        # An env draws from its own stream if this is set, and otherwise from numpy's global one.
+        env.seeded_rand_vec, env.np_random = True, draws
+        if cls in ALL_V3_ENVIRONMENTS.values():
+            env.__class__ = _still(cls)
+        try:
             for _ in range(NUM_GOALS):
                 with _users_code(name):
                     env.reset()
-                goal = {"rand_vec": env._last_rand_vec, "env_cls": type(env)}
+                goal = {"rand_vec": env._last_rand_vec, "env_cls": cls}
                 goals.append(metaworld._encode_task(name, goal | metaworld._MT_OVERRIDE))
+        finally:
+            env.__class__, env.seeded_rand_vec, env._np_random = cls, False, None
     return goals
 
 
 class _NumpysStream(np.random.Generator):
-    """Draws the numbers that `numpy.random.uniform` draws after `numpy.random.seed(seed)`."""
+    # It draws the numbers that `numpy.random.uniform` draws after `numpy.random.seed(seed)`.
 
     def __init__(self, seed: int) -> None:
         numpys = np.random.RandomState(seed)
@@ -320,26 +339,18 @@ class _NumpysStream(np.random.Generator):
         self.uniform: Any = numpys.uniform
 
 
-@contextmanager
-def _drawing_goals(env: SawyerXYZEnv, stream: np.random.Generator) -> Iterator[None]:
-    """Let one env draw goals from the stream, and leave its hand where it is at a reset.
+class _HandStays(SawyerXYZEnv):
+    # A reset does not simulate how the hand moves back to its start.
 
-    Only this object changes. Metaworld's own way is numpy's global stream.
-    """
+    def _reset_hand(self, steps: int = 50) -> None:
+        mujoco.mj_forward(self.model, self.data)  # some tasks read positions directly afterwards
+        self.init_tcp = self.tcp_center
 
-    def hand_stays(steps: int = 50) -> None:
-        mujoco.mj_forward(env.model, env.data)  # some tasks read positions directly afterwards
-        env.init_tcp = env.tcp_center
 
-    own, seeded = env.np_random, env.seeded_rand_vec
-    env.np_random, env.seeded_rand_vec = stream, True
-    if type(env)._reset_hand is SawyerXYZEnv._reset_hand:
-        vars(env)["_reset_hand"] = hand_stays
-    try:
-        yield
-    finally:
-        vars(env).pop("_reset_hand", None)
-        env.np_random, env.seeded_rand_vec = own, seeded
+def _still(cls: type[SawyerXYZEnv]) -> type[SawyerXYZEnv]:
+    # `super()._reset_hand` in a task's own code then is that of `_HandStays`. Meta-World's classes
+    # stay as they are, because other threads may use them.
+    return cast(type[SawyerXYZEnv], type(cls.__name__, (cls, _HandStays), {}))
 
 
 def require_display() -> None:

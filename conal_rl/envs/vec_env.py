@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
-from typing import Any, NamedTuple, SupportsFloat
+from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
 import numpy as np
@@ -14,11 +15,11 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from conal_rl.errors import ConalError, ObservationError, SuiteError, of_user_code
+from conal_rl.envs.calls import Calls
+from conal_rl.envs.task_env import Observation, TaskEnv, short
+from conal_rl.errors import ObservationError, SuiteError
 
-_LARGEST = float(np.finfo(np.float32).max)
 Suite = str | tuple[str, ...]
-Observation = npt.NDArray[np.float32]  # (obs_dim + num_tasks,)
 
 
 class Task(NamedTuple):
@@ -26,175 +27,6 @@ class Task(NamedTuple):
 
     name: str
     build: Callable[[], gym.Env[Any, Any]]  # makes a new env of this task
-
-
-class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
-    """One env as the agent sees it.
-
-    It pads the observation with zeros to `obs_dim` and appends the one-hot of `task`.
-
-    At the end of an episode `info["is_success"]` is the env's own. If the env does not give it, it
-    says whether `info["success"]` was true at any step. If the env does not give that either, it
-    says whether the return reached the `reward_threshold` of the env's gymnasium spec. After an
-    env has reported success or failure once, an episode without a report counts as failed.
-
-    Raises:
-        ObservationError: An observation or reward is not finite numbers of the right shape, or a
-            success, terminated or truncated is neither a boolean nor 0 or 1. It never reaches a
-            replay buffer.
-        SuiteError: The env's own code fails.
-    """
-
-    def __init__(
-        self, env: gym.Env[Any, Any], name: str, index: int, task: int, num_tasks: int, obs_dim: int
-    ) -> None:
-        super().__init__(env)
-        low = np.full(obs_dim + num_tasks, -np.inf, dtype=np.float32)
-        low[obs_dim:] = 0.0
-        high = np.full(obs_dim + num_tasks, np.inf, dtype=np.float32)
-        high[obs_dim:] = 1.0
-        self.observation_space = Box(low, high)
-        self._empty = np.zeros(obs_dim + num_tasks, dtype=np.float32)
-        self._empty[obs_dim + task] = 1.0
-        self._where = f"task {name!r}, env {index} of the task"
-        assert env.observation_space.shape is not None
-        (self._length,) = env.observation_space.shape
-        self._solved: bool | None = None  # None: the env has never reported success or failure
-        self._threshold = env.spec.reward_threshold if env.spec else None
-        self._begin()
-
-    def _begin(self) -> None:
-        self._step = 0
-        self._return = 0.0
-        self._solved = None if self._solved is None else False
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode, as the class says."""
-        self._begin()
-        try:
-            answer: Any = self.env.reset(seed=seed, options=options)
-        except ConalError:
-            raise
-        except Exception as error:  # the env's own code may raise anything
-            if isinstance(error, TypeError) and "keyword argument" in str(error):
-                problem = (
-                    f"reset: got {error}, expected that it takes seed and options. Correct the env"
-                )
-            else:
-                problem = f"reset: got {of_user_code(error)}, expected no error. Correct the env"
-            raise SuiteError(f"{self._where}: {problem}") from error
-        if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping)):
-            raise ObservationError(
-                f"{self._where}: reset: got {_short(answer)}, expected an observation and an "
-                "info. Correct the env"
-            )
-        return self._observation(answer[0]), dict(answer[1])
-
-    def step(
-        self, action: npt.NDArray[Any]
-    ) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Take one step, as the class says."""
-        self._step += 1
-        try:
-            answer: Any = self.env.step(action)
-        except ConalError:
-            raise
-        except Exception as error:  # the env's own code may raise anything
-            raise SuiteError(
-                f"{self._where}: step: got {of_user_code(error)} at step {self._step} of the "
-                "episode, expected no error. Correct the env"
-            ) from error
-        fits = isinstance(answer, tuple) and len(answer) == 5 and isinstance(answer[4], Mapping)
-        if not fits:
-            raise ObservationError(
-                f"{self._where}: step: got {_short(answer)}, expected an observation, a "
-                "reward, terminated, truncated and an info. Correct the env"
-            )
-        obs, given, terminated, truncated, own_info = answer
-        info = dict(own_info)  # a copy, because the env may return the same object again
-        reward = self._reward(given)
-        self._return += reward
-        terminated = self._truth("terminated", terminated)
-        truncated = self._truth("truncated", truncated)
-        for key in {"success", "is_success"} & info.keys():
-            info[key] = self._truth(f"info[{key!r}]", info[key])
-        if "success" in info or "is_success" in info:
-            self._solved = self._solved or info.get("success", False)
-        if (terminated or truncated) and "is_success" not in info:
-            if self._solved is not None:
-                info["is_success"] = self._solved
-            elif self._threshold is not None:
-                info["is_success"] = self._return >= self._threshold
-        return self._observation(obs), reward, terminated, truncated, info
-
-    def _reward(self, given: Any) -> float:
-        number = given if isinstance(given, float) else _item(given)
-        if number is None or np.ndim(given):
-            raise ObservationError(
-                f"{self._where}: reward: got {_short(given)} at step {self._step} of the "
-                "episode, expected a number. Correct the env"
-            )
-        reward = float(number)
-        if not -_LARGEST <= reward <= _LARGEST:
-            raise self._error("reward", reward)
-        return reward
-
-    def _truth(self, what: str, given: Any) -> bool:
-        """Return a boolean, or a number 0 or 1, or an array of one of these, as a boolean."""
-        if isinstance(given, bool):
-            return given
-        number = _item(given)
-        if number is None or number not in (0, 1):
-            raise ObservationError(
-                f"{self._where}: {what}: got {_short(given)} at step {self._step} of the "
-                "episode, expected true or false. Correct the env"
-            )
-        return bool(number)
-
-    def _observation(self, given: Any) -> Observation:
-        try:
-            obs = np.asarray(given)
-            problem = None if obs.dtype.kind in "biuf" else f"values of the type {obs.dtype}"
-        except Exception:  # ragged lists, tensors with gradients, objects of any class
-            problem = _short(given)
-        if problem is None and obs.shape != (self._length,):
-            problem = f"the shape {obs.shape}"
-        if problem is not None:
-            raise ObservationError(
-                f"{self._where}: observation: got {problem} at step {self._step} of the episode, "
-                f"expected numbers of the shape ({self._length},) of its space. Correct the env"
-            )
-        out: Observation = self._empty.copy()
-        with np.errstate(over="ignore"):  # a number too large for float32 becomes inf
-            out[: self._length] = obs
-        if not np.isfinite(out).all():
-            worst = obs[~np.isfinite(out[: self._length])][0]
-            raise self._error("observation", float(worst))
-        return out
-
-    def _error(self, what: str, value: float) -> ObservationError:
-        got = "NaN or inf"
-        if np.isfinite(value):
-            got = f"{value:g}, which is too large for single precision,"
-        return ObservationError(
-            f"{self._where}: {what}: got {got} at step {self._step} of the episode, expected "
-            "finite numbers. Correct the env"
-        )
-
-
-def _item(value: Any) -> float | None:
-    """Return a real number, or that of an array of one; None for anything else."""
-    try:
-        array = np.asarray(value)
-    except Exception:  # tensors with gradients, objects of any class
-        return None
-    return array.item() if array.size == 1 and array.dtype.kind in "biuf" else None
-
-
-def _short(value: object) -> str:
-    return " ".join(repr(value).split())[:60]  # one line, also of an array
 
 
 def stream_seeds(seed: int, num_tasks: int, envs_per_task: int) -> Sequence[int]:
@@ -253,6 +85,11 @@ class SuiteVecEnv(VecEnv):
     envs_per_task: int
     on_step_started: Callable[[], object] | None = None
 
+    @property
+    def in_episode(self) -> bool:
+        """Whether a step may begin. It may not before `reset` and after a call that failed."""
+        raise NotImplementedError
+
     def step(self, actions: npt.NDArray[Any]) -> VecEnvStepReturn:
         """Step all envs as in SB3, and call `on_step_started` while they step."""
         self.step_async(actions)
@@ -267,13 +104,13 @@ class SuiteVecEnv(VecEnv):
         """Seed the action space now, and all envs from their next reset.
 
         Args:
-            seed: At least 0. None draws a seed from numpy's global stream, as in SB3.
+            seed: At least 0. None draws a seed from the operating system.
 
         Returns:
             The seed of every env.
         """
         if seed is None:
-            seed = int(np.random.randint(2**32, dtype=np.uint32))  # noqa: NPY002
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
         self._seeds = [*stream_seeds(seed, self.num_tasks, self.envs_per_task)]
         self.action_space.seed(seed)
         return self._seeds
@@ -332,55 +169,109 @@ class TaskVecEnv(SuiteVecEnv, DummyVecEnv):
             env.action_space = action_space
             return Monitor(env)
 
+        self._calls = Calls()
         super().__init__(
             [partial(wrap, i, k) for i in range(len(tasks)) for k in range(envs_per_task)]
         )
         self.seed(seed)
+
+    @property
+    def in_episode(self) -> bool:
+        """As in `SuiteVecEnv`."""
+        return self._calls.state == "ready"
+
+    def reset(self) -> Observation:
+        """Begin an episode in every env, and return the observations. A begun step is dropped.
+
+        Raises:
+            CallError: The envs are closed.
+        """
+        with self._calls.turn("reset"):
+            self._calls.begin_reset()
+            observations = cast(Observation, super().reset())
+            self._calls.state = "ready"
+        return observations
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         """Keep the actions of the next step, as SB3 does.
 
         Raises:
             ObservationError: The actions have the wrong shape, or a NaN or inf.
+            CallError: The envs are not in an episode, or a step has begun already.
         """
-        require_actions(
-            actions,
-            self.tasks,
-            self.envs_per_task,
-            self.action_space.shape[0],  # type: ignore[index]
-        )
-        super().step_async(actions)
+        with self._calls.turn("step"):
+            self._calls.require("step", "ready")
+            require_actions(
+                actions,
+                self.tasks,
+                self.envs_per_task,
+                self.action_space.shape[0],  # type: ignore[index]
+            )
+            super().step_async(np.array(actions))
+            self._calls.state = "stepping"
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step the envs. An env whose episode has ended is reset.
+
+        Raises:
+            CallError: No step has begun.
+        """
+        with self._calls.turn("step_wait"):
+            self._calls.begin("step_wait", "stepping")
+            result = super().step_wait()
+            self._calls.state = "ready"
+        return result
+
+    def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
+        """Return an image of every env, if `render_mode` is `"rgb_array"`.
+
+        Raises:
+            CallError: The envs are not between two steps of an episode.
+        """
+        with self._calls.turn("render"):
+            self._calls.require("render", "ready")
+            return super().get_images()
+
+    def close(self) -> None:
+        """Close every env, also if closing one of them fails. Closed envs may be closed again."""
+        with self._calls.turn("close"):
+            if self._calls.state == "closed":
+                return
+            self._calls.state = "closed"
+            with ExitStack() as closing:
+                for env in reversed(self.envs):
+                    closing.callback(env.close)
 
 
 def _common_obs_dim(names: Sequence[str], envs: Sequence[gym.Env[Any, Any]]) -> int:
     for name, env in zip(names, envs, strict=True):
         if not isinstance(env.action_space, Box):
             raise SuiteError(
-                f"task {name!r}: action space: got {_short(env.action_space)}, expected a Box. "
+                f"task {name!r}: action space: got {short(env.action_space)}, expected a Box. "
                 "Wrap the env so that a continuous action selects one of its actions"
             )
         actions = env.action_space
         if len(actions.shape) != 1 or not actions.is_bounded() or actions.dtype.kind != "f":
             raise SuiteError(
-                f"task {name!r}: action space: got {_short(actions)}, expected a 1-D Box of "
+                f"task {name!r}: action space: got {short(actions)}, expected a 1-D Box of "
                 "floating-point numbers with finite bounds. Wrap the env, for example in "
                 "gymnasium's RescaleAction or TransformAction"
             )
         if not _has_width(actions):
             raise SuiteError(
-                f"task {name!r}: action space: got {_short(actions)}, expected bounds whose "
+                f"task {name!r}: action space: got {short(actions)}, expected bounds whose "
                 "difference is above 0, and not too large for single precision. Correct the env"
             )
         obs = env.observation_space
         if not isinstance(obs, Box) or len(obs.shape) != 1:
             raise SuiteError(
-                f"task {name!r}: observation space: got {_short(obs)}, expected a 1-D Box. "
+                f"task {name!r}: observation space: got {short(obs)}, expected a 1-D Box. "
                 "Wrap the env, for example in gymnasium's FlattenObservation"
             )
         if not _same_actions(env.action_space, envs[0].action_space):
             raise SuiteError(
-                f"task {name!r}: action space: got {_short(env.action_space)}, expected "
-                f"{_short(envs[0].action_space)} as for task {names[0]!r}. "
+                f"task {name!r}: action space: got {short(env.action_space)}, expected "
+                f"{short(envs[0].action_space)} as for task {names[0]!r}. "
                 "Wrap one of the envs, for example in gymnasium's RescaleAction"
             )
     return max(env.observation_space.shape[0] for env in envs)  # type: ignore[index]

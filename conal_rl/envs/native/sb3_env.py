@@ -16,7 +16,8 @@ from conal_rl.envs.metaworld import suite_tasks
 from conal_rl.envs.native.engine import OBSERVATION
 from conal_rl.envs.native.episodes import Episodes
 from conal_rl.envs.native.physics import Floats
-from conal_rl.envs.vec_env import EnvState, Observation, Suite, SuiteVecEnv
+from conal_rl.envs.task_env import Observation
+from conal_rl.envs.vec_env import EnvState, Suite, SuiteVecEnv
 
 
 class NativeVecEnv(SuiteVecEnv):
@@ -59,6 +60,11 @@ class NativeVecEnv(SuiteVecEnv):
         actions = Box(-1.0, 1.0, (4,), dtype=np.float32)
         super().__init__(self.episodes.num_envs, Box(low, high), actions)
         self.seed(seed)
+
+    @property
+    def in_episode(self) -> bool:
+        """As in `SuiteVecEnv`."""
+        return self.episodes.calls.state == "ready"
 
     def reset(self) -> Observation:
         """Begin an episode in every env, and return the observations `(env, 39 + tasks)`."""
