@@ -63,7 +63,7 @@ class Calls:
         """Return the lock that a call holds while it runs.
 
         Raises:
-            CallError: The call comes from inside a different one, for example from a signal's handler.
+            CallError: The call comes from inside a running one, for example from a handler.
         """
         if self._lock._is_owned():
             raise CallError(
