@@ -277,10 +277,22 @@ def test_a_set_of_a_different_format_is_not_read_whole(
     monkeypatch.setattr(damage, "MOST_NAMED", 10)
     for path in tmp_path.glob("hall/rgb/*.png"):
         empty(path)
-    found = find_damaged(Taskonomy(tmp_path, "train", size=8, crop=None))
-    assert len(found) == 16
-    with refused(DataError, "16 damaged items", "and 6 more"):
-        damage.require_none([*found.values()], 40, "taskonomy")
+    data = Taskonomy(tmp_path, "train", size=8, crop=None)
+    with refused(DataError, "16 damaged items among 16 of Taskonomy", "and 6 more"):
+        find_damaged(data, what="Taskonomy")
+
+
+def test_many_damaged_items_are_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were kept are all damaged, and still they are not most of the items."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(damage, "KEPT_AFTER", -1.0)
+    monkeypatch.setattr(damage, "MOST_NAMED", 2)
+    write_taskonomy(tmp_path, count=60)
+    for number in range(40, 60):
+        empty(tmp_path / f"hall/rgb/point_{number}_domain_rgb.png")
+    data = Taskonomy(tmp_path, "train", size=8, crop=None)
+    for _ in range(2):
+        assert list(find_damaged(data)) == list(range(40, 60))
 
 
 def test_a_wrong_size_is_explained(one_line: Any, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -94,7 +94,7 @@ class Splits:
             self._items[name] = len(dataset)
             text = f"{where}: all {len(dataset):,} items are read once, to find damaged ones."
             with announced(f"{text} Raise data.workers to read faster."):
-                damaged = find_damaged(dataset, self.workers)
+                damaged = find_damaged(dataset, self.workers, where)
             if self.skip and damaged:
                 self.passed_over[name] = pass_over([*damaged.values()], len(dataset), where)
             self._found[name] = damaged
@@ -120,10 +120,7 @@ def pass_over(errors: Sequence[DataError], items: int, what: str) -> list[str]:
         DataError: most items are damaged, so the data set probably has a different format.
     """
     if 2 * len(errors) > items:
-        raise DataError(
-            f"data.root: got {_count(len(errors))} among {items:,} of {what}: {_named(errors)}, "
-            "expected at most half. Check the format of the files"
-        )
+        raise _mostly_damaged(errors, items, what)
     verb = "is" if len(errors) == 1 else "are"
     print(
         f"{what}: {_count(len(errors))} of {items:,} {verb} passed over: {_named(errors)}.",
@@ -132,22 +129,30 @@ def pass_over(errors: Sequence[DataError], items: int, what: str) -> list[str]:
     return [_name(error) for error in errors]
 
 
-def find_damaged(dataset: SharedDataset, workers: int = 0) -> dict[int, DataError]:
+def find_damaged(
+    dataset: SharedDataset, workers: int = 0, what: str = "the data set"
+) -> dict[int, DataError]:
     """Return the errors of a data set's items, by index; every item is read once.
-
-    If most of more than `MOST_NAMED` items are damaged, the rest is not read.
 
     Raises:
         ConalError: reading needs a package that is missing.
+        DataError: most of the first items are damaged, and more than `MOST_NAMED`.
     """
     if not isinstance(dataset, FromFiles):
         return {}
     memory = _memory(dataset)
     kept = _kept(memory, len(dataset))
+    damaged: dict[int, DataError] = {}
     if kept is not None:  # they are read again, because a disk may have failed only then
-        return _read(dataset, kept, workers)
+        for found in _read(dataset, kept, workers):
+            damaged |= found
+        return damaged
     began = time.monotonic()
-    damaged = _read(dataset, range(len(dataset)), workers)
+    for number, found in enumerate(_read(dataset, range(len(dataset)), workers), start=1):
+        damaged |= found
+        seen = min(number * _CHUNK, len(dataset))
+        if len(damaged) > MOST_NAMED and 2 * len(damaged) > seen:
+            raise _mostly_damaged([*damaged.values()], seen, what)
     if time.monotonic() - began > KEPT_AFTER:
         with suppress(OSError):  # it is read again next time
             memory.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +182,10 @@ class _Chunks(Dataset["dict[int, DataError] | ConalError"]):
         return damaged
 
 
-def _read(dataset: SharedDataset, indices: Sequence[int], workers: int) -> dict[int, DataError]:
+def _read(
+    dataset: SharedDataset, indices: Sequence[int], workers: int
+) -> Iterator[dict[int, DataError]]:
+    """Read these items in order, and yield the errors of each chunk."""
     chunks = _Chunks(dataset, indices)
     numbers = range(len(chunks))
     results: Any = map(chunks.__getitem__, numbers)
@@ -191,14 +199,10 @@ def _read(dataset: SharedDataset, indices: Sequence[int], workers: int) -> dict[
             worker_init_fn=leave_signals,
             generator=torch.Generator(),  # without it, it would draw from the global one
         )
-    damaged: dict[int, DataError] = {}
-    for number, found in enumerate(results, start=1):
+    for found in results:
         if isinstance(found, ConalError):
             raise found
-        damaged |= found
-        if len(damaged) > max(MOST_NAMED, number * _CHUNK / 2):
-            break
-    return damaged
+        yield found
 
 
 def _memory(dataset: Any) -> Path:
@@ -226,6 +230,13 @@ def _kept(memory: Path, items: int) -> list[int] | None:
         type(index) is int and 0 <= index < items for index in content
     )
     return content if fits else None
+
+
+def _mostly_damaged(errors: Sequence[DataError], items: int, what: str) -> DataError:
+    return DataError(
+        f"data.root: got {_count(len(errors))} among {items:,} of {what}: {_named(errors)}, "
+        "expected at most half. Check the format of the files"
+    )
 
 
 def _count(damaged: int) -> str:
