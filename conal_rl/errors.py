@@ -30,6 +30,13 @@ class ObservationError(ConalError):
     """An observation, action or reward has a wrong shape, an unknown task, or a NaN or inf."""
 
 
+class CallError(ConalError, RuntimeError):
+    """Envs were called in a wrong order: before `reset`, after `close`, or in the middle of a call.
+
+    The message says which call is expected.
+    """
+
+
 class ExtraError(ConalError, ImportError):
     """An optional package is missing. The message names it and the extra that installs it."""
 

@@ -289,25 +289,31 @@ def draw_goals(envs: Mapping[str, SawyerXYZEnv], seed: int) -> list[Goal]:
     """Return 50 goals for each env, task after task, as metaworld's benchmarks draw them.
 
     The benchmarks reset each env 50 times, and they simulate how the hand moves back to its start.
-    That takes nearly all of the time, and no goal depends on it, so here the hand stays.
-    tests/envs/test_metaworld.py compares the goals of MT10. The goals of all 50 tasks were compared
-    once.
+    That takes nearly all of the time, and no goal depends on it, so here the hand stays,
+    except in subclasses of users. tests/envs/test_metaworld.py compares the goals of MT10. The
+    goals of all 50 tasks were compared once.
 
     Args:
         envs: An env of each task, by the task's name.
         seed: As `seed` of metaworld's benchmarks.
     """
-
     stream = _NumpysStream(seed)
     goals = []
     for name, env in envs.items():
+        cls = type(env)
         env._freeze_rand_vec, env._set_task_called = False, True
-        with _drawing_goals(env, stream):
+        # An env draws from its own stream if this is set, and otherwise from numpy's global one.
+        own, env.seeded_rand_vec, env.np_random = env.np_random, True, stream
+        if cls in ALL_V3_ENVIRONMENTS.values():
+            env.__class__ = _still(cls)
+        try:
             for _ in range(NUM_GOALS):
                 with _users_code(name):
                     env.reset()
-                goal = {"rand_vec": env._last_rand_vec, "env_cls": type(env)}
+                goal = {"rand_vec": env._last_rand_vec, "env_cls": cls}
                 goals.append(metaworld._encode_task(name, goal | metaworld._MT_OVERRIDE))
+        finally:
+            env.__class__, env.seeded_rand_vec, env.np_random = cls, False, own
     return goals
 
 
@@ -320,26 +326,18 @@ class _NumpysStream(np.random.Generator):
         self.uniform: Any = numpys.uniform
 
 
-@contextmanager
-def _drawing_goals(env: SawyerXYZEnv, stream: np.random.Generator) -> Iterator[None]:
-    """Let one env draw goals from the stream, and leave its hand where it is at a reset.
+class _HandStays(SawyerXYZEnv):
+    # A reset does not simulate how the hand moves back to its start.
 
-    Only this object changes. Metaworld's own way is numpy's global stream.
-    """
+    def _reset_hand(self, steps: int = 50) -> None:
+        mujoco.mj_forward(self.model, self.data)  # some tasks read positions directly afterwards
+        self.init_tcp = self.tcp_center
 
-    def hand_stays(steps: int = 50) -> None:
-        mujoco.mj_forward(env.model, env.data)  # some tasks read positions directly afterwards
-        env.init_tcp = env.tcp_center
 
-    own, seeded = env.np_random, env.seeded_rand_vec
-    env.np_random, env.seeded_rand_vec = stream, True
-    if type(env)._reset_hand is SawyerXYZEnv._reset_hand:
-        vars(env)["_reset_hand"] = hand_stays
-    try:
-        yield
-    finally:
-        vars(env).pop("_reset_hand", None)
-        env.np_random, env.seeded_rand_vec = own, seeded
+def _still(cls: type[SawyerXYZEnv]) -> type[SawyerXYZEnv]:
+    # `super()._reset_hand` in a task's own code then is that of `_HandStays`. Meta-World's classes
+    # stay as they are, because other threads may use them.
+    return cast(type[SawyerXYZEnv], type(cls.__name__, (cls, _HandStays), {}))
 
 
 def require_display() -> None:
