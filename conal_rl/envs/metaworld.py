@@ -35,7 +35,7 @@ from metaworld.types import Task as Goal  # metaworld calls an env with one goal
 
 from conal_rl.envs.suggest import bare_name, did_you_mean
 from conal_rl.envs.vec_env import Suite, Task
-from conal_rl.errors import ConalError, SuiteError, of_user_code
+from conal_rl.errors import CallError, ConalError, SuiteError, of_user_code
 
 HORIZON = 500
 NUM_GOALS = 50
@@ -254,6 +254,13 @@ class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
             env = cast(MujocoEnv, self.unwrapped)
             self._camera = Camera(env.model, env.data)
         return self._camera.image()
+
+    def __getstate__(self) -> Any:
+        # MujocoEnv's copy lacks a part of the simulation's state, and would step differently.
+        raise CallError(
+            "copy: got official Meta-World envs, whose simulation cannot be copied, expected the "
+            "native engine. Give engine='native', or make new envs"
+        )
 
     def close(self) -> None:
         if self._camera is not None:

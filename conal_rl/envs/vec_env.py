@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple, SupportsFloat
 
@@ -14,6 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from conal_rl.envs.calls import Calls
 from conal_rl.errors import ConalError, ObservationError, SuiteError, of_user_code
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -267,13 +269,13 @@ class SuiteVecEnv(VecEnv):
         """Seed the action space now, and all envs from their next reset.
 
         Args:
-            seed: At least 0. None draws a seed from numpy's global stream, as in SB3.
+            seed: At least 0. None draws a seed from the operating system.
 
         Returns:
             The seed of every env.
         """
         if seed is None:
-            seed = int(np.random.randint(2**32, dtype=np.uint32))  # noqa: NPY002
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
         self._seeds = [*stream_seeds(seed, self.num_tasks, self.envs_per_task)]
         self.action_space.seed(seed)
         return self._seeds
@@ -332,24 +334,73 @@ class TaskVecEnv(SuiteVecEnv, DummyVecEnv):
             env.action_space = action_space
             return Monitor(env)
 
+        self._calls = Calls()
         super().__init__(
             [partial(wrap, i, k) for i in range(len(tasks)) for k in range(envs_per_task)]
         )
         self.seed(seed)
+
+    def reset(self) -> Observation:
+        """Begin an episode in every env, and return the observations. A begun step is dropped.
+
+        Raises:
+            CallError: The envs are closed.
+        """
+        with self._calls.turn("reset"):
+            self._calls.begin_reset()
+            observations = cast(Observation, super().reset())
+            self._calls.state = "ready"
+        return observations
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         """Keep the actions of the next step, as SB3 does.
 
         Raises:
             ObservationError: The actions have the wrong shape, or a NaN or inf.
+            CallError: The envs are not in an episode, or a step has begun already.
         """
-        require_actions(
-            actions,
-            self.tasks,
-            self.envs_per_task,
-            self.action_space.shape[0],  # type: ignore[index]
-        )
-        super().step_async(actions)
+        with self._calls.turn("step"):
+            self._calls.require("step", "ready")
+            require_actions(
+                actions,
+                self.tasks,
+                self.envs_per_task,
+                self.action_space.shape[0],  # type: ignore[index]
+            )
+            super().step_async(np.array(actions))
+            self._calls.state = "stepping"
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step the envs. An env whose episode has ended is reset.
+
+        Raises:
+            CallError: No step has begun.
+        """
+        with self._calls.turn("step_wait"):
+            self._calls.begin("step_wait", "stepping")
+            result = super().step_wait()
+            self._calls.state = "ready"
+        return result
+
+    def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
+        """Return an image of every env, if `render_mode` is `"rgb_array"`.
+
+        Raises:
+            CallError: The envs are not between two steps of an episode.
+        """
+        with self._calls.turn("render"):
+            self._calls.require("render", "ready")
+            return super().get_images()
+
+    def close(self) -> None:
+        """Close every env, also if closing one of them fails. Closed envs may be closed again."""
+        with self._calls.turn("close"):
+            if self._calls.state == "closed":
+                return
+            self._calls.state = "closed"
+            with ExitStack() as closing:
+                for env in reversed(self.envs):
+                    closing.callback(env.close)
 
 
 def _common_obs_dim(names: Sequence[str], envs: Sequence[gym.Env[Any, Any]]) -> int:

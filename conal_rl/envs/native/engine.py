@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.types import Task as Goal
 
+from conal_rl.envs.calls import renew_after_fork
 from conal_rl.envs.native import physics, tasks
 from conal_rl.envs.native.physics import (
     DONE,
@@ -90,20 +91,53 @@ class Engine:
         self._make_workers()
         self._make_rows()
         self._slots: dict[int, SawyerXYZEnv] = {}  # by env, if the task's own code runs
+        self._stop: Any = None  # ends the helpers
         self._snapshots: dict[tuple[int, int], Snapshot] = {}
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="metaworld")
-        self._actions: npt.NDArray[Any] | None = None  # of the step that has begun
-        self._control = np.zeros(physics.CONTROL_SIZE, dtype=np.int64)
-        self._control[NEXT] = len(self._order)  # all workers count as taken
-        self._alone = np.zeros_like(self._control)  # of steps without helpers
         self._steps, self._timing = 0, False
-        self._helpers = [threading.Event() for _ in range(self.threads - 1)]
-        self._stop = weakref.finalize(self, _stop, self._helpers, self._control)
-        for wake in self._helpers:
+        self._without_threads()
+        renew_after_fork(self)
+
+    # Threads.
+
+    def _without_threads(self) -> None:
+        self._actions: npt.NDArray[Any] | None = None  # of the step that has begun
+        self._shared = False  # whether helpers may still work on it
+        self._jobs: list[Future[None]] = []  # for snapshots; some may not have ended
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="metaworld")
+        self._helpers: list[threading.Event] = []
+        self._control = np.zeros(physics.CONTROL_SIZE, dtype=np.int64)
+        self._control[[NEXT, DONE]] = len(self._order)  # all workers count as taken and done
+        self._alone = np.zeros_like(self._control)  # of steps without helpers
+
+    def _start_helpers(self) -> None:
+        helpers = [threading.Event() for _ in range(self.threads - 1)]
+        self._stop = weakref.finalize(self, _stop, helpers, self._control)
+        for wake in helpers:
             # The threads get only the memory that they step. They do not refer to the engine, so
             # that it can be freed.
             args = wake, self._memory, self.workers, self.rows, self._order, self._control
             threading.Thread(target=_help, args=args, name="metaworld", daemon=True).start()
+        self._helpers = helpers
+
+    def after_fork(self) -> None:
+        """Begin again without threads, because a forked process has none of its parent's."""
+        if self._stop is not None:
+            self._stop.detach()
+        self._stop = None
+        self._without_threads()
+        for model, data in self._memory:
+            mujoco.mj_resetData(model, data)  # a thread may have been in the middle of a step
+
+    def settle(self) -> None:
+        """Wait until no thread works, after a call that was interrupted. Its step is dropped."""
+        self._actions = None
+        if self._shared:
+            physics.step(self.workers, self.rows, self._order, self._control, 0)
+            self._shared = False
+        while self._jobs:
+            if not self._jobs[-1].cancel():
+                self._jobs[-1].exception()  # waits
+            self._jobs.pop()
 
     # Memory.
 
@@ -167,6 +201,10 @@ class Engine:
         self._scales = np.repeat([e.action_scale for e in self._official], self.envs_per_task)
         self._single_scales = self._scales.astype(np.float32).astype(np.float64)
 
+    def interpreted(self, names: Sequence[str]) -> list[str]:
+        """Return the names of the tasks that run their own observation and reward code."""
+        return [name for name, yes in zip(names, self._compiled, strict=True) if not yes]
+
     @property
     def interprets(self) -> bool:
         """Whether any task runs its own observation and reward code instead of compiled code."""
@@ -202,6 +240,9 @@ class Engine:
         # The second step is the first to be timed, because the first step is slow.
         self._timing = self.threads > 1 and self._steps % (STEPS_PER_TIMING * self.threads) == 2
         control = self._alone if self._timing else self._control
+        if self.threads > 1 and not self._helpers:
+            self._start_helpers()
+        self._shared = not self._timing
         physics.begin(self.rows, self._actions.astype(np.float64), scales, single, control)
         if not self._timing:
             for wake in self._helpers:
@@ -222,6 +263,7 @@ class Engine:
                 first = self._steps == 1
                 with announced(COMPILES) if first else nullcontext():
                     physics.step(self.workers, self.rows, self._order, self._control, 0)
+                self._shared = False
 
     def _time_workers(self) -> None:
         """Time each worker's step in this thread, and put the slowest workers first from now on.
@@ -259,14 +301,26 @@ class Engine:
         for task, goal in wanted:
             if (task, goal) not in self._snapshots:
                 new.setdefault(task, set()).add(goal)
-        for snapshots in self._pool.map(self._take_snapshots, new.items()):
-            self._snapshots.update(snapshots)
+        for item in new.items():
+            job: Future[None] = Future()
+            self._jobs.append(job)  # before it begins, so that no interrupt loses it
+            self._pool.submit(self._take_snapshots, job, *item)
+        for job in self._jobs:
+            job.result()
+        self._jobs.clear()
         for i, key in zip(envs.tolist(), wanted, strict=True):
             self._put(self._snapshots[key], i)
 
-    def _take_snapshots(self, new: tuple[int, set[int]]) -> dict[tuple[int, int], Snapshot]:
-        task, goals = new
-        return {(task, goal): self._take_snapshot(task, goal) for goal in goals}
+    def _take_snapshots(self, job: Future[None], task: int, goals: set[int]) -> None:
+        if not job.set_running_or_notify_cancel():
+            return
+        try:
+            for goal in goals:
+                self._snapshots[task, goal] = self._take_snapshot(task, goal)
+        except BaseException as error:
+            job.set_exception(error)
+        else:
+            job.set_result(None)
 
     def _take_snapshot(self, task: int, goal: int) -> Snapshot:
         env = self._official[task]
@@ -313,7 +367,9 @@ class Engine:
 
     def close(self) -> None:
         """Stop the threads."""
-        self._stop()
+        self.settle()
+        if self._stop is not None:
+            self._stop()
         self._pool.shutdown()
 
 

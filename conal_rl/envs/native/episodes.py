@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, get_args
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from gymnasium.utils import seeding
 
 from conal_rl.device import usable_cores
+from conal_rl.envs.calls import Calls, renew_after_fork
 from conal_rl.envs.metaworld import (
     HORIZON,
     NUM_GOALS,
@@ -23,7 +25,7 @@ from conal_rl.envs.native import require_exact
 from conal_rl.envs.native.engine import Engine
 from conal_rl.envs.native.physics import Floats, Integers
 from conal_rl.envs.vec_env import EnvState, require_actions
-from conal_rl.errors import ObservationError, SuiteError
+from conal_rl.errors import CallError, ObservationError, SuiteError
 
 TaskSelect = Literal["random", "pseudorandom"]
 Flags = npt.NDArray[np.bool_]
@@ -78,6 +80,12 @@ class GoalStream:
             self._random.shuffle(self._order)
         return self._order[self._turn]
 
+    def copy(self) -> GoalStream:
+        """Return a stream that draws the same goals."""
+        other = copy.copy(self)
+        other._random, other._order = copy.deepcopy(self._random), list(self._order)
+        return other
+
     def state(self) -> list[Any]:
         """Return the stream's state, in JSON types."""
         return [self._random.bit_generator.state, list(self._order), self._turn]
@@ -91,7 +99,10 @@ class GoalStream:
 class Episodes:
     """Episodes of 500 steps in all envs of Meta-World tasks.
 
-    Env `k` of a task has the index `task * envs_per_task + k`.
+    Env `k` of a task has the index `task * envs_per_task + k`. Methods may be called in any order
+    and from any thread. Each one does what it says or raises `CallError`, and envs whose call was
+    interrupted need a reset. A copy, by `copy` or `pickle`, continues the episodes as the original
+    does. Copies are made between two calls, and not of a task that runs its own code.
 
     Args:
         names: Tasks, as `conal_rl.envs.metaworld.suite_tasks` returns them.
@@ -128,9 +139,12 @@ class Episodes:
             raise ValueError(f"envs_per_task: got {envs_per_task}, expected at least 1")
         if threads is not None and threads < 1:
             raise ValueError(f"threads: got {threads}, expected at least 1")
+        self._arguments = names, envs_per_task, seed, task_select, terminate_on_success, threads
         self.names = tuple(names)
         self.terminate_on_success = terminate_on_success
         self._task_select: TaskSelect = task_select
+        number = len(self.names) * envs_per_task
+        self._streams = [GoalStream(0, task_select) for _ in range(number)]
         threads = threads or usable_cores()
         with ThreadPoolExecutor(threads) as pool:  # compiling a model takes 0.2 s
             official = list(pool.map(lambda name: env_class(name)(), self.names))
@@ -141,9 +155,10 @@ class Episodes:
         self.lengths = np.zeros(self.num_envs, dtype=np.int64)
         self.returns = np.zeros(self.num_envs)
         self.solved = np.zeros(self.num_envs, dtype=np.bool_)
-        self._streams: list[GoalStream] = []
         self._cameras: dict[int, Camera] = {}  # by the id of their MuJoCo data
         self._nobody = self._ended(np.arange(0))
+        self._calls = Calls()
+        renew_after_fork(self)
 
     def seed(self, seeds: Sequence[int | None]) -> None:
         """Seed each env's stream of goals from the next reset. None keeps the env's stream.
@@ -153,45 +168,75 @@ class Episodes:
         """
         if len(seeds) != self.num_envs:
             raise ValueError(f"seeds: got {len(seeds)}, expected {self.num_envs}, one for each env")
-        streams = self._streams or [GoalStream(0, self._task_select)] * self.num_envs
         self.set_streams(
             [
                 stream if seed is None else GoalStream(int(seed), self._task_select)
-                for stream, seed in zip(streams, seeds, strict=True)
+                for stream, seed in zip(self._streams, seeds, strict=True)
             ]
         )
 
     def set_streams(self, streams: Sequence[GoalStream]) -> None:
         """Replace the streams that draw the goals of each env's next resets."""
-        self._streams = list(streams)
+        with self._calls.turn("set_streams"):
+            self._streams = list(streams)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a step may begin."""
+        return self._calls.state == "ready"
 
     def reset(self) -> Floats:
-        """Begin an episode in every env, and return the observations. Call `seed` before."""
-        self._begin(np.arange(self.num_envs))
-        return self.engine.rows.observations.copy()
+        """Begin an episode in every env, and return the observations. A begun step is dropped.
+
+        Raises:
+            CallError: The envs are closed.
+        """
+        with self._calls.turn("reset"):
+            self._calls.begin_reset()
+            self.engine.settle()
+            self._begin(np.arange(self.num_envs))
+            observations = self.engine.rows.observations.copy()
+            self._calls.state = "ready"
+        return observations
 
     def _begin(self, envs: Integers) -> None:
-        goals = np.array([self._streams[i].draw() for i in envs.tolist()], dtype=np.int64)
+        # A stream moves on only after the reset, so a reset that is interrupted takes no goal.
+        streams = {i: self._streams[i].copy() for i in envs.tolist()}
+        goals = np.array([stream.draw() for stream in streams.values()], dtype=np.int64)
         self.engine.reset(envs, goals)
         self.lengths[envs], self.returns[envs], self.solved[envs] = 0, 0.0, False
         self.engine.rows.warnings[envs] = 0
+        self._streams = [streams.get(i, stream) for i, stream in enumerate(self._streams)]
 
     def start(self, actions: npt.NDArray[np.floating[Any]]) -> None:
         """Begin a step with actions `(env, 4)`, float32 or float64. Threads continue it.
 
         Raises:
             ObservationError: The actions have the wrong shape, or a NaN or inf.
+            CallError: The envs are not in an episode, or a step has begun already.
         """
-        require_actions(actions, self.names, self.engine.envs_per_task, 4)
-        self.engine.start(actions)
+        with self._calls.turn("step"):
+            self._calls.require("step", "ready")
+            require_actions(actions, self.names, self.engine.envs_per_task, 4)
+            self._calls.state = "broken"
+            self.engine.start(np.asarray(actions))
+            self._calls.state = "stepping"
 
     def finish(self) -> Step:
         """Wait for the step and return it. An env whose episode has ended is reset.
 
         Raises:
             ObservationError: An observation or a reward has a NaN or inf.
+            CallError: No step has begun.
         """
-        self.engine.wait()
+        with self._calls.turn("step_wait"):
+            self._calls.begin("step_wait", "stepping")
+            self.engine.wait()
+            step = self._step()
+            self._calls.state = "ready"
+        return step
+
+    def _step(self) -> Step:
         rows = self.engine.rows
         self.lengths += 1
         self._check_finite()
@@ -234,31 +279,76 @@ class Episodes:
         )
 
     def state(self) -> EnvState | None:
-        """Return the state of the episodes, or None if a task runs its own code."""
-        if self.engine.interprets:
-            return None
-        return EnvState(
-            {name: array.copy() for name, array in self._arrays().items()},
-            [stream.state() for stream in self._streams],
-        )
+        """Return the state of the episodes, or None if a task runs its own code.
+
+        Raises:
+            CallError: The envs are not between two steps of an episode.
+        """
+        with self._calls.turn("state"):
+            self._calls.require("state", "ready")
+            if self.engine.interprets:
+                return None
+            return EnvState(
+                {name: array.copy() for name, array in self._arrays().items()},
+                [stream.state() for stream in self._streams],
+            )
 
     def restore(self, state: EnvState) -> Floats:
         """Resume the episodes of a state and return their observations.
 
         Raises:
             ValueError: The tasks or the number of envs differ from those of `state`.
+            CallError: The envs are closed.
         """
         arrays = self._arrays()
         expected = {name: array.shape for name, array in arrays.items()}
         given = {name: array.shape for name, array in state.arrays.items()}
         if given != expected:
             raise ValueError(f"state: got arrays of the shapes {given}, expected {expected}")
-        for name, array in arrays.items():
-            array[:] = state.arrays[name]
-        self.seed([0] * self.num_envs)
-        for stream, stream_state in zip(self._streams, state.streams, strict=True):
+        streams = [GoalStream(0, self._task_select) for _ in range(self.num_envs)]
+        for stream, stream_state in zip(streams, state.streams, strict=True):
             stream.restore(stream_state)
-        return self.engine.rows.observations.copy()
+        with self._calls.turn("restore"):
+            self._calls.begin_reset("restore")
+            self.engine.settle()
+            for name, array in arrays.items():
+                array[:] = state.arrays[name]
+            self._streams = streams
+            observations = self.engine.rows.observations.copy()
+            self._calls.state = "ready"
+        return observations
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs.
+
+        Raises:
+            CallError: The envs cannot be copied now, or never.
+        """
+        with self._calls.turn("copy"):
+            calls = self._calls.__getstate__()
+            if self.engine.interprets:
+                raise CallError(
+                    f"copy: got {', '.join(self.engine.interpreted(self.names))}, whose episodes "
+                    "cannot be copied, expected tasks with compiled code. Make new envs"
+                )
+            arrays = {name: array.copy() for name, array in self._arrays().items()}
+            streams = [stream.copy() for stream in self._streams]
+        on_success = self.terminate_on_success
+        return calls | {
+            "arguments": self._arguments,
+            "on_success": on_success,
+            "arrays": arrays,
+            "streams": streams,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the copy."""
+        self.__init__(*state["arguments"])  # type: ignore[misc]
+        for name, array in self._arrays().items():
+            array[:] = state["arrays"][name]
+        self._streams = state["streams"]
+        self.terminate_on_success = state["on_success"]
+        self._calls.state = state["state"]
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         counts = {"lengths": self.lengths, "returns": self.returns, "solved": self.solved}
@@ -277,15 +367,29 @@ class Episodes:
 
         Raises:
             ConalError: MuJoCo cannot render.
+            CallError: The envs are not between two steps of an episode.
         """
-        model, data = self.engine.show(i)
-        if id(data) not in self._cameras:  # several envs share one model and its data
-            self._cameras[id(data)] = Camera(model, data)
-        return self._cameras[id(data)].image()
+        with self._calls.turn("render"):
+            self._calls.require("render", "ready")
+            model, data = self.engine.show(i)
+            if id(data) not in self._cameras:  # several envs share one model and its data
+                self._cameras[id(data)] = Camera(model, data)
+            return self._cameras[id(data)].image()
 
     def close(self) -> None:
-        """Stop the threads and free the cameras."""
-        self.engine.close()
-        for camera in self._cameras.values():
-            camera.close()
+        """Stop the threads and free the cameras. Closed envs may be closed again."""
+        with self._calls.turn("close"):
+            self._calls.state = "closed"
+            self.engine.close()
+            while self._cameras:
+                self._cameras.popitem()[1].close()
+
+    def after_fork(self) -> None:
+        """Keep the parent's cameras as they are, because their OpenGL is the parent's."""
+        if self._cameras:
+            _of_parents.append(self._cameras)
         self._cameras = {}
+
+
+_of_parents: list[dict[int, Camera]] = []
+"""Cameras that a forked process never frees."""

@@ -21,6 +21,7 @@ from conal_rl.envs.native.engine import OBSERVATION
 from conal_rl.envs.native.episodes import Ended, Episodes, Flags, TaskSelect
 from conal_rl.envs.native.physics import Floats
 from conal_rl.envs.vec_env import Suite, stream_seeds
+from conal_rl.errors import CallError
 
 _METADATA = {"render_modes": ["rgb_array"], "render_fps": 80}
 
@@ -202,19 +203,27 @@ class MetaWorldEnv(gym.Env[Floats, npt.NDArray[Any]]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Floats, dict[str, Any]]:
         """Begin an episode. A seed also starts the stream of goals again."""
-        super().reset(seed=seed)
-        begun, self._begun = self._begun, None
-        if begun is not None and seed is None and not options:
+        begun = self._begun
+        if begun is not None and seed is None and not options and self._envs.episodes.ready:
+            self._begun = None
             return begun, {}  # a second reset would skip this episode's goal
         if seed is None and not self._seeded:
             seed = int(self.np_random.integers(2**32))
-        self._seeded = True
         observations, _ = self._envs.reset(seed=seed, options=options)
+        super().reset(seed=seed)
+        self._seeded, self._begun = True, None
         return observations[0], {}
 
     def step(self, action: npt.NDArray[Any]) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
-        """Take one step. Call `reset` after a terminated or truncated one."""
-        observations, rewards, terminated, truncated, info = self._envs.step(action[None])
+        """Take one step.
+
+        Raises:
+            CallError: `reset` has not been called, or not since a terminated or truncated step.
+        """
+        if self._begun is not None and self._envs.episodes.ready:
+            raise CallError("step: got the end of an episode, expected an episode. Call reset")
+        actions = np.asarray(action)[None]
+        observations, rewards, terminated, truncated, info = self._envs.step(actions)
         ended = "final_obs" in info
         observation = info["final_obs"][0] if ended else observations[0]
         self._begun = observations[0] if ended else None
