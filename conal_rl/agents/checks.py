@@ -152,6 +152,11 @@ def require_tasks(tasks: tuple[str, ...], env: Any) -> None:
         )
 
 
+def in_episode(env: Any) -> bool:
+    """Return false if envs of `conal_rl.envs.make` need a reset, as after an interrupted step."""
+    return bool(getattr(env, "in_episode", True))
+
+
 def require_task_ids(observation: Any, num_tasks: int) -> None:
     """Raise ObservationError unless each row `(..., feature + task)` ends in a task's one-hot."""
     if not isinstance(observation, np.ndarray) or not observation.ndim:

@@ -293,7 +293,8 @@ class ConalSAC(SAC):
         reset_num_timesteps: bool = True,
         *rest: Any,
     ) -> Any:
-        if reset_num_timesteps or self._last_obs is None:  # then SB3 resets the envs
+        if reset_num_timesteps or self._last_obs is None or not checks.in_episode(self.env):
+            self._last_obs = None  # SB3 then resets the envs
             self.replay_buffer.cut_episodes()
         learning = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *rest)
         checks.require_task_ids(self._last_obs, len(self.tasks))

@@ -60,8 +60,8 @@ class Temperatures:
         learning_rate: float,
     ):
         self._target_entropy = target_entropy
-        self._fixed = None if fixed is None else fixed.expand(tasks)
-        self.log = None if log is None else log.detach().repeat(tasks).requires_grad_(True)
+        self._fixed = None if fixed is None else fixed.float().expand(tasks)
+        self.log = None if log is None else log.detach().float().repeat(tasks).requires_grad_()
         self.optimizer = (
             None if self.log is None else torch.optim.Adam([self.log], lr=learning_rate)
         )

@@ -204,7 +204,7 @@ class ConflictNoticingWeighting(aggregation.Weighting[Tensor]):
                 "Use ConflictNoticing"
             )
         self.rule, self.margin = rule, margin
-        self(torch.eye(2))  # an unknown rule is refused here
+        self(torch.eye(2, dtype=torch.float32))  # an unknown rule is refused here
 
     def forward(self, gramian: Tensor) -> Tensor:
         """Weights `(task,)` for a Gram matrix `(task, task)`."""

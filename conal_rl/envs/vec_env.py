@@ -255,6 +255,11 @@ class SuiteVecEnv(VecEnv):
     envs_per_task: int
     on_step_started: Callable[[], object] | None = None
 
+    @property
+    def in_episode(self) -> bool:
+        """Whether a step may begin. It may not before `reset` and after a call that failed."""
+        raise NotImplementedError
+
     def step(self, actions: npt.NDArray[Any]) -> VecEnvStepReturn:
         """Step all envs as in SB3, and call `on_step_started` while they step."""
         self.step_async(actions)
@@ -339,6 +344,11 @@ class TaskVecEnv(SuiteVecEnv, DummyVecEnv):
             [partial(wrap, i, k) for i in range(len(tasks)) for k in range(envs_per_task)]
         )
         self.seed(seed)
+
+    @property
+    def in_episode(self) -> bool:
+        """As in `SuiteVecEnv`."""
+        return self._calls.state == "ready"
 
     def reset(self) -> Observation:
         """Begin an episode in every env, and return the observations. A begun step is dropped.

@@ -157,7 +157,7 @@ class Episodes:
         self.solved = np.zeros(self.num_envs, dtype=np.bool_)
         self._cameras: dict[int, Camera] = {}  # by the id of their MuJoCo data
         self._nobody = self._ended(np.arange(0))
-        self._calls = Calls()
+        self.calls = Calls()
         renew_after_fork(self)
 
     def seed(self, seeds: Sequence[int | None]) -> None:
@@ -177,13 +177,8 @@ class Episodes:
 
     def set_streams(self, streams: Sequence[GoalStream]) -> None:
         """Replace the streams that draw the goals of each env's next resets."""
-        with self._calls.turn("set_streams"):
+        with self.calls.turn("set_streams"):
             self._streams = list(streams)
-
-    @property
-    def ready(self) -> bool:
-        """Whether a step may begin."""
-        return self._calls.state == "ready"
 
     def reset(self) -> Floats:
         """Begin an episode in every env, and return the observations. A begun step is dropped.
@@ -191,12 +186,12 @@ class Episodes:
         Raises:
             CallError: The envs are closed.
         """
-        with self._calls.turn("reset"):
-            self._calls.begin_reset()
+        with self.calls.turn("reset"):
+            self.calls.begin_reset()
             self.engine.settle()
             self._begin(np.arange(self.num_envs))
             observations = self.engine.rows.observations.copy()
-            self._calls.state = "ready"
+            self.calls.state = "ready"
         return observations
 
     def _begin(self, envs: Integers) -> None:
@@ -215,12 +210,12 @@ class Episodes:
             ObservationError: The actions have the wrong shape, or a NaN or inf.
             CallError: The envs are not in an episode, or a step has begun already.
         """
-        with self._calls.turn("step"):
-            self._calls.require("step", "ready")
+        with self.calls.turn("step"):
+            self.calls.require("step", "ready")
             require_actions(actions, self.names, self.engine.envs_per_task, 4)
-            self._calls.state = "broken"
+            self.calls.state = "broken"
             self.engine.start(np.asarray(actions))
-            self._calls.state = "stepping"
+            self.calls.state = "stepping"
 
     def finish(self) -> Step:
         """Wait for the step and return it. An env whose episode has ended is reset.
@@ -229,11 +224,11 @@ class Episodes:
             ObservationError: An observation or a reward has a NaN or inf.
             CallError: No step has begun.
         """
-        with self._calls.turn("step_wait"):
-            self._calls.begin("step_wait", "stepping")
+        with self.calls.turn("step_wait"):
+            self.calls.begin("step_wait", "stepping")
             self.engine.wait()
             step = self._step()
-            self._calls.state = "ready"
+            self.calls.state = "ready"
         return step
 
     def _step(self) -> Step:
@@ -284,8 +279,8 @@ class Episodes:
         Raises:
             CallError: The envs are not between two steps of an episode.
         """
-        with self._calls.turn("state"):
-            self._calls.require("state", "ready")
+        with self.calls.turn("state"):
+            self.calls.require("state", "ready")
             if self.engine.interprets:
                 return None
             return EnvState(
@@ -308,14 +303,14 @@ class Episodes:
         streams = [GoalStream(0, self._task_select) for _ in range(self.num_envs)]
         for stream, stream_state in zip(streams, state.streams, strict=True):
             stream.restore(stream_state)
-        with self._calls.turn("restore"):
-            self._calls.begin_reset("restore")
+        with self.calls.turn("restore"):
+            self.calls.begin_reset("restore")
             self.engine.settle()
             for name, array in arrays.items():
                 array[:] = state.arrays[name]
             self._streams = streams
             observations = self.engine.rows.observations.copy()
-            self._calls.state = "ready"
+            self.calls.state = "ready"
         return observations
 
     def __getstate__(self) -> dict[str, Any]:
@@ -324,8 +319,8 @@ class Episodes:
         Raises:
             CallError: The envs cannot be copied now, or never.
         """
-        with self._calls.turn("copy"):
-            calls = self._calls.__getstate__()
+        with self.calls.turn("copy"):
+            calls = self.calls.__getstate__()
             if self.engine.interprets:
                 raise CallError(
                     f"copy: got {', '.join(self.engine.interpreted(self.names))}, whose episodes "
@@ -348,7 +343,7 @@ class Episodes:
             array[:] = state["arrays"][name]
         self._streams = state["streams"]
         self.terminate_on_success = state["on_success"]
-        self._calls.state = state["state"]
+        self.calls.state = state["state"]
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         counts = {"lengths": self.lengths, "returns": self.returns, "solved": self.solved}
@@ -369,8 +364,8 @@ class Episodes:
             ConalError: MuJoCo cannot render.
             CallError: The envs are not between two steps of an episode.
         """
-        with self._calls.turn("render"):
-            self._calls.require("render", "ready")
+        with self.calls.turn("render"):
+            self.calls.require("render", "ready")
             model, data = self.engine.show(i)
             if id(data) not in self._cameras:  # several envs share one model and its data
                 self._cameras[id(data)] = Camera(model, data)
@@ -378,8 +373,8 @@ class Episodes:
 
     def close(self) -> None:
         """Stop the threads and free the cameras. Closed envs may be closed again."""
-        with self._calls.turn("close"):
-            self._calls.state = "closed"
+        with self.calls.turn("close"):
+            self.calls.state = "closed"
             self.engine.close()
             while self._cameras:
                 self._cameras.popitem()[1].close()

@@ -204,7 +204,7 @@ class MetaWorldEnv(gym.Env[Floats, npt.NDArray[Any]]):
     ) -> tuple[Floats, dict[str, Any]]:
         """Begin an episode. A seed also starts the stream of goals again."""
         begun = self._begun
-        if begun is not None and seed is None and not options and self._envs.episodes.ready:
+        if begun is not None and seed is None and not options and self._envs.episodes.calls.state == "ready":
             self._begun = None
             return begun, {}  # a second reset would skip this episode's goal
         if seed is None and not self._seeded:
@@ -220,7 +220,7 @@ class MetaWorldEnv(gym.Env[Floats, npt.NDArray[Any]]):
         Raises:
             CallError: `reset` has not been called, or not since a terminated or truncated step.
         """
-        if self._begun is not None and self._envs.episodes.ready:
+        if self._begun is not None and self._envs.episodes.calls.state == "ready":
             raise CallError("step: got the end of an episode, expected an episode. Call reset")
         actions = np.asarray(action)[None]
         observations, rewards, terminated, truncated, info = self._envs.step(actions)

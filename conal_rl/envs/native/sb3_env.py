@@ -60,6 +60,11 @@ class NativeVecEnv(SuiteVecEnv):
         super().__init__(self.episodes.num_envs, Box(low, high), actions)
         self.seed(seed)
 
+    @property
+    def in_episode(self) -> bool:
+        """As in `SuiteVecEnv`."""
+        return self.episodes.calls.state == "ready"
+
     def reset(self) -> Observation:
         """Begin an episode in every env, and return the observations `(env, 39 + tasks)`."""
         if any(seed is not None for seed in self._seeds):
