@@ -8,6 +8,7 @@ import pickle
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,9 +81,12 @@ class CallOrder(RuleBasedStateMachine):
             envs.close()
 
     def call(self, call: Callable[[Any], Any], thread: bool = False) -> Any:
-        native, official = (outcome(lambda envs=envs: call(envs), thread) for envs in self.both)
+        native, official = (outcome(partial(call, envs), thread) for envs in self.both)
         assert_equal(native, official)
         return native
+
+    def step_both(self, actions: Any, thread: bool = False) -> Any:
+        return self.call(lambda envs: envs.step(actions), thread)
 
     def actions(self, seed: int, steps: int) -> Any:
         shape = steps, len(self.suite), 4
@@ -112,7 +116,7 @@ class CallOrder(RuleBasedStateMachine):
     @rule(seed=ACTIONS, steps=st.sampled_from([1, 1, 1, 3]), thread=THREADS)
     def step(self, seed: int, steps: int, thread: bool) -> None:
         for row in self.actions(seed, steps):
-            self.call(lambda envs, row=row: envs.step(row), thread)
+            self.step_both(row, thread)
 
     @rule(seed=ACTIONS, kind=st.sampled_from(["list", "double", "nan", "shape", "large"]))
     def step_with_other_actions(self, seed: int, kind: str) -> None:
@@ -152,7 +156,7 @@ class CallOrder(RuleBasedStateMachine):
     @rule()
     def step_to_the_next_episode(self) -> None:
         for row in self.actions(1, 500):
-            if self.call(lambda envs, row=row: envs.step(row))[2].all():
+            if self.step_both(row)[2].all():
                 return
         raise AssertionError("the episode has not ended")
 
@@ -172,7 +176,7 @@ class CallOrder(RuleBasedStateMachine):
             self.both[0] = copied
             native.close()
         for how in (copy.deepcopy, pickle.dumps):
-            assert isinstance(outcome(lambda how=how: how(self.both[1])), CallError)
+            assert isinstance(outcome(partial(how, self.both[1])), CallError)
 
     @precondition(lambda self: self.in_episode)
     @rule(seed=ACTIONS, steps=st.integers(1, 4), pause=st.booleans())
@@ -180,7 +184,7 @@ class CallOrder(RuleBasedStateMachine):
         native, rows = self.both[0], self.actions(seed, steps)
         state = native.state()
         for row in rows:
-            self.call(lambda envs, row=row: envs.step(row))
+            self.step_both(row)
         native.reset()
         if pause:
             native.step_async(rows[0])
@@ -198,7 +202,7 @@ class CallOrder(RuleBasedStateMachine):
             self.call(lambda envs: envs.step(rows[0]))
             self.call(lambda envs: envs.reset())
             for row in rows:
-                self.call(lambda envs, row=row: envs.step(row))
+                self.step_both(row)
 
         assert_works_in_a_fork(child)
 

@@ -204,7 +204,12 @@ class MetaWorldEnv(gym.Env[Floats, npt.NDArray[Any]]):
     ) -> tuple[Floats, dict[str, Any]]:
         """Begin an episode. A seed also starts the stream of goals again."""
         begun = self._begun
-        if begun is not None and seed is None and not options and self._envs.episodes.calls.state == "ready":
+        if (
+            begun is not None
+            and seed is None
+            and not options
+            and self._envs.episodes.calls.state == "ready"
+        ):
             self._begun = None
             return begun, {}  # a second reset would skip this episode's goal
         if seed is None and not self._seeded:
