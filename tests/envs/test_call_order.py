@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,6 +23,7 @@ from hypothesis.stateful import (
 
 from conal_rl.envs import make
 from conal_rl.errors import CallError, ConalError
+from tests.helpers.forks import assert_works_in_a_fork
 
 SEEDS = st.integers(0, 2)  # few, because the goals of a seed are drawn once
 ACTIONS = st.integers(0, 2**16)  # the seed of random actions
@@ -79,6 +78,7 @@ class CallOrder(RuleBasedStateMachine):
     def teardown(self) -> None:
         for envs in getattr(self, "both", ()):
             envs.close()
+        self.both = []  # hypothesis keeps this object
 
     def call(self, call: Callable[[Any], Any], thread: bool = False) -> Any:
         native, official = (outcome(partial(call, envs), thread) for envs in self.both)
@@ -209,18 +209,6 @@ class CallOrder(RuleBasedStateMachine):
     @rule()
     def close(self) -> None:
         self.call(lambda envs: envs.close())
-
-
-def assert_works_in_a_fork(work: Callable[[], object]) -> None:
-    process = os.fork()
-    if process == 0:
-        signal.alarm(60)  # a child that hangs is killed
-        try:
-            work()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    assert os.waitpid(process, 0)[1] == 0
 
 
 class CallOrderOfOneTask(CallOrder):
