@@ -50,9 +50,7 @@ class LinearStack(Layer):
         self.layer_norm = layer_norm
         self.register_buffer("rows", torch.tensor(self.index), persistent=False)
         self.blocks_in_order = self.blocks
-        self._row_weights = weight.new_empty(
-            0
-        )  # kept from step to step, because new memory is slow
+        self._row_weights = single(0)  # kept from step to step, because new memory is slow
 
     def forward(self, x: Tensor, order: RowOrder | None = None, equal_rows: bool = False) -> Tensor:
         """Map `(row, batch, in)` to `(row, batch, out)`, as `Layer.forward`.

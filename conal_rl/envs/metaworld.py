@@ -301,22 +301,21 @@ def draw_goals(envs: Mapping[str, SawyerXYZEnv], seed: int) -> list[Goal]:
     """Return 50 goals for each env, task after task, as metaworld's benchmarks draw them.
 
     The benchmarks reset each env 50 times, and they simulate how the hand moves back to its start.
-    That takes nearly all of the time, and no goal depends on it, so here the hand stays, except in
-    subclasses of users. tests/envs/test_metaworld.py compares the goals of MT10. The goals of all
-    50 tasks were compared once. The benchmarks draw from numpy's global stream. These draws are
-    the same, but they come from a stream of their own.
+    That takes nearly all of the time, and no goal depends on it, so here the hand stays,
+    except in subclasses of users. tests/envs/test_metaworld.py compares the goals of MT10. The
+    goals of all 50 tasks were compared once.
 
     Args:
         envs: An env of each task, by the task's name.
         seed: As `seed` of metaworld's benchmarks.
     """
-    draws = _NumpysStream(seed)
+    stream = _NumpysStream(seed)
     goals = []
     for name, env in envs.items():
         cls = type(env)
         env._freeze_rand_vec, env._set_task_called = False, True
         # An env draws from its own stream if this is set, and otherwise from numpy's global one.
-        env.seeded_rand_vec, env.np_random = True, draws
+        own, env.seeded_rand_vec, env.np_random = env.np_random, True, stream
         if cls in ALL_V3_ENVIRONMENTS.values():
             env.__class__ = _still(cls)
         try:
@@ -326,7 +325,7 @@ def draw_goals(envs: Mapping[str, SawyerXYZEnv], seed: int) -> list[Goal]:
                 goal = {"rand_vec": env._last_rand_vec, "env_cls": cls}
                 goals.append(metaworld._encode_task(name, goal | metaworld._MT_OVERRIDE))
         finally:
-            env.__class__, env.seeded_rand_vec, env._np_random = cls, False, None
+            env.__class__, env.seeded_rand_vec, env.np_random = cls, False, own
     return goals
 
 

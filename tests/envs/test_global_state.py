@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import locale
+import os
 import random
+import signal
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +16,7 @@ from typing import Any, ClassVar, cast
 
 import gymnasium as gym
 import metaworld
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -81,6 +87,120 @@ def test_other_suites_use_no_global_stream() -> None:
         envs.reset()
         envs.step(np.zeros((envs.num_envs, 1), np.float32))
         envs.close()
+
+
+def state_of_the_process() -> dict[str, Any]:
+    """Return what all code of a process shares, except for random streams."""
+    classes = [SawyerXYZEnv, SawyerReachEnvV3, gym.Env, gym.Wrapper, gym.vector.VectorEnv]
+    return {
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+        "locale": locale.setlocale(locale.LC_ALL),
+        "numpy's errors": np.geterr(),
+        "numpy's print options": np.get_printoptions(),
+        "filters of warnings": list(warnings.filters),
+        "torch's type": torch.get_default_dtype(),
+        "torch's threads": torch.get_num_threads(),
+        "gradients": torch.is_grad_enabled(),
+        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "mujoco": [getattr(mujoco, f"get_mjcb_{name}")() for name in ("control", "passive")],
+        "search path": list(sys.path),
+        "hooks": (sys.excepthook, threading.excepthook, sys.gettrace()),
+        "classes": {cls: dict(vars(cls)) for cls in classes},
+    }
+
+
+def rollout(suite: Any, engine: Any, seed: int = 41) -> list[Any]:
+    """Return the observations and the rewards of some steps of envs that are made for them."""
+    envs: Any = make(suite, 2, seed, engine)
+    answers = [envs.reset()]
+    shape = 3, envs.num_envs, envs.action_space.shape[0]
+    for row in np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32):
+        answers += envs.step(row)[:2]
+    envs.close()
+    return answers
+
+
+SUITES = pytest.mark.parametrize(
+    ("suite", "engine"),
+    [
+        (("reach-v3",), "native"),
+        (("reach-v3",), "official"),
+        ("cartpole", "official"),
+        (("Pendulum-v1",), "official"),
+    ],
+)
+
+
+@SUITES
+def test_envs_leave_the_process_as_it_was(suite: Any, engine: Any) -> None:
+    make(suite, seed=0, engine=engine).close()  # imports what it needs
+    before = state_of_the_process()
+    rollout(suite, engine)
+    assert state_of_the_process() == before
+
+
+@SUITES
+def test_envs_are_the_same_in_a_strict_process(suite: Any, engine: Any) -> None:
+    """Underflow raises, warnings are errors, and torch's default is double precision."""
+    expected = rollout(suite, engine)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with warnings.catch_warnings(), np.errstate(all="raise"):
+            warnings.simplefilter("error")
+            strict = rollout(suite, engine)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for ours, theirs in zip(strict, expected, strict=True):
+        assert_array_equal(ours, theirs)
+
+
+class TinyReward(gym.Env[Any, Any]):
+    """A user's env, whose numbers are too small for float32."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.full(2, 1e-60), {}
+
+    def step(self, action: Any) -> Any:
+        return np.full(2, 1e-60), 1e-60, False, False, {}
+
+
+def test_tiny_numbers_are_zero_in_a_strict_process() -> None:
+    gym.register("TinyReward-v0", entry_point=TinyReward)
+    try:
+        envs: Any = make(["TinyReward-v0"])
+        with np.errstate(all="raise"):
+            assert not envs.reset()[:, :2].any()
+            observations, rewards, _, _ = envs.step(np.zeros((1, 1), np.float32))
+        assert not observations[:, :2].any() and not rewards.any()
+    finally:
+        del gym.registry["TinyReward-v0"]
+
+
+class Watches(SawyerReachEnvV3):
+    """A user's env that looks at Meta-World's class at every reset."""
+
+    seen: ClassVar[set[Any]] = set()
+
+    def reset_model(self) -> Any:
+        self.seen.add(vars(SawyerXYZEnv)["_reset_hand"])
+        return super().reset_model()
+
+
+def test_no_class_changes_while_goals_are_drawn() -> None:
+    own = vars(SawyerXYZEnv)["_reset_hand"]
+    make([f"{__name__}:Watches", "window-close-v3"], seed=77).close()
+    assert Watches.seen == {own}
+
+
+def test_a_seed_of_none_uses_no_global_stream() -> None:
+    envs = make(("reach-v3",), seed=0)
+    before = np.random.get_state(legacy=False)["state"]["key"].copy()  # noqa: NPY002
+    assert envs.seed() != envs.seed()
+    assert_array_equal(np.random.get_state(legacy=False)["state"]["key"], before)  # noqa: NPY002
+    envs.close()
 
 
 @pytest.mark.parametrize("seed", [0, 7])

@@ -100,12 +100,10 @@ class NativeVecEnv(SuiteVecEnv):
                         "t": seconds,
                     },
                 }
-        return (
-            self._observations(step.observations, slice(None)),
-            step.rewards.astype(np.float32),
-            step.terminated | step.truncated,
-            infos,
-        )
+        with np.errstate(all="ignore"):
+            rewards = step.rewards.astype(np.float32)
+        observations = self._observations(step.observations, slice(None))
+        return observations, rewards, step.terminated | step.truncated, infos
 
     def state(self) -> EnvState | None:
         """Return the state of the episodes, or None if a task runs its own code."""
@@ -118,7 +116,8 @@ class NativeVecEnv(SuiteVecEnv):
 
     def _observations(self, raw: Floats, envs: Any) -> Observation:
         out: Observation = self._empty[envs].copy()
-        out[:, :OBSERVATION] = raw
+        with np.errstate(all="ignore"):  # a tiny number becomes 0, whatever the process asks for
+            out[:, :OBSERVATION] = raw
         return out
 
     def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
