@@ -129,7 +129,7 @@ def prepare_optimizer(optimizer: torch.optim.Optimizer, device: torch.device | N
         rate = float(group["lr"])
         group["capturable"] = device is not None
         group["lr"] = (
-            rate if device is None else torch.tensor(rate, dtype=torch.float32, device=device)
+            rate if device is None else torch.tensor(rate, device=device, dtype=torch.float32)
         )
     if device is not None:
         for remembered in optimizer.state.values():

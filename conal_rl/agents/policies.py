@@ -90,8 +90,9 @@ class TaskNetwork(EncoderNetwork):
         self.encoder = make_encoder(tree, tasks, chain, replicas)
         rows = range(replicas * len(tasks))
         self.head = LinearStack(rows, widths[-1], outputs, activation=False)
-        one_hot = torch.eye(len(tasks), dtype=torch.float32).unsqueeze(1)
-        self.register_buffer("task_id", one_hot, persistent=False)
+        self.register_buffer(
+            "task_id", torch.eye(len(tasks), dtype=torch.float32).unsqueeze(1), persistent=False
+        )
         self._compiled: Callable[[Tensor], Tensor] | None = None  # of `_run`, for training
 
     def forward(self, features: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Ring:
     """One ring of transitions per task in one tensor `(task, capacity, width)`."""
 
     def __init__(self, tasks: int, capacity: int, width: int, device: torch.device):
-        self.data = torch.zeros(tasks, capacity, width, dtype=torch.float32, device=device)
+        self.data = torch.zeros(tasks, capacity, width, device=device, dtype=torch.float32)
         self.added = np.zeros(tasks, dtype=np.int64)
         self.move(device)
 

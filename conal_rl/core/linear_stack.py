@@ -38,15 +38,15 @@ class LinearStack(Layer):
     ):
         super().__init__(index)
         self.activation = activation
+        single = partial(torch.empty, dtype=torch.float32)
         bound = in_features**-0.5  # torch.nn.Linear's initialisation, per module
-        # float32 everywhere, because torch's default belongs to the whole process.
-        weight = torch.empty(self.count, in_features, out_features, dtype=torch.float32)
-        self.weight = nn.Parameter(weight.uniform_(-bound, bound))
-        bias = torch.empty(self.count, 1, out_features, dtype=torch.float32)
-        self.bias = nn.Parameter(bias.uniform_(-bound, bound))
+        self.weight = nn.Parameter(
+            single(self.count, in_features, out_features).uniform_(-bound, bound)
+        )
+        self.bias = nn.Parameter(single(self.count, 1, out_features).uniform_(-bound, bound))
         if layer_norm:
-            self.gain = nn.Parameter(torch.ones_like(bias))
-            self.shift = nn.Parameter(torch.zeros_like(bias))
+            self.gain = nn.Parameter(single(self.count, 1, out_features).fill_(1.0))
+            self.shift = nn.Parameter(single(self.count, 1, out_features).zero_())
         self.layer_norm = layer_norm
         self.register_buffer("rows", torch.tensor(self.index), persistent=False)
         self.blocks_in_order = self.blocks

@@ -63,11 +63,11 @@ class Calls:
         """Return the lock that a call holds while it runs.
 
         Raises:
-            CallError: The call comes from inside another one, for example from a signal's handler.
+            CallError: The call comes from inside a running one, for example from a handler.
         """
         if self._lock._is_owned():
             raise CallError(
-                f"{call}: got a call from inside another call of these envs, expected one call "
+                f"{call}: got a call from inside a running call of these envs, expected one call "
                 f"at a time. Call {call} after the other call has ended"
             )
         return self._lock

@@ -7,10 +7,9 @@ This module handles every quirk of metaworld:
 - An episode never terminates by itself, and 500 steps truncate it. A task may be solved at one
   step and unsolved at the next, so success means "at any step".
 - Goals come from numpy's global stream, task after task. The goals of a task therefore depend on
-  the tasks before it in the suite.
+  the tasks before it in the suite. Here they come from an equal stream of their own.
 - `gym.make_vec("Meta-World/custom-mt-envs")` ignores seed 0, and `Meta-World/MT10` leaves out the
-  one-hot. Both draw the goals from numpy's global stream, and `num_goals` of one changes the other
-  ones. This module calls `metaworld._init_each_env`, the function below both.
+  one-hot. This module calls `metaworld._init_each_env`, the function below both.
 - Corner cameras are mounted upside down.
 """
 
@@ -30,7 +29,6 @@ import mujoco
 import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.mujoco import MujocoEnv, MujocoRenderer
-from gymnasium.spaces import Box
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3, MT25_V3, MT50_V3
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.types import Task as Goal  # metaworld calls an env with one goal a task
@@ -189,9 +187,7 @@ def official_vector_env(
     names = suite_tasks(suite_or_tasks)
     goals = _goals(names, seed)
     builders = [
-        partial(
-            _build_official, name, [g for g in goals if g.env_name == name], seed, i, len(names)
-        )
+        partial(_build_official, i, names, [g for g in goals if g.env_name == name], seed)
         for i, name in enumerate(names)
     ]
     vector = {"sync": gym.vector.SyncVectorEnv, "async": gym.vector.AsyncVectorEnv}
@@ -201,32 +197,31 @@ def official_vector_env(
 
 
 def _build_official(
-    name: str, goals: list[Goal], seed: int, task: int, num_tasks: int
+    index: int, names: Sequence[str], goals: list[Goal], seed: int
 ) -> gym.Env[Any, Any]:
     env = metaworld._init_each_env(
-        env_cls=env_class(name),
+        env_cls=env_class(names[index]),
         tasks=goals,
         seed=seed,
-        env_id=task,
         task_select="pseudorandom",
         max_episode_steps=HORIZON,
+        env_id=index,
     )
-    return _OneHot(env, task, num_tasks)
+    return _OneHot(env, index, len(names))
 
 
 class _OneHot(gym.ObservationWrapper[Any, Any, Any]):
-    # metaworld's own wrapper makes gymnasium warn of float64 bounds. Filters of warnings belong to
-    # the whole process, so the warning is avoided and not filtered. The space is the same.
+    # As metaworld's OneHotWrapper, about whose space gymnasium warns: it rounds float64 bounds.
 
     def __init__(self, env: gym.Env[Any, Any], task: int, num_tasks: int) -> None:
         super().__init__(env)
-        space = cast(Box, env.observation_space)
-        bounds = np.stack([[*space.low, *np.zeros(num_tasks)], [*space.high, *np.ones(num_tasks)]])
         self._one_hot = np.eye(num_tasks)[task]
-        self.observation_space = Box(*bounds.astype(np.float32))
+        own, zeros = cast(gym.spaces.Box, env.observation_space), np.zeros(num_tasks)
+        low, high = np.append(own.low, zeros), np.append(own.high, zeros + 1)
+        self.observation_space = gym.spaces.Box(low.astype(np.float32), high.astype(np.float32))
 
     def observation(self, observation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.concatenate([observation, self._one_hot])
+        return np.append(observation, self._one_hot)
 
 
 class _Episodes(gym.Wrapper[Any, Any, Any, Any]):
@@ -330,7 +325,7 @@ def draw_goals(envs: Mapping[str, SawyerXYZEnv], seed: int) -> list[Goal]:
 
 
 class _NumpysStream(np.random.Generator):
-    # It draws the numbers that `numpy.random.uniform` draws after `numpy.random.seed(seed)`.
+    """Draws the numbers that `numpy.random.uniform` draws after `numpy.random.seed(seed)`."""
 
     def __init__(self, seed: int) -> None:
         numpys = np.random.RandomState(seed)

@@ -155,7 +155,7 @@ class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
                 f"expected numbers of the shape ({self._length},) of its space. Correct the env"
             )
         out: Observation = self._empty.copy()
-        with np.errstate(over="ignore"):  # a number too large for float32 becomes inf
+        with np.errstate(all="ignore"):  # a number too large for float32 becomes inf
             out[: self._length] = obs
         if not np.isfinite(out).all():
             worst = obs[~np.isfinite(out[: self._length])][0]

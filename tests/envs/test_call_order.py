@@ -194,7 +194,7 @@ class CallOrder(RuleBasedStateMachine):
 
     @rule(seed=ACTIONS)
     def call_in_a_fork(self, seed: int) -> None:
-        """The child calls both, and this process goes on as if nothing had been."""
+        """The child calls both, and this process continues as if nothing had been."""
         rows = self.actions(seed, 3)
 
         def child() -> None:

@@ -33,7 +33,7 @@ ZEROS = np.zeros((2, 4), dtype=np.float32)
 
 
 @pytest.mark.parametrize("suite", ["cartpole", ("Pendulum-v1", "Pendulum-v1")])
-def test_other_suites_refuse_a_step_before_reset_and_after_close(suite: Any) -> None:
+def test_other_suites_refuse_steps_outside_of_episodes(suite: Any) -> None:
     envs = make(suite, seed=0)
     actions = np.zeros((envs.num_envs, 1), dtype=np.float32)
     with pytest.raises(CallError, match=r"step: .* Call reset"):
@@ -85,7 +85,7 @@ class Watched:
 
 
 def test_an_interrupted_reset_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes no goal, and no thread goes on with the envs that a new call uses."""
+    """It takes no goal, and no thread keeps the envs that a new call uses."""
     fresh = make(PAIR, seed=1)
     expected = [fresh.reset() for _ in range(2)]
     fresh.close()
@@ -163,7 +163,7 @@ def test_calls_after_interrupts_at_any_moment_are_right() -> None:
     assert ran.returncode == 0
 
 
-def test_learning_goes_on_after_an_interrupted_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learning_continues_after_an_interrupted_step(monkeypatch: pytest.MonkeyPatch) -> None:
     envs: Any = make("cartpole", seed=0)
     tree = Tree.shared(envs.tasks, 2)
     agent = ConalSAC(env=envs, tree=tree, widths=(8, 8), learning_starts=30, batch_size=4)
@@ -206,7 +206,7 @@ class Picky(gym.Env[Any, Any]):
 
 @pytest.fixture
 def picky(monkeypatch: pytest.MonkeyPatch) -> Any:
-    gym.register("Picky-v0", entry_point=Picky)
+    gym.register("Picky-v0", entry_point=lambda **_: Picky())
     monkeypatch.setattr(Picky, "on_step", staticmethod(lambda: None))
     monkeypatch.setattr(Picky, "on_close", staticmethod(lambda: None))
     yield make(["Picky-v0", "Picky-v0"])
@@ -237,7 +237,7 @@ def test_a_call_from_inside_a_call_is_refused(picky: Any) -> None:
     """A signal's handler can make one too. It would otherwise wait for itself."""
     picky.reset()
     Picky.on_step = staticmethod(picky.reset)
-    with pytest.raises(CallError, match=r"reset: .*inside another call"):
+    with pytest.raises(CallError, match=r"reset: .*inside a running call"):
         picky.step(np.zeros((2, 1), dtype=np.float32))
     picky.close()
 
@@ -325,7 +325,7 @@ def test_a_fork_in_the_middle_of_a_step_begins_with_a_reset(threads: int) -> Non
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_fork_between_two_steps_goes_on(threads: int) -> None:
+def test_a_fork_between_two_steps_continues(threads: int) -> None:
     envs = NativeVecEnv(PAIR, 2, seed=1, threads=threads)
     envs.reset()
     actions = np.full((4, 4), 0.5, dtype=np.float32)
@@ -372,7 +372,7 @@ def test_an_env_refuses_steps_after_the_end_of_an_episode() -> None:
     for ended in (env, copied):
         for _ in range(2):
             with pytest.raises(CallError, match="Call reset"):
-                ended.step([0.0, 0.0, 0.0, 0.0])
+                ended.step(np.zeros(4))
         with pytest.raises(ValueError, match="options"):
             ended.reset(options={"anything": 1})
     second, third = env.reset()[0], env.reset()[0]

@@ -168,7 +168,7 @@ class TinyReward(gym.Env[Any, Any]):
 
 
 def test_tiny_numbers_are_zero_in_a_strict_process() -> None:
-    gym.register("TinyReward-v0", entry_point=TinyReward)
+    gym.register("TinyReward-v0", entry_point=lambda **_: TinyReward())
     try:
         envs: Any = make(["TinyReward-v0"])
         with np.errstate(all="raise"):

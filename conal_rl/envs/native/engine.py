@@ -120,7 +120,7 @@ class Engine:
         self._helpers = helpers
 
     def after_fork(self) -> None:
-        """Begin again without threads, because a forked process has none of its parent's."""
+        """Begin again without threads, because those of its parent are not in a forked process."""
         if self._stop is not None:
             self._stop.detach()
         self._stop = None

@@ -116,7 +116,9 @@ class NativeVecEnv(SuiteVecEnv):
 
     def _observations(self, raw: Floats, envs: Any) -> Observation:
         out: Observation = self._empty[envs].copy()
-        with np.errstate(all="ignore"):  # a tiny number becomes 0, whatever the process asks for
+        with np.errstate(
+            all="ignore"
+        ):  # a tiny number becomes 0, also in a process that asks for errors
             out[:, :OBSERVATION] = raw
         return out
 
