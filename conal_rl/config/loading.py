@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -14,7 +15,17 @@ import yaml
 
 from conal_rl.config.rl import Config
 from conal_rl.config.supervised import SupervisedConfig
-from conal_rl.config.values import advice, convert, describe, parse_options, quoted, suggestion
+from conal_rl.config.values import (
+    advice,
+    convert,
+    describe,
+    parse_options,
+    quoted,
+    require_no_value_of_a_switch,
+    shown,
+    suggestion,
+)
+from conal_rl.config.yaml_text import load_yaml
 from conal_rl.errors import ConfigError
 from conal_rl.files import read_text, user_path
 
@@ -39,9 +50,10 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> AnyC
     """
     given, words = parse_options(overrides, _FIELDS)
     if words:
+        require_no_value_of_a_switch(overrides, words, _FIELDS)
         raise ConfigError(
-            f"command line: got {words[0]!r}, expected an option, such as --seed 1. "
-            f"Leave out {words[0]}"
+            f"command line: got {quoted(words[0])}, expected an option, such as --seed 1. "
+            f"Leave out {shown(words[0])}"
         )
     return _load(str(name_or_path), given)
 
@@ -80,12 +92,14 @@ def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
         )
     if resume is not None:
         words = [str(user_path(resume) / "config.yaml")]
-        if not Path(words[0]).is_file():
+        if not os.path.isfile(words[0]):
             raise ConfigError(
                 f"command line: --resume: got {resume}, expected a run's folder, which has a "
                 "config.yaml. Give the folder that `train` named when the run began"
             )
     if len(words) != 1:
+        others = [w for w in words if not (w in presets() or w.endswith(".yaml"))]
+        require_no_value_of_a_switch(argv, others, _FIELDS)
         given_words = " ".join(words) or "no name"
         names = ", ".join(presets())
         raise ConfigError(
@@ -125,7 +139,7 @@ def _load(name: str, overrides: Mapping[str, Any], keep_search: bool = False) ->
     # Each layer is checked with only the layers below it, so that an error names the right file.
     for source, fields in layers:
         flat |= fields
-        if flat.get("search.steps", 0) is None:  # back to the default
+        if flat.get("search.steps", 0) in (None, "none", "None"):  # back to the default
             del flat["search.steps"]
         sized = flat
         if "search.steps" in flat.keys() - fields.keys() and not keep_search:
@@ -152,7 +166,7 @@ def _read(name: str, above: tuple[str, ...] = ()) -> list[_Layer]:
     source = f"{name}.yaml"
     if name not in presets():
         path, source = user_path(name), name
-        if not path.suffix and not path.exists():
+        if not path.suffix and not os.path.exists(path):
             close = difflib.get_close_matches(name, presets(), 1)
             hint = f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(presets())}"
             raise ConfigError(
@@ -186,13 +200,13 @@ def _read(name: str, above: tuple[str, ...] = ()) -> list[_Layer]:
 def _read_flat(path: Path, source: str) -> dict[str, Any]:
     """Read a YAML file; return its nested sections as `{"section.field": value}`."""
     try:
-        data = yaml.load(read_text(path), _Loader)
+        data = load_yaml(read_text(path))
     except OSError as error:
         raise ConfigError(
             f"{source}: got {error.strerror}, expected a readable file. Check the path"
         ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+    except (yaml.YAMLError, ValueError) as error:
+        reason = textwrap.shorten(str(error).replace('in "<unicode string>", ', ""), 400)
         raise ConfigError(
             f"{source}: got invalid YAML ({reason}), expected fields. Correct the file"
         ) from error
@@ -203,7 +217,7 @@ def _read_flat(path: Path, source: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in data.items():
         if key not in _SECTIONS:
-            fields = {str(key): value}
+            fields: dict[str, Any] = {key: value}
         elif isinstance(value, dict):
             fields = {f"{key}.{field}": inner for field, inner in value.items()}
         else:
@@ -215,21 +229,10 @@ def _read_flat(path: Path, source: str) -> dict[str, Any]:
             name = _OLD_NAMES.get(given, given)
             if name in flat:
                 raise ConfigError(
-                    f"{source}: {name}: got two values, expected one. Leave out one of them"
+                    f"{source}: {shown(name)}: got two values, expected one. Leave out one of them"
                 )
             flat[name] = inner
     return flat
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice; YAML would keep the last and not say so."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.YAMLError(f"{twice[0]} is given twice in the mapping {node.start_mark}")
-        return super().construct_mapping(node, deep)
 
 
 def _build(kind: _Kind, flat: Mapping[str, Any], source: str) -> AnyConfig:
@@ -237,7 +240,7 @@ def _build(kind: _Kind, flat: Mapping[str, Any], source: str) -> AnyConfig:
     values: dict[str, dict[str, Any]] = {section: {} for section in ("", *kind.sections)}
     for path, value in flat.items():
         if path not in kind.fields:
-            raise ConfigError(f"{source}: {path}: {_unknown(path, kind)}")
+            raise ConfigError(f"{source}: {shown(path)}: {_unknown(path, kind)}")
         section, _, name = path.rpartition(".")
         try:
             values[section][name] = convert(kind.fields[path], value)

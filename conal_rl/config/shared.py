@@ -6,11 +6,10 @@ import dataclasses
 import re
 from typing import Any, Literal, get_args
 
-import yaml
-
 from conal_rl.config.checks import not_negative, positive, require, require_device, require_seed
 from conal_rl.config.fields import convert_fields, field
 from conal_rl.config.values import lists_for_tuples
+from conal_rl.config.yaml_text import dump_yaml
 from conal_rl.errors import ConfigError
 from conal_rl.files import user_path
 from conal_rl.literals import AggregationName, LossWeights, Rule
@@ -255,7 +254,7 @@ class RunConfig:
 
     def to_yaml(self) -> str:
         """Return every field as YAML; `load_config` reads exactly this config from it."""
-        return yaml.safe_dump(lists_for_tuples(dataclasses.asdict(self)), sort_keys=False)
+        return dump_yaml(lists_for_tuples(dataclasses.asdict(self)))
 
     def differences(self, other: RunConfig) -> dict[str, tuple[Any, Any]]:
         """Return the fields in which the other differs, by path: `(here, there)`."""
