@@ -98,7 +98,7 @@ class ConalSAC(SAC):
             _init_setup_model=False,
             **given.sb3,
         )
-        for name in LOOP:  # `_setup_model` sets them; values before that come from SB3's `load`
+        for name in LOOP:  # `_setup_model` sets them, or SB3's `load` has done so before
             vars(self).pop(name, None)
         self._counted: dict[str, Any] = {}  # conflicts and episodes, for `save`
         if not _init_setup_model:  # SB3's `load` fills in the saved attributes and sets up
@@ -129,8 +129,7 @@ class ConalSAC(SAC):
         self.policy_kwargs = {**self.policy_kwargs, "settings": self.settings}
         self.replay_buffer_kwargs = self._arguments.replay(len(self.tasks), self.structures)
         with warnings.catch_warnings():
-            # SB3 warns that a replay buffer which is not its own may ignore this.
-            warnings.filterwarnings("ignore", "`n_steps=")
+            warnings.filterwarnings("ignore", "`n_steps=")  # SB3's, of replay buffers of others
             super()._setup_model()
         if self.replay_buffer.largest_returns is not None:  # kept here, because SB3 saves no replay
             self.replay_buffer.largest_returns.largest = self.largest_returns
