@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import random
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,38 @@ def test_a_plain_word_follows_the_core_schema(text: str) -> None:
     value = load_yaml(f"[{text}]" if text else "x:")
     assert value == ([PLAIN[text]] if text else {"x": None})
     assert text == "" or type(value[0]) is type(PLAIN[text])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        # The examples of the specification, section 10.3.2.
+        ("[null, ~, '', Null]", [None, None, "", None]),
+        ("[true, True, false, FALSE]", [True, True, False, False]),
+        ("[0, 0o7, 0x3A, -19]", [0, 7, 58, -19]),
+        ("[0., -0.0, .5, +12e03, -2E+05]", [0.0, -0.0, 0.5, 12000.0, -200000.0]),
+        ("[.inf, -.Inf, +.INF]", [math.inf, -math.inf, math.inf]),
+        # What YAML 1.1 takes for something else.
+        ("[yes, no, on, off, y, n]", ["yes", "no", "on", "off", "y", "n"]),
+        (
+            "[010, 08, 1:30, 1:30:00, 2026-12-01, 0b11]",
+            [10, 8, "1:30", "1:30:00", "2026-12-01", "0b11"],
+        ),
+        ("[1e6, 1e-4, 1E6, 1_000, 3e4]", [1e6, 1e-4, 1e6, 1000, 3e4]),
+        (
+            "['1', \"true\", !!str 1, !!int 7, !!float 2, !!bool true]",
+            ["1", "true", "1", 7, 2, True],
+        ),
+        ("{1: a, true: b, ~: c}", {"1": "a", "true": "b", "~": "c"}),
+        ("{a: &x {b: 1, c: 2}, d: {<<: *x, c: 3}}", {"a": {"b": 1, "c": 2}, "d": {"b": 1, "c": 3}}),
+        ("{d: {<<: [{b: 1}, {b: 2, c: 3}]}}", {"d": {"b": 1, "c": 3}}),
+        ("\ufeffa: 1\r\nb: [x,\r\n  y]\r\n", {"a": 1, "b": ["x", "y"]}),
+        ("", None),
+    ],
+)
+def test_a_value_is_that_of_yaml_1_2(text: str, value: Any) -> None:
+    assert load_yaml(text) == value
+    assert [type(v) for v in load_yaml(text) or ()] == [type(v) for v in value or ()]
 
 
 def test_a_quoted_or_tagged_word_is_text() -> None:
@@ -162,6 +195,28 @@ def test_a_text_that_means_nothing_is_refused(file: Path, what: str) -> None:
         load(file, REFUSED[what])
     assert str(caught.value).startswith(f"{file}: ") and "\n" not in str(caught.value)
     assert len(str(caught.value)) < len(str(file)) + 500
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("seed: 1e30", "seed: got 10000"),
+        ("seed: 1.5", "seed: got 1.5"),
+        (f"total_steps: {10**40}", "total_steps: got 10000"),
+        ('"a\\nb": 1', "'a\\nb'"),
+        ("agent: {layer_norm: 2026-12-01}", "agent.layer_norm: got '2026-12-01'"),
+        ("agent: {layer_norm: ~}", "agent.layer_norm: got nothing, expected true or false"),
+    ],
+)
+def test_an_odd_value_is_named(file: Path, text: str, named: str) -> None:
+    with refused(ConfigError, f"mine.yaml: {named}"):
+        load(file, text)
+
+
+def test_bytes_without_text_are_refused(file: Path) -> None:
+    for content in (b"\xff\xfe\x00", b"seed: \x80", b"\x00" * 100, random.Random(0).randbytes(500)):
+        with refused(ConfigError, "mine.yaml: got "):
+            load(file, content)
 
 
 def test_every_usual_encoding_of_a_file_is_read(file: Path) -> None:

@@ -498,6 +498,9 @@ def first_step(**given: Any) -> Any:
 class Truthy:
     """It is true, and says nothing about success."""
 
+    def __repr__(self) -> str:
+        return "Truthy()"
+
 
 @pytest.mark.parametrize("key", ["success", "is_success", "terminated", "truncated"])
 @pytest.mark.parametrize(
