@@ -126,7 +126,7 @@ def exit_status(run: Callable[[], int | None]) -> int:
         if came:  # an error that follows is of what the signal cut short
             return 128 + came[0]
         if message:
-            print(f"error: {message}", file=sys.stderr)
+            print("error:", " ".join(message.splitlines()), file=sys.stderr)
         return status
 
 

@@ -9,6 +9,9 @@ from typing import Any
 class ConalError(Exception):
     """A problem that the user can fix. Commands print it in one line and exit with status 2."""
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())  # a name or a path may have several lines
+
 
 class ConfigError(ConalError, ValueError):
     """A setting is wrong: in a config file, on the command line, or as an argument."""

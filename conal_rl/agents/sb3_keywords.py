@@ -13,7 +13,7 @@ from stable_baselines3.common.noise import ActionNoise
 
 from conal_rl.agents.replay import TaskReplayBuffer
 from conal_rl.config.checks import require, require_seed, whole
-from conal_rl.config.values import convert, describe, plain, quoted
+from conal_rl.config.values import convert, describe, plain, quoted, scalar
 from conal_rl.device import resolve_device
 from conal_rl.errors import ConfigError, of_user_code
 
@@ -44,7 +44,7 @@ def _initial_temperature(ent_coef: Any) -> float | None:
     if learnt:
         given = 1.0 if ent_coef == "auto" else ent_coef.removeprefix("auto_")
     try:
-        value: float = convert(float, given)
+        value: float = convert(float, scalar(given) if isinstance(given, str) else given)
     except ValueError:
         value = -1.0
     fits = value > 0 if learnt else value >= 0

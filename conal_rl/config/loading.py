@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,11 +17,11 @@ from conal_rl.config.rl import Config
 from conal_rl.config.supervised import SupervisedConfig
 from conal_rl.config.values import (
     advice,
-    after_switch,
     convert,
     describe,
     parse_options,
     quoted,
+    require_no_value_of_a_switch,
     shown,
     suggestion,
 )
@@ -49,10 +50,10 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> AnyC
     """
     given, words = parse_options(overrides, _FIELDS)
     if words:
-        after_switch(overrides, words, _FIELDS)
+        require_no_value_of_a_switch(overrides, words, _FIELDS)
         raise ConfigError(
-            f"command line: got {words[0]!r}, expected an option, such as --seed 1. "
-            f"Leave out {words[0]}"
+            f"command line: got {quoted(words[0])}, expected an option, such as --seed 1. "
+            f"Leave out {shown(words[0])}"
         )
     return _load(str(name_or_path), given)
 
@@ -91,14 +92,15 @@ def parse_command_line(argv: Sequence[str], description: str) -> CommandLine:
         )
     if resume is not None:
         words = [str(user_path(resume) / "config.yaml")]
-        if not Path(words[0]).is_file():
+        if not os.path.isfile(words[0]):
             raise ConfigError(
                 f"command line: --resume: got {resume}, expected a run's folder, which has a "
                 "config.yaml. Give the folder that `train` named when the run began"
             )
     if len(words) != 1:
-        after_switch(argv, words[1:], _FIELDS)
-        given_words = shown(" ".join(words)) or "no name"
+        others = [w for w in words if not (w in presets() or w.endswith(".yaml"))]
+        require_no_value_of_a_switch(argv, others, _FIELDS)
+        given_words = " ".join(words) or "no name"
         names = ", ".join(presets())
         raise ConfigError(
             f"command line: got {given_words}, expected one of {names}, or a YAML file. "
@@ -137,7 +139,7 @@ def _load(name: str, overrides: Mapping[str, Any], keep_search: bool = False) ->
     # Each layer is checked with only the layers below it, so that an error names the right file.
     for source, fields in layers:
         flat |= fields
-        if str(flat.get("search.steps", 0)).lower() == "none":  # back to the default
+        if flat.get("search.steps", 0) in (None, "none", "None"):  # back to the default
             del flat["search.steps"]
         sized = flat
         if "search.steps" in flat.keys() - fields.keys() and not keep_search:
@@ -164,7 +166,7 @@ def _read(name: str, above: tuple[str, ...] = ()) -> list[_Layer]:
     source = f"{name}.yaml"
     if name not in presets():
         path, source = user_path(name), name
-        if not path.suffix and not path.exists():
+        if not path.suffix and not os.path.exists(path):
             close = difflib.get_close_matches(name, presets(), 1)
             hint = f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(presets())}"
             raise ConfigError(
@@ -203,8 +205,8 @@ def _read_flat(path: Path, source: str) -> dict[str, Any]:
         raise ConfigError(
             f"{source}: got {error.strerror}, expected a readable file. Check the path"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+    except (yaml.YAMLError, ValueError) as error:
+        reason = textwrap.shorten(str(error).replace('in "<unicode string>", ', ""), 400)
         raise ConfigError(
             f"{source}: got invalid YAML ({reason}), expected fields. Correct the file"
         ) from error

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import itertools
 import math
 import re
 import reprlib
 import types
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin
 
 from conal_rl.errors import ConfigError
@@ -20,15 +20,15 @@ from conal_rl.errors import ConfigError
 SEE_HELP = "See python -m conal_rl.train --help"
 """The advice about a field, whose meaning the help explains."""
 NUMBER = re.compile(
-    r"[-+]?(?:0o[0-7]+|0x[0-9a-fA-F]+|(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?)"
+    r"(?:0o[0-7]+|0x[0-9a-fA-F]+|"
+    r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|"
+    r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"
 )
-"""A number of YAML 1.2's core schema; underscores may group the digits before the point."""
-LARGEST = 2**63
-"""Integers are below it, because arrays and counters take no larger ones."""
-_SWITCH = {
-    **dict.fromkeys(("true", "yes", "on", 1), True),
-    **dict.fromkeys(("false", "no", "off", 0), False),
-}
+"""A number of YAML 1.2's core schema. Underscores may group the digits before the point."""
+LARGEST = 2**128
+"""Integers are below it, the range of single precision."""
+_SWITCH = {"yes": True, "on": True, "true": True, 1: True}
+_SWITCH |= {"no": False, "off": False, "false": False, 0: False}
 
 
 def parse_options(
@@ -36,8 +36,9 @@ def parse_options(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return `{field: value}` of the options `--field VALUE`, and all other words.
 
-    A switch takes no value, or true, yes, on, 1, false, no, off or 0. A list takes every word up to
-    the next option. Any other field takes one word. `-` and `_` are the same within a name.
+    A switch takes no value, or one of true, yes, on, 1, false, no, off and 0. A list takes every
+    word up to the next option. Any other field takes one word. `-` and `_` are the same within a
+    name.
 
     Raises:
         ConfigError: an option is unknown, or its value is missing.
@@ -87,9 +88,8 @@ def _from_words(words: list[str], kind: Any) -> Any:
     arms = _arms(kind)
     if type(None) in arms and len(words) == 1 and words[0].lower() == "none":
         return None
-    values = (
-        words if any(_holds_text(arm) for arm in arms) else [scalar(w) if w else w for w in words]
-    )
+    as_text = any(_holds_text(arm) for arm in arms)
+    values = [word if as_text or not word else scalar(word) for word in words]
     # A single word is a list only if the field takes no other single value.
     is_list = len(values) > 1 or not set(arms) - {*_lists(kind), type(None)}
     return list(values) if is_list else values[0]
@@ -111,25 +111,22 @@ def _holds_text(kind: Any) -> bool:
 def scalar(text: str) -> Any:
     """Return the value of a word of a command line, or of a plain word in YAML.
 
-    It is that of YAML 1.2's core schema: no base 60, no octal number without 0o, no date. Numbers
-    may have underscores. An integer that is too long for Python stays text.
+    It is that of YAML 1.2's core schema: no base 60, no octal number without 0o, no date. An
+    integer that is too long for Python stays text.
     """
     if text in ("", "~", "null", "Null", "NULL"):
         return None
     if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
         return text.lower() == "true"
-    if re.fullmatch(r"[-+]?\.(inf|Inf|INF)", text):
-        return -math.inf if text[0] == "-" else math.inf
-    if text in (".nan", ".NaN", ".NAN"):
-        return math.nan
-    if not NUMBER.fullmatch(text):
+    if not NUMBER.match(text):
         return text
     digits = text.lower().replace("_", "")
     try:
-        if "0x" in digits or "0o" in digits:
+        if digits[:2] in ("0o", "0x"):
             return int(digits, 0)
-        return float(digits) if re.search(r"[.e]", digits) else int(digits)
-    except ValueError:  # Python refuses thousands of digits
+        is_integer = digits.lstrip("-+").isdigit()
+        return int(digits) if is_integer else float(re.sub(r"\.(inf|nan)", r"\1", digits))
+    except ValueError:  # thousands of digits
         return text
 
 
@@ -139,9 +136,11 @@ def _switch(value: Any) -> bool | None:
     return _SWITCH.get(word) if type(word) in (bool, int, str) else None
 
 
-def after_switch(argv: Sequence[str], words: Sequence[str], kinds: Mapping[str, Any]) -> None:
-    """Raise ConfigError if one of the `words` is there because a switch does not take it."""
-    for option, word in itertools.pairwise(argv):
+def require_no_value_of_a_switch(
+    argv: Sequence[str], words: Sequence[str], kinds: Mapping[str, Any]
+) -> None:
+    """Raise ConfigError if one of the `words` follows a switch, which does not take it."""
+    for option, word in pairwise(argv):
         name = option.removeprefix("--").replace("-", "_").replace(".no_", ".")
         if option.startswith("--") and kinds.get(name) is bool and word in words:
             raise ConfigError(
@@ -162,8 +161,12 @@ def suggestion(name: str, known: Mapping[str, Any], prefix: str = "") -> str:
 
 def advice(kind: Any, value: Any) -> str:
     """Return what to do about a value that does not fit: the closest choice, or `SEE_HELP`."""
-    if isinstance(value, int) and abs(value) >= LARGEST:
-        return "Give a number below 2**63"
+    if str in _arms(kind) and isinstance(value, (int, float)):
+        return "Put it in quotes"
+    if isinstance(value, (int, float)) and abs(value) >= LARGEST:
+        return "Give a smaller number"
+    if isinstance(value, str) and isinstance(scalar(value), (int, float)):
+        return "Leave out the quotes"
     choices = [choice for arm in _arms(kind) for choice in _choices(arm)]
     return suggestion(value, dict.fromkeys(choices)) if isinstance(value, str) else SEE_HELP
 
@@ -190,18 +193,14 @@ def convert(kind: Any, value: Any) -> Any:
         kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
         if len(kinds) == len(value):
             return tuple(map(convert, kinds, value))
-    elif kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except OverflowError:  # an integer beyond the range
-            raise ValueError from None
-        if math.isfinite(number):
-            return number
-    elif kind is bool and (switch := _switch(value)) is not None:
-        return switch
+    elif kind is float and type(value) in (int, float):
+        if math.isfinite(value) if type(value) is float else abs(value) < LARGEST:
+            return float(value)
     elif kind is int and type(value) in (int, float):
         if -LARGEST < value < LARGEST and value == int(value):
             return int(value)
+    elif kind is bool and (switch := _switch(value)) is not None:
+        return switch
     elif kind is type(value) or (_is_section(kind) and isinstance(value, kind)):
         return value
     raise ValueError
@@ -240,24 +239,25 @@ def describe(kind: Any, many: bool = False) -> str:
 def quoted(value: Any) -> str:
     """Return a value as errors quote it: like YAML, in at most 60 characters."""
     text = "nothing" if value is None else _Short().repr(lists_for_tuples(value))
-    text = " ".join(text.split("\n"))
+    text = text.replace("\n", " ")
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class _Short(reprlib.Repr):
-    """Writes the start of a value, because the whole may be long."""
+    """Writes the start of a value, because the whole may be long, or contain itself."""
 
     def __init__(self) -> None:
         super().__init__()
         self.maxdict = self.maxlist = self.maxtuple = self.maxset = 30
-        self.maxstring = self.maxother = self.maxlong = 70
+        self.maxother = 70
 
     def repr_str(self, x: str, level: int) -> str:
-        return repr(x[: self.maxstring])
+        return repr(x[:70])
 
     def repr_int(self, x: int, level: int) -> str:
-        few = x.bit_length() < 400
-        return repr(x) if few else f"an integer of {round(x.bit_length() * 0.30103):,} digits"
+        if x.bit_length() < 400:
+            return repr(x)
+        return f"an integer of {x.bit_length() * 0.30103:,.0f} digits"  # Python may not write it
 
 
 def shown(text: str) -> str:

@@ -12,8 +12,8 @@ import yaml
 
 from conal_rl.config.values import NUMBER, scalar, shown
 
-LONGEST = 2**18
-"""Characters of the longest file that is read; PyYAML takes seconds for it."""
+LONGEST = 2**17
+"""Characters of the longest file that is read. PyYAML takes seconds for it."""
 MOST_VALUES = 100_000
 """Values in a file, with those that aliases repeat."""
 _PLAIN, _CORE = "plain", "tag:yaml.org,2002:"
@@ -41,7 +41,7 @@ def load_yaml(text: str) -> Any:
         node = yaml.compose(text, _Loader)
         return None if node is None else _Values().of(node)
     except RecursionError:
-        raise yaml.YAMLError("values within values without an end") from None
+        raise yaml.YAMLError("values too deep within values, or within themselves") from None
 
 
 def dump_yaml(data: Any) -> str:
@@ -87,7 +87,7 @@ class _Values:
         own: dict[str, Any] = {}
         merged: dict[str, Any] = {}
         for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode) or key.tag not in (_PLAIN, f"{_CORE}str"):
                 raise yaml.YAMLError(f"a key that is not text {key.start_mark}")
             if key.value in own:
                 raise yaml.YAMLError(
