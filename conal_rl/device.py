@@ -1,4 +1,4 @@
-"""The abilities of this machine: its devices, cores, half precision and allocator."""
+"""The abilities of this machine: its devices, cores, memory, half precision and allocator."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from conal_rl.config.checks import require_device
+from conal_rl.config.values import quoted
 from conal_rl.errors import ConfigError
 from conal_rl.literals import Precision
 
@@ -121,6 +122,49 @@ def _cpu_quota(root: Path) -> float:
         except (OSError, ValueError):
             continue
     return quota
+
+
+def require_memory(field: str, value: Any, needed: int, device: torch.device | str = "cpu") -> None:
+    """Raise ConfigError if `needed` bytes are more than all memory of a device.
+
+    Args:
+        field: the field or argument whose value needs them, for the error.
+        value: its value.
+        needed: an estimate that is never too high, so that nothing is refused that would fit.
+        device: the device that needs them. A CPU's memory is the machine's, with its swap.
+    """
+    memory = total_memory(device)
+    if needed > memory:
+        raise ConfigError(
+            f"{field}: got {quoted(value)}, which takes {_gigabytes(needed)} of memory or more, "
+            f"expected at most the {_gigabytes(memory)} of this machine ({device}). Lower it"
+        )
+
+
+def total_memory(device: torch.device | str, root: Path = Path("/")) -> float:
+    """Return the bytes of memory of a device; infinity if the system does not say.
+
+    Args:
+        device: a CPU's memory is the machine's, with its swap.
+        root: the folder that `proc` is mounted in.
+    """
+    if str(device).startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
+        sizes = {name: int(rest.split()[0]) for name, _, rest in (x.partition(":") for x in lines)}
+        return 1024 * (sizes["MemTotal"] + sizes["SwapTotal"])
+    except (OSError, ValueError, LookupError):  # not Linux
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return math.inf
+
+
+def _gigabytes(size: float) -> str:
+    gigabytes = size / 10**9
+    return f"{gigabytes:,.1f} GB" if gigabytes < 10**6 else f"{gigabytes:.1e} GB"
 
 
 def tune_malloc() -> None:

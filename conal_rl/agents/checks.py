@@ -1,6 +1,7 @@
-"""Checks of `ConalSAC`'s trees, tasks, environments and observations."""
+"""Checks of `ConalSAC`'s trees, tasks, environments, observations and sizes."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import gymnasium as gym
@@ -11,7 +12,9 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from conal_rl.config.values import quoted
 from conal_rl.core import ConalProStage, ReconSearch, Search, Structure, Tree
+from conal_rl.device import require_memory
 from conal_rl.errors import ConfigError, ObservationError, TreeError, of_user_code, other_tasks
+from conal_rl.runs.structures import require_copies_to_fit
 
 
 def structures_of(
@@ -165,3 +168,30 @@ def require_task_ids(observation: Any, num_tasks: int) -> None:
             f"{num_tasks} tasks. "
             "Append the one-hot"
         )
+
+
+def require_sizes_to_fit(agent: Any) -> None:
+    """Raise ConfigError if the replay, a batch or the networks of an agent exceed all memory.
+
+    The estimates count less than is needed: the networks as if one tree were shared, without
+    optimisers.
+    """
+    settings, tasks = agent.settings, len(agent.tasks)
+    features, actions = agent.observation_space.shape[0] - tasks, agent.action_space.shape[0]
+    transition = 2 * features + actions + 2
+    layers = sum(a * b for a, b in pairwise((features + tasks, *settings.widths)))
+    outputs = settings.critic_bins if settings.critic == "hl_gauss" else 1
+    heads = tasks * settings.widths[-1] * outputs
+    activations = settings.critics * sum(settings.widths) // 2  # in half precision
+    numbers = {
+        "buffer_size": settings.buffer_size * tasks * transition,
+        "n_steps": (settings.n_steps - 1) * agent.n_envs * transition,
+        "widths": layers,
+        "critic_bins": heads,
+        "critics": 2 * settings.critics * (layers + heads),
+        "batch_size": settings.batch_size * tasks * (transition + activations),
+    }
+    for name, number in numbers.items():
+        require_memory(f"agent.{name}", getattr(settings, name), 4 * number, agent.device)
+    for structure in agent.structures:
+        require_copies_to_fit(structure, settings.depth, agent.device)

@@ -124,6 +124,7 @@ class ConalSAC(SAC):
         self.tasks = tuple(self.tasks)  # a list after SB3's `load`
         checks.require_tasks(self.tasks, self.env)
         self._arguments = arguments.move_arguments(vars(self), self.structures)
+        checks.require_sizes_to_fit(self)
         vars(self).update(self._loop())
         self.policy_kwargs = {**self.policy_kwargs, "settings": self.settings}
         self.replay_buffer_kwargs = self._arguments.replay(len(self.tasks), self.structures)

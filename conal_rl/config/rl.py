@@ -185,3 +185,8 @@ class Config(RunConfig):
     log_interval: int = field(20_000, changes_experiment=False)
     """Number of env steps between two lines of the log. A config without it logs a hundred lines,
     and at least one per 20,000 steps. Lower it for finer curves."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        every, most = self.agent.update_every, self.total_steps  # a round of steps is never cut
+        require(every <= most, "agent.update_every", every, f"at most total_steps, {most}")

@@ -60,6 +60,10 @@ class DataConfig:
         require(named, "data.tasks", self.tasks, "one or more names, each once")
 
 
+def _are_small(numbers: tuple[int, ...]) -> bool:
+    return min(numbers) > 0 and max(numbers) < 2**31
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(LearnerConfig):
     """The network (a chain of modules that tasks may share, and a head per task), and how it
@@ -132,11 +136,12 @@ class ModelConfig(LearnerConfig):
         super().__post_init__()
         widths_fit = len(self.channels) > 0 and min(self.channels) > 0
         require(widths_fit, "agent.channels", self.channels, "one or more integers above 0")
-        strides_fit = len(self.strides) == len(self.channels) and min(self.strides) > 0
-        allowed = f"{len(self.channels)} integers above 0, as agent.channels"
+        strides_fit = len(self.strides) == len(self.channels) and _are_small(self.strides)
+        allowed = f"{len(self.channels)} integers above 0 and below 2**31, as agent.channels"
         require(strides_fit, "agent.strides", self.strides, allowed)
-        rates_fit = len(self.aspp_rates) > 0 and min(self.aspp_rates) > 0
-        require(rates_fit, "agent.aspp_rates", self.aspp_rates, "one or more integers above 0")
+        allowed = "one or more integers above 0 and below 2**31"
+        rates_fit = len(self.aspp_rates) > 0 and _are_small(self.aspp_rates)
+        require(rates_fit, "agent.aspp_rates", self.aspp_rates, allowed)
         positive(self, "agent", "modules", "aspp_width", "halve_every", "patience")
         not_negative(self, "agent", "weight_decay")
         require(0 <= self.dropout < 1, "agent.dropout", self.dropout, "0 or more and below 1")

@@ -62,6 +62,7 @@ def make(
             benchmark's. The native engine always has images.
 
     Raises:
+        ConfigError: The envs need more memory than the machine has.
         SuiteError: An argument is wrong. The message says in one line which, and what to do.
     """
     if engine not in ("native", "official"):

@@ -162,7 +162,11 @@ def tasks(suite: str | Sequence[str], seed: int, render_mode: str | None = None)
     names = suite_tasks(suite)
     goals = _goals(names, seed)
     return [
-        Task(name, partial(_build, name, [g for g in goals if g.env_name == name], render_mode))
+        Task(
+            name,
+            partial(_build, name, [g for g in goals if g.env_name == name], render_mode),
+            least_bytes=10_000_000,
+        )
         for name in names
     ]
 

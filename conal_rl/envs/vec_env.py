@@ -14,6 +14,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from conal_rl.device import require_memory
 from conal_rl.errors import ConalError, ObservationError, SuiteError, of_user_code
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -26,6 +27,7 @@ class Task(NamedTuple):
 
     name: str
     build: Callable[[], gym.Env[Any, Any]]  # makes a new env of this task
+    least_bytes: int = 4_000  # memory that an env takes at least
 
 
 class TaskEnv(gym.Wrapper[Observation, npt.NDArray[Any], Any, Any]):
@@ -307,6 +309,7 @@ class TaskVecEnv(SuiteVecEnv, DummyVecEnv):
         seed: Seed of all env streams, at least 0. `seed()` changes it for the next reset.
 
     Raises:
+        ConfigError: The envs need more memory than the machine has.
         SuiteError: The tasks' spaces do not fit together, or an env cannot be made.
     """
 
@@ -317,6 +320,8 @@ class TaskVecEnv(SuiteVecEnv, DummyVecEnv):
         self.tasks = tuple(task.name for task in tasks)
         self.num_tasks = len(tasks)
         self.envs_per_task = envs_per_task
+        needed = envs_per_task * sum(task.least_bytes for task in tasks)
+        require_memory("envs_per_task", envs_per_task, needed)
 
         first = [task.build() for task in tasks]  # wrapping one env needs the spaces of all
         obs_dim = _common_obs_dim(self.tasks, first)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 from conal_rl.config import LearnerConfig, SearchConfig
-from conal_rl.core import ConalProStage, ConalSearch, LTBSearch, ReconSearch, Search
+from conal_rl.core import ConalProStage, ConalSearch, LTBSearch, ReconSearch, Search, Structure
 from conal_rl.core.learner import LearnerSettings
+from conal_rl.device import require_memory
 
 
 def first_structure(search: SearchConfig, num_tasks: int) -> Search:
@@ -16,6 +19,13 @@ def first_structure(search: SearchConfig, num_tasks: int) -> Search:
     if search.method == "recon":
         return ReconSearch(search.specific_layers)
     return ConalSearch()
+
+
+def require_copies_to_fit(structure: Structure, depth: int, device: torch.device) -> None:
+    """Raise ConfigError if the gates of a search between copies exceed all memory."""
+    if isinstance(structure, LTBSearch):
+        gates = structure.copies * (1 + structure.copies * (depth - 1))
+        require_memory("search.copies", structure.copies, 4 * gates, device)
 
 
 def learner_settings(

@@ -31,7 +31,7 @@ from conal_rl.runs.experiment import (
     search_space,
 )
 from conal_rl.runs.progress import Session
-from conal_rl.runs.structures import learner_settings
+from conal_rl.runs.structures import learner_settings, require_copies_to_fit
 from conal_rl.runs.weights import (
     UNFIT,
     is_finite,
@@ -265,6 +265,7 @@ class SupervisedExperiment:
     def _build(self, structure: Structure) -> None:
         """Make a new network and its learner, from the seed and the step."""
         agent = self.config.agent
+        require_copies_to_fit(structure, agent.depth, self.device)
         stream = np.random.SeedSequence([self.config.seed, self._step])
         torch.manual_seed(int(stream.generate_state(1)[0]))
         self.structure = structure

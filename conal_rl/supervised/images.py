@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -16,6 +17,7 @@ from torch import nn
 from conal_rl.config.checks import require
 from conal_rl.config.supervised import ModelConfig, SupervisedConfig
 from conal_rl.core.layers import LayerFactory
+from conal_rl.device import require_memory
 from conal_rl.errors import ConfigError
 from conal_rl.supervised.data.bundled import Digits, Terrain
 from conal_rl.supervised.data.celeba import NINE, CelebA
@@ -91,6 +93,10 @@ def image_problem(config: SupervisedConfig) -> Problem:
     allowed = "2 or more, because of batch norm"
     require(agent.batch_size > 1, "agent.batch_size", agent.batch_size, allowed)
     image_set = _SETS[data.set](config)
+    height, width = data.size or image_set.size or (1, 1)
+    image = 4 * image_set.channels * height * width
+    require_memory("data.size", data.size, image)
+    require_memory("agent.batch_size", agent.batch_size, image * agent.batch_size)
     chain = _chain(agent, image_set.channels, data.set)
     channels = features(chain, image_set.channels).channels
     tasks = {
@@ -127,6 +133,8 @@ def image_problem(config: SupervisedConfig) -> Problem:
 
 def _chain(agent: ModelConfig, channels: int, name: str) -> list[LayerFactory]:
     if agent.encoder == "small":
+        weights = sum(9 * a * b for a, b in pairwise((channels, *agent.channels)))
+        require_memory("agent.channels", agent.channels, 4 * weights)
         return small_chain(agent.channels, agent.strides, channels)
     if channels != 3:
         raise ConfigError(
@@ -153,6 +161,8 @@ def _head(
     if size is None:
         return partial(pooled_linear, channels, outputs)
     rates, width, dropout = agent.aspp_rates, agent.aspp_width, agent.dropout
+    weights = 9 * len(rates) * channels * width + width**2
+    require_memory("agent.aspp_width", width, 4 * weights)
     return partial(aspp, channels, outputs, size, rates, width, dropout)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from conal_rl.config.checks import require
 from conal_rl.config.supervised import SupervisedConfig
 from conal_rl.core.layers import LayerFactory
+from conal_rl.device import require_memory
 from conal_rl.errors import ConfigError
 from conal_rl.files import user_path
 from conal_rl.supervised.bert import bert_chain, read_config
@@ -67,6 +68,8 @@ def text_problem(config: SupervisedConfig) -> Problem:
         return xtreme(root, name, languages, split, tokenizer, config.data.tokens)
 
     texts("test")
+    batch = 4 * about.hidden_size * len(languages) * config.agent.batch_size
+    require_memory("agent.batch_size", config.agent.batch_size, batch)
 
     def loader(part: Part, batch_size: int, training: bool) -> TaskLoaders:
         splits = [texts(split) for split in _SPLITS[part]]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import seeding
 
-from conal_rl.device import usable_cores
+from conal_rl.device import require_memory, usable_cores
 from conal_rl.envs.metaworld import (
     HORIZON,
     NUM_GOALS,
@@ -28,6 +28,8 @@ from conal_rl.errors import ObservationError, SuiteError
 TaskSelect = Literal["random", "pseudorandom"]
 Flags = npt.NDArray[np.bool_]
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+LEAST_BYTES = 3_500
+"""An env takes at least as much memory: its row of the engine's arrays, and its random stream."""
 
 
 class Ended(NamedTuple):
@@ -104,6 +106,7 @@ class Episodes:
         threads: The number of threads, at least 1. None takes all cores that this process may use.
 
     Raises:
+        ConfigError: The envs need more memory than the machine has.
         ValueError: `envs_per_task` or `threads` is below 1, or `task_select` is unknown.
         SuiteError: A task is a user's own, or the native engine is not exact for the installed
             versions of metaworld and mujoco.
@@ -128,6 +131,7 @@ class Episodes:
             raise ValueError(f"envs_per_task: got {envs_per_task}, expected at least 1")
         if threads is not None and threads < 1:
             raise ValueError(f"threads: got {threads}, expected at least 1")
+        require_memory("envs_per_task", envs_per_task, len(names) * envs_per_task * LEAST_BYTES)
         self.names = tuple(names)
         self.terminate_on_success = terminate_on_success
         self._task_select: TaskSelect = task_select

@@ -16,9 +16,10 @@ import numpy.typing as npt
 from gymnasium.spaces import Box
 from gymnasium.vector.utils import batch_space
 
+from conal_rl.device import require_memory
 from conal_rl.envs.metaworld import env_class, suite_tasks
 from conal_rl.envs.native.engine import OBSERVATION
-from conal_rl.envs.native.episodes import Ended, Episodes, Flags, TaskSelect
+from conal_rl.envs.native.episodes import LEAST_BYTES, Ended, Episodes, Flags, TaskSelect
 from conal_rl.envs.native.physics import Floats
 from conal_rl.envs.vec_env import Suite, stream_seeds
 
@@ -49,6 +50,7 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv[Floats, npt.NDArray[Any], Any]):
         render_mode: `"rgb_array"` or None.
 
     Raises:
+        ConfigError: The envs need more memory than the machine has.
         ValueError: `num_envs` is not a multiple of the number of tasks.
         SuiteError: As in `conal_rl.envs.metaworld.suite_tasks`.
     """
@@ -76,6 +78,8 @@ class MetaWorldVectorEnv(gym.vector.VectorEnv[Floats, npt.NDArray[Any], Any]):
                 f"num_envs: got {num_envs}, expected a multiple of the {len(self.tasks)} tasks of "
                 f"{suite}. Give such a number, or only envs_per_task"
             )
+        if envs_per_task is None:
+            require_memory("num_envs", num_envs, num_envs * LEAST_BYTES)
         self.render_mode = render_mode
         self.episodes = Episodes(
             self.tasks, per_task, seed, task_select, terminate_on_success, threads

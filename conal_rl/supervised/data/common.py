@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from conal_rl.device import require_memory
 from conal_rl.errors import ConalError, ConfigError
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Array = NDArray[Any]
+LEAST_BYTES_OF_A_WORKER = 5_000_000
+"""A process that reads ahead takes at least as much memory of its own."""
 
 
 class TargetSpec(NamedTuple):
@@ -150,6 +153,7 @@ class _Loader:
                     f"{name}: got {getattr(self, name)}, expected {least} or more. "
                     "Give a larger number"
                 )
+        require_memory("data.workers", workers, workers * LEAST_BYTES_OF_A_WORKER)
         if not len(self):
             raise ConfigError(
                 f"batch_size: got {batch_size}, expected a batch from {items} samples. "
