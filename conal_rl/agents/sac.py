@@ -339,8 +339,6 @@ class ConalSAC(SAC):
         record(self.logger, means, self.recent, self.learners, updates, self.settings.critic_range)
         super().dump_logs()
 
-    # On disk.
-
     @classmethod
     def load(
         cls, path: Any, env: GymEnv | None = None, device: Any = "auto", *rest: Any, **named: Any
