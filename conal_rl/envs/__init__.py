@@ -72,7 +72,7 @@ def make(
         ConfigError: The envs need more memory than the machine has.
         SuiteError: An argument is wrong. The message says in one line which, and what to do.
     """
-    _require_arguments(engine, envs_per_task, seed)
+    envs_per_task = _require_arguments(suite, engine, envs_per_task, seed)
     suite = suite if isinstance(suite, str) else tuple(suite)
     kwargs = _require_dict(env_kwargs)
     render_mode = kwargs.pop("render_mode", render_mode)
@@ -90,7 +90,8 @@ def make(
     return TaskVecEnv(suite, tasks, envs_per_task, seed, monitor_dir)
 
 
-def _require_arguments(engine: str, envs_per_task: int, seed: int) -> None:
+def _require_arguments(suite: Any, engine: str, envs_per_task: int, seed: int) -> int:
+    """Return `envs_per_task` as an int, which may be numpy's."""
     if engine not in ("native", "official"):
         raise SuiteError(
             f"engine: got {engine!r}, expected 'native' or 'official'. Give one of them"
@@ -106,6 +107,7 @@ def _require_arguments(engine: str, envs_per_task: int, seed: int) -> None:
             f"suite: got {quoted(suite)}, expected the name of a suite or a list of tasks. "
             "Give one of them"
         )
+    return envs_per_task
 
 
 def _require_dict(env_kwargs: Any) -> dict[str, Any]:
