@@ -29,7 +29,7 @@ class CheckpointError(ConalError):
     """A checkpoint or a run folder is missing, damaged or of the wrong kind."""
 
 
-class ObservationError(ConalError):
+class ObservationError(ConalError, ValueError):
     """An observation, action or reward has a wrong shape, an unknown task, or a NaN or inf."""
 
 

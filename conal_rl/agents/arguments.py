@@ -268,11 +268,15 @@ class Given(NamedTuple):
     sb3: dict[str, Any]
 
 
+POLICIES = ("ConalPolicy", "MlpPolicy")
+"""Names of `ConalPolicy`; the second is SB3's."""
+
+
 def require_policy(policy: Any, given: bool) -> bool:
     """Return whether the policy is the user's own, a class that derives from `ConalPolicy`.
 
     Args:
-        policy: a class, or the name of `ConalPolicy`.
+        policy: a class, or one of `POLICIES`.
         given: whether a user gave it; otherwise it is from a zip file.
 
     Raises:
@@ -280,12 +284,12 @@ def require_policy(policy: Any, given: bool) -> bool:
         MissingSettings: a file has a different policy.
     """
     is_class = isinstance(policy, type) and issubclass(policy, ConalPolicy)
-    if is_class or (isinstance(policy, str) and policy == "ConalPolicy"):
+    if is_class or (isinstance(policy, str) and policy in POLICIES):
         return is_class and policy is not ConalPolicy
     if not given:
         raise MissingSettings(f"its policy is {quoted(policy)}")
     raise ConfigError(
-        f"policy: got {quoted(policy)}, expected 'ConalPolicy' or a class that derives from it. "
+        f"policy: got {quoted(policy)}, expected 'MlpPolicy', 'ConalPolicy' or its subclass. "
         "Leave it out"
     )
 
@@ -321,6 +325,8 @@ def split_keywords(keywords: Mapping[str, Any], own_policy: bool = False) -> Giv
 def for_load(keywords: Mapping[str, Any], device: Any) -> dict[str, Any]:
     """Return the keywords of `ConalSAC.load` as SB3's `load` takes them: attributes, `device`.
 
+    Settings in `custom_objects` are keywords too, because the file has no attributes for them.
+
     Raises:
         ConfigError, TypeError: see `split_keywords`, or the file says it already.
     """
@@ -330,6 +336,8 @@ def for_load(keywords: Mapping[str, Any], device: Any) -> dict[str, Any]:
                 f"{name}: got {quoted(keywords[name])}, expected nothing, because the file has the "
                 "agent's own. Make a new agent for a different one"
             )
+    custom = keywords.get("custom_objects") or {}
+    keywords = {n: custom[n] for n in custom.keys() & KEYWORDS} | dict(keywords)
     apart = {"settings", "search", "custom_objects", "print_system_info", "force_reset"}
     rest = {name: value for name, value in keywords.items() if name not in apart}
     given = split_keywords({**rest, "device": device})

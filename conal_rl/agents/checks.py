@@ -1,5 +1,7 @@
 """Checks of `ConalSAC`'s trees, tasks, environments, observations and sizes."""
 
+import sys
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -7,9 +9,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from torch import Tensor
 
+from conal_rl.agents.replay import TaskReplayBuffer
 from conal_rl.config.values import quoted
 from conal_rl.core import ConalProStage, ReconSearch, Search, Structure, Tree
 from conal_rl.device import require_memory
@@ -134,18 +139,28 @@ def require_env(env: Any) -> GymEnv | None:
     return env
 
 
-def require_tasks(tasks: tuple[str, ...], env: Any) -> None:
-    """Raise ValueError if an env has different tasks, or its observations are too short for them.
+def require_tasks(tasks: tuple[str, ...], env: Any, normalize_returns: bool) -> None:
+    """Check an env against an agent's tasks, and whether it scales what the agent scales itself.
 
     Spaces do not tell tasks apart: without this check a task could get the head of a different one.
+
+    Raises:
+        ValueError: the env has different tasks, its observations are too short for them, or its
+            `VecNormalize` changes the one-hot or the agent's unit of rewards.
     """
     tasks_of_env = getattr(env, "tasks", None)
     if tasks_of_env is not None and tuple(tasks_of_env) != tasks:
         raise ValueError(other_tasks("the environment", tasks_of_env, tasks))
-    if unwrap_vec_normalize(env) is not None:
+    normalize = unwrap_vec_normalize(env)
+    if normalize is not None and normalize.norm_obs:
         raise ValueError(
-            "env: got a VecNormalize, which changes the one-hot task ID, expected an env without "
-            "it. Give the env that it wraps"
+            "env: got a VecNormalize of observations, which changes the one-hot task ID, expected "
+            "norm_obs=False. Normalize observations in each env, before the one-hot"
+        )
+    if normalize is not None and normalize.norm_reward and normalize_returns:
+        raise ValueError(
+            "normalize_returns: got True and a VecNormalize of rewards, expected one of them. "
+            "Leave out one"
         )
     shape = getattr(getattr(env, "observation_space", None), "shape", None)
     if shape is not None and shape[-1] <= len(tasks):
@@ -160,10 +175,37 @@ def in_episode(env: Any) -> bool:
     return bool(getattr(env, "in_episode", True))
 
 
-def require_task_ids(observation: Any, num_tasks: int) -> None:
+def as_observations(observation: Any, size: int, num_tasks: int) -> np.ndarray:
+    """Return observations as float32, from an array, a list or a tensor of any device.
+
+    Args:
+        observation: `(size,)` or `(row, size)`, where `size` counts features and tasks.
+        size: numbers of an observation.
+        num_tasks: length of the one-hot at its end.
+
+    Raises:
+        ObservationError: they are of a different kind or shape, or one does not end in a one-hot.
+    """
+    if isinstance(observation, Tensor):
+        observation = observation.detach().float().cpu().numpy()
+    try:
+        rows = np.asarray(observation, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise ObservationError(
+            f"observation: got {quoted(observation)}, expected numbers. Give an array of the shape "
+            f"({size},) or (row, {size})"
+        ) from None
+    if rows.ndim not in (1, 2) or rows.shape[-1] != size:
+        raise ObservationError(
+            f"observation: got the shape {rows.shape}, expected ({size},) or (row, {size}), "
+            f"features and the one-hot of {num_tasks} tasks. Give one observation or one per row"
+        )
+    require_task_ids(rows, num_tasks)
+    return rows
+
+
+def require_task_ids(observation: np.ndarray, num_tasks: int) -> None:
     """Raise ObservationError unless each row `(..., feature + task)` ends in a task's one-hot."""
-    if not isinstance(observation, np.ndarray) or not observation.ndim:
-        return  # SB3 raises the error
     ids = observation[..., -num_tasks:]
     one_hot = (np.count_nonzero(ids, axis=-1) == 1) & (ids.max(axis=-1) == 1)
     if not one_hot.all():
@@ -200,3 +242,80 @@ def require_sizes_to_fit(agent: Any) -> None:
         require_memory(f"agent.{name}", getattr(settings, name), 4 * number, agent.device)
     for structure in agent.structures:
         require_copies_to_fit(structure, settings.depth, agent.device)
+
+
+def require_every_task(
+    observations: np.ndarray, tasks: tuple[str, ...], replay: TaskReplayBuffer
+) -> None:
+    """Raise ValueError for tasks without an env `(env, feature + task)` and without transitions.
+
+    No update could be done, because each one learns from all tasks.
+    """
+    here = observations[:, -len(tasks) :].any(axis=0) | (replay.training.sizes > 0)
+    if not here.all():
+        raise ValueError(
+            f"env: got no environment of {_named(tasks, ~here)}, expected one for each of the "
+            f"{len(tasks)} tasks. Add it, or leave the task out"
+        )
+
+
+PATIENCE = 2_000
+"""Steps of each env after which `learn` warns that it lacks the data for an update."""
+
+
+def is_time_to_warn(steps: int, train_freq: Any) -> bool:
+    """Return whether each env's `steps` reach `PATIENCE` in this round of SB3's `train_freq`."""
+    return PATIENCE <= steps < PATIENCE + train_freq.frequency
+
+
+def warn_of_missing_data(tasks: tuple[str, ...], replay: TaskReplayBuffer) -> None:
+    """Warn that no update is done, because tasks lack training or validation transitions."""
+    missing = [
+        f"{kind} transitions of {_named(tasks, ring.sizes == 0)}"
+        for kind, ring in (("training", replay.training), ("validation", replay.validation))
+        if ring.sizes.min() == 0 and (ring is replay.training or replay.validation_share)
+    ]
+    warnings.warn(
+        f"replay: got no {' and no '.join(missing)}, expected some of every task. Nothing has been "
+        "learnt yet. Give the envs a time limit, for example gymnasium's TimeLimit, or train for "
+        "longer",
+        stacklevel=3,
+    )
+
+
+def warn_of_uneven_episodes(observations: np.ndarray, tasks: tuple[str, ...]) -> None:
+    """Warn if SB3's `evaluate_policy` calls, and gives some tasks fewer episodes than others.
+
+    It shares `n_eval_episodes` out over all envs, here `(env, feature + task)`, and gives the first
+    ones less. Only its own frame knows the number.
+    """
+    frame = sys._getframe(1)
+    while frame.f_code is not evaluate_policy.__code__:
+        if frame.f_back is None:
+            return
+        frame = frame.f_back
+    episodes: int | None = frame.f_locals.get("n_eval_episodes")
+    if episodes is None or observations.ndim != 2:
+        return
+    envs = len(observations)
+    ids = observations[:, -len(tasks) :].astype(np.int64)  # (env, task)
+    of_tasks = np.array([(episodes + i) // envs for i in range(envs)]) @ ids
+    present = ids.any(axis=0)
+    if np.ptp(of_tasks[present]):
+        left_out = present & (of_tasks == 0)
+        fewer = present & (of_tasks < of_tasks.max())
+        share = (
+            f"no episode to {_named(tasks, left_out)}"
+            if left_out.any()
+            else f"fewer episodes to {_named(tasks, fewer)} than to other tasks"
+        )
+        warnings.warn(
+            f"n_eval_episodes: got {episodes} for {envs} envs together, which gives {share}, "
+            f"expected a multiple of {envs}. Give {-(-episodes // envs) * envs}",
+            stacklevel=2,
+        )
+
+
+def _named(tasks: tuple[str, ...], chosen: np.ndarray) -> str:
+    """Return the names of the chosen tasks `(task,)`, in a sentence."""
+    return ", ".join(task for task, is_chosen in zip(tasks, chosen, strict=True) if is_chosen)

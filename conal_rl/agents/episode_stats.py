@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3.common.logger import HumanOutputFormat, Logger
 from torch import Tensor
 
@@ -26,12 +28,25 @@ class Means:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: Counter[str] = Counter()
+        self._latest: dict[str, list[Tensor]] = {}
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Take the metrics of an update, without waiting for a device."""
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0) + value
+            self._latest.setdefault(name, []).append(value)
         self._counts.update(metrics.keys())
+
+    def latest(self) -> dict[str, float]:
+        """Return the means since the last call of `latest`, and wait for the device once.
+
+        Captured graphs write into the same tensors at each update. Then it is the last update.
+        """
+        latest, self._latest = self._latest, {}
+        if not latest:
+            return {}
+        values = iter(torch.stack([v for each in latest.values() for v in each]).tolist())
+        return {name: _mean(islice(values, len(each))) for name, each in latest.items()}
 
     def take(self) -> dict[str, float]:
         """Return the means since the last call."""

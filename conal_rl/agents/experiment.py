@@ -18,6 +18,7 @@ from stable_baselines3.common.utils import get_device
 
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.callback import RunCallback, Stopped, next_multiple
+from conal_rl.agents.model_files import predicting_agent
 from conal_rl.agents.tree_files import load_trees, structures_from_json, trees_to_json
 from conal_rl.config import AgentConfig, Config, EnvConfig
 from conal_rl.core import Structure, Tree
@@ -28,7 +29,6 @@ from conal_rl.errors import (
     CheckpointError,
     ConalError,
     ConfigError,
-    ObservationError,
     SuiteError,
     TreeError,
 )
@@ -143,7 +143,7 @@ class SACExperiment:
                 self.agent.learn(left, callback, log_interval=None, reset_num_timesteps=False)
         except Stopped:
             pass
-        except (ValueError, ObservationError):  # torch or an env may see the NaN first
+        except ValueError:  # torch or an env may see the NaN first
             require_finite(self.agent.policy, self.agent._n_updates)
             raise
         finally:
@@ -336,10 +336,10 @@ def load_policy(path: Path, device: str = "auto") -> tuple[ConalSAC, Config]:
         raise ConfigError(f"{path}: got a supervised run, expected an RL run. Give a different run")
     model = path if is_model(path) else path / "model"
     if model.is_dir():
-        return ConalSAC.from_model(*read_model(model), device, model, config.agent), config
+        return predicting_agent(ConalSAC, *read_model(model), device, model, config.agent), config
     tensors, state = load_checkpoint(path, groups=["policy"])
     about = state.get("agent", {}).get("model")
-    return ConalSAC.from_model(about, tensors["policy"], device, path, config.agent), config
+    return predicting_agent(ConalSAC, about, tensors["policy"], device, path, config.agent), config
 
 
 def _require_other_goals(config: Config) -> None:

@@ -50,6 +50,26 @@ class LearningState(NamedTuple):
     queue: UpdateQueue
     recent: RecentEpisodes
 
+    @classmethod
+    def of(cls, agent: Any) -> LearningState:
+        """Return the parts of a `ConalSAC`."""
+        return cls(agent, agent.replay_buffer, agent.queue, agent.recent)
+
+    def counted(self) -> dict[str, Any]:
+        """Return the counts of conflicts and the last episodes, for SB3's zip file."""
+        counted: dict[str, Any] = {"recent": self.recent.state()}
+        for name, noticing in self.queue.update.noticing.items():
+            tensors, counters = noticing.state()
+            counted[name] = {n: t.cpu() for n, t in tensors.items()}, counters
+        return counted
+
+    def restore_counted(self, counted: Mapping[str, Any]) -> None:
+        """Load what `counted` returned; a part that is missing stays."""
+        self.recent.restore(counted.get("recent", {}))
+        for name, noticing in self.queue.update.noticing.items():
+            if name in counted:
+                noticing.restore(*counted[name])
+
     def save(self) -> tuple[Tensors, dict[str, Any]]:
         """Return the tensors by group, and the rest as JSON types."""
         algorithm, update = self.algorithm, self.queue.update

@@ -111,25 +111,29 @@ def fill(policy: ConalPolicy, weights: Mapping[str, Tensor], critics: bool = Tru
     policy.load_state_dict(targets | dict(weights))
 
 
-def build_predicting(
-    agent: Any,
+def predicting_agent(
+    kind: type[Any],
     about: Any,
     weights: Mapping[str, Tensor],
+    device: str,
     source: Path,
     settings: AgentConfig | None = None,
-) -> None:
-    """Build a bare `ConalSAC` from a description and its policy's tensors, ready for `predict`.
+) -> Any:
+    """Return an agent ready for `predict`, from a description and its policy's tensors.
 
     Args:
-        agent: a `ConalSAC` that is not set up.
+        kind: `ConalSAC`.
         about: an output of `describe`.
         weights: the policy's tensors.
+        device: the device of its networks.
         source: the file, for errors.
         settings: what it is to learn with, if it gets an env. None: the defaults.
 
     Raises:
         CheckpointError: they do not describe an agent. The error names `source`.
+        ConfigError: this machine lacks the device.
     """
+    agent = kind(device=device, _init_setup_model=False)
     with of_an_agent(source):
         model = read_description(about, source)
         agent.observation_space, agent.action_space = model.observation_space, model.action_space
@@ -140,6 +144,7 @@ def build_predicting(
         agent._arguments = Arguments(dataclasses.replace(model.settings, buffer_size=2))
         agent._configure(model.tasks, model.structures)
         fill(agent.policy, weights, model.critics)
+    return agent
 
 
 def learning_agent(loaded: Any, env: Any, given: Mapping[str, Any]) -> Any:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
@@ -12,6 +13,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import Tensor
 
+from conal_rl.agents.checks import as_observations, warn_of_uneven_episodes
 from conal_rl.agents.critic_losses import HLGauss, SquaredError
 from conal_rl.config import AgentConfig, marked
 from conal_rl.core import ConalSearch, Structure, Tree, linear_chain
@@ -252,6 +254,28 @@ class ConalPolicy(BasePolicy):
     def searching(self) -> bool:
         """Whether the tree of the actor or of the critics is still searched."""
         return not (isinstance(self.actor_tree, Tree) and isinstance(self.critic_tree, Tree))
+
+    def obs_to_tensor(self, observation: Any) -> tuple[Tensor, bool]:
+        """Return observations as a tensor, and whether they are rows, like SB3's method.
+
+        Raises:
+            ObservationError: they are of a different shape, or one does not end in a one-hot.
+        """
+        size = self.observation_space.shape[0]  # type: ignore[index]
+        rows = as_observations(observation, size, len(self.tasks))
+        return super().obs_to_tensor(rows)  # type: ignore[return-value]
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Return actions, like SB3's method; see `obs_to_tensor` for the observations."""
+        if episode_start is not None:  # SB3's `evaluate_policy` gives it
+            warn_of_uneven_episodes(observation, self.tasks)
+        return super().predict(observation, state, episode_start, deterministic)
 
     def _predict(
         self,

@@ -7,6 +7,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 SMALLEST_RETURN = 1e-3
@@ -272,6 +273,25 @@ class TaskReplayBuffer(ReplayBuffer):
         for ring in (self.training, self.validation):
             ring.move(device)
 
+    @property
+    def full(self) -> bool:
+        """Whether all rings are full."""
+        rings = (self.training, self.validation) if self.validation_share else (self.training,)
+        return all(bool((ring.sizes == ring.capacity).all()) for ring in rings)
+
+    @full.setter
+    def full(self, value: bool) -> None:
+        pass  # SB3's `reset` sets it, but the rings know it
+
+    @property
+    def pos(self) -> int:
+        """Transitions ever added to the task with fewest, modulo `buffer_size`."""
+        return int((self.training.added + self.validation.added).min()) % self.buffer_size
+
+    @pos.setter
+    def pos(self, value: int) -> None:
+        pass
+
     def size(self) -> int:
         """Return the number of all stored transitions, for training and validation."""
         return int(self.training.sizes.sum() + self.validation.sizes.sum())
@@ -281,18 +301,26 @@ class TaskReplayBuffer(ReplayBuffer):
         held = self.validation_share == 0 or self.validation.sizes.min() > 0
         return bool(self.training.sizes.min() > 0 and held)
 
-    def sample(self, batch_size: int, env: object = None) -> TaskBatch:  # type: ignore[override]
-        """Draw `batch_size` training transitions of every task."""
-        return self._split(self.training.sample(batch_size))
+    def sample(  # type: ignore[override]
+        self, batch_size: int, env: VecNormalize | None = None
+    ) -> TaskBatch:
+        """Draw `batch_size` training transitions of every task; `env` scales their rewards."""
+        return self._split(self.training.sample(batch_size), env)
 
-    def sample_validation(self, batch_size: int) -> TaskBatch:
-        """Draw `batch_size` validation transitions of every task."""
-        return self._split(self.validation.sample(batch_size))
+    def sample_validation(self, batch_size: int, env: VecNormalize | None = None) -> TaskBatch:
+        """Draw `batch_size` validation transitions of every task, like `sample`."""
+        return self._split(self.validation.sample(batch_size), env)
 
-    def _split(self, rows: Tensor) -> TaskBatch:
+    def _split(self, rows: Tensor, env: VecNormalize | None = None) -> TaskBatch:
         sizes = [self.features, self.action_dim, self.features]
         obs, action, next_obs, scalars = rows.split([*sizes, rows.shape[-1] - sum(sizes)], dim=-1)
         batch = TaskBatch(obs, action, next_obs, *scalars.unbind(dim=-1))
+        if env is not None and env.norm_reward:
+            returns = self.returns
+            # SB3 clips before it sums n steps. A sum of rewards within the limits is the same.
+            steps = 1.0 if returns is None else sum(returns.gamma**i for i in range(returns.n))
+            scale, limit = float(np.sqrt(env.ret_rms.var + env.epsilon)), steps * env.clip_reward
+            return batch._replace(rewards=(batch.rewards / scale).clamp(-limit, limit))
         if self.largest_returns is None:
             return batch
         largest = torch.from_numpy(self.largest_returns.largest).to(rows.device).unsqueeze(1)

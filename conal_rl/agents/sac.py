@@ -20,10 +20,10 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from torch import Tensor, nn
 
 from conal_rl.agents import arguments, checks
-from conal_rl.agents.arguments import LIVE_LOOP, LOOP, Arguments
+from conal_rl.agents.arguments import LIVE_LOOP, LOOP, POLICIES, Arguments
 from conal_rl.agents.episode_stats import Means, RecentEpisodes, record
 from conal_rl.agents.learning_state import LearningState, Tensors, zip_of_this_version
-from conal_rl.agents.model_files import build_predicting, learning_agent, to_share
+from conal_rl.agents.model_files import learning_agent, predicting_agent, to_share
 from conal_rl.agents.policies import ConalPolicy, TaskActor, TaskCritics
 from conal_rl.agents.replay import TaskReplayBuffer, require_replay
 from conal_rl.agents.update import SACUpdate, Temperatures
@@ -40,13 +40,27 @@ from conal_rl.runs.weights import read_model, write_model
 class ConalSAC(SAC):
     """SB3's SAC for many tasks at once.
 
-    Observations end in a one-hot task ID, like those of `conal_rl.envs.make`. Batch size, buffer
-    size and `learning_starts` count per task. Without a `tree`, `learn` searches: gates learn from
-    validation episodes and weights from all others; conflicting tasks hold shared modules.
-    `derive()` then returns the learnt trees.
+    Observations end in a one-hot task ID, like those of `conal_rl.envs.make`. Without a `tree`,
+    `learn` searches: gates learn from validation episodes and weights from all others; conflicting
+    tasks hold shared modules. `derive()` then returns the learnt trees.
+
+    What differs from SB3's SAC:
+
+    - `batch_size`, `buffer_size` and `learning_starts` count per task, and so do temperatures.
+    - `net_arch` (one list) is `widths`, and `n_critics` is `critics`; either name works. ReLU, Adam
+      and the replay class are fixed, without gSDE. Arguments after `env` are keywords.
+    - Observations and actions are 1-D Boxes. `VecNormalize` may scale rewards, by one number for
+      all tasks (`normalize_returns` has one for each), but not observations.
+    - `learn` needs an env or transitions of each task, and a search two ended episodes of each.
+    - SB3's `n_eval_episodes` counts the episodes of all envs together. Give a multiple of
+      `env.num_envs`, or tasks are left out, with a warning.
+    - A log line has means since the last one. With captured graphs (CUDA), updates happen in the
+      next step of the envs, so that `train` leaves the losses of earlier updates in the logger.
+    - A batch is a `TaskBatch`. The replay lacks arrays such as `observations`, the actor `predict`.
+    - A copy or a pickle has a logger only after it learns.
 
     Args:
-        policy: "ConalPolicy".
+        policy: "ConalPolicy", or "MlpPolicy", which is the same.
         env: a `VecEnv`.
         tasks: task names in the order of the one-hot. The default is the env's.
         tree: a `Tree` for actor and critics, a search space (`ConalSearch`, `ConalProStage`,
@@ -64,7 +78,7 @@ class ConalSAC(SAC):
             different tasks.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"ConalPolicy": ConalPolicy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = dict.fromkeys(POLICIES, ConalPolicy)
     policy: ConalPolicy  # type: ignore[assignment]
     actor: TaskActor  # type: ignore[assignment]
     critic: TaskCritics  # type: ignore[assignment]
@@ -122,8 +136,8 @@ class ConalSAC(SAC):
 
     def _setup_model(self) -> None:
         self.tasks = tuple(self.tasks)  # a list after SB3's `load`
-        checks.require_tasks(self.tasks, self.env)
         self._arguments = arguments.move_arguments(vars(self), self.structures)
+        checks.require_tasks(self.tasks, self.env, self.settings.normalize_returns)
         checks.require_sizes_to_fit(self)
         vars(self).update(self._loop())
         self.policy_kwargs = {**self.policy_kwargs, "settings": self.settings}
@@ -142,10 +156,7 @@ class ConalSAC(SAC):
         self.queue = UpdateQueue(self.update, self.device)
         self._means = Means()
         self.recent = RecentEpisodes(self.tasks)
-        self.recent.restore(self._counted.get("recent", {}))
-        for name, noticing in self.noticing.items():
-            if name in self._counted:
-                noticing.restore(*self._counted[name])
+        LearningState.of(self).restore_counted(self._counted)
 
     @property
     def settings(self) -> AgentConfig:
@@ -201,30 +212,28 @@ class ConalSAC(SAC):
         """Return CoNAL-Pro's next stage, None after the last; see `SACUpdate.next_stage`."""
         return self.update.next_stage()
 
-    @torch.no_grad()
     def inherit_from(self, before: "ConalSAC") -> None:
-        """Copy weights, loss weights, temperatures and largest returns from the agent `before`.
-
-        It is the agent of the search, or of one of its stages, with the same tasks and settings.
-        """
-        self.policy.inherit_from(before.policy)
-        self.update.loss_weights.load_state_dict(before.update.loss_weights.state_dict())
+        """Copy what was learnt from the agent `before`, of the search or one of its stages."""
+        self.update.inherit_from(before.update)
         self.largest_returns[:] = before.largest_returns
-        if self.log_ent_coef is not None and before.log_ent_coef is not None:
-            self.log_ent_coef.copy_(before.log_ent_coef)
-
-    # Updates.
 
     def train(self, gradient_steps: int, batch_size: int = 128) -> None:
         """Do `gradient_steps` updates on `batch_size` transitions of every task each.
 
-        In `learn`, updates that are captured graphs are pending while the environments step.
+        Their mean losses are then in the logger, as in SB3. In `learn`, updates that are captured
+        graphs are pending while the environments step. The losses are then of the updates before.
         """
         if not self.replay_buffer.ready():
-            return  # a task has no finished validation data yet
+            steps = (self.num_timesteps - self._num_timesteps_at_start) // self.n_envs
+            if checks.is_time_to_warn(steps, self.train_freq):
+                checks.warn_of_missing_data(self.tasks, self.replay_buffer)
+            return
         self.queue.pending += gradient_steps
         if not self.queue.waits:
             self.finish_updates(batch_size)
+        for name, mean in self._means.latest().items():
+            self.logger.record(f"train/{name}", mean)
+        self.logger.record("train/n_updates", self.updates_before + self._n_updates)
 
     def finish_updates(self, batch_size: int | None = None) -> None:
         """Do all pending updates."""
@@ -238,10 +247,9 @@ class ConalSAC(SAC):
         self.update.anneal_gates(left)
         for _ in range(waiting):
             size = batch_size or self.batch_size
-            self._means.add(self.queue.run(self.replay_buffer, size, self._n_updates))
+            done = self._n_updates, self._vec_normalize_env
+            self._means.add(self.queue.run(self.replay_buffer, size, *done))
             self._n_updates += 1
-
-    # SB3's interface.
 
     def predict(
         self,
@@ -250,13 +258,12 @@ class ConalSAC(SAC):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Return actions, like SB3's method.
+        """Return actions, like SB3's method; a list or a tensor is checked as an array is.
 
         Raises:
-            ObservationError: an observation does not end in the one-hot of a task.
+            ObservationError: they are of a different shape, or one does not end in a one-hot.
         """
         if deterministic or self.queue.graphs is None or observation is not self._last_obs:
-            checks.require_task_ids(observation, len(self.tasks))
             return super().predict(observation, state, episode_start, deterministic)
         assert isinstance(observation, np.ndarray)
         actions: Tensor = self.queue.act(torch.from_numpy(observation))
@@ -284,6 +291,8 @@ class ConalSAC(SAC):
                 total_timesteps, callback, interval, tb_log_name, reset_num_timesteps, progress_bar
             )
         self.finish_updates()
+        if self.num_timesteps > self.learning_starts and not self.replay_buffer.ready():
+            checks.warn_of_missing_data(self.tasks, self.replay_buffer)
         return self
 
     def _setup_learn(
@@ -297,7 +306,9 @@ class ConalSAC(SAC):
             self._last_obs = None  # SB3 then resets the envs
             self.replay_buffer.cut_episodes()
         learning = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *rest)
+        assert isinstance(self._last_obs, np.ndarray)
         checks.require_task_ids(self._last_obs, len(self.tasks))
+        checks.require_every_task(self._last_obs, self.tasks, self.replay_buffer)
         return learning
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -307,7 +318,8 @@ class ConalSAC(SAC):
             ConfigError: the agent has no critics.
             ValueError: the tasks, the spaces or the number of envs differ.
         """
-        checks.require_tasks(self.tasks, checks.require_env(env))
+        normalize_returns = self.settings.normalize_returns
+        checks.require_tasks(self.tasks, checks.require_env(env), normalize_returns)
         if self.learns_with is not None:
             vars(self).update(vars(learning_agent(self, env, {})), learns_with=None)
         super().set_env(env, force_reset)
@@ -326,8 +338,6 @@ class ConalSAC(SAC):
         means, updates = self._means.take(), self.updates_before + self._n_updates
         record(self.logger, means, self.recent, self.learners, updates, self.settings.critic_range)
         super().dump_logs()
-
-    # On disk.
 
     @classmethod
     def load(
@@ -352,10 +362,7 @@ class ConalSAC(SAC):
     def save(self, *given: Any, **named: Any) -> None:
         """Write a zip file, like SB3's method."""
         self._arguments = self._arguments.with_loop(vars(self), self._loop())
-        self._counted = {"recent": self.recent.state()}
-        for name, noticing in self.noticing.items():
-            tensors, counters = noticing.state()
-            self._counted[name] = {n: t.cpu() for n, t in tensors.items()}, counters
+        self._counted = LearningState.of(self).counted()
         super().save(*given, **named)
 
     def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
@@ -366,10 +373,11 @@ class ConalSAC(SAC):
                 unchanged.
         """
         spaces = self.observation_space, self.action_space
-        loaded = load_from_pkl(path, self.verbose)
-        self.replay_buffer = require_replay(loaded, *spaces, **self.replay_buffer_kwargs)
-        self.replay_buffer.move(self.device)
-        self.replay_buffer.cut_episodes()
+        found = load_from_pkl(path, self.verbose)
+        loaded = require_replay(found, *spaces, **self.replay_buffer_kwargs)
+        loaded.move(self.device)
+        loaded.cut_episodes()
+        self.replay_buffer = loaded
         if self.replay_buffer.largest_returns is not None:  # `save` keeps them
             self.largest_returns = self.replay_buffer.largest_returns.largest
 
@@ -381,7 +389,17 @@ class ConalSAC(SAC):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, or a pickle, gets a logger when it learns: files and streams cannot be copied.
-        return vars(self) | {"_logger": Logger(None, []), "_custom_logger": False}
+        state = vars(self) | {"_logger": Logger(None, []), "_custom_logger": False}
+        scaling = self._vec_normalize_env
+        return state if scaling is None else state | {"_scaled": (scaling.venv, scaling.returns)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        venv, returns = state.pop("_scaled", (None, None))  # SB3's copies of VecNormalize lack them
+        vars(self).update(state)
+        scaling = self._vec_normalize_env
+        if scaling is not None and vars(scaling)["venv"] is None:
+            scaling.set_venv(venv)
+            scaling.returns = returns
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "update", "queue", "_means", *LOOP]
@@ -416,30 +434,11 @@ class ConalSAC(SAC):
             ConfigError: this machine lacks the device.
         """
         about, weights = read_model(Path(folder))
-        return cls.from_model(about, weights, device, Path(folder))
-
-    @classmethod
-    def from_model(
-        cls, about: Any, weights: Mapping[str, Tensor], device: str, source: Path, *settings: Any
-    ) -> "ConalSAC":
-        """Return an agent ready for `predict`, from a description and its policy's tensors.
-
-        With an env, it learns with the `settings`, an AgentConfig, or else with defaults.
-
-        Raises:
-            CheckpointError: they do not describe an agent. The error names `source`.
-            ConfigError: this machine lacks the device.
-        """
-        agent = cls(device=device, _init_setup_model=False)
-        build_predicting(agent, about, weights, source, *settings)
-        return agent
-
-    def _learning_state(self) -> LearningState:
-        return LearningState(self, self.replay_buffer, self.queue, self.recent)
+        return predicting_agent(cls, about, weights, device, Path(folder))
 
     def training_state(self) -> tuple[Tensors, dict[str, Any]]:
         """Return tensors by group, and JSON types: the state that `restore` needs."""
-        return self._learning_state().save()
+        return LearningState.of(self).save()
 
     def restore(self, groups: Tensors, state: Mapping[str, Any]) -> None:
         """Load the `training_state` of an agent with equal settings. Envs begin new episodes.
@@ -447,4 +446,4 @@ class ConalSAC(SAC):
         Raises:
             CheckpointError: the checkpoint is of an agent with different tasks, trees or sizes.
         """
-        self._learning_state().restore(groups, state)
+        LearningState.of(self).restore(groups, state)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import os
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
 from stable_baselines3 import SAC
 from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.sac.policies import SACPolicy
 
 from conal_rl.agents.replay import TaskReplayBuffer
 from conal_rl.config.checks import require, require_seed, whole
@@ -85,7 +86,7 @@ AS_SETTINGS: dict[str, tuple[str, Callable[[Any], Any]]] = {
 }
 """For each of SB3's keywords, its setting and its value there; None: not expressible."""
 
-NAMES = frozenset(inspect.signature(SAC.__init__).parameters) - {"self", "policy", "env"}
+NAMES = frozenset(signature(SAC.__init__).parameters) - {"self", "policy", "env"}
 """The keywords of SB3's SAC."""
 
 _KINDS: dict[str, Any] = {
@@ -109,8 +110,8 @@ _ONLY: dict[str, tuple[str, tuple[Any, ...]]] = {
 
 _FLAT = "Leave it out, because the network reads flat observations"
 _OF_SB3S_POLICIES = {
-    "net_arch": "Give widths, one list for the actor and the critics",
-    "n_critics": "Give critics",
+    "net_arch": "Give one list for the actor and the critics",
+    "use_sde": f"Leave it out, because {_EXPLORATION}",
     "activation_fn": "Leave it out, because the activation is ReLU",
     "optimizer_class": "Leave it out, because the optimiser is Adam",
     "optimizer_kwargs": "Leave it out, because Adam has torch's defaults",
@@ -119,7 +120,13 @@ _OF_SB3S_POLICIES = {
     "normalize_images": _FLAT,
     "share_features_extractor": "Leave it out, because the trees say what is shared",
 }
-"""What to do about the arguments of SB3's policies that `policy_kwargs` cannot hold."""
+"""What to do about the arguments of SB3's policy whose values `policy_kwargs` cannot hold."""
+
+_AS_FIELDS = {"net_arch": "widths", "n_critics": "critics"}
+"""Arguments of SB3's policy, and their settings."""
+
+_DEFAULTS = {name: each.default for name, each in signature(SACPolicy).parameters.items()}
+"""The defaults of SB3's policy, which `policy_kwargs` may hold."""
 
 
 def checked(keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,6 +201,8 @@ def split_policy_kwargs(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the `settings` in `policy_kwargs`, and arguments of a policy of the user's own.
 
+    Arguments of SB3's policy that are settings become those, and its defaults are left out.
+
     Raises:
         ConfigError: `given` is not a dict, or it holds something that is not for it.
     """
@@ -202,7 +211,9 @@ def split_policy_kwargs(
     )
     rest = dict(given or {})
     if rest.get("use_sde") is False:
-        del rest["use_sde"]  # SB3's default
+        del rest["use_sde"]  # SB3 adds it
+    if not own_policy:
+        rest = _renamed({n: v for n, v in rest.items() if not _is_default(n, v)})
     ours = {name: rest.pop(name) for name in rest.keys() & settings}
     for name in rest:
         if name in ("settings", "search", "tasks", "actor_tree", "critic_tree"):
@@ -213,6 +224,25 @@ def split_policy_kwargs(
             advice = _OF_SB3S_POLICIES.get(name) or _closest(name, settings)
         raise ConfigError(f"policy_kwargs: got {quoted(name)}, expected settings. {advice}")
     return ours, rest
+
+
+def _is_default(name: Any, value: Any) -> bool:
+    if name == "n_critics" or name not in _DEFAULTS:
+        return False  # critics: the setting may have a different default
+    return type(value) is type(_DEFAULTS[name]) and bool(value == _DEFAULTS[name])
+
+
+def _renamed(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments, of which those of SB3's policy have the names of their settings."""
+    renamed = {}
+    for name, value in given.items():
+        setting = _AS_FIELDS.get(name, name)
+        if setting != name and setting in given:
+            raise ConfigError(
+                f"policy_kwargs: got {name} and {setting}, expected one of them. Leave out {name}"
+            )
+        renamed[name if isinstance(value, Mapping) else setting] = value
+    return renamed
 
 
 def require_known(keywords: Mapping[str, Any], known: frozenset[str]) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
 from conal_rl.agents.critic_losses import HLGauss
@@ -73,13 +74,19 @@ class Temperatures:
         assert self.log is not None
         return self.log.detach().exp()
 
-    def step(self, log_prob: Tensor) -> None:
-        """Step towards the target entropy, given log-probabilities `(task, batch)`."""
+    def step(self, log_prob: Tensor) -> dict[str, Tensor]:
+        """Step towards the target entropy, given log-probabilities `(task, batch)`.
+
+        Returns:
+            `ent_coef_loss`, the mean `()` of the tasks' losses; nothing if they are fixed.
+        """
         if self.log is None or self.optimizer is None:
-            return
+            return {}
         gap = log_prob.detach().mean(dim=1) + self._target_entropy
-        (-(self.log * gap).sum()).backward()
+        losses = -(self.log * gap)
+        losses.sum().backward()
         apply_gradients(self.optimizer)
+        return {"ent_coef_loss": losses.detach().mean()}
 
 
 class SACUpdate:
@@ -222,6 +229,15 @@ class SACUpdate:
         if isinstance(critic, SearchNetwork) and isinstance(target, SearchNetwork):
             target.gumbel_temperature = critic.gumbel_temperature
 
+    @torch.no_grad()
+    def inherit_from(self, before: SACUpdate) -> None:
+        """Copy weights, loss weights and temperatures of the agent `before` in a search."""
+        self.policy.inherit_from(before.policy)
+        self.loss_weights.load_state_dict(before.loss_weights.state_dict())
+        log, old = self.temperatures.log, before.temperatures.log
+        if log is not None and old is not None:
+            log.copy_(old)
+
     def reset_weights(self) -> None:
         """Draw all weights except the gates from scratch, and forget their optimisers' moments."""
         self.policy.reset_weights()
@@ -247,13 +263,20 @@ class SACUpdate:
         return Parts(due(self.settings.actor_every), gates, due(self._targets_every))
 
     def __call__(
-        self, replay: TaskReplayBuffer, batch_size: int, parts: Parts
+        self,
+        replay: TaskReplayBuffer,
+        batch_size: int,
+        parts: Parts,
+        env: VecNormalize | None = None,
     ) -> dict[str, Tensor]:
-        """Learn from `batch_size` transitions of every task; returns scalars for the log."""
+        """Learn from `batch_size` transitions of every task; returns scalars for the log.
+
+        An `env` scales the rewards, as in SB3.
+        """
         self.policy.set_training_mode(True)
-        metrics = self.step_weights(replay.sample(batch_size), parts.actor)
+        metrics = self.step_weights(replay.sample(batch_size, env), parts.actor)
         if parts.gates:
-            metrics |= self.step_gates(replay.sample_validation(batch_size))
+            metrics |= self.step_gates(replay.sample_validation(batch_size, env))
         if parts.targets:
             self.step_targets()
         return metrics
@@ -269,7 +292,7 @@ class SACUpdate:
         if acting:
             with self.learners["actor"].capture():
                 actions, log_prob = actor.sample(batch.observations)
-            self.temperatures.step(log_prob)
+            of_temperatures = self.temperatures.step(log_prob)
 
         target = self.losses.target(batch, temperature)
         with self.learners["critic"].capture():
@@ -285,7 +308,7 @@ class SACUpdate:
                 "actor_loss": actor_losses.detach().mean(),
                 "ent_coef": temperature.mean(),
                 "entropy": -log_prob.detach().mean(),
-            }
+            } | of_temperatures
         return metrics
 
     def step_gates(self, batch: TaskBatch) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from conal_rl.agents.graphs import GraphCache, prepare_optimizer
@@ -67,12 +68,19 @@ class UpdateQueue:
         pending, self.pending = self.pending, 0
         return pending
 
-    def run(self, replay: TaskReplayBuffer, batch_size: int, number: int) -> dict[str, Tensor]:
+    def run(
+        self,
+        replay: TaskReplayBuffer,
+        batch_size: int,
+        number: int,
+        env: VecNormalize | None = None,
+    ) -> dict[str, Tensor]:
         """Do the update of this `number`, which counts from 0; return scalars for the log.
 
-        It then draws weights from scratch if a reset is due, and averages the actor.
+        An `env` scales the rewards. Its scale changes, so that such an update is not captured. It
+        then draws weights from scratch if a reset is due, and averages the actor.
         """
-        metrics = self._compute(replay, batch_size, number)
+        metrics = self._compute(replay, batch_size, number, env)
         policy, done = self.update.policy, number + 1
         resets = () if policy.searching else self.update.settings.reset_at
         if done in resets:
@@ -82,10 +90,12 @@ class UpdateQueue:
         policy.average_actor(max(1, done - last_reset))
         return metrics
 
-    def _compute(self, replay: TaskReplayBuffer, batch_size: int, number: int) -> dict[str, Tensor]:
+    def _compute(
+        self, replay: TaskReplayBuffer, batch_size: int, number: int, env: VecNormalize | None
+    ) -> dict[str, Tensor]:
         parts = self.update.parts_due(number)
-        if self.graphs is None:
-            return self.update(replay, batch_size, parts)
+        if self.graphs is None or env is not None:
+            return self.update(replay, batch_size, parts, env)
         stepping = self.update.noticing.items()
         noticing = [one for n, one in stepping if one.layers and (parts.actor or n != "actor")]
         rings = replay.training, replay.validation

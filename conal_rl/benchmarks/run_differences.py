@@ -38,9 +38,12 @@ def compare_runs(old: Path, new: Path) -> list[str]:
 
 DECLARED = (
     *("phase", "train/n_updates", "rollout/success_rate"),
-    *("rollout/ep_len_mean", "rollout/ep_rew_mean"),
+    *("rollout/ep_len_mean", "rollout/ep_rew_mean", "train/ent_coef_loss"),
 )
-"""Columns that commits up to 0e2ad22 lack, or begin from scratch after a search or a resume."""
+"""Columns that commits up to 0e2ad22 lack, or begin from scratch after a search or a resume.
+
+Commits up to 5f53861 lack `train/ent_coef_loss`.
+"""
 
 
 def compare_progress(old: Path, new: Path) -> list[str]:

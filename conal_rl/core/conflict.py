@@ -33,6 +33,12 @@ def cosines(gram: Tensor) -> Tensor:
     return torch.where(scale > 0, gram / scale, 0.0)
 
 
+def require_share(name: str, value: float) -> None:
+    """Raise ValueError unless a value is at least 0 and below 1."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}: got {value}, expected at least 0 and below 1. Give one")
+
+
 def held_rows(gram: Tensor, same: Tensor, rule: Rule, margin: float = 0.0) -> Tensor:
     """Return which tasks' gradients are dropped from the modules that they share.
 
@@ -158,9 +164,8 @@ class ConflictNoticing:
     ):
         if rule not in RULES:
             raise _unknown(rule)
-        for name, value in (("smoothing", smoothing), ("margin", margin)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 0 and below 1")
+        require_share("smoothing", smoothing)
+        require_share("margin", margin)
         if study_every < 1:
             raise ValueError(f"study_every: got {study_every}, expected 1 or more steps")
         self.layers = list(layers)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torchjd import aggregation, scalarization
 
-from conal_rl.core.conflict import held_rows
+from conal_rl.core.conflict import held_rows, require_share
 from conal_rl.core.gradients import TaskGradients
 from conal_rl.core.layers import Layer
 from conal_rl.errors import missing_extra
@@ -193,7 +193,7 @@ class ConflictNoticingWeighting(aggregation.Weighting[Tensor]):
             that `and_deeper` would be `any_pair`; it is refused.
 
     Raises:
-        ValueError: the rule is unknown, or `and_deeper`.
+        ValueError: the rule is unknown or `and_deeper`, or the margin is out of its range.
     """
 
     def __init__(self, rule: Rule = "any_pair", margin: float = 0.0):
@@ -203,6 +203,7 @@ class ConflictNoticingWeighting(aggregation.Weighting[Tensor]):
                 "rule: got 'and_deeper', expected one that needs no order of modules. "
                 "Use ConflictNoticing"
             )
+        require_share("margin", margin)
         self.rule, self.margin = rule, margin
         self(torch.eye(2, dtype=torch.float32))  # an unknown rule is refused here
 
@@ -211,6 +212,10 @@ class ConflictNoticingWeighting(aggregation.Weighting[Tensor]):
         others = ~torch.eye(len(gramian), dtype=torch.bool, device=gramian.device)
         held = held_rows(gramian[None], others[None], self.rule, self.margin)[0]
         return (~held).to(gramian.dtype)
+
+    def extra_repr(self) -> str:
+        """Return the arguments, for `repr`."""
+        return f"rule={self.rule!r}, margin={self.margin}"
 
 
 class ConflictNoticingAggregator(aggregation.GramianWeightedAggregator):
@@ -224,3 +229,7 @@ class ConflictNoticingAggregator(aggregation.GramianWeightedAggregator):
 
     def __init__(self, rule: Rule = "any_pair", margin: float = 0.0):
         super().__init__(ConflictNoticingWeighting(rule, margin))
+
+    def __repr__(self) -> str:
+        """Return the class and its arguments, as TorchJD's aggregators do."""
+        return f"{type(self).__name__}({self.gramian_weighting.extra_repr()})"

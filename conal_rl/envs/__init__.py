@@ -16,9 +16,10 @@ Every suite keeps the same contract:
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import gymnasium as gym
 
@@ -37,6 +38,8 @@ def make(
     seed: int = 0,
     engine: Literal["native", "official"] = "native",
     render_mode: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    monitor_dir: str | os.PathLike[str] | None = None,
 ) -> SuiteVecEnv:
     """Return all envs of a suite as one vector env.
 
@@ -60,11 +63,35 @@ def make(
         render_mode: What `render` of every env gives, as in `gymnasium.make`. Give `"rgb_array"`
             for images, as SB3's `VecVideoRecorder` needs them. Meta-World's camera is then the
             benchmark's. The native engine always has images.
+        env_kwargs: Arguments that `gymnasium.make` gives to every env, for a list of env IDs. Other
+            suites take only `render_mode` in it.
+        monitor_dir: A folder for SB3's monitor files, one for every env. An env begins its file
+            again, and open files cannot be copied or pickled.
 
     Raises:
         ConfigError: The envs need more memory than the machine has.
         SuiteError: An argument is wrong. The message says in one line which, and what to do.
     """
+    envs_per_task = _require_arguments(suite, engine, envs_per_task, seed)
+    suite = suite if isinstance(suite, str) else tuple(suite)
+    kwargs = _require_dict(env_kwargs)
+    render_mode = kwargs.pop("render_mode", render_mode)
+    if render_mode not in (None, "rgb_array") and (engine == "native" and _is_published(suite)):
+        raise SuiteError(
+            f"render_mode: got {render_mode!r}, expected 'rgb_array', because the native engine "
+            "has only images. Give engine='official'"
+        )
+    if engine == "native" and _is_published(suite):
+        from conal_rl.envs.native.sb3_env import NativeVecEnv
+
+        _require_no_kwargs(kwargs, suite)
+        return NativeVecEnv(suite, envs_per_task, seed, monitor_dir=monitor_dir)
+    tasks = _tasks(suite, seed, render_mode, kwargs)
+    return TaskVecEnv(suite, tasks, envs_per_task, seed, monitor_dir)
+
+
+def _require_arguments(suite: Any, engine: str, envs_per_task: int, seed: int) -> int:
+    """Return `envs_per_task` as an int, which may be numpy's."""
     if engine not in ("native", "official"):
         raise SuiteError(
             f"engine: got {engine!r}, expected 'native' or 'official'. Give one of them"
@@ -80,17 +107,21 @@ def make(
             f"suite: got {quoted(suite)}, expected the name of a suite or a list of tasks. "
             "Give one of them"
         )
-    suite = suite if isinstance(suite, str) else tuple(suite)
-    if render_mode not in (None, "rgb_array") and (engine == "native" and _is_published(suite)):
-        raise SuiteError(
-            f"render_mode: got {render_mode!r}, expected 'rgb_array', because the native engine "
-            "has only images. Give engine='official'"
-        )
-    if engine == "native" and _is_published(suite):
-        from conal_rl.envs.native.sb3_env import NativeVecEnv
+    return envs_per_task
 
-        return NativeVecEnv(suite, envs_per_task, seed)
-    return TaskVecEnv(suite, _tasks(suite, seed, render_mode), envs_per_task, seed)
+
+def _require_dict(env_kwargs: Any) -> dict[str, Any]:
+    if env_kwargs is not None and not isinstance(env_kwargs, Mapping):
+        raise SuiteError(f"env_kwargs: got {env_kwargs!r}, expected a dict of arguments. Give one")
+    return dict(env_kwargs or {})
+
+
+def _require_no_kwargs(kwargs: Mapping[str, Any], suite: Suite) -> None:
+    if kwargs:
+        raise SuiteError(
+            f"env_kwargs: got {', '.join(map(str, kwargs))} for {suite}, expected no arguments, "
+            "because only envs of gymnasium's IDs take them. Leave them out"
+        )
 
 
 def _is_published(suite: Suite) -> bool:
@@ -103,11 +134,14 @@ def _is_published(suite: Suite) -> bool:
     return metaworld.is_published(suite)
 
 
-def _tasks(suite: Suite, seed: int, render_mode: str | None) -> list[Task]:
+def _tasks(
+    suite: Suite, seed: int, render_mode: str | None, kwargs: Mapping[str, Any]
+) -> list[Task]:
     # metaworld is imported late, because it imports MuJoCo.
     from conal_rl.envs import cartpole
 
     if suite in cartpole.SUITES:
+        _require_no_kwargs(kwargs, suite)
         return cartpole.tasks(str(suite), render_mode)
 
     from conal_rl.envs import gym_tasks, metaworld
@@ -115,6 +149,7 @@ def _tasks(suite: Suite, seed: int, render_mode: str | None) -> list[Task]:
     if not suite:
         raise SuiteError("suite: got an empty list of tasks, expected at least one. Name a task")
     if metaworld.is_metaworld(suite):
+        _require_no_kwargs(kwargs, suite)
         return metaworld.tasks(suite, seed, render_mode)
     suites = [*metaworld.BENCHMARKS, *cartpole.SUITES]
     if isinstance(suite, str):
@@ -134,7 +169,7 @@ def _tasks(suite: Suite, seed: int, render_mode: str | None) -> list[Task]:
                 f"suite: got {name!r} in a list of tasks, expected a task. Give the suite {bare!r} "
                 "without a list"
             )
-    return gym_tasks.tasks(suite, metaworld.TASK_NAMES, render_mode)
+    return gym_tasks.tasks(suite, metaworld.TASK_NAMES, render_mode, kwargs)
 
 
 def suite_of(tasks: Sequence[str]) -> Suite:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,10 @@ from conal_rl.errors import SuiteError, of_user_code
 
 
 def tasks(
-    env_ids: Sequence[str], other_names: Sequence[str] = (), render_mode: str | None = None
+    env_ids: Sequence[str],
+    other_names: Sequence[str] = (),
+    render_mode: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Task]:
     """Return one task per env ID.
 
@@ -26,23 +29,24 @@ def tasks(
         env_ids: IDs that `gymnasium.make` knows, `"module:Env-v0"` included.
         other_names: Further names that an error may suggest for a mistyped ID.
         render_mode: As in `gymnasium.make`. None keeps what the env was registered with.
+        env_kwargs: Further arguments of `gymnasium.make`.
     """
+    given = dict(env_kwargs or {}) | ({} if render_mode is None else {"render_mode": render_mode})
     tasks_of_ids = []
     seen: Counter[str] = Counter()
     for env_id in env_ids:
         seen[env_id] += 1
         name = env_id if seen[env_id] == 1 else f"{env_id}#{seen[env_id]}"
-        tasks_of_ids.append(Task(name, partial(_build, env_id, other_names, render_mode)))
+        tasks_of_ids.append(Task(name, partial(_build, env_id, other_names, given)))
     return tasks_of_ids
 
 
-def _build(env_id: str, other_names: Sequence[str], render_mode: str | None) -> gym.Env[Any, Any]:
+def _build(env_id: str, other_names: Sequence[str], given: Mapping[str, Any]) -> gym.Env[Any, Any]:
     if (bare := bare_name(env_id)) in other_names:
         raise SuiteError(
             f"suite: got the task {env_id!r}, expected a gymnasium env ID or a Meta-World task"
             f"{did_you_mean(bare, other_names)}"
         )
-    given: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
         return gym.make(env_id, **given)
     except gym.error.UnregisteredEnv as error:
@@ -57,10 +61,11 @@ def _build(env_id: str, other_names: Sequence[str], render_mode: str | None) -> 
             "Try gymnasium.make"
         ) from error
     except Exception as error:  # the env's own code may raise anything
-        if render_mode is not None and isinstance(error, TypeError) and "render_mode" in str(error):
+        unknown = [name for name in given if f"argument '{name}'" in str(error)]
+        if unknown and isinstance(error, TypeError):
             raise SuiteError(
-                f"task {env_id!r}: got no argument render_mode, expected an __init__ that takes it "
-                "and gives it to its parent class. Add it"
+                f"task {env_id!r}: got no argument {unknown[0]}, expected an __init__ that takes "
+                "it. Add it, or leave it out"
             ) from error
         raise SuiteError(
             f"task {env_id!r}: got {of_user_code(error)}, expected an env that gymnasium can make. "

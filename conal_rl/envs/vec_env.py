@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -144,6 +145,7 @@ class TaskVecEnv(SuiteVecEnv, DummyVecEnv):
         tasks: The tasks, in the order of the one-hot.
         envs_per_task: The number of envs of each task, at least 1.
         seed: Seed of all env streams, at least 0. `seed()` changes it for the next reset.
+        monitor_dir: As in `conal_rl.envs.make`.
 
     Raises:
         ConfigError: The envs need more memory than the machine has.
@@ -151,7 +153,12 @@ class TaskVecEnv(SuiteVecEnv, DummyVecEnv):
     """
 
     def __init__(
-        self, suite: Suite, tasks: Sequence[Task], envs_per_task: int = 1, seed: int = 0
+        self,
+        suite: Suite,
+        tasks: Sequence[Task],
+        envs_per_task: int = 1,
+        seed: int = 0,
+        monitor_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.suite = suite
         self.tasks = tuple(task.name for task in tasks)
@@ -172,7 +179,7 @@ class TaskVecEnv(SuiteVecEnv, DummyVecEnv):
             base = first[index] if k == 0 else task.build()
             env = TaskEnv(base, task.name, k, index, len(tasks), obs_dim)
             env.action_space = action_space
-            return Monitor(env)
+            return Monitor(env, monitor_file(monitor_dir, index * envs_per_task + k))
 
         self._calls = Calls()
         super().__init__(
@@ -246,6 +253,24 @@ class TaskVecEnv(SuiteVecEnv, DummyVecEnv):
             with ExitStack() as closing:
                 for env in reversed(self.envs):
                     closing.callback(env.close)
+
+
+def monitor_file(folder: str | os.PathLike[str] | None, env: int) -> str | None:
+    """Return the path of an env's monitor file for SB3, which appends `.monitor.csv`.
+
+    Raises:
+        SuiteError: The folder cannot be made.
+    """
+    if folder is None:
+        return None
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except (OSError, TypeError) as error:
+        raise SuiteError(
+            f"monitor_dir: got {folder!r}, which cannot be made ({error}), expected a folder. "
+            "Give a different path"
+        ) from error
+    return os.path.join(folder, str(env))
 
 
 def _common_obs_dim(names: Sequence[str], envs: Sequence[gym.Env[Any, Any]]) -> int:

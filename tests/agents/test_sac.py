@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from stable_baselines3 import SAC
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
@@ -104,6 +105,7 @@ def test_an_update_is_that_of_sb3s_sac(
         sac.train(gradient_steps=1, batch_size=16)
         # A step of Adam moves a weight by up to 3e-3.
         assert max(differences(agent, sac).values()) < 2e-6
+        assert_same_log(agent, sac)
     assert not any(torch.equal(p, q) for p, q in zip(agent.policy.parameters(), before))
     assert agent._n_updates == sac._n_updates == 3
     torch.manual_seed(9)
@@ -111,6 +113,17 @@ def test_an_update_is_that_of_sb3s_sac(
     torch.manual_seed(9)
     sac.train(gradient_steps=2, batch_size=16)
     assert max(differences(agent, sac).values()) < 5e-6
+    assert_same_log(agent, sac)
+
+
+def assert_same_log(agent: ConalSAC, sac: SAC) -> None:
+    """All that SB3's `train` leaves in the logger is in ours, with the same value."""
+    theirs, mine = sac.logger.name_to_value, agent.logger.name_to_value
+    names = {"train/n_updates", "train/critic_loss", "train/actor_loss", "train/ent_coef"}
+    names |= {"train/ent_coef_loss"} if sac.ent_coef_optimizer is not None else set()
+    assert names <= theirs.keys() <= mine.keys()
+    for name, value in theirs.items():
+        assert mine[name] == pytest.approx(value, abs=1e-5), name
 
 
 def fixed_noise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from gymnasium.spaces import Box, Dict, Discrete
 from stable_baselines3 import SAC
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.sac.policies import SACPolicy
+from torch import nn
 
 from conal_rl.agents import ConalSAC
 from conal_rl.agents.arguments import KEYWORDS
@@ -300,7 +302,7 @@ def test_load_refuses_a_learnt_temperature_for_a_fixed_one(tmp_path: Path) -> No
         ({}, {"num_timesteps": 7}),
         ({}, {"use_sde": True}),
         ({}, {"replay_buffer_kwargs": {"n_steps": 2}}),
-        ({}, {"policy_kwargs": {"net_arch": [4]}}),
+        ({}, {"policy_kwargs": {"net_arch": {"pi": [4]}}}),
     ],
 )
 def test_load_refuses_what_has_no_effect(
@@ -437,7 +439,7 @@ def test_a_bad_argument_of_load_is_named(name: str, tmp_path: Path) -> None:
         *(("target_entropy", value) for value in ("high", np.array([1.0, 2.0]))),
         *(("ent_coef", v) for v in (-1, math.nan, math.inf, "auto_x", "auto_-1", "auto_", None)),
         *(("env", value) for value in (5, "Nowhere-v0", [make_env((0.5,))])),
-        *(("policy", value) for value in ("MlpPolicy", None, SAC)),
+        *(("policy", value) for value in ("CnnPolicy", None, SAC)),
         *((name, "x") for name in ("action_noise", "widths", "device", "seed", "search")),
         *((name, 5) for name in ("tensorboard_log", "sde_sample_freq", "tasks", "foo")),
         ("tree", Tree.shared(TASKS, 3)),
@@ -454,15 +456,16 @@ def test_a_wrong_argument_is_named(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "advice"),
     [
-        ({"policy_kwargs": {"net_arch": [8]}}, "Give widths"),
-        ({"policy_kwargs": {"n_critics": 2}}, "Give critics"),
+        ({"policy_kwargs": {"net_arch": {"pi": [8]}}}, "one list"),
+        ({"policy_kwargs": {"net_arch": [8], "widths": [8]}}, "net_arch and widths"),
+        ({"policy_kwargs": {"use_sde": True}}, "exploration"),
         ({"policy_kwargs": {"activation_fn": dict}}, "ReLU"),
         ({"policy_kwargs": {"optimizer_class": dict}}, "Adam"),
         ({"policy_kwargs": {"features_extractor_class": dict}}, "flat observations"),
         ({"policy_kwargs": {"width": (8,)}}, "Did you mean widths?"),
         ({"replay_buffer_kwargs": {"n_steps": 3}}, "as keywords"),
         ({"learning_rates": 1e-3}, "Did you mean learning_rate?"),
-        ({"policy": "MlpPolicy"}, "'ConalPolicy'"),
+        ({"policy": "CnnPolicy"}, "'MlpPolicy'"),
     ],
 )
 def test_an_argument_of_sb3_comes_with_advice(given: dict[str, Any], advice: str) -> None:
@@ -477,6 +480,39 @@ def test_defaults_of_sb3_are_accepted() -> None:
         **{"replay_buffer_class": None, "replay_buffer_kwargs": kwargs, "verbose": False},
     )
     assert made.replay_buffer.handle_timeout_termination
+
+
+def test_defaults_of_sb3s_policy_are_accepted() -> None:
+    defaults = {
+        name: each.default
+        for name, each in inspect.signature(SACPolicy).parameters.items()
+        if each.default is not inspect.Parameter.empty
+    }
+    assert {"net_arch", "activation_fn", "optimizer_class", "n_critics"} <= defaults.keys()
+    made = agent(policy="MlpPolicy", policy_kwargs=defaults)
+    assert made.settings == AgentConfig(widths=(4, 4), buffer_size=50, critics=2)
+
+
+def test_sb3s_names_of_networks_are_settings(tmp_path: Path) -> None:
+    kwargs = {"net_arch": [5, 6], "n_critics": 3, "activation_fn": nn.ReLU}
+    made = ConalSAC("MlpPolicy", make_env((-0.5, 0.5)), policy_kwargs=kwargs, device="cpu")
+    reference = SAC("MlpPolicy", "Pendulum-v1", buffer_size=10, policy_kwargs=kwargs)
+    assert (made.settings.widths, made.settings.critics) == ((5, 6), 3)
+    assert made.critic.replicas == len(reference.critic.q_networks)
+    with refused(ConfigError, "critics: got "):
+        agent(critics=2, policy_kwargs={"n_critics": 3})
+    made.save(tmp_path / "agent.zip")
+    with refused(ConfigError, "widths: got "):
+        ConalSAC.load(tmp_path / "agent.zip", device="cpu", policy_kwargs={"net_arch": [5]})
+
+
+def test_custom_objects_of_load_replace_settings(tmp_path: Path) -> None:
+    """SB3 replaces attributes in the file; an agent's settings are not attributes there."""
+    path, custom = saved(tmp_path), {"learning_rate": 2e-5, "batch_size": 7}
+    loaded = ConalSAC.load(path, device="cpu", custom_objects=custom)
+    assert (loaded.learning_rate, loaded.batch_size) == (2e-5, 7)
+    loaded = ConalSAC.load(path, device="cpu", custom_objects=custom, batch_size=9)
+    assert (loaded.settings.learning_rate, loaded.settings.batch_size) == (2e-5, 9)
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

@@ -19,6 +19,7 @@ from conal_rl.core.weighting import (
     AGGREGATIONS,
     Aggregation,
     ConflictNoticingAggregator,
+    ConflictNoticingWeighting,
     loss_weights,
     segments,
 )
@@ -26,6 +27,7 @@ from conal_rl.errors import ConalError, ExtraError
 from conal_rl.literals import AggregationName
 from tests.helpers.conflict_problem import GROUPED, MIXED, Problem
 from tests.helpers.reference import flat, module_slice, row_gradients
+from tests.helpers.refusals import refused
 
 # TorchJD's aggregator for so many tasks, and whether it is scaled by their number.
 TORCHJD: dict[AggregationName, tuple[Callable[[int], Any], bool]] = {
@@ -302,6 +304,24 @@ def test_rules_without_a_meaning_for_one_jacobian_are_refused() -> None:
         ConflictNoticingAggregator("and_deeper")
     with pytest.raises(ValueError, match=r"^rule: got 'sometimes'"):
         ConflictNoticingAggregator("sometimes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("margin", [-0.5, 1.0, 2.0, float("nan")])
+def test_a_margin_out_of_its_range_is_refused(margin: float) -> None:
+    for make in (
+        lambda: ConflictNoticing([], margin=margin),
+        lambda: ConflictNoticingAggregator("any_pair", margin),
+        lambda: ConflictNoticingWeighting("any_pair", margin),
+    ):
+        with refused(ValueError, f"margin: got {margin}"):
+            make()
+
+
+def test_the_aggregators_repr_names_its_arguments() -> None:
+    made = ConflictNoticingAggregator("consensus", 0.5)
+    assert repr(made) == "ConflictNoticingAggregator(rule='consensus', margin=0.5)"
+    expected = "ConflictNoticingWeighting(rule='consensus', margin=0.5)"
+    assert repr(made.gramian_weighting) == expected
 
 
 # Errors

@@ -1,5 +1,6 @@
 """`TaskVecEnv` and lists of gymnasium envs, on toy envs with known numbers."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 
 from conal_rl.envs import TaskVecEnv, make
@@ -599,3 +601,80 @@ def test_actions_of_the_wrong_shape_are_refused() -> None:
     envs.reset()
     with pytest.raises(ObservationError, match=r"actions: got .*\(2, 2\), expected \(2, 1\)"):
         envs.step(np.zeros((2, 2), dtype=np.float32))
+
+
+# Arguments of SB3's make_vec_env
+
+
+def monitored(folder: Path) -> list[tuple[Any, list[list[float]]]]:
+    """For each env, the name in its monitor file, and its episodes: return and length."""
+    paths = sorted(folder.iterdir(), key=lambda path: int(path.name.partition(".")[0]))
+    assert [path.name for path in paths] == [f"{env}.monitor.csv" for env in range(len(paths))]
+    found = []
+    for path in paths:
+        header, columns, *rows = path.read_text().splitlines()
+        assert columns == "r,l,t"
+        episodes = [[float(cell) for cell in row.split(",")[:2]] for row in rows]
+        found.append((json.loads(header.removeprefix("#"))["env_id"], episodes))
+    return found
+
+
+def test_env_kwargs_and_monitor_dir_are_those_of_sb3(tmp_path: Path) -> None:
+    kwargs = {"max_episode_steps": 4, "g": 2.0, "render_mode": "rgb_array"}
+    mine = make(
+        ["Pendulum-v1"] * 2, env_kwargs=kwargs, monitor_dir=tmp_path / "new" / "mine", seed=1
+    )
+    theirs = make_vec_env(
+        "Pendulum-v1", 2, seed=1, env_kwargs=kwargs, monitor_dir=str(tmp_path / "theirs")
+    )
+    assert mine.render_mode == theirs.render_mode == "rgb_array"
+    for envs in (mine, theirs):
+        assert [env.unwrapped.g for env in envs.envs] == [2.0] * 2  # type: ignore[attr-defined]
+        envs.reset()
+        for _ in range(9):
+            envs.step(np.zeros((2, 1)))
+        envs.close()
+    one, two = monitored(tmp_path / "new" / "mine"), monitored(tmp_path / "theirs")
+    assert [name for name, _ in one] == [name for name, _ in two] == ["Pendulum-v1"] * 2
+    for (_, episodes), (_, expected) in zip(one, two, strict=True):
+        assert [length for _, length in episodes] == [length for _, length in expected] == [4, 4]
+    assert kwargs["g"] == 2.0 and "render_mode" in kwargs
+
+
+def test_monitor_files_hold_the_episodes_of_infos(tmp_path: Path) -> None:
+    envs = make("cartpole", monitor_dir=str(tmp_path), seed=2)
+    envs.reset()
+    ended: list[list[list[float]]] = [[] for _ in range(7)]
+    for _ in range(40):
+        *_, infos = envs.step([envs.action_space.sample() for _ in range(7)])  # type: ignore[arg-type]
+        for env, info in enumerate(infos):
+            if "episode" in info:
+                ended[env].append([info["episode"]["r"], info["episode"]["l"]])
+    assert [episodes for _, episodes in monitored(tmp_path)] == ended
+    assert any(ended)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"env_kwargs": ["g"]}, r"env_kwargs: got \['g'\], expected a dict"),
+        ({"env_kwargs": {"mass": 1}}, "Pendulum-v1.*no argument mass"),
+        ({"suite": "cartpole", "env_kwargs": {"mass": 1}}, "env_kwargs: got mass for cartpole"),
+        ({"monitor_dir": 5}, "monitor_dir: got 5"),
+        ({"monitor_dir": Path(__file__)}, "monitor_dir: got .*test_vec_env"),
+    ],
+)
+def test_wrong_arguments_for_all_envs_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(SuiteError, match=message) as error:
+        make(**{"suite": ["Pendulum-v1"], **arguments})
+    assert "\n" not in str(error.value)
+
+
+def test_actions_may_be_lists() -> None:
+    envs = TaskVecEnv("toy", [Task("a", Toy), Task("b", Toy)])
+    for actions in ([[0.5], [-0.5]], [np.array([0.5]), np.array([-0.5])]):
+        envs.reset()
+        rewards = envs.step(actions)[1]  # type: ignore[arg-type]
+        assert rewards.tolist() == [0.5, -0.5]
+    with pytest.raises(ObservationError, match=r"actions: .*\(2,\)"):
+        envs.step([0.5, -0.5])  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces import Box
-from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from conal_rl.envs.metaworld import suite_tasks
@@ -17,7 +18,7 @@ from conal_rl.envs.native.engine import OBSERVATION
 from conal_rl.envs.native.episodes import Episodes
 from conal_rl.envs.native.physics import Floats
 from conal_rl.envs.task_env import Observation
-from conal_rl.envs.vec_env import EnvState, Suite, SuiteVecEnv
+from conal_rl.envs.vec_env import EnvState, Suite, SuiteVecEnv, monitor_file
 
 
 class NativeVecEnv(SuiteVecEnv):
@@ -33,6 +34,7 @@ class NativeVecEnv(SuiteVecEnv):
         seed: Seed of the goals and of all env streams. `seed()` changes the streams' seed for the
             next reset.
         threads: As in `Episodes`.
+        monitor_dir: As in `conal_rl.envs.make`.
 
     Raises:
         SuiteError: As in `conal_rl.envs.metaworld.suite_tasks`.
@@ -44,6 +46,7 @@ class NativeVecEnv(SuiteVecEnv):
         envs_per_task: int = 1,
         seed: int = 0,
         threads: int | None = None,
+        monitor_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self.suite = suite
         self.tasks = suite_tasks(suite)
@@ -60,6 +63,17 @@ class NativeVecEnv(SuiteVecEnv):
         actions = Box(-1.0, 1.0, (4,), dtype=np.float32)
         super().__init__(self.episodes.num_envs, Box(low, high), actions)
         self.seed(seed)
+        self._monitors = self._open_monitors(monitor_dir)
+
+    def _open_monitors(self, folder: str | os.PathLike[str] | None) -> list[ResultsWriter]:
+        files = [monitor_file(folder, env) for env in range(self.num_envs)]
+        tasks = [task for task in self.tasks for _ in range(self.envs_per_task)]
+        header = {"t_start": time.time()}
+        return [
+            ResultsWriter(file, header | {"env_id": task})
+            for file, task in zip(files, tasks, strict=True)
+            if file is not None
+        ]
 
     @property
     def in_episode(self) -> bool:
@@ -100,6 +114,8 @@ class NativeVecEnv(SuiteVecEnv):
                         "t": seconds,
                     },
                 }
+                if self._monitors:
+                    self._monitors[i].write_row(infos[i]["episode"])
         with np.errstate(all="ignore"):
             rewards = step.rewards.astype(np.float32)
         observations = self._observations(step.observations, slice(None))
@@ -133,6 +149,8 @@ class NativeVecEnv(SuiteVecEnv):
     def close(self) -> None:
         """Stop the threads and free the cameras."""
         self.episodes.close()
+        for monitor in self._monitors:
+            monitor.close()
 
     # The engine does not have env objects. These methods use this object for every env.
 

@@ -226,6 +226,46 @@ def test_vec_env_keeps_sb3s_contract() -> None:
     wrapped.close()
 
 
+@pytest.mark.slow
+def test_monitor_files_are_those_of_the_official_engine(tmp_path: Path) -> None:
+    rows: list[list[str]] = []
+    engines: tuple[Literal["native", "official"], ...] = ("native", "official")
+    for name in engines:
+        envs = make(PAIR, seed=1, engine=name, monitor_dir=tmp_path / name)
+        envs.reset()
+        for actions in random_actions(1001, 2):
+            envs.step(actions)
+        envs.close()
+        lines = [(tmp_path / name / f"{env}.monitor.csv").read_text().split() for env in (0, 1)]
+        rows.append([line.rpartition(",")[0] for each in lines for line in each[-3:]])
+    assert rows[0] == rows[1]  # without the time
+    assert rows[0][0] == "r,l" and rows[0][1].endswith(",500")
+
+
+def test_env_kwargs_are_only_for_gymnasiums_ids() -> None:
+    assert make(PAIR, env_kwargs={"render_mode": "rgb_array"}).render_mode == "rgb_array"
+    for name in ("native", "official"):
+        with pytest.raises(SuiteError, match="env_kwargs: got max_episode_steps"):
+            make(PAIR, engine=name, env_kwargs={"max_episode_steps": 3})
+
+
+def test_actions_may_be_lists() -> None:
+    """Of a VecEnv, and of the env of one task, like the official ones."""
+    rewards = []
+    for envs in (make(PAIR, seed=1), make(PAIR, seed=1, engine="official")):
+        envs.reset()
+        actions: Any = [[0.1, 0.2, 0.0, 0.0], np.zeros(4, dtype=np.float32)]
+        rewards.append(envs.step(actions)[1].tolist())
+    assert rewards[0] == rewards[1]
+    single = gym.make("conal_rl/MT1-v3", task="reach-v3", seed=0)
+    step: Any = single.step
+    single.reset()
+    listed = step([0.1, 0.2, 0.0, 0.0])
+    again = gym.make("conal_rl/MT1-v3", task="reach-v3", seed=0)
+    again.reset()
+    np.testing.assert_array_equal(listed[0], again.step(np.array([0.1, 0.2, 0.0, 0.0]))[0])
+
+
 def test_a_step_that_has_begun_ends_after_an_error() -> None:
     envs = make(PAIR, seed=1)
     envs.reset()
