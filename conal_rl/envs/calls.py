@@ -83,7 +83,8 @@ class Calls:
 
     def begin(self, call: str, *allowed: State) -> None:
         """Check as `require`. The envs then count as broken until the call sets their state."""
-        self.require(call, *allowed)
+        if self.state not in allowed:
+            self.require(call, *allowed)
         self.state = "broken"
 
     def begin_reset(self, call: str = "reset") -> None:

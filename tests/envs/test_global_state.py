@@ -179,6 +179,19 @@ def test_tiny_numbers_are_zero_in_a_strict_process() -> None:
         del gym.registry["TinyReward-v0"]
 
 
+def test_tiny_numbers_of_the_engine_are_zero_in_a_strict_process() -> None:
+    envs: Any = make(("reach-v3",), seed=0)
+    envs.reset()
+    state = envs.state()
+    state.arrays["observations"][:] = 1e-60
+    with np.errstate(all="raise"):
+        assert not envs.restore(state)[:, :39].any()
+    with np.errstate(all="warn"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not envs.restore(state)[:, :39].any()
+    envs.close()
+
+
 class Watches(SawyerReachEnvV3):
     """A user's env that looks at Meta-World's class at every reset."""
 

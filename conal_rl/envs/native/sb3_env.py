@@ -116,9 +116,9 @@ class NativeVecEnv(SuiteVecEnv):
                 }
                 if self._monitors:
                     self._monitors[i].write_row(infos[i]["episode"])
-        with np.errstate(all="ignore"):
-            rewards = step.rewards.astype(np.float32)
         observations = self._observations(step.observations, slice(None))
+        rewards = np.empty(self.num_envs, dtype=np.float32)
+        _round(step.rewards, rewards)
         return observations, rewards, step.terminated | step.truncated, infos
 
     def state(self) -> EnvState | None:
@@ -130,12 +130,13 @@ class NativeVecEnv(SuiteVecEnv):
         self._reset_seeds()
         return self._observations(self.episodes.restore(state), slice(None))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs. A copy writes no files for `Monitor`."""
+        return vars(self) | {"_monitors": []}
+
     def _observations(self, raw: Floats, envs: Any) -> Observation:
         out: Observation = self._empty[envs].copy()
-        with np.errstate(
-            all="ignore"
-        ):  # a tiny number becomes 0, also in a process that asks for errors
-            out[:, :OBSERVATION] = raw
+        _round(raw, out[:, :OBSERVATION])
         return out
 
     def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
@@ -180,3 +181,11 @@ class NativeVecEnv(SuiteVecEnv):
                 "indices: got some of the envs, expected all of them: the native engine has no "
                 'env objects. Use engine="official"'
             )
+
+
+def _round(numbers: Floats, out: npt.NDArray[np.float32]) -> None:
+    try:
+        out[:] = numbers
+    except (FloatingPointError, RuntimeWarning):  # the process asks numpy to raise or to warn
+        with np.errstate(all="ignore"):  # a tiny number becomes 0
+            out[:] = numbers
