@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -389,6 +390,18 @@ def test_a_suite_with_a_tasks_own_code_is_not_copied() -> None:
         copy.deepcopy(envs)
     envs.reset()
     envs.close()
+
+
+def test_a_copy_writes_no_monitor_files(tmp_path: Path) -> None:
+    envs: Any = make(("reach-v3",), seed=0, monitor_dir=tmp_path)
+    envs.reset()
+    copied = copy.deepcopy(envs)
+    for either in (copied, envs):
+        either.episodes.lengths[:] = 499
+        assert either.step(ZEROS[:1])[2].all()
+        either.close()
+    [file] = tmp_path.iterdir()
+    assert len(file.read_text().splitlines()) == 3  # two of the header, and one episode
 
 
 def test_episodes_without_a_seed_can_be_reset() -> None:
