@@ -526,6 +526,8 @@ def test_a_tilde_in_a_command_line_is_the_home_folder(
         ([], "command line: got no name, expected one of cartpole"),
         (["mt10", "mt50"], "command line: got mt10 mt50, expected one of"),
         (["mt10", "--agent.batchsize", "3"], "Did you mean --agent.batch-size?"),
+        (["MT10"], "Did you mean mt10?"),
+        (["Meta-World/MT50"], "Did you mean mt50?"),
         (["mt10", "--agent.batch_size", "x"], "command line: agent.batch_size: got 'x'"),
         (["mt10", "--agent.batch_size"], "--agent.batch_size: got no value"),
         (["mt10", "--agent.batch_size", "3", "4"], "command line: got mt10 4, expected"),

@@ -167,7 +167,8 @@ def _read(name: str, above: tuple[str, ...] = ()) -> list[_Layer]:
     if name not in presets():
         path, source = user_path(name), name
         if not path.suffix and not os.path.exists(path):
-            close = difflib.get_close_matches(name, presets(), 1)
+            bare = name.rpartition("/")[2].lower()  # as in Meta-World/MT10
+            close = difflib.get_close_matches(bare, presets(), 1)
             hint = f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(presets())}"
             raise ConfigError(
                 f"{name}: got no such config, expected a preset or a YAML file. {hint}"

@@ -179,7 +179,7 @@ def test_tiny_numbers_are_zero_in_a_strict_process() -> None:
         del gym.registry["TinyReward-v0"]
 
 
-def test_tiny_numbers_of_the_engine_are_zero_in_a_strict_process() -> None:
+def test_tiny_numbers_of_the_engine_are_zero() -> None:
     envs: Any = make(("reach-v3",), seed=0)
     envs.reset()
     state = envs.state()
